@@ -1,0 +1,36 @@
+# Both commands set up everything they need in .venv; nothing is installed anywhere else.
+PYTHON ?= python3
+BIN := .venv/bin
+# The CPU build: small, and the same everywhere. For a GPU, install your own build of torch into .venv.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(BIN)/python Docs/demo.py demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+	cd SegMambaSlicer && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,256 @@
+"""The command line: ``segmamba``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from segmamba import __version__, store
+from segmamba.errors import (
+    Cancelled,
+    DeviceError,
+    InputError,
+    InstallationError,
+    ModelError,
+    OutputError,
+    SegMambaError,
+    WorkerError,
+)
+from segmamba.job import Worker
+from segmamba.manifest import load_manifest
+from segmamba.notice import NOTICE
+from segmamba.progress import ProgressBar
+from segmamba.request import Options, Request
+
+DEBUG_VARIABLE = "SEGMAMBA_DEBUG"
+USAGE_ERROR = 2
+EXIT_CODES = (
+    (0, "done"),
+    (SegMambaError.exit_code, "unexpected error"),
+    (USAGE_ERROR, "wrong arguments"),
+    (InputError.exit_code, "the input cannot be read or does not suit"),
+    (ModelError.exit_code, "the model is unknown, not installed or damaged"),
+    (DeviceError.exit_code, "the device is not there or has too little memory"),
+    (OutputError.exit_code, "the result cannot be written"),
+    (WorkerError.exit_code, "the worker process died"),
+    (InstallationError.exit_code, "a package is missing or does not work"),
+    (Cancelled.exit_code, "cancelled"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"segmamba: error: {message} (see '{self.prog} --help')", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        return status
+    except SegMambaError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"segmamba: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ImportError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"segmamba: error: A package does not load ({error}): run 'segmamba doctor'.", file=sys.stderr)
+        return InstallationError.exit_code
+    except KeyboardInterrupt:
+        print("segmamba: error: Interrupted.", file=sys.stderr)
+        return Cancelled.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES)
+    parser = Parser(
+        prog="segmamba",
+        description=f"Segment vertebrae or colorectal tumours in medical images. {NOTICE}",
+        epilog=f"exit status:\n{codes}\n\nWith {DEBUG_VARIABLE}=1 an error shows its traceback.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"segmamba {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_segment(commands)
+    models = commands.add_parser("models", help="list the models and whether they are installed")
+    models.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
+    models.set_defaults(run=_models)
+    doctor = commands.add_parser("doctor", help="check this installation and say what to do")
+    doctor.add_argument("--device", default="auto", help="device to check: auto, cpu, cuda, cuda:N, mps")
+    doctor.set_defaults(run=_doctor)
+    train = commands.add_parser("train", help="train a network as a configuration file says")
+    train.add_argument("config", metavar="CONFIG", type=Path, help="the configuration, a JSON file")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _add_segment(commands: Any) -> None:
+    parser = commands.add_parser(
+        "segment", help="segment a volume", description="Segment a volume. The result lies on the volume's own grid."
+    )
+    parser.set_defaults(run=_segment)
+    parser.add_argument("input", metavar="INPUT", help="NIfTI, NRRD or MetaImage file, or a folder with a DICOM series")
+    parser.add_argument("--output", "-o", required=True, metavar="FILE", help=".seg.nrrd, .nii.gz, .nii, .nrrd or .mha")
+    parser.add_argument("--task", help="vertebrae or colorectal: the task's default model is taken")
+    parser.add_argument("--model", metavar="ID", help="a model, see 'segmamba models'")
+    parser.add_argument("--report", metavar="FILE", help="write what was found and how as JSON")
+    parser.add_argument("--preview", metavar="FILE", help="write a picture of three planes as PNG")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--structures", metavar="A,B", help="keep only these, by name or value")
+    parser.add_argument(
+        "--roi",
+        nargs=6,
+        type=float,
+        metavar=("R", "A", "S", "R2", "A2", "S2"),
+        help="label only the box between two corners: patient coordinates in mm as Slicer shows them (RAS)",
+    )
+    parser.add_argument("--mirror", action="store_true", help="average over mirrored copies: slower, a little better")
+    parser.add_argument("--overlap", type=float, metavar="PART", help="overlap of windows, 0 to 0.9")
+    parser.add_argument("--no-postprocess", action="store_true", help="give the network's answer as it is")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
+    parser.add_argument("--precision", default="auto", help="auto (default), float32, float16 or bfloat16")
+    parser.add_argument("--scan", default="auto", help="selective scan: auto (default), torch, triton or mamba_ssm")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights to use instead of the model's own")
+    parser.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
+    parser.add_argument("--in-process", action="store_true", help="run without a worker process, for debugging")
+    parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
+
+
+def _request(options: argparse.Namespace) -> Request:
+    structures = tuple(name.strip() for name in options.structures.split(",")) if options.structures else None
+    return Request(
+        input=options.input,
+        output=options.output,
+        task=options.task,
+        model=options.model,
+        report=options.report,
+        preview=options.preview,
+        checkpoint=options.checkpoint,
+        manifest=options.manifest,
+        overwrite=options.overwrite,
+        options=Options(
+            device=options.device,
+            precision=options.precision,
+            scan=options.scan,
+            overlap=options.overlap,
+            mirror=options.mirror,
+            roi=_lps_corners(options.roi) if options.roi else None,
+            structures=structures,
+            keep=not options.no_postprocess,
+            seed=options.seed,
+        ),
+    )
+
+
+def _lps_corners(ras: Sequence[float]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return the lowest and the highest LPS corner of the box between two RAS points."""
+    pairs = zip((-1, -1, 1), ras[:3], ras[3:], strict=True)
+    x, y, z = (sorted((sign * first, sign * second)) for sign, first, second in pairs)
+    return (x[0], y[0], z[0]), (x[1], y[1], z[1])
+
+
+def _segment(options: argparse.Namespace) -> int:
+    request = _request(options)
+    with ProgressBar(sys.stderr, shown=not options.quiet) as bar, _stop_signal() as stopped:
+        if options.in_process:
+            # The heavy packages are imported where they are used, so that 'segmamba doctor' works without them.
+            from segmamba.files import segment_file
+
+            report = segment_file(request, bar.update, stopped)
+        else:
+            log = print_log if os.environ.get(DEBUG_VARIABLE) else None
+            with Worker(log=log) as worker:
+                report = worker.run(request, bar.update, stopped)
+    if not options.quiet:
+        run = report["run"]
+        print(report["summary"])
+        for sentence in run["fallbacks"]:
+            print(f"Note: {sentence}")
+        if report["model"]["estimated"]:
+            print(f"Note: {report['model']['estimated']}.")
+        print(f"Written: {', '.join(path for path in (request.output, request.report, request.preview) if path)}")
+        print(f"{run['device']}, {run['precision']}, scan {run['scan_backend']}, {report['timings_s']['total']:.1f} s")
+        print(NOTICE)
+    return 0
+
+
+def print_log(line: str) -> None:
+    """Show a line of the worker's log."""
+    print(line, file=sys.stderr)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether Ctrl-C was pressed; pressed twice it interrupts at once."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped.is_set
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _models(options: argparse.Namespace) -> int:
+    manifest = Path(options.manifest) if options.manifest else None
+    rows = [("ID", "TASK", "MODALITY", "INSTALLED", "SIZE", "TITLE")]
+    missing = []
+    for model in load_manifest(manifest).models:
+        path = store.checkpoint_location(model, manifest.parent if manifest else None)
+        installed = path.is_file()
+        size = path.stat().st_size if installed else model.file.size
+        text = f"{size / 1e6:.1f} MB" if size is not None else "-"
+        found = "yes" if installed else "no"
+        rows.append((model.id, model.task, ",".join(model.modalities), found, text, model.title))
+        if not installed:
+            missing.append(f"{model.id}: put the checkpoint at {path}")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in missing:
+        print(line)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from segmamba.doctor import FAIL, examine
+
+    failed = False
+    for finding in examine(options.device):
+        print(finding)
+        failed = failed or finding.state == FAIL
+    return InstallationError.exit_code if failed else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from segmamba.training.loop import train_from_config
+
+    train_from_config(options.config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Typed errors. Every message is one sentence that says what is wrong and what to do next."""
+
+from __future__ import annotations
+
+
+class SegMambaError(Exception):
+    """Base of all errors that a user can meet.
+
+    Attributes
+    ----------
+    exit_code : int
+        Exit status of the command line for this kind of error.
+    """
+
+    exit_code = 1
+
+
+class InputError(SegMambaError):
+    """The input volume cannot be read or cannot be segmented as it is."""
+
+    exit_code = 3
+
+
+class ModelError(SegMambaError):
+    """The model is unknown, its checkpoint is missing or damaged, or it does not suit the input."""
+
+    exit_code = 4
+
+
+class DeviceError(SegMambaError):
+    """The device is not there or has too little memory."""
+
+    exit_code = 5
+
+
+class OutputError(SegMambaError):
+    """The result cannot be written."""
+
+    exit_code = 6
+
+
+class WorkerError(SegMambaError):
+    """The worker process died or answered nonsense."""
+
+    exit_code = 7
+
+
+class InstallationError(SegMambaError):
+    """A package is missing or does not work."""
+
+    exit_code = 8
+
+
+class Cancelled(SegMambaError):
+    """The user stopped the job."""
+
+    exit_code = 130
+
+    def __init__(self, message: str = "The job was cancelled; nothing was written.") -> None:
+        super().__init__(message)
+
+
+ERRORS_BY_NAME: dict[str, type[SegMambaError]] = {
+    error.__name__: error
+    for error in (
+        SegMambaError,
+        InputError,
+        ModelError,
+        DeviceError,
+        OutputError,
+        WorkerError,
+        InstallationError,
+        Cancelled,
+    )
+}

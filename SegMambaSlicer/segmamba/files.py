@@ -1,0 +1,144 @@
+"""From file to file: read, segment, write the segmentation, its report and its preview."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from segmamba import preview as previewing
+from segmamba import report as reporting
+from segmamba.errors import DeviceError, InstallationError, ModelError, OutputError, SegMambaError
+from segmamba.labelmap import check_output, write_labelmap
+from segmamba.manifest import Model, load_manifest
+from segmamba.request import Options, Request
+from segmamba.volume import read_volume
+
+__all__ = ["Options", "Request", "requested_model", "segment_file"]
+
+
+def segment_file(
+    request: Request,
+    progress: Callable[[str, float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Segment a file and write what was asked for; the one call behind the command line, the worker and the panel.
+
+    Parameters
+    ----------
+    request : Request
+    progress : callable, optional
+        Called with a stage ("read", "load", "preprocess", "predict", "postprocess", "write") and the fraction of it
+        that is done.
+    cancelled : callable, optional
+        Asked between stages and between windows, never once writing has begun.
+
+    Returns
+    -------
+    dict
+        The report. Where no structure was found the segmentation is written all the same, empty, and ``summary``
+        says so.
+
+    Raises
+    ------
+    SegMambaError
+        Of the kind that fits; then no file was written, or at most whole ones.
+    """
+    try:
+        return _segment_file(request, progress or (lambda stage, fraction: None), cancelled or (lambda: False))
+    except SegMambaError:
+        raise
+    except Exception as error:
+        raise _typed(error) from error
+
+
+def requested_model(request: Request) -> Model:
+    """Return the model that a request names, or its task's default.
+
+    Raises
+    ------
+    ModelError
+        There is no such model or task, or the request names neither.
+    """
+    if request.manifest is not None and not Path(request.manifest).is_file():
+        raise ModelError(f"The manifest {request.manifest} does not exist: check the path.")
+    manifest = load_manifest(Path(request.manifest) if request.manifest else None)
+    if request.model is None and request.task is None:
+        raise ModelError(f"No task is given: choose one of {', '.join(manifest.tasks)}, or a model.")
+    if request.model is None:
+        return manifest.default(str(request.task))
+    model = manifest.model(request.model)
+    if request.task is not None and model.task != request.task:
+        raise ModelError(f"The model '{model.id}' is for the task '{model.task}', not '{request.task}'.")
+    return model
+
+
+def _segment_file(
+    request: Request, progress: Callable[[str, float], None], cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    model = requested_model(request)
+    _check_outputs(request)
+    root = Path(request.manifest).parent if request.manifest else None
+    started = time.perf_counter()
+    progress("read", 0.0)
+    volume = read_volume(request.input)
+    read_seconds = time.perf_counter() - started
+    progress("read", 1.0)
+
+    from segmamba.modality import check_modality
+    from segmamba.pipeline import segment
+
+    check_modality(volume, model)
+    checkpoint = Path(request.checkpoint) if request.checkpoint else None
+    result = segment(volume, model, request.options, progress, cancelled, checkpoint, root)
+    progress("write", 0.0)
+    writing = time.perf_counter()
+    picture = previewing.render(volume, result.labels, model, Path(request.input).name) if request.preview else None
+    write_labelmap(request.output, result.labels, volume.geometry, model.labels)
+    if request.preview and picture is not None:
+        previewing.write_png(request.preview, picture)
+    now = time.perf_counter()
+    timings = {"read": round(read_seconds, 3), **result.report["timings_s"], "write": round(now - writing, 3)}
+    report = {
+        **result.report,
+        "input": request.input,
+        "output": request.output,
+        "preview": request.preview,
+        "timings_s": {**timings, "total": round(now - started, 3)},
+    }
+    if request.report:
+        reporting.write_report(request.report, report)
+    progress("write", 1.0)
+    return report
+
+
+def _check_outputs(request: Request) -> None:
+    """Find out before any work whether the results can be written."""
+    check_output(request.output)
+    outputs = [Path(request.output)]
+    for path, extension in ((request.report, ".json"), (request.preview, ".png")):
+        if path is not None:
+            check_output(path, (extension,))
+            outputs.append(Path(path))
+    if request.preview and find_spec("matplotlib") is None:
+        raise InstallationError("A preview needs matplotlib: install it with 'pip install matplotlib', or give none.")
+    for output in outputs:
+        if output.resolve() == Path(request.input).resolve():
+            raise OutputError(f"{output} is the input: choose another name for the result.")
+        if output.exists() and not request.overwrite:
+            raise OutputError(f"{output} exists already: choose another name, or allow it with --overwrite.")
+
+
+def _typed(error: Exception) -> SegMambaError:
+    """Return what went wrong as one of this software's errors."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError):
+        return InstallationError(f"A package does not load ({text}): run 'segmamba doctor'.")
+    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+        return DeviceError("There is not enough memory: close other programs, or give a region of interest (--roi).")
+    kind = type(error).__name__
+    return SegMambaError(
+        f"The job ended in an unexpected error ({kind}: {text}): repeat it with SEGMAMBA_DEBUG=1 and report the log."
+    )

@@ -1,0 +1,239 @@
+"""The list of models, read from ``weights_manifest.json``: all the software knows of a model is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segmamba.errors import ModelError
+from segmamba.resources import MANIFEST_NAME, resource_root
+
+SCHEMA_VERSION = 1
+TERMINOLOGY_CONTEXT = "SegMambaSlicer terminology"
+ANATOMIC_CONTEXT = "SegMambaSlicer anatomic regions"
+
+
+@dataclass(frozen=True)
+class Code:
+    """One coded term, for example ``Code("SCT", "66794005", "L1 vertebra")``."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}^{self.value}^{self.meaning}"
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure of a label set: its value in label maps, its name, colour and codes."""
+
+    value: int
+    name: str
+    color: tuple[int, int, int]
+    category: Code
+    type: Code
+    region: Code | None = None
+
+    @property
+    def terminology_tag(self) -> str:
+        """Slicer's segment tag: context, category, type, modifier, region context, region, region modifier."""
+        region = str(self.region) if self.region else "^^"
+        parts = (TERMINOLOGY_CONTEXT, self.category, self.type, "^^", ANATOMIC_CONTEXT, region, "^^")
+        return "~".join(str(part) for part in parts)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How one input channel of a network is made from the volume: clip, subtract ``mean``, divide by ``std``.
+
+    ``kind`` "clip": ``low`` and ``high`` are intensities (HU for CT).
+    ``kind`` "percentile": ``low`` and ``high`` are percentiles of the non-zero voxels, and mean and standard
+    deviation are those of the clipped volume (``mean`` and ``std`` are None).
+    """
+
+    kind: str
+    low: float
+    high: float
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The grid and the intensities that a network was trained on.
+
+    Attributes
+    ----------
+    orientation : str
+        Directions in which the array's x, y and z indices grow, e.g. "LPS".
+    spacing : tuple of float
+        Millimetres along x, y, z.
+    interpolation : str
+        "linear" (with a gaussian against aliasing) or "cubic" (none).
+    crop_above : float or None
+        The volume is cropped to the box of voxels above this intensity (air is cut off).
+    fill : float
+        Intensity outside the volume.
+    channels : tuple of Channel
+    estimated : str or None
+        What of these figures is an estimate, in words that are shown with each result.
+    """
+
+    orientation: str
+    spacing: tuple[float, float, float]
+    interpolation: str
+    crop_above: float | None
+    fill: float
+    channels: tuple[Channel, ...]
+    estimated: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a model. ``size`` (bytes) and ``sha256`` are None where they are not known."""
+
+    name: str
+    size: int | None
+    sha256: str | None
+    bundled: str | None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the manifest. ``entry`` is the whole entry as read."""
+
+    id: str
+    version: str
+    title: str
+    task: str
+    architecture: str
+    arguments: Mapping[str, Any]
+    modalities: tuple[str, ...]
+    labels: tuple[Label, ...]
+    channel_values: tuple[int, ...]
+    preprocessing: Preprocessing
+    patch: tuple[int, int, int]
+    overlap: float
+    mirror_axes: tuple[int, ...]
+    keep: str
+    file: ModelFile
+    entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All models, the first of each task being that task's default."""
+
+    models: tuple[Model, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(model.task for model in self.models))
+
+    def model(self, model_id: str) -> Model:
+        """Return the model of that id.
+
+        Raises
+        ------
+        ModelError
+            There is none.
+        """
+        for model in self.models:
+            if model.id == model_id:
+                return model
+        known = ", ".join(model.id for model in self.models)
+        raise ModelError(f"There is no model '{model_id}': choose one of {known}.")
+
+    def default(self, task: str) -> Model:
+        """Return the first model of a task.
+
+        Raises
+        ------
+        ModelError
+            There is no such task.
+        """
+        for model in self.models:
+            if model.task == task:
+                return model
+        raise ModelError(f"There is no task '{task}': choose one of {', '.join(self.tasks)}.")
+
+
+def load_manifest(path: Path | None = None) -> Manifest:
+    """Read the manifest; by default the one that comes with the software.
+
+    Raises
+    ------
+    ModelError
+        The file is not a manifest, or is one from a newer version of the software.
+    """
+    path = path or resource_root() / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise ModelError(
+                f"{path.name} has schema version {content['schema_version']} and this software reads "
+                f"{SCHEMA_VERSION}: update SegMambaSlicer."
+            )
+        label_sets = {name: tuple(map(_label, labels)) for name, labels in content["label_sets"].items()}
+        return Manifest(tuple(_model(entry, label_sets) for entry in content["models"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path.name} is damaged ({error!r}): install SegMambaSlicer again.") from error
+
+
+def _code(parts: list[str]) -> Code:
+    return Code(*parts)
+
+
+def _label(entry: Mapping[str, Any]) -> Label:
+    red, green, blue = entry["color"]
+    return Label(
+        value=entry["value"],
+        name=entry["name"],
+        color=(red, green, blue),
+        category=_code(entry["category"]),
+        type=_code(entry["type"]),
+        region=_code(entry["region"]) if entry.get("region") else None,
+    )
+
+
+def _triple(values: list[Any]) -> tuple[Any, Any, Any]:
+    first, second, third = values
+    return first, second, third
+
+
+def _model(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]]) -> Model:
+    preprocessing = entry["preprocessing"]
+    file = entry["file"]
+    values = tuple(entry["channel_values"])
+    return Model(
+        id=entry["id"],
+        version=entry["version"],
+        title=entry["title"],
+        task=entry["task"],
+        architecture=entry["architecture"],
+        arguments=entry["arguments"],
+        modalities=tuple(entry["modalities"]),
+        labels=tuple(label for label in label_sets[entry["label_set"]] if label.value in values),
+        channel_values=values,
+        preprocessing=Preprocessing(
+            orientation=preprocessing["orientation"],
+            spacing=_triple(preprocessing["spacing_mm"]),
+            interpolation=preprocessing["interpolation"],
+            crop_above=preprocessing["crop_above"],
+            fill=preprocessing["fill"],
+            channels=tuple(Channel(**channel) for channel in preprocessing["channels"]),
+            estimated=preprocessing["estimated"],
+        ),
+        patch=_triple(entry["patch"]),
+        overlap=entry["overlap"],
+        mirror_axes=tuple(entry["mirror_axes"]),
+        keep=entry["keep"],
+        file=ModelFile(**file),
+        entry=entry,
+    )

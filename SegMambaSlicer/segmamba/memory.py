@@ -1,0 +1,59 @@
+"""How much memory this computer has."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+
+def system_memory() -> tuple[int, int]:
+    """Return the total and the free main memory in bytes; (0, 0) where the system does not tell.
+
+    Free is what a program can get without the system swapping, caches included.
+    """
+    if sys.platform == "win32":
+        return _windows_memory()
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 0, 0
+    free = _linux_available() if sys.platform == "linux" else 0
+    return total, free or total
+
+
+def gibibytes(size: float) -> str:
+    """Write bytes as text, for example ``3.1 GiB``."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _linux_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    _fields_ = [
+        ("length", ctypes.c_ulong),
+        ("load", ctypes.c_ulong),
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("total_page", ctypes.c_ulonglong),
+        ("free_page", ctypes.c_ulonglong),
+        ("total_virtual", ctypes.c_ulonglong),
+        ("free_virtual", ctypes.c_ulonglong),
+        ("free_extended", ctypes.c_ulonglong),
+    ]
+
+
+def _windows_memory() -> tuple[int, int]:
+    status = _MemoryStatus()
+    status.length = ctypes.sizeof(status)
+    if not getattr(ctypes, "windll").kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # noqa: B009
+        return 0, 0
+    return status.total, status.free

@@ -1,0 +1,41 @@
+"""Does a volume suit a model?"""
+
+from __future__ import annotations
+
+from segmamba.errors import InputError
+from segmamba.manifest import Model
+from segmamba.volume import Volume
+
+# Air, fat, water and bone span more than this in any CT in Hounsfield units.
+SMALLEST_CT_RANGE = 100
+
+
+def check_modality(volume: Volume, model: Model) -> None:
+    """Refuse a volume that a model was not made for.
+
+    Formats other than DICOM do not state the modality. There, a model for CT only accepts what can be in
+    Hounsfield units: some values are below zero (fat or air), and they span more than 100.
+
+    Raises
+    ------
+    InputError
+        The modality is another one, or the intensities cannot be Hounsfield units.
+    """
+    takes = " and ".join(model.modalities)
+    if volume.modality is not None and volume.modality not in model.modalities:
+        raise InputError(
+            f"The volume is {volume.modality} and the model '{model.id}' takes {takes}: choose another model or volume."
+        )
+    if model.modalities != ("CT",):
+        return
+    low, high = float(volume.array.min()), float(volume.array.max())
+    if low >= 0:
+        raise InputError(
+            f"The volume's values start at {low:g}, so it is an MR image or a CT that is not in Hounsfield units, and "
+            f"the model '{model.id}' takes CT: choose a CT, or convert its values to Hounsfield units."
+        )
+    if high - low < SMALLEST_CT_RANGE:
+        raise InputError(
+            f"The volume's values go from {low:g} to {high:g}, which cannot be Hounsfield units, and the model "
+            f"'{model.id}' takes CT: convert its values to Hounsfield units."
+        )

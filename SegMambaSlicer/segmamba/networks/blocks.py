@@ -1,0 +1,119 @@
+"""Blocks that the networks share.
+
+The residual, encoder, decoder and output blocks are the UNETR blocks of MONAI in structure and parameter names (the
+SegMamba family is built from them), written here so that running a model does not need MONAI. Volumes are (batch,
+channels, depth, height, width) throughout.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LEAKY_SLOPE = 0.01
+
+
+def pad_to_stride(volume: Tensor, stride: int) -> Tensor:
+    """Pad every axis at its end to a multiple of `stride`, at least two of it, by repeating the border.
+
+    Two strides give the coarsest grid two cells an axis: an instance norm over one cell has no variance to divide by.
+    """
+    extra = [max(2, -(-size // stride)) * stride - size for size in volume.shape[2:]]
+    if not any(extra):
+        return volume
+    depth, height, width = extra
+    return functional.pad(volume, (0, width, 0, height, 0, depth), mode="replicate")
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis, always in float32: half precision gives NaN around the scan in practice."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        normed = functional.layer_norm(
+            values.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
+        return normed.to(values.dtype)
+
+
+class ConvBlock(nn.Module):
+    """Convolution that keeps channels and size, instance norm without parameters, ReLU: the SegMamba family's block."""
+
+    def __init__(self, channels: int, kernel: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv3d(channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation),
+            nn.InstanceNorm3d(channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return self.block(volume)
+
+
+def _named(convolution: nn.Module) -> nn.Sequential:
+    """MONAI keeps each convolution under the name ``conv`` in a container of its own."""
+    return nn.Sequential(OrderedDict(conv=convolution))
+
+
+class ResidualBlock(nn.Module):
+    """conv 3 - norm - leaky ReLU - conv 3 - norm, plus a shortcut (1^3 conv and norm where the shape changes).
+
+    (B, in_channels, D, H, W) -> (B, out_channels, D / stride, H / stride, W / stride); `affine` gives the norms
+    parameters.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, affine: bool = False) -> None:
+        super().__init__()
+        self.conv1 = _named(nn.Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False))
+        self.conv2 = _named(nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False))
+        self.norm1 = nn.InstanceNorm3d(out_channels, affine=affine)
+        self.norm2 = nn.InstanceNorm3d(out_channels, affine=affine)
+        self.project = in_channels != out_channels or stride != 1
+        if self.project:
+            self.conv3 = _named(nn.Conv3d(in_channels, out_channels, 1, stride, bias=False))
+            self.norm3 = nn.InstanceNorm3d(out_channels, affine=affine)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        shortcut = self.norm3(self.conv3(volume)) if self.project else volume
+        inner = functional.leaky_relu(self.norm1(self.conv1(volume)), LEAKY_SLOPE, inplace=True)
+        return functional.leaky_relu(self.norm2(self.conv2(inner)) + shortcut, LEAKY_SLOPE, inplace=True)
+
+
+class EncoderBlock(nn.Module):
+    """One residual block under the name that MONAI's ``UnetrBasicBlock`` gives it."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.layer = ResidualBlock(in_channels, out_channels)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return self.layer(volume)
+
+
+class DecoderBlock(nn.Module):
+    """Double the size, join the skip, one residual block (MONAI's ``UnetrUpBlock``).
+
+    volume (B, in_channels, D, H, W) and skip (B, out_channels, 2D, 2H, 2W) -> shape of the skip.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool = False) -> None:
+        super().__init__()
+        self.transp_conv = _named(nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2, bias=False))
+        self.conv_block = ResidualBlock(2 * out_channels, out_channels, affine=affine)
+
+    def forward(self, volume: Tensor, skip: Tensor) -> Tensor:
+        return self.conv_block(torch.cat((self.transp_conv(volume), skip), dim=1))
+
+
+class OutputBlock(nn.Module):
+    """1^3 convolution to the logits, under the name that MONAI's ``UnetOutBlock`` gives it."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = _named(nn.Conv3d(in_channels, out_channels, 1))
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return self.conv(volume)

@@ -1,0 +1,119 @@
+"""Read and write network weights: safetensors, and PyTorch files without running code from them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segmamba.errors import InstallationError, ModelError
+
+WRAPPERS = ("module", "model", "state_dict")
+DATA_PARALLEL_PREFIX = "module."
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights in a ``.safetensors``, ``.pt`` or ``.pth`` file, on the CPU.
+
+    A state dict wrapped as ``module``, ``model`` or ``state_dict`` is unwrapped, and a leading ``module.`` is
+    stripped from its keys.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, damaged, or holds something else than named tensors.
+    InstallationError
+        A ``.safetensors`` file without the package that reads it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"There is no checkpoint file {path}: download or import the model first.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state = _unwrap(content)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"The file {path} holds no network weights: choose a checkpoint of the model.")
+    return {key.removeprefix(DATA_PARALLEL_PREFIX): value for key, value in state.items()}
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into `network`, which must have exactly its names and shapes.
+
+    Raises
+    ------
+    ModelError
+        A weight is missing, unexpected or of another shape; the message names the first one.
+    """
+    advice = "the checkpoint belongs to another architecture or other arguments."
+    expected = network.state_dict()
+    for key, value in expected.items():
+        if key not in state:
+            raise ModelError(f"The checkpoint has no weight '{key}': {advice}")
+        if state[key].shape != value.shape:
+            shapes = f"{tuple(state[key].shape)} where the network has {tuple(value.shape)}"
+            raise ModelError(f"The checkpoint's weight '{key}' has the shape {shapes}: {advice}")
+    for key in state:
+        if key not in expected:
+            raise ModelError(f"The checkpoint's weight '{key}' has no place in the network: {advice}")
+    network.load_state_dict(dict(state))
+
+
+def save_safetensors(
+    weights: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    dtype: torch.dtype = torch.float16,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the weights of a network, or a state dict, as safetensors; floating-point weights in `dtype`.
+
+    Raises
+    ------
+    ModelError
+        A weight is not finite, or is too large for `dtype`.
+    """
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    converted = {}
+    for key, value in state.items():
+        kept = value.detach().cpu()
+        converted[key] = (kept.to(dtype) if kept.is_floating_point() else kept).contiguous()
+        if not converted[key].isfinite().all():
+            raise ModelError(f"The weight '{key}' is not finite in {dtype}: save the checkpoint in float32.")
+    _safetensors().save_file(converted, str(path), metadata=dict(metadata or {}))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    library = _safetensors()
+    try:
+        return library.load_file(str(path))
+    except Exception as error:
+        raise ModelError(f"The checkpoint {path} is damaged, get it again: {error}.") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"The checkpoint {path} is damaged or holds more than weights, get it again: {reason}"
+        ) from error
+
+
+def _unwrap(content: Any) -> dict[str, Any]:
+    while isinstance(content, Mapping):
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            return dict(content)
+        content = inner
+    return {}
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise InstallationError("The package safetensors is missing: install it (pip install safetensors).") from error
+    return safetensors.torch

@@ -1,0 +1,248 @@
+"""From a volume to labels on its own grid: the one way through the engine."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segmamba import report as reporting
+from segmamba import scan, store
+from segmamba.device import Device, choose_device
+from segmamba.errors import Cancelled, DeviceError, ModelError
+from segmamba.grid import Box, ModelGrid
+from segmamba.manifest import Label, Model
+from segmamba.memory import gibibytes
+from segmamba.networks import build_network
+from segmamba.networks.checkpoint import load_state_dict, load_weights
+from segmamba.notice import NOTICE
+from segmamba.postprocess import postprocess
+from segmamba.preprocess import labels_on_input_grid, outside_values, to_model_grid
+from segmamba.request import Options
+from segmamba.sliding_window import predict, window_count
+from segmamba.volume import Volume
+
+__all__ = ["Options", "Result", "segment"]
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run found.
+
+    Attributes
+    ----------
+    labels : ndarray of uint8
+        Shape (z, y, x), on the volume's own grid; the values are the manifest's.
+    report : dict
+        See `segmamba.report`.
+    """
+
+    labels: np.ndarray
+    report: dict[str, Any]
+
+
+def segment(
+    volume: Volume,
+    model: Model,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    checkpoint: Path | None = None,
+    root: Path | None = None,
+) -> Result:
+    """Segment a volume.
+
+    Parameters
+    ----------
+    volume : Volume
+    model : Model
+        From the manifest.
+    options : Options, optional
+    progress : callable, optional
+        Called with a stage ("load", "preprocess", "predict", "postprocess") and the fraction of it that is done.
+    cancelled : callable, optional
+        Asked between stages and between windows.
+    checkpoint : Path, optional
+        Weights to use instead of the model's own, which are compared with the manifest's hash.
+    root : Path, optional
+        Folder of the manifest that the model is from; by default that of the software.
+
+    Raises
+    ------
+    InputError, ModelError, DeviceError, Cancelled
+    """
+    options = options or Options()
+    run = _Run(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
+    wanted = chosen_labels(model, options.structures)
+    notes: list[str] = []
+    torch.manual_seed(options.seed)
+    torch.backends.cudnn.deterministic = True
+    with run.stage("load"):
+        engine = _prepare(model, options, checkpoint, root, notes)
+    with run.stage("preprocess"):
+        image, grid = to_model_grid(volume, model, Box(*options.roi) if options.roi else None)
+    with run.stage("predict"):
+        probabilities = _predict(engine, torch.from_numpy(image), model, options, run, notes)
+    with run.stage("postprocess"):
+        labels, confidence = labels_on_input_grid(probabilities, grid, model.channel_values)
+        del probabilities
+        run.progress("postprocess", 0.5)
+        labels = _kept(labels, volume, model, options, wanted)
+    if engine.device.kind == "cuda":
+        torch.cuda.empty_cache()
+    report = {
+        "report_version": reporting.REPORT_VERSION,
+        "notice": NOTICE,
+        "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
+        "software": reporting.describe_software(),
+        "volume": reporting.describe_grid(volume.geometry) | {"modality": volume.modality},
+        "run": _describe_run(engine, notes, grid, model, options),
+        "timings_s": run.timings,
+        "segments": reporting.measure_segments(labels, confidence, volume.geometry, wanted),
+    }
+    return Result(labels, report | {"summary": reporting.summary(report)})
+
+
+def chosen_labels(model: Model, structures: tuple[str, ...] | None) -> tuple[Label, ...]:
+    """Return the labels of the structures asked for, by name or by value; all of the model's for None.
+
+    Raises
+    ------
+    ModelError
+        The model knows no such structure.
+    """
+    if structures is None:
+        return model.labels
+    by_key = {key.casefold(): label for label in model.labels for key in (label.name, str(label.value))}
+    unknown = [name for name in structures if name.strip().casefold() not in by_key]
+    if unknown or not structures:
+        known = ", ".join(label.name for label in model.labels)
+        raise ModelError(f"The model '{model.id}' has no structure '{', '.join(unknown)}': choose from {known}.")
+    chosen = {by_key[name.strip().casefold()].value for name in structures}
+    return tuple(label for label in model.labels if label.value in chosen)
+
+
+class _Run:
+    """Progress, cancelling and timing of one run."""
+
+    def __init__(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
+        self.progress = progress
+        self.cancelled = cancelled
+        self.timings: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.cancelled():
+            raise Cancelled()
+        self.progress(name, 0.0)
+        start = time.perf_counter()
+        yield
+        self.timings[name] = round(time.perf_counter() - start, 3)
+        self.progress(name, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Engine:
+    """A network with its weights, and what it runs on."""
+
+    device: Device
+    backend: str
+    checkpoint: Path
+    digest: str
+    network: torch.nn.Module
+
+
+def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None, notes: list[str]) -> _Engine:
+    device = device_for(model, options, notes)
+    scan.set_backend(None if options.scan == "auto" else options.scan)
+    backend = scan.chosen_backend(device.name)
+    path = checkpoint or store.checkpoint_path(model, root)
+    digest = store.verify(model, path) if checkpoint is None else store.sha256(path)
+    network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
+    return _Engine(device, backend, path, digest, network)
+
+
+def _predict(
+    engine: _Engine, image: torch.Tensor, model: Model, options: Options, run: _Run, notes: list[str]
+) -> torch.Tensor:
+    return predict(
+        engine.network,
+        image,
+        model.patch,
+        _overlap(model, options),
+        engine.device.name,
+        engine.device.dtype,
+        model.mirror_axes if options.mirror else (),
+        lambda fraction: run.progress("predict", fraction),
+        run.cancelled,
+        notes,
+        outside_values(model.preprocessing, image),
+    )
+
+
+def _overlap(model: Model, options: Options) -> float:
+    return model.overlap if options.overlap is None else options.overlap
+
+
+def device_for(model: Model, options: Options, notes: list[str]) -> Device:
+    """Choose the device; one chosen automatically that has too little memory for the model gives way to the CPU."""
+    device = choose_device(options.device, options.precision)
+    need = (model.entry.get("memory_gib") or 0) * 2**30
+    if device.kind != "cuda" or device.free_memory >= need:
+        return device
+    shortage = f"{device.title} has {gibibytes(device.free_memory)} free and '{model.id}' needs {gibibytes(need)}"
+    if options.device != "auto":
+        raise DeviceError(f"{shortage}: close other programs, or choose --device cpu.")
+    notes.append(f"{shortage}: the CPU was used instead.")
+    # A half precision that was asked for the GPU does not hold for the processor.
+    return choose_device("cpu", "auto")
+
+
+@functools.lru_cache(maxsize=1)
+def _network(architecture: str, arguments: str, path: Path, digest: str) -> torch.nn.Module:
+    """Return a network with its weights; the last one stays for the next volume.
+
+    ``arguments`` is JSON, and ``digest`` the file's SHA-256: they make the call's identity.
+    """
+    network = build_network(architecture, **json.loads(arguments))
+    load_weights(network, load_state_dict(path))
+    return network.eval()
+
+
+def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]) -> np.ndarray:
+    """Apply the model's post-processing, then drop the structures that were not asked for."""
+    if options.keep:
+        labels = postprocess(labels, volume.geometry, model.keep)
+    table = np.zeros(256, dtype=np.uint8)
+    values = [label.value for label in wanted]
+    table[values] = values
+    return table[labels]
+
+
+def _describe_run(
+    engine: _Engine, fallbacks: list[str], grid: ModelGrid, model: Model, options: Options
+) -> dict[str, Any]:
+    size = grid.geometry.size[::-1]
+    return {
+        "device": engine.device.name,
+        "device_title": engine.device.title,
+        "precision": engine.device.precision,
+        "scan_backend": engine.backend,
+        "fallbacks": fallbacks,
+        "model_grid": reporting.describe_grid(grid.geometry),
+        "patch": list(model.patch),
+        "windows": window_count(size, model.patch, _overlap(model, options)),
+        "overlap": _overlap(model, options),
+        "mirror_axes": list(model.mirror_axes) if options.mirror else [],
+        "options": asdict(options),
+    }

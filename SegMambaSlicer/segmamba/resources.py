@@ -1,0 +1,29 @@
+"""Where the files that come with the software are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from segmamba.errors import InstallationError
+
+MANIFEST_NAME = "weights_manifest.json"
+
+
+def resource_root() -> Path:
+    """Return the folder that holds ``weights_manifest.json`` and ``Resources/``.
+
+    That is the top of a source tree, the ``SegMamba`` folder beside an installed Slicer module's packages,
+    or ``share/segmamba`` of a Python environment that the package was installed into.
+
+    Raises
+    ------
+    InstallationError
+        None of these holds the manifest.
+    """
+    here = Path(__file__).resolve()
+    candidates = (here.parents[2], here.parents[1] / "Resources" / "SegMamba", Path(sys.prefix) / "share" / "segmamba")
+    for candidate in candidates:
+        if (candidate / MANIFEST_NAME).is_file():
+            return candidate
+    raise InstallationError(f"{MANIFEST_NAME} is missing from this installation: install SegMambaSlicer again.")

@@ -1,0 +1,27 @@
+"""The codes of a map of tissues, shared by those who make such maps and those who paint them.
+
+Codes 1 to 26 are vertebrae (VerSe numbering: C1-C7 = 1-7, T1-T12 = 8-19, L1-L6 = 20-25, sacrum = 26).
+TotalSegmentator's (v2) other structures keep their class id plus ``ORGAN_OFFSET``.
+"""
+
+from __future__ import annotations
+
+SPACING = 1.5  # mm, isotropic: the grid of all maps of tissues, that of the TotalSegmentator data set
+VERTEBRAE = 26
+ORGAN_OFFSET = 26
+AIR, FAT, MUSCLE, SOFT, DISC, OUTSIDE = 0, 150, 151, 152, 153, 255  # OUTSIDE: not in the field of view
+LAST_TISSUE = DISC
+
+
+def organ(class_id: int) -> int:
+    """Return the code of a TotalSegmentator v2 class."""
+    return class_id + ORGAN_OFFSET
+
+
+SPLEEN, KIDNEY, LIVER, STOMACH, SMALL_BOWEL, COLON = (organ(i) for i in (1, 2, 5, 6, 18, 20))
+LUNG, TRACHEA, HEART, AORTA, CAVA = (organ(i) for i in (10, 16, 51, 52, 63))
+SCAPULA, CLAVICLE, CORD, BRAIN, SKULL, RIB = (organ(i) for i in (71, 73, 79, 90, 91, 92))
+CARTILAGE = organ(117)
+LIMB_BONES = range(organ(69), organ(78) + 1)
+RIBS_AND_STERNUM = range(organ(92), organ(116) + 1)
+BOWEL = tuple(organ(i) for i in (6, 18, 19, 20))  # stomach, small bowel, duodenum, colon

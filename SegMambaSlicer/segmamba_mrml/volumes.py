@@ -1,0 +1,144 @@
+"""From a volume node to a file that the engine reads, and from an ROI node to a box.
+
+The scene is in RAS millimetres, files and the engine are in LPS; both in world coordinates, parent transforms applied.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import slicer
+import vtk
+
+from segmamba.errors import InputError, OutputError
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# ITK and NIfTI keep directions in double and in single precision; a shear below this cannot be told from rounding.
+LARGEST_SHEAR = 1e-4
+# The name under which ITK keeps the DICOM tag Modality, so that a NRRD file can carry it to the engine.
+MODALITY_KEY = "0008|0060"
+
+
+def check_volume(volume_node: Any) -> None:
+    """Refuse, in one sentence, a node that cannot be segmented.
+
+    Raises
+    ------
+    InputError
+        The node is no scalar volume with three dimensions, or its transform cannot be applied to a voxel grid.
+    """
+    if volume_node is None:
+        raise InputError("No volume is chosen: load a CT or MR volume and choose it as input.")
+    name = f"'{volume_node.GetName()}'"
+    if volume_node.IsA("vtkMRMLSequenceNode"):
+        raise InputError(f"{name} is a sequence: choose the volume that shows its current item.")
+    if volume_node.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise InputError(f"{name} is a label map, not an image: choose the CT or MR volume it was drawn on.")
+    if not volume_node.IsA("vtkMRMLScalarVolumeNode"):
+        raise InputError(f"{name} is not a volume: choose a CT or MR volume.")
+    image = volume_node.GetImageData()
+    if image is None or 0 in image.GetDimensions() or image.GetPointData().GetScalars() is None:
+        raise InputError(f"{name} has no voxels: load its image again.")
+    components = image.GetNumberOfScalarComponents()
+    if components != 1:
+        raise InputError(f"{name} has {components} values a voxel: choose a volume with one, as CT and MR have.")
+    if min(image.GetDimensions()) < 2:
+        raise InputError(f"{name} is a single slice: choose a volume with several slices.")
+    _parent_to_world(volume_node)
+
+
+def index_to_lps(volume_node: Any) -> np.ndarray:
+    """Return the 4 x 4 matrix from voxel indices (i, j, k) to LPS world millimetres, parent transforms applied.
+
+    Raises
+    ------
+    InputError
+        A parent transform is not linear, or leaves the voxel axes at other than right angles.
+    """
+    ijk_to_ras = vtk.vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(ijk_to_ras)
+    matrix = RAS_TO_LPS @ _parent_to_world(volume_node) @ slicer.util.arrayFromVTKMatrix(ijk_to_ras)
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    if not np.isfinite(matrix).all() or spacing.min() <= 0:
+        raise InputError(f"'{volume_node.GetName()}' has no valid voxel spacing: correct it in the Volumes module.")
+    directions = matrix[:3, :3] / spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() > LARGEST_SHEAR:
+        raise InputError(
+            f"The voxel axes of '{volume_node.GetName()}' are not at right angles (a sheared transform or a tilted "
+            "gantry): resample it with the module Resample Scalar/Vector/DWI Volume and choose the result."
+        )
+    return matrix
+
+
+def export_volume(volume_node: Any, path: Path | str) -> None:
+    """Write a volume node to an uncompressed NRRD, MHA or NIfTI file, in world coordinates.
+
+    The node itself is left as it is. A DICOM modality known to the subject hierarchy goes into the file.
+
+    Raises
+    ------
+    InputError
+        The node cannot be segmented, see `check_volume` and `index_to_lps`.
+    OutputError
+        The file cannot be written.
+    """
+    check_volume(volume_node)
+    matrix = index_to_lps(volume_node)
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(volume_node))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(matrix[:3, 3].tolist())
+    image.SetDirection((matrix[:3, :3] / spacing).flatten().tolist())
+    modality = _modality(volume_node)
+    if modality:
+        image.SetMetaData(MODALITY_KEY, modality)
+    try:
+        sitk.WriteImage(image, str(path))
+    except RuntimeError as error:
+        raise OutputError(f"The volume cannot be copied to {path}: free some disk space there.") from error
+
+
+def roi_box(roi_node: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return the smallest and largest corner, in LPS world millimetres, of the box around a markups ROI.
+
+    A rotated or transformed ROI gives the axis-aligned box around it.
+
+    Raises
+    ------
+    InputError
+        The node is no ROI, or it has not been placed.
+    """
+    if roi_node is None or not roi_node.IsA("vtkMRMLMarkupsROINode"):
+        raise InputError("The region is not a markups ROI: create one in the Markups module.")
+    half = np.array(roi_node.GetSize()) / 2
+    if roi_node.GetNumberOfDefinedControlPoints() == 0 or half.min() <= 0:
+        raise InputError(f"The ROI '{roi_node.GetName()}' has no extent: place it in a slice view first.")
+    object_to_lps = RAS_TO_LPS @ slicer.util.arrayFromVTKMatrix(roi_node.GetObjectToWorldMatrix())
+    corners = np.array([[*(half * signs), 1.0] for signs in product((-1, 1), repeat=3)]) @ object_to_lps.T
+    low, high = corners[:, :3].min(axis=0).tolist(), corners[:, :3].max(axis=0).tolist()
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def _parent_to_world(volume_node: Any) -> np.ndarray:
+    transform_node = volume_node.GetParentTransformNode()
+    if transform_node is None:
+        return np.eye(4)
+    if not transform_node.IsTransformToWorldLinear():
+        raise InputError(
+            f"'{volume_node.GetName()}' is under the non-linear transform '{transform_node.GetName()}': harden the "
+            "transform on a copy of the volume (Data module) and choose the copy."
+        )
+    matrix = vtk.vtkMatrix4x4()
+    transform_node.GetMatrixTransformToWorld(matrix)
+    return np.array(slicer.util.arrayFromVTKMatrix(matrix))
+
+
+def _modality(volume_node: Any) -> str:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volume_node.GetScene())
+    item = hierarchy.GetItemByDataNode(volume_node) if hierarchy else 0
+    key = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
+    return hierarchy.GetItemAttribute(item, key) if item else ""

@@ -1,0 +1,97 @@
+"""The manifest that comes with the software: valid, consistent, and true about the bundled files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from segmamba.errors import ModelError
+from segmamba.manifest import load_manifest
+from segmamba.networks import build_network, parameter_count
+from segmamba.networks.checkpoint import load_state_dict, load_weights
+from segmamba.resources import resource_root
+from segmamba.store import sha256
+
+ROOT = resource_root()
+CONTENT = json.loads((ROOT / "weights_manifest.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((ROOT / "Resources/schemas/weights_manifest.schema.json").read_text(encoding="utf-8"))
+BUNDLED = [model for model in load_manifest().models if model.file.bundled]
+
+
+def test_the_manifest_obeys_its_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(CONTENT, SCHEMA, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [("channel_values", [0]), ("patch", [160, 96]), ("overlap", 1.0), ("limits", []), ("architecture", "unet")],
+)
+def test_the_schema_refuses_what_the_software_could_not_use(change: str, value: Any) -> None:
+    broken = copy.deepcopy(CONTENT)
+    broken["models"][0][change] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+
+
+def test_a_bundled_file_without_a_hash_is_refused_by_the_schema() -> None:
+    broken = copy.deepcopy(CONTENT)
+    broken["models"][0]["file"]["sha256"] = None
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+
+
+def test_vertebrae_are_numbered_as_in_verse() -> None:
+    names = {label.value: label.name.split()[0] for label in load_manifest().default("vertebrae").labels}
+    expected = [f"C{i}" for i in range(1, 8)] + [f"T{i}" for i in range(1, 13)] + [f"L{i}" for i in range(1, 7)]
+    assert names == dict(enumerate([*expected, "Sacrum"], start=1))
+
+
+def test_names_colours_and_codes_of_a_task_are_distinct() -> None:
+    for labels in CONTENT["label_sets"].values():
+        for key in ("value", "name", "color", "type"):
+            values = [json.dumps(label[key]) for label in labels]
+            assert len(set(values)) == len(values), key
+
+
+def test_terminology_tags_have_seven_parts() -> None:
+    for model in load_manifest().models:
+        assert all(label.terminology_tag.count("~") == 6 for label in model.labels)
+
+
+@pytest.mark.parametrize("model", BUNDLED, ids=lambda model: model.id)
+def test_a_bundled_checkpoint_is_what_the_manifest_says(model: Any) -> None:
+    path = ROOT / model.file.bundled
+    assert path.stat().st_size == model.file.size <= 40e6
+    assert sha256(path) == model.file.sha256
+    network = build_network(model.architecture, **model.arguments)
+    load_weights(network, load_state_dict(path))
+    assert parameter_count(network) == model.entry["parameters"]
+
+
+def test_each_task_has_a_model_and_unknown_names_are_refused_with_the_known_ones() -> None:
+    manifest = load_manifest()
+    assert manifest.tasks == ("vertebrae", "colorectal")
+    with pytest.raises(ModelError, match="spinemamba-ct"):
+        manifest.model("nonsense")
+    with pytest.raises(ModelError, match="vertebrae, colorectal"):
+        manifest.default("nonsense")
+
+
+def test_a_manifest_from_the_future_asks_for_an_update(tmp_path: Path) -> None:
+    path = tmp_path / "weights_manifest.json"
+    path.write_text(json.dumps(CONTENT | {"schema_version": 2}))
+    with pytest.raises(ModelError, match="update"):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 1}'])
+def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "weights_manifest.json"
+    path.write_text(text)
+    with pytest.raises(ModelError, match="damaged"):
+        load_manifest(path)

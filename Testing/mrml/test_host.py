@@ -1,0 +1,55 @@
+"""The headless scene."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import slicer
+
+from segmamba.errors import InstallationError
+from segmamba_mrml import host
+
+
+def test_starting_twice_keeps_the_scene(a_slicer_scene):
+    node = a_slicer_scene.AddNewNodeByClass("vtkMRMLTextNode")
+    host.start()
+    assert slicer.mrmlScene is a_slicer_scene
+    assert node.GetScene() is a_slicer_scene
+
+
+def test_module_logics_work_on_the_scene(a_slicer_scene):
+    for name in ("segmentations", "volumes", "terminologies", "subjecthierarchy", "markups", "colors"):
+        assert getattr(slicer.modules, name).logic().GetMRMLScene() is a_slicer_scene
+
+
+def test_nothing_is_started_inside_slicer(monkeypatch):
+    monkeypatch.setattr(slicer, "app", object(), raising=False)
+    monkeypatch.setattr(slicer, "mrmlScene", None)
+    host.start()
+    assert slicer.mrmlScene is None
+
+
+def test_worker_runs_on_this_interpreter_outside_slicer():
+    assert host.worker_python() == sys.executable
+
+
+def test_worker_runs_on_pythonslicer_inside_slicer(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/opt/Slicer-5.12/bin/SlicerApp-real")
+    monkeypatch.setattr(host.shutil, "which", lambda name: f"/opt/Slicer-5.12/bin/{name}")
+    assert host.worker_python() == "/opt/Slicer-5.12/bin/PythonSlicer"
+    monkeypatch.setattr(host.shutil, "which", lambda name: None)
+    with pytest.raises(InstallationError, match="PythonSlicer"):
+        host.worker_python()
+
+
+def test_this_floor_imports_neither_torch_nor_qt():
+    code = (
+        "import sys, segmamba_mrml.segment, segmamba_mrml.terminology\n"
+        "assert not {'torch', 'qt', 'PySide6', 'monai', 'matplotlib'} & set(sys.modules), 'heavy import'"
+    )
+    folder = Path(host.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

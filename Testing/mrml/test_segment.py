@@ -1,0 +1,156 @@
+"""From a volume node to a segmentation node, through files and a worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+
+from segmamba.errors import Cancelled, InputError, ModelError
+from segmamba.files import segment_file
+from segmamba.labelmap import write_labelmap
+from segmamba.manifest import load_manifest
+from segmamba.request import Request
+from segmamba.volume import read_volume
+from segmamba_mrml import segment
+from segmamba_mrml.segment import REPORT_ATTRIBUTE, segment_volume_node
+from segmamba_mrml.volumes import export_volume, index_to_lps
+
+BRIGHT = 0
+
+
+class FakeWorker:
+    """Does in this process, by a threshold, what the worker does: bright voxels become L1."""
+
+    requests: list[Request] = []
+
+    def __init__(self, python):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def run(self, request, on_progress, cancelled):
+        self.requests.append(request)
+        volume = read_volume(request.input)
+        if on_progress:
+            on_progress("predict", 0.5)
+        if cancelled and cancelled():
+            raise Cancelled()
+        labels = np.where(volume.array > BRIGHT, 20, 0).astype(np.uint8)
+        write_labelmap(request.output, labels, volume.geometry, load_manifest().default("vertebrae").labels)
+        return {"model": {"id": request.model}, "input": request.input, "output": request.output, "say": 'ü ":;<%3A>'}
+
+
+@pytest.fixture
+def a_fake_worker(monkeypatch):
+    FakeWorker.requests = []
+    monkeypatch.setattr(segment, "Worker", FakeWorker)
+    return FakeWorker
+
+
+def test_bright_voxels_come_back_in_place_under_a_transform(a_volume_node, a_linear_transform, a_fake_worker):
+    a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    node = segment_volume_node(a_volume_node, "vertebrae")
+    assert node.GetName() == "case 7 vertebrae"
+    assert node.GetTransformNodeID() == a_linear_transform.GetID()
+    found = slicer.util.arrayFromSegmentBinaryLabelmap(node, "L1_vertebra", a_volume_node)
+    np.testing.assert_array_equal(found > 0, slicer.util.arrayFromVolume(a_volume_node) > BRIGHT)
+
+
+def test_temporary_files_are_gone_afterwards(a_volume_node, a_fake_worker):
+    segment_volume_node(a_volume_node, "vertebrae")
+    (request,) = a_fake_worker.requests
+    assert not Path(request.input).parent.exists()
+
+
+def test_report_names_the_nodes_and_survives_saving_the_scene(a_volume_node, a_fake_worker, a_slicer_scene):
+    node = segment_volume_node(a_volume_node, "vertebrae")
+    report = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))
+    assert (report["input"], report["output"]) == ("case 7", "case 7 vertebrae")
+    a_slicer_scene.SetSaveToXMLString(1)
+    a_slicer_scene.Commit()
+    text = a_slicer_scene.GetSceneXMLString()
+    a_slicer_scene.Clear(0)
+    a_slicer_scene.SetLoadFromXMLString(1)
+    a_slicer_scene.SetSceneXMLString(text)
+    a_slicer_scene.Import()
+    again = a_slicer_scene.GetFirstNodeByName("case 7 vertebrae")
+    assert json.loads(again.GetAttribute(REPORT_ATTRIBUTE)) == report
+
+
+def test_roi_and_choices_reach_the_worker(a_volume_node, a_slicer_scene, a_fake_worker):
+    roi = a_slicer_scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
+    roi.SetCenter(1, 2, 3)
+    roi.SetSize(10, 20, 30)
+    segment_volume_node(a_volume_node, "vertebrae", "spinemamba-ct", roi_node=roi, device="cpu")
+    (request,) = a_fake_worker.requests
+    assert (request.task, request.model, request.options.device) == ("vertebrae", "spinemamba-ct", "cpu")
+    assert np.ravel(request.options.roi) == pytest.approx([-6, -12, -12, 4, 8, 18])
+
+
+def test_progress_is_passed_on(a_volume_node, a_fake_worker):
+    heard = []
+    segment_volume_node(a_volume_node, "vertebrae", progress=lambda *news: heard.append(news))
+    assert heard == [("predict", 0.5)]
+
+
+def test_cancelled_job_leaves_the_scene_as_it_was(a_volume_node, a_fake_worker, a_slicer_scene):
+    before = a_slicer_scene.GetNumberOfNodes()
+    with pytest.raises(Cancelled):
+        segment_volume_node(a_volume_node, "vertebrae", cancelled=lambda: True)
+    assert a_slicer_scene.GetNumberOfNodes() == before
+
+
+def test_volume_removed_meanwhile_ends_in_a_sentence(a_volume_node, a_fake_worker, a_slicer_scene):
+    def close_scene(stage, fraction):
+        a_slicer_scene.Clear(0)
+
+    with pytest.raises(InputError, match="removed from the scene"):
+        segment_volume_node(a_volume_node, "vertebrae", progress=close_scene)
+    assert a_slicer_scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "model"), [("teeth", None), ("vertebrae", "no-such-model"), ("colorectal", "spinemamba-ct")]
+)
+def test_unknown_or_unfitting_model_is_refused_before_any_work(a_volume_node, a_fake_worker, task, model):
+    with pytest.raises(ModelError):
+        segment_volume_node(a_volume_node, task, model)
+    assert a_fake_worker.requests == []
+
+
+def test_real_worker_gives_the_node_what_it_gives_a_file(a_slicer_scene, oblique_left_handed, a_tiny_model, tmp_path):
+    """Random weights give random labels, but the same ones by both ways."""
+    noise = np.random.default_rng(0).normal(0, 300, (18, 20, 22)).astype(np.int16)
+    volume_node = slicer.util.addVolumeFromArray(noise, oblique_left_handed, "noise")
+    export_volume(volume_node, tmp_path / "noise.nrrd")
+    request = Request(
+        str(tmp_path / "noise.nrrd"), str(tmp_path / "labels.nrrd"), "vertebrae", manifest=str(a_tiny_model)
+    )
+    segment_file(request)
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "labels.nrrd")))
+    stages = []
+    node = segment_volume_node(
+        volume_node, "vertebrae", device="cpu", manifest=a_tiny_model, progress=lambda stage, part: stages.append(stage)
+    )
+    segmentation = node.GetSegmentation()
+    values = [segmentation.GetNthSegment(index).GetLabelValue() for index in range(segmentation.GetNumberOfSegments())]
+    assert values and values == sorted(set(np.unique(expected).tolist()) - {0})
+    for index, value in enumerate(values):
+        identifier = segmentation.GetNthSegmentID(index)
+        found = slicer.util.arrayFromSegmentBinaryLabelmap(node, identifier, volume_node)
+        np.testing.assert_array_equal(found > 0, expected == value)
+    assert {"read", "predict", "write"} <= set(stages)
+    report = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))
+    centers = {row["value"]: row["centroid_ras_mm"] for row in report["segments"]}
+    middle = np.argwhere(expected == values[0]).mean(axis=0)[::-1]
+    lps = (index_to_lps(volume_node) @ [*middle, 1.0])[:3]
+    assert centers[values[0]] == pytest.approx(lps * [-1, -1, 1], abs=0.2)
