@@ -1,7 +1,7 @@
 # Both commands set up everything they need in .venv; nothing is installed anywhere else.
 PYTHON ?= python3
 BIN := .venv/bin
-# The CPU build: small, and the same everywhere. For a GPU, install your own build of torch into .venv.
+# What pip is given for PyTorch, for example another version or index.
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test check clean

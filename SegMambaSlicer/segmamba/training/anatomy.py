@@ -1,5 +1,7 @@
 """Label maps to maps of tissue codes: what the synthesis paints, one code a voxel.
 
+``python -m segmamba.training.anatomy LABELS_FOLDER OUT_FOLDER`` does it for a folder.
+
 The codes are those of `segmamba.training.tissues`. What no label covers (fat, muscle, discs, spinal canal and, for maps
 that hold nothing but a spine, ribs, lungs, skull, vessels and organs) is filled in by procedure: rough anatomy, so that
 a network meets realistic surroundings. No vertebra is ever invented: where the labels end, the field of view ends.
@@ -8,65 +10,38 @@ Our own construction.
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from segmamba.errors import InputError, OutputError, SegMambaError
+from segmamba.labelmap import whole_file
 from segmamba.training.procedural import procedural_body
-from segmamba.training.tissues import CORD, DISC, FAT, ORGAN_OFFSET, OUTSIDE, SOFT, SPACING, VERTEBRAE
+from segmamba.training.tissues import (
+    CORD,
+    DISC,
+    FAT,
+    LAST_ORGAN,
+    MUSCLE,
+    ORGAN_OFFSET,
+    OUTSIDE,
+    SOFT,
+    SPACING,
+    VERTEBRA_CLASSES,
+    VERTEBRAE,
+)
+from segmamba.volume import read_volume, to_image
 
-_CLOSING_MM = 6.0
-
-
-def _read(path: Path) -> np.ndarray:
-    """Return a label map on a grid of ``SPACING``, axes to left, posterior and superior, as (z, y, x)."""
-    image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
-    size = [max(1, round(n * s / SPACING)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
-    resampled = sitk.Resample(
-        image, size, sitk.Transform(), sitk.sitkNearestNeighbor, image.GetOrigin(), [SPACING] * 3, image.GetDirection()
-    )
-    return sitk.GetArrayFromImage(resampled).astype(np.uint8)
-
-
-def within(mask: np.ndarray, distance_mm: float, spacing: float = SPACING) -> np.ndarray:
-    """Return the voxels at most ``distance_mm`` from a mask."""
-    if not mask.any():
-        return mask.copy()
-    return ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance_mm
-
-
-def closing(mask: np.ndarray, radius_mm: float, spacing: float = SPACING) -> np.ndarray:
-    """Return the morphological closing by a ball."""
-    pad = int(np.ceil(radius_mm / spacing)) + 1
-    grown = within(np.pad(mask, pad), radius_mm, spacing)
-    closed = ndimage.distance_transform_edt(grown, sampling=spacing) > radius_mm
-    inner = tuple(slice(pad, -pad) for _ in range(3))
-    return closed[inner] | mask
-
-
-def _soft_spine(codes: np.ndarray, empty: np.ndarray) -> None:
-    """Fill discs, ligaments and the spinal canal in place, where ``empty``."""
-    vertebrae = (codes > 0) & (codes <= VERTEBRAE)
-    box = ndimage.find_objects(vertebrae.astype(np.uint8))[0]
-    closed = closing(vertebrae[box], _CLOSING_MM)
-    canal = np.stack([ndimage.binary_fill_holes(slice_) for slice_ in closed]) & ~closed
-    view, free = codes[box], empty[box]
-    view[free & closed] = DISC
-    view[free & canal] = CORD
-
-
-def _organ_body(codes: np.ndarray, rng: np.random.Generator) -> None:
-    """Fill skin, fat and unlabelled soft tissue around labelled organs in place."""
-    step = 3  # a 4.5 mm grid is fine enough for an outline, and 27 times faster
-    coarse = ndimage.maximum_filter(codes, step)[::step, ::step, ::step] > 0
-    hull = closing(coarse, 45.0, SPACING * step)
-    skin = within(hull, rng.uniform(8.0, 30.0), SPACING * step)
-    zoom = [n / m for n, m in zip(codes.shape, hull.shape, strict=True)]
-    empty = codes == 0
-    codes[empty & (ndimage.zoom(skin.astype(np.float32), zoom, order=1) > 0.5)] = FAT
-    codes[empty & (ndimage.zoom(hull.astype(np.float32), zoom, order=1) > 0.5)] = SOFT
+VERTEBRAE_SUFFIX, ORGANS_SUFFIX = "_vertebrae.nii.gz", "_organs.nii.gz"
+# Gaps between vertebrae that are narrower than twice this are discs and ligaments.
+SOFT_SPINE_MM = 6.0
+# Hollows of a body's outline up to twice this wide belong to the body.
+BODY_CLOSING_MM = 45.0
 
 
 def tissue_codes(vertebrae_path: Path, organs_path: Path | None, rng: np.random.Generator) -> np.ndarray:
@@ -80,19 +55,30 @@ def tissue_codes(vertebrae_path: Path, organs_path: Path | None, rng: np.random.
         TotalSegmentator v2 classes on the same grid; None for a spine alone, whose surroundings are then invented.
     rng : numpy.random.Generator
         Decides the proportions of what is invented.
+
+    Raises
+    ------
+    InputError
+        A file is no such label map, or the two lie on different grids.
     """
-    vertebrae = _read(vertebrae_path)
+    vertebrae = _read(vertebrae_path, VERTEBRAE)
+    if not vertebrae.any():
+        raise InputError(f"{vertebrae_path} holds no vertebra of {SPACING} mm or more: leave it out.")
     if organs_path is None:
-        return procedural_body(vertebrae, rng, _soft_spine)
-    organs = _read(organs_path)
-    keep = (organs > 0) & ~((organs >= 25) & (organs <= 50))
-    codes = np.where(keep, organs + ORGAN_OFFSET, 0).astype(np.uint8)
+        codes = procedural_body(vertebrae, rng)
+        fill_soft_spine(codes, np.isin(codes, (SOFT, FAT, MUSCLE)))
+        return codes
+    organs = _read(organs_path, LAST_ORGAN)
+    if organs.shape != vertebrae.shape:
+        raise InputError(f"{organs_path} lies on another grid than {vertebrae_path}: resample one of them.")
+    kept = (organs > 0) & ~np.isin(organs, VERTEBRA_CLASSES)
+    codes = np.where(kept, organs + ORGAN_OFFSET, 0).astype(np.uint8)
     codes[vertebrae > 0] = vertebrae[vertebrae > 0]
     unlabelled = codes == 0
-    _organ_body(codes, rng)
-    _soft_spine(codes, unlabelled)
-    top = int(np.flatnonzero((vertebrae > 0).any(axis=(1, 2))).max())
+    _fill_body(codes, rng)
+    fill_soft_spine(codes, unlabelled)
     if 1 not in vertebrae:
+        top = int(np.flatnonzero((vertebrae > 0).any(axis=(1, 2))).max())
         codes[top + 1 :] = OUTSIDE  # vertebrae above are in the scan but not in the labels
     return codes
 
@@ -108,15 +94,106 @@ def prepare(folder: Path, output: Path, variants: int = 3, seed: int = 0) -> lis
         Folder for the ``NAME_K.npz`` files, made where missing.
     variants : int
         How many different surroundings a bare spine gets.
+    seed : int
+        Of what is invented.
+
+    Raises
+    ------
+    InputError
+        There is no such label map in the folder, or one is not as it should be.
+    OutputError
+        The result cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    names = []
-    for path in sorted(folder.glob("*_vertebrae.nii.gz")):
-        name = path.name.removesuffix("_vertebrae.nii.gz")
-        organs = folder / f"{name}_organs.nii.gz"
-        for variant in range(1 if organs.is_file() else variants):
-            rng = np.random.default_rng([seed, variant, len(names)])
-            codes = tissue_codes(path, organs if organs.is_file() else None, rng)
-            np.savez_compressed(output / f"{name}_{variant}.npz", codes=codes)
+    paths = sorted(folder.glob(f"*{VERTEBRAE_SUFFIX}"))
+    if not paths:
+        raise InputError(f"{folder} holds no file named *{VERTEBRAE_SUFFIX}: give the folder with the label maps.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {output} cannot be made: choose another one.") from error
+    names: list[str] = []
+    for path in paths:
+        name = path.name.removesuffix(VERTEBRAE_SUFFIX)
+        organs = folder / f"{name}{ORGANS_SUFFIX}"
+        organs_path = organs if organs.is_file() else None
+        for variant in range(variants if organs_path is None else 1):
+            codes = tissue_codes(path, organs_path, np.random.default_rng([seed, variant, len(names)]))
+            with whole_file(output / f"{name}_{variant}.npz", (".npz",)) as file:
+                np.savez_compressed(file, codes=codes)
             names.append(f"{name}_{variant}")
     return names
+
+
+def fill_soft_spine(codes: np.ndarray, free: np.ndarray) -> None:
+    """Fill discs, ligaments and the spinal canal in place, (z, y, x), in voxels that are ``free``."""
+    vertebrae = (codes > 0) & (codes <= VERTEBRAE)
+    box = ndimage.find_objects(vertebrae.astype(np.uint8))[0]
+    closed = closing(vertebrae[box], SOFT_SPINE_MM, SPACING)
+    canal = np.stack([ndimage.binary_fill_holes(plane) for plane in closed]) & ~closed
+    view = codes[box]
+    view[free[box] & closed] = DISC
+    view[free[box] & canal] = CORD
+
+
+def within(mask: np.ndarray, distance_mm: float, spacing: float) -> np.ndarray:
+    """Return the voxels at most ``distance_mm`` from a mask; ``spacing`` in mm."""
+    if not mask.any():
+        return mask.copy()
+    return ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance_mm
+
+
+def closing(mask: np.ndarray, radius_mm: float, spacing: float) -> np.ndarray:
+    """Return the morphological closing by a ball; ``spacing`` in mm."""
+    pad = int(np.ceil(radius_mm / spacing)) + 1
+    grown = within(np.pad(mask, pad), radius_mm, spacing)
+    closed = ndimage.distance_transform_edt(grown, sampling=spacing) > radius_mm
+    inner = tuple(slice(pad, -pad) for _ in range(3))
+    return closed[inner] | mask
+
+
+def _read(path: Path, highest: int) -> np.ndarray:
+    """Return a label map on a grid of ``SPACING``, axes to left, posterior and superior, as (z, y, x) uint8."""
+    volume = read_volume(path)
+    labels = volume.array
+    if labels.min() < 0 or labels.max() > highest or (labels != np.floor(labels)).any():
+        raise InputError(f"{path} is no label map with values from 0 to {highest}: convert its numbering first.")
+    image = sitk.DICOMOrient(to_image(labels.astype(np.uint8), volume.geometry), "LPS")
+    size = [max(1, round(n * s / SPACING)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    resampled = sitk.Resample(
+        image, size, sitk.Transform(), sitk.sitkNearestNeighbor, image.GetOrigin(), [SPACING] * 3, image.GetDirection()
+    )
+    return sitk.GetArrayFromImage(resampled)
+
+
+def _fill_body(codes: np.ndarray, rng: np.random.Generator) -> None:
+    """Fill skin, fat and unlabelled soft tissue around labelled organs in place."""
+    step = 3  # a 4.5 mm grid is fine enough for an outline, and 27 times faster
+    coarse = ndimage.maximum_filter(codes, step)[::step, ::step, ::step] > 0
+    hull = closing(coarse, BODY_CLOSING_MM, SPACING * step)
+    skin = within(hull, rng.uniform(8.0, 30.0), SPACING * step)
+    zoom = [n / m for n, m in zip(codes.shape, hull.shape, strict=True)]
+    empty = codes == 0
+    codes[empty & (ndimage.zoom(skin.astype(np.float32), zoom, order=1) > 0.5)] = FAT
+    codes[empty & (ndimage.zoom(hull.astype(np.float32), zoom, order=1) > 0.5)] = SOFT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m segmamba.training.anatomy", description="Make maps of tissues from label maps."
+    )
+    help_text = f"holds NAME{VERTEBRAE_SUFFIX} (VerSe numbering) and perhaps NAME{ORGANS_SUFFIX} (TotalSegmentator v2)"
+    parser.add_argument("labels", metavar="LABELS_FOLDER", type=Path, help=help_text)
+    parser.add_argument("output", metavar="OUT_FOLDER", type=Path, help="for NAME_K.npz, made where missing")
+    options = parser.parse_args(arguments)
+    try:
+        names = prepare(options.labels, options.output)
+    except SegMambaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{len(names)} maps of tissues are in {options.output}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,8 +6,6 @@ All positions are relative to the column's own centre line and all sizes are dra
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy import ndimage
 
@@ -37,7 +35,21 @@ from segmamba.training.tissues import (
 
 
 class _Body:
-    """The canvas and, for each slice, the column's centre and level (C1 = 1 to L5 = 24) and the body's ellipse."""
+    """The canvas, and for each of its slices where the column and the body's outline are.
+
+    Attributes
+    ----------
+    codes, spine : ndarray of uint8 (z, y, x)
+        What has been drawn so far, and the vertebrae, which are put over it at the end.
+    head : int
+        Slices above C1; 0 where C1 is not in the labels.
+    x, y, level : ndarray (z,)
+        The column's centre in voxels, and its level: C1 = 1 to L5 = 24.
+    cy, rx, ry : ndarray (z,)
+        Centre and radii of the body's ellipse in voxels; its x is the column's.
+    fat : ndarray (z,)
+        Thickness of the subcutaneous fat in voxels.
+    """
 
     def __init__(self, vertebrae: np.ndarray, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -61,14 +73,14 @@ class _Body:
         level, scale = self.level, rng.uniform(0.85, 1.15)
         self.rx = np.interp(level, [1, 6, 8, 10, 19, 24], [65, 68, 140, 170, 160, 168]) * scale / SPACING
         self.ry = np.interp(level, [1, 6, 8, 10, 19, 24], [72, 70, 90, 110, 112, 115]) * scale / SPACING
-        self.back = np.interp(level, [1, 6, 9, 16, 24], [52, 58, 58, 52, 62]) * rng.uniform(0.9, 1.2) / SPACING
+        behind = np.interp(level, [1, 6, 9, 16, 24], [52, 58, 58, 52, 62]) * rng.uniform(0.9, 1.2) / SPACING
         self.fat = rng.uniform(4, 30) * np.interp(level, [1, 8, 20], [0.4, 0.7, 1.0]) / SPACING
-        self.cy = self.y + self.back - self.ry
+        self.cy = self.y + behind - self.ry
 
     @staticmethod
     def _centre_line(spine: np.ndarray) -> np.ndarray:
         """Return (slices, 3): x, y of the column and its level, smooth along z."""
-        rows = []
+        rows: list[tuple[float, float, float]] = []
         for plane in spine:
             y, x = np.nonzero(plane)
             rows.append((x.mean(), y.mean(), plane[y, x].mean()) if len(x) else rows[-1])
@@ -108,18 +120,17 @@ class _Body:
         view[(distance <= 1) & (view == SOFT)] = code
 
 
-def procedural_body(
-    vertebrae: np.ndarray, rng: np.random.Generator, fill_soft_spine: Callable[[np.ndarray, np.ndarray], None]
-) -> np.ndarray:
-    """Return tissue codes (z, y, x) around a bare spine; see `segmamba.training.anatomy.tissue_codes`.
+def procedural_body(vertebrae: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return tissue codes (z, y, x), uint8, around a bare spine, without its discs and canal.
+
+    The canvas has its own size: from the lowest slice with a vertebra to the highest, or to the head above C1.
 
     Parameters
     ----------
     vertebrae : ndarray of uint8 (z, y, x)
         VerSe labels at 1.5 mm, LPS axes.
     rng : numpy.random.Generator
-    fill_soft_spine : callable
-        Fills discs and canal in place, given the codes and the voxels that may be written.
+        Decides all proportions.
     """
     body = _Body(vertebrae, rng)
     for z in range(len(body.codes)):
@@ -127,11 +138,11 @@ def procedural_body(
     _trunk(body)
     _neck(body)
     _ribs(body)
+    _scapulae(body)
     if body.head:
         _skull(body)
     codes = body.codes
     codes[body.spine > 0] = body.spine[body.spine > 0]
-    fill_soft_spine(codes, np.isin(codes, (SOFT, FAT, MUSCLE)))
     return codes
 
 
@@ -156,18 +167,18 @@ def _soft_tissue(body: _Body, z: int) -> None:
 
 def _trunk(body: _Body) -> None:
     rng, level = body.rng, body.level[: len(body.level) - body.head]
-    z = np.arange(len(level))
-    for code, low, x, radius in ((AORTA, 11.5, 14, 11), (CAVA, 19, -20, 11)):
-        part = z[level > low]
-        if len(part):
-            points = np.stack([part, body.y[part] - 40 / SPACING, body.x[part] + x / SPACING], axis=1)
+    for code, highest_level, left, radius in ((AORTA, 11.5, 14, 11), (CAVA, 19, -20, 11)):
+        z = np.flatnonzero(level > highest_level)
+        if len(z):
+            points = np.stack([z, body.y[z] - 40 / SPACING, body.x[z] + left / SPACING], axis=1)
             body.tube(points, radius * rng.uniform(0.8, 1.2), code)
     if level.min() < 15 < level.max():
         at = body.height_of(15)
-        view = body.codes == LUNG
-        body.codes[view] = SOFT
+        lung = body.codes == LUNG
+        body.codes[lung] = SOFT
         body.ellipsoid((at, body.y[at] - 95 / SPACING, body.x[at] + 20 / SPACING), (60, 50, 62), HEART)
-        body.codes[view & (body.codes == SOFT)] = LUNG
+        body.codes[lung & (body.codes == SOFT)] = LUNG
+    # Code, level, and in mm: left and posterior of the column, size.
     organs = ((LIVER, 19, -75, -80, 75), (SPLEEN, 19, 95, -30, 42), (STOMACH, 20, 60, -100, 50))
     kidneys = ((KIDNEY, 20.5, -62, -12, 42), (KIDNEY, 20.2, 62, -12, 42))
     bowel = tuple(
@@ -199,7 +210,7 @@ def _neck(body: _Body) -> None:
 
 
 def _ribs(body: _Body) -> None:
-    """Twelve pairs at most, from each thoracic vertebra's side forwards along the chest wall; scapulae behind."""
+    """Twelve pairs at most, from each thoracic vertebra's side forwards along the chest wall."""
     rng = body.rng
     drop = rng.uniform(45, 90) / SPACING
     for label in range(8, 20):
@@ -220,7 +231,11 @@ def _ribs(body: _Body) -> None:
             py = (1 - start) * (y.mean() + 2) + start * wall_y
             points = np.stack([top - drop * (angle / np.pi) ** 1.2, py, px], axis=1)
             body.tube(points, rng.uniform(3.6, 5.2), RIB)
-    for z in np.flatnonzero((body.level > 8.5) & (body.level < 14)):
+
+
+def _scapulae(body: _Body) -> None:
+    """Two plates between the ribs and the skin of the back, down to T7."""
+    for z in map(int, np.flatnonzero((body.level > 8.5) & (body.level < 14))):
         x, y = body.plane(z)
         shell = body.ellipse(z, body.fat[z] + 2) & ~body.ellipse(z, body.fat[z] + 5)
         body.codes[z][shell & (np.abs(x) > 62) & (np.abs(x) < 62 + (14 - body.level[z]) * 14) & (y > -25)] = SCAPULA

@@ -11,6 +11,9 @@ VERTEBRAE = 26
 ORGAN_OFFSET = 26
 AIR, FAT, MUSCLE, SOFT, DISC, OUTSIDE = 0, 150, 151, 152, 153, 255  # OUTSIDE: not in the field of view
 LAST_TISSUE = DISC
+# TotalSegmentator's (v2) own classes: the last one, and those of the spine, which come from the vertebrae's label map.
+LAST_ORGAN = 117
+VERTEBRA_CLASSES = range(25, 51)
 
 
 def organ(class_id: int) -> int:
