@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+
 from segmamba.labelmap import write_labelmap
 from segmamba.manifest import load_manifest
 from segmamba.training.evaluate import dice_by_label, dice_of_all
@@ -58,6 +59,7 @@ def print_table(report: dict, labels: np.ndarray, reference: np.ndarray, names: 
         overlap = f"{dice[value]:.2f}" if value in dice else "-"
         print(f"{names[value]:<14}{volume:>12}{overlap:>8}")
     print(f"{'all together':<14}{sum(volumes.values()):>12.1f}{dice_of_all(labels, reference):>8.3f}")
+    print(f"{'mean':<14}{'':>12}{np.mean(list(dice.values())):>8.3f}")
     print("\n'-': not in the result, or not in the reference. " + report["notice"])
 
 

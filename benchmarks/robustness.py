@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
+
 from segmamba.files import segment_file
 from segmamba.request import Options, Request
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     train = commands.add_parser("train", help="train a network as a configuration file says")
     train.add_argument("config", metavar="CONFIG", type=Path, help="the configuration, a JSON file")
+    train.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after M minutes; go on later")
     train.set_defaults(run=_train)
     return parser
 
@@ -248,7 +250,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from segmamba.training.loop import train_from_config
 
-    train_from_config(options.config)
+    weights = train_from_config(options.config, options.minutes)
+    # The log is on standard output, one JSON object a line.
+    print(f"Written: {weights}", file=sys.stderr)
     return 0
 
 

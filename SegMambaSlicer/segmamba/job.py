@@ -179,7 +179,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=_environment(),
+                env=worker_environment(),
                 # Ctrl-C in the terminal is the parent's affair, which then cancels politely.
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
@@ -203,8 +203,8 @@ class Worker:
             self._process.stdin.flush()
 
 
-def _environment() -> dict[str, str]:
-    """Return an environment in which the worker finds this package, and nothing of the folder it is started in."""
+def worker_environment() -> dict[str, str]:
+    """Return an environment in which a child process finds this package, and nothing of the folder it is started in."""
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     folder = str(Path(__file__).resolve().parents[1])
     if folder not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):

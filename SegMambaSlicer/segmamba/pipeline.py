@@ -27,8 +27,9 @@ from segmamba.notice import NOTICE
 from segmamba.postprocess import postprocess
 from segmamba.preprocess import labels_on_input_grid, outside_values, to_model_grid
 from segmamba.request import Options
-from segmamba.sliding_window import predict, window_count
+from segmamba.sliding_window import predict
 from segmamba.volume import Volume
+from segmamba.windows import window_count
 
 __all__ = ["Options", "Result", "segment"]
 

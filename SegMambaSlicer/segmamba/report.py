@@ -38,8 +38,8 @@ def measure_segments(
     -------
     list of dict
         ``value``, ``name``, ``voxels``, ``volume_ml``, ``centroid_ras_mm`` (patient coordinates as Slicer shows them:
-        right, anterior, superior; x and y have the opposite sign of DICOM's and ITK's LPS) and ``mean_confidence``
-        (0 to 1).
+        right, anterior, superior; x and y have the opposite sign of DICOM's and ITK's LPS), ``mean_confidence``
+        (0 to 1) and ``at_border`` (it touches the volume's border, so it may go on beyond it).
     """
     boxes = label_boxes(labels)
     to_lps = geometry.index_to_lps()
@@ -60,6 +60,9 @@ def measure_segments(
                 "volume_ml": round(voxels * geometry.voxel_volume / 1000, 3),
                 "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
                 "mean_confidence": round(float(confidence[box][mask].mean()) / 255, 4),
+                "at_border": any(
+                    part.start == 0 or part.stop == length for part, length in zip(box, labels.shape, strict=True)
+                ),
             }
         )
     return rows

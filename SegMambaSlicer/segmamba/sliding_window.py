@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,35 +12,12 @@ from torch.nn import functional
 
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, DeviceError, ModelError
+from segmamba.windows import window_starts
 
 # Width of the gaussian as a part of the window: at the border of a window the weight is exp(-8).
 SIGMA = 1 / 8
 
 Axes = tuple[int, ...]
-
-
-def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Return where windows along one axis begin: evenly spread, the first at 0, the last ending at ``length``.
-
-    Parameters
-    ----------
-    length, window : int
-        Voxels of the volume and of a window, ``window <= length``.
-    overlap : float
-        Part of a window that the next one covers at least, 0 <= overlap < 1.
-    """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap is {overlap} and must be at least 0 and below 1")
-    span = length - window
-    step = max(1, int(window * (1 - overlap)))
-    count = math.ceil(span / step)
-    return [round(span * index / count) for index in range(count + 1)] if count else [0]
-
-
-def window_count(size: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """Return how many windows `predict` runs over a volume, mirrorings not counted."""
-    axes = zip(size, patch, strict=True)
-    return math.prod(len(window_starts(max(length, width), width, overlap)) for length, width in axes)
 
 
 def blend_weights(length: int, window: int, starts: Sequence[int]) -> torch.Tensor:

@@ -24,6 +24,8 @@ SHEARED = (
     "{} has axes that are not at right angles (gantry tilt or a sheared transform): "
     "resample it to a rectangular grid first."
 )
+# The DICOM tag of the modality, also as a field of NRRD and MetaImage headers.
+MODALITY_KEY = "0008|0060"
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,8 @@ def _read_file(path: Path) -> Volume:
         image = sitk.Extract(image, frame, [0] * image.GetDimension(), submatrix)
     geometry = image_geometry(image)
     check_geometry(geometry, str(path))
-    return Volume(sitk.GetArrayFromImage(image), geometry)
+    modality = reader.GetMetaData(MODALITY_KEY).strip() if reader.HasMetaDataKey(MODALITY_KEY) else None
+    return Volume(sitk.GetArrayFromImage(image), geometry, modality or None)
 
 
 def _reason(path: Path, error: str, otherwise: str) -> str:

@@ -1,24 +1,124 @@
-"""The whole job in the scene: a volume node goes to the worker process, a segmentation node comes back."""
+"""The whole job in the scene: a volume node goes to the worker process, a segmentation node comes back.
+
+`Case` holds the two halves, before and after the worker, for callers that do not wait in between; `segment_volume_node`
+does all of it.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError
-from segmamba.files import Options, Request, requested_model
+from segmamba.files import Request, requested_model
 from segmamba.job import Worker
+from segmamba.request import Options
 from segmamba_mrml.host import worker_python
-from segmamba_mrml.segmentation import check_segmentation, segmentation_from_labels
+from segmamba_mrml.segmentation import check_segmentation, segment_ids, segmentation_from_labels
 from segmamba_mrml.terminology import load_terminology
 from segmamba_mrml.volumes import check_volume, export_volume, roi_box
 
 # An attribute and not a text node: it goes where the segmentation goes (copies, the saved scene, the bin) and adds
 # nothing to the Data tree that a clinician has to tidy up.
 REPORT_ATTRIBUTE = "SegMamba.Report"
+
+
+class Case:
+    """One volume node on its way to a segmentation node; the files in between live as long as this object.
+
+    Parameters
+    ----------
+    volume_node : vtkMRMLScalarVolumeNode
+        CT or MR volume, also under a linear transform.
+    request : Request
+        Task or model and options. Its paths are not used.
+    output_node : vtkMRMLSegmentationNode, optional
+        Node to add the segments to. By default a new one.
+    roi_node : vtkMRMLMarkupsROINode, optional
+        Region to segment; by default the whole volume.
+    replace_segments : bool
+        Remove what the output node holds once the new segments are there; by default it is kept.
+
+    Attributes
+    ----------
+    request : Request
+        For the worker.
+
+    Raises
+    ------
+    SegMambaError
+        The node, the model or the region does not suit; nothing was changed.
+    """
+
+    def __init__(
+        self,
+        volume_node: Any,
+        request: Request,
+        output_node: Any = None,
+        roi_node: Any = None,
+        replace_segments: bool = False,
+    ) -> None:
+        check_volume(volume_node)
+        if output_node is not None:
+            check_segmentation(output_node, volume_node)
+        self._volume_node = volume_node
+        self._output_node = output_node
+        self._replace = replace_segments
+        self._model = requested_model(request)
+        options = replace(request.options, roi=roi_box(roi_node)) if roi_node else request.options
+        self._folder = tempfile.TemporaryDirectory(prefix="segmamba-")
+        folder = Path(self._folder.name)
+        files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
+        self.request = replace(request, input=files[0], output=files[1], options=options)
+        try:
+            export_volume(volume_node, self.request.input)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Delete the files."""
+        self._folder.cleanup()
+
+    def finish(self, report: dict[str, Any]) -> Any:
+        """Take the worker's result into the scene and return the segmentation node.
+
+        Parameters
+        ----------
+        report : dict
+            The worker's. The node's attribute ``SegMamba.Report`` holds it as JSON, with each segment's
+            ``segment_id`` in the node.
+
+        Raises
+        ------
+        InputError
+            The volume or the output is gone from the scene.
+        """
+        # Somebody may have deleted a node or closed the scene while the worker was busy.
+        if any(node is not None and node.GetScene() is None for node in (self._volume_node, self._output_node)):
+            raise InputError("The volume or the output was removed from the scene meanwhile: load it and start again.")
+        load_terminology()
+        name = f"{self._volume_node.GetName()} {self._model.task}"
+        before = segment_ids(self._output_node) if self._output_node is not None else []
+        node = segmentation_from_labels(
+            self.request.output, self._volume_node, self._model.labels, name, self._output_node
+        )
+        added = segment_ids(node)[len(before) :]
+        if self._replace:
+            for identifier in before:
+                node.GetSegmentation().RemoveSegment(identifier)
+        rows = [
+            {**row, "segment_id": identifier}
+            for row, identifier in zip(report.get("segments", []), added, strict=False)
+        ]
+        # The worker saw temporary files that are gone by now.
+        names = {"input": self._volume_node.GetName(), "output": node.GetName()}
+        node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({**report, **names, "segments": rows}))
+        return node
 
 
 def segment_volume_node(
@@ -65,29 +165,18 @@ def segment_volume_node(
     SegMambaError
         One of its kinds, with a sentence that says what to do. The scene is then as it was.
     """
-    check_volume(volume_node)
-    if output_node is not None:
-        check_segmentation(output_node, volume_node)
-    with tempfile.TemporaryDirectory(prefix="segmamba-") as folder:
-        request = Request(
-            input=str(Path(folder) / "input.nrrd"),
-            output=str(Path(folder) / "labels.nrrd"),
-            task=task,
-            model=model,
-            manifest=str(manifest) if manifest else None,
-            options=Options(device=device, roi=roi_box(roi_node) if roi_node else None),
-        )
-        structures = requested_model(request).labels
-        export_volume(volume_node, request.input)
+    request = Request(
+        input="",
+        output="",
+        task=task,
+        model=model,
+        manifest=str(manifest) if manifest else None,
+        options=Options(device=device),
+    )
+    case = Case(volume_node, request, output_node, roi_node)
+    try:
         with Worker(python=worker_python()) as worker:
-            report = worker.run(request, progress, cancelled)
-        # Somebody may have deleted a node or closed the scene while the worker was busy.
-        if any(node is not None and node.GetScene() is None for node in (volume_node, output_node)):
-            raise InputError("The volume or the output was removed from the scene meanwhile: load it and start again.")
-        load_terminology()
-        name = f"{volume_node.GetName()} {task}"
-        node = segmentation_from_labels(request.output, volume_node, structures, name, output_node)
-    # The worker saw temporary files that are gone by now.
-    report = {**report, "input": volume_node.GetName(), "output": node.GetName()}
-    node.SetAttribute(REPORT_ATTRIBUTE, json.dumps(report))
-    return node
+            report = worker.run(case.request, progress, cancelled)
+        return case.finish(report)
+    finally:
+        case.close()

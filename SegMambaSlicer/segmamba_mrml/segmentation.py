@@ -95,6 +95,12 @@ def check_segmentation(node: Any, volume_node: Any) -> None:
         )
 
 
+def segment_ids(node: Any) -> list[str]:
+    """Return the IDs of a segmentation node's segments, in their order."""
+    segmentation = node.GetSegmentation()
+    return [segmentation.GetNthSegmentID(index) for index in range(segmentation.GetNumberOfSegments())]
+
+
 def save_segmentation(node: Any, path: Path | str) -> None:
     """Write a segmentation node to a ``.seg.nrrd`` file, whole or not at all.
 

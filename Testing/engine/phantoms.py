@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import SimpleITK as sitk
+
 from segmamba.manifest import Channel, Code, Label, Model, ModelFile, Preprocessing
 from segmamba.volume import Geometry, Volume, image_geometry, to_image
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from phantoms import phantom
+
 from segmamba.errors import InputError
 from segmamba.volume import Geometry, check_geometry, check_values, read_volume, to_image
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from segmamba.errors import ModelError
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
-from torch import nn
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 import tiny
 from phantoms import phantom
+
 from segmamba import cli, doctor
 from segmamba.errors import Cancelled, InstallationError, WorkerError
 from segmamba.progress import ProgressBar

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from segmamba.device import choose_device, cpu_precision
 from segmamba.errors import DeviceError
 from segmamba.memory import gibibytes, system_memory

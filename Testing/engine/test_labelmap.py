@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from phantoms import OBLIQUE, spine_labels, true_labels
+
 from segmamba.errors import OutputError
 from segmamba.labelmap import LABELMAP_EXTENSIONS, check_output, whole_file, write_labelmap
 from segmamba.volume import image_geometry

@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+
 from segmamba.errors import ModelError
 from segmamba.manifest import load_manifest
 from segmamba.networks import build_network, parameter_count

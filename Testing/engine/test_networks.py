@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
+
 from segmamba.errors import ModelError
 from segmamba.networks import build_network, parameter_count
 from segmamba.networks.blocks import DecoderBlock, EncoderBlock, OutputBlock, pad_to_stride
@@ -14,7 +16,6 @@ from segmamba.networks.mamba import TriOrientedMamba, sum_of_orders, three_order
 from segmamba.networks.segmamba_v2_paper import enhance_certain_features
 from segmamba.networks.shape_prior import CrossUpdate, resample
 from segmamba.scan import reference
-from torch.nn import functional
 
 SHAPES = Path(__file__).parents[1] / "data" / "segmamba_v2_release_state_dict_shapes.json"
 TINY = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from phantoms import STRAIGHT, phantom
+
 from segmamba import pipeline
 from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
 from segmamba.manifest import Model, load_manifest

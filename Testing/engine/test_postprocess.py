@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from phantoms import OBLIQUE, STRAIGHT, positions, true_labels
+
 from segmamba.errors import ModelError
 from segmamba.postprocess import postprocess
 from segmamba.volume import Geometry

@@ -26,6 +26,7 @@ from phantoms import (
     true_labels,
 )
 from scipy import ndimage
+
 from segmamba.errors import InputError, ModelError
 from segmamba.grid import Box, ModelGrid
 from segmamba.manifest import Channel

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from phantoms import ANISOTROPIC, OBLIQUE, STRAIGHT, VERTEBRAE, phantom, restored, spine_model, true_labels
+
 from segmamba.planes import AXIAL, CORONAL, SAGITTAL, Plane, labelled_points, most_telling_position
 from segmamba.preview import choose_planes, display_window, render, spread
 from segmamba.volume import Geometry, Volume

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from phantoms import OBLIQUE, STRAIGHT, VERTEBRAE, spine_labels, true_labels
+
 from segmamba import report, store
 from segmamba.errors import OutputError
 from segmamba.volume import Geometry
@@ -30,6 +31,14 @@ def test_structures_that_are_not_there_are_not_reported() -> None:
     labels = np.where(true_labels(STRAIGHT) == 21, 21, 0).astype(np.uint8)
     rows = report.measure_segments(labels, labels, STRAIGHT, spine_labels())
     assert [row["name"] for row in rows] == ["L2 vertebra"]
+
+
+def test_structures_cut_off_by_the_border_of_the_volume_are_marked() -> None:
+    labels = np.zeros((6, 6, 6), np.uint8)
+    labels[2:4, 2:4, 2:4], labels[4:6, 2:4, 2:4] = 20, 21
+    geometry = Geometry((6, 6, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
+    rows = report.measure_segments(labels, labels, geometry, spine_labels())
+    assert [row["at_border"] for row in rows] == [False, True]
 
 
 def test_the_summary_counts_and_names() -> None:

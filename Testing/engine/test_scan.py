@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from segmamba import scan
 from segmamba.errors import ModelError
 from segmamba.scan import reference, torch_scan

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from segmamba.errors import Cancelled, DeviceError, ModelError
-from segmamba.sliding_window import blend_weights, mirrorings, predict, window_count, window_starts
 from torch import nn
+
+from segmamba.errors import Cancelled, DeviceError, ModelError
+from segmamba.sliding_window import blend_weights, mirrorings, predict
+from segmamba.windows import window_count, window_starts
 
 PATCH = (32, 32, 32)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from phantoms import OBLIQUE, rotation
+
 from segmamba.errors import InputError
 from segmamba.volume import Geometry, read_volume, to_image
 
@@ -156,3 +157,12 @@ def test_a_folder_without_dicom_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(InputError, match="holds no DICOM series"):
         read_volume(tmp_path)
+
+
+def test_a_modality_in_a_header_field_is_read(tmp_path: Path) -> None:
+    image = to_image(some_ct(), GEOMETRY)
+    image.SetMetaData("0008|0060", "MR")
+    sitk.WriteImage(image, str(tmp_path / "named.nrrd"))
+    assert read_volume(tmp_path / "named.nrrd").modality == "MR"
+    sitk.WriteImage(to_image(some_ct(), GEOMETRY), str(tmp_path / "plain.nrrd"))
+    assert read_volume(tmp_path / "plain.nrrd").modality is None

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 from phantoms import phantom
+
 from segmamba import worker as worker_module
 from segmamba.errors import Cancelled, InputError, ModelError, SegMambaError, WorkerError
 from segmamba.job import Worker, describe_end

@@ -28,6 +28,7 @@ def write_model(folder: Path, empty: bool = False, **changes: Any) -> Path:
     ``empty`` makes a network that finds nothing; ``changes`` replace fields of the model's entry.
     """
     import torch
+
     from segmamba.networks import build_network
     from segmamba.networks.checkpoint import save_safetensors
 

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from segmamba.errors import InputError, OutputError, SegMambaError
 from segmamba.labelmap import whole_file
+from segmamba.training.arrays import as_labels
 from segmamba.training.procedural import procedural_body
 from segmamba.training.tissues import (
     CORD,
@@ -154,10 +155,8 @@ def closing(mask: np.ndarray, radius_mm: float, spacing: float) -> np.ndarray:
 def _read(path: Path, highest: int) -> np.ndarray:
     """Return a label map on a grid of ``SPACING``, axes to left, posterior and superior, as (z, y, x) uint8."""
     volume = read_volume(path)
-    labels = volume.array
-    if labels.min() < 0 or labels.max() > highest or (labels != np.floor(labels)).any():
-        raise InputError(f"{path} is no label map with values from 0 to {highest}: convert its numbering first.")
-    image = sitk.DICOMOrient(to_image(labels.astype(np.uint8), volume.geometry), "LPS")
+    labels = as_labels(volume.array, highest, str(path))
+    image = sitk.DICOMOrient(to_image(labels, volume.geometry), "LPS")
     size = [max(1, round(n * s / SPACING)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
     resampled = sitk.Resample(
         image, size, sitk.Transform(), sitk.sitkNearestNeighbor, image.GetOrigin(), [SPACING] * 3, image.GetDirection()

@@ -1,19 +1,38 @@
-"""Overlap of a network's labels with reference labels, on the network's own grid, during training."""
+"""Overlap of a network's labels with reference labels on real volumes, on the network's own grid, during training.
+
+``python -m segmamba.training.evaluate IMAGE LABELS MODEL_ID OUT.npz`` makes one such case from a volume.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from torch import nn
 
-from segmamba.manifest import Channel
+from segmamba.errors import InputError, SegMambaError
+from segmamba.labelmap import check_output, whole_file
+from segmamba.manifest import Channel, Model, load_manifest
+from segmamba.modality import check_modality
+from segmamba.preprocess import to_model_grid
 from segmamba.sliding_window import predict
+from segmamba.training.arrays import as_labels, read_arrays
+from segmamba.training.tissues import VERTEBRAE
+from segmamba.volume import Volume, read_volume, to_image
+
+CASE_EXTENSIONS = (".npz",)
+# A case keeps CT's own intensities, so that it outlives a change of the normalisation.
+HOUNSFIELD = Channel("clip", low=-1024.0, high=3071.0, mean=0.0, std=1.0)
 
 
 def dice_by_label(labels: np.ndarray, reference: np.ndarray) -> dict[int, float]:
-    """Return the Dice coefficient of each label present in the reference."""
+    """Return the Dice coefficient of each label present in the reference; both (z, y, x)."""
     result = {}
     for value in np.unique(reference[reference > 0]):
         ours, theirs = labels == value, reference == value
@@ -22,12 +41,12 @@ def dice_by_label(labels: np.ndarray, reference: np.ndarray) -> dict[int, float]
 
 
 def dice_of_all(labels: np.ndarray, reference: np.ndarray) -> float:
-    """Return the Dice coefficient of all labels taken together."""
+    """Return the Dice coefficient of all labels taken together; both (z, y, x)."""
     ours, theirs = labels > 0, reference > 0
     return float(2 * (ours & theirs).sum() / max(1, ours.sum() + theirs.sum()))
 
 
-def normalised(image: torch.Tensor, channels: tuple[Channel, ...]) -> torch.Tensor:
+def normalised(image: torch.Tensor, channels: Sequence[Channel]) -> torch.Tensor:
     """Return (batch, channels, z, y, x) from intensities (batch, 1, z, y, x), for channels of kind "clip"."""
     parts = [(image.clamp(c.low, c.high) - (c.mean or 0.0)) / (c.std or 1.0) for c in channels]
     return torch.cat(parts, dim=1)
@@ -35,28 +54,108 @@ def normalised(image: torch.Tensor, channels: tuple[Channel, ...]) -> torch.Tens
 
 def evaluate(
     network: nn.Module,
-    files: list[Path],
-    channels: tuple[Channel, ...],
+    files: Sequence[Path],
+    channels: Sequence[Channel],
     patch: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> dict[str, dict[str, float]]:
-    """Return, for each case, the Dice of all labels together and the mean over labels.
+    """Return, for each case, the Dice of all labels together ("dice_all") and the mean over labels ("dice_mean").
 
     Parameters
     ----------
-    files : list of Path
+    network : Module
+        In evaluation mode; it runs where its parameters are.
+    files : sequence of Path
         ``.npz`` with ``image`` (intensities) and ``labels``, (z, y, x), on the network's grid.
+    channels : sequence of Channel
+        How the network's input is made from the intensities.
+    patch : tuple of int
+        Window in voxels along z, y, x; windows overlap by half.
+    dtype : dtype
+        float32, or the half precision of autocast.
+
+    Raises
+    ------
+    InputError
+        A file is no such case.
     """
     device = next(network.parameters()).device
     results = {}
     for file in files:
-        case = np.load(file)
-        image = torch.from_numpy(case["image"].astype(np.float32))[None, None]
-        scores = predict(network, normalised(image, channels)[0], patch=patch, overlap=0.5, device=device, dtype=dtype)
-        labels = scores.argmax(dim=0).cpu().numpy()
-        by_label = dice_by_label(labels, case["labels"])
+        intensities, reference = read_arrays(file, ["image", "labels"], "'python -m segmamba.training.evaluate'")
+        image = normalised(torch.from_numpy(intensities.astype(np.float32))[None, None], channels)[0]
+        probabilities = predict(network, image, patch=patch, overlap=0.5, device=device, dtype=dtype)
+        labels = probabilities.argmax(dim=0).cpu().numpy()
+        by_label = dice_by_label(labels, reference)
         results[file.stem] = {
-            "dice_all": dice_of_all(labels, case["labels"]),
-            "dice_mean": float(np.mean(list(by_label.values()))),
+            "dice_all": dice_of_all(labels, reference),
+            "dice_mean": sum(by_label.values()) / max(1, len(by_label)),
         }
     return results
+
+
+def evaluation_case(image: Volume, labels: Volume, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Bring a volume and its reference labels to a model's grid.
+
+    Parameters
+    ----------
+    image, labels : Volume
+        A CT in HU, and vertebrae in VerSe numbering; their grids may differ.
+    model : Model
+        Gives orientation, spacing and cropping; its normalisation is left out.
+
+    Returns
+    -------
+    intensities : ndarray of int16 (z, y, x)
+        In HU.
+    reference : ndarray of uint8 (z, y, x)
+
+    Raises
+    ------
+    InputError
+        The volume is no CT with a body in it, the labels are not in VerSe numbering, or none lies on the volume.
+    """
+    check_modality(image, model)
+    in_hounsfield = replace(model, preprocessing=replace(model.preprocessing, channels=(HOUNSFIELD,)))
+    intensities, grid = to_model_grid(image, in_hounsfield)
+    on_grid = sitk.Resample(
+        to_image(as_labels(labels.array, VERTEBRAE, "The reference"), labels.geometry),
+        grid.geometry.size,
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        grid.geometry.origin,
+        grid.geometry.spacing,
+        grid.geometry.direction,
+    )
+    reference = sitk.GetArrayFromImage(on_grid)
+    if not reference.any():
+        raise InputError("No label lies on the image: give the labels that belong to it.")
+    return np.round(intensities[0]).astype(np.int16), reference
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m segmamba.training.evaluate", description="Make an evaluation case for training."
+    )
+    parser.add_argument("image", metavar="IMAGE", help="a CT: NIfTI, NRRD or MetaImage file, or a DICOM folder")
+    parser.add_argument("labels", metavar="LABELS", help="its vertebrae as a label map in VerSe numbering")
+    parser.add_argument("model", metavar="MODEL_ID", help="whose grid is used, see 'segmamba models'")
+    parser.add_argument("output", metavar="OUT.npz", help="the case")
+    options = parser.parse_args(arguments)
+    try:
+        check_output(options.output, CASE_EXTENSIONS)
+        model = load_manifest().model(options.model)
+        intensities, reference = evaluation_case(read_volume(options.image), read_volume(options.labels), model)
+        with whole_file(options.output, CASE_EXTENSIONS) as file:
+            np.savez_compressed(file, image=intensities, labels=reference)
+    except SegMambaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    shape = " x ".join(map(str, reference.shape))
+    print(f"{options.output}: {shape} voxels, labels {', '.join(map(str, np.unique(reference[reference > 0])))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """The training loop: ``segmamba train CONFIG``.
 
-A run stops when its time or its iterations are up, and goes on from its checkpoint when called again, so that
-training can be cut into pieces. Everything it reports is one JSON object a line in ``log.jsonl``.
+A run stops when its time or its iterations are up, and goes on from its state when called again, so that training can
+be cut into pieces. Everything it reports is one JSON object a line in ``log.jsonl``.
 """
 
 from __future__ import annotations
@@ -9,115 +9,90 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segmamba.errors import InputError
-from segmamba.manifest import Channel
+from segmamba.device import choose_device
+from segmamba.errors import InputError, OutputError
+from segmamba.labelmap import whole_file
 from segmamba.networks import build_network
-from segmamba.networks.checkpoint import save_safetensors
+from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
+from segmamba.training.config import Config, read_config
 from segmamba.training.evaluate import evaluate, normalised
 from segmamba.training.losses import dice_cross_entropy
 from segmamba.training.synthesis import Painter, load_anatomies
 
+# The cosine decay ends at this part of the learning rate.
+LAST_RATE = 0.005
+LARGEST_GRADIENT_NORM = 1.0
 
-@dataclass(frozen=True)
-class Config:
-    """A training run. Relative paths are relative to the configuration file's folder.
-
-    Attributes
-    ----------
-    architecture, arguments
-        For `segmamba.networks.build_network`.
-    channels : tuple of Channel
-        How the network's input is made from HU.
-    anatomies : str
-        Glob of the ``.npz`` files of `segmamba.training.anatomy.prepare`.
-    evaluation : str
-        Glob of evaluation cases, or empty.
-    patch, spacing
-        Voxels along z, y, x, and their size in mm.
-    batch, iterations, warmup, learning_rate, weight_decay, ema : numbers
-        AdamW with a linear warm-up and a cosine decay over ``iterations``; weights are averaged with decay ``ema``.
-    compile : bool
-        Compile the network (pays on long runs on a GPU).
-    """
-
-    architecture: str
-    arguments: dict[str, Any]
-    channels: tuple[Channel, ...]
-    anatomies: str
-    patch: tuple[int, int, int]
-    spacing: float
-    folder: str
-    evaluation: str = ""
-    batch: int = 2
-    iterations: int = 30000
-    warmup: int = 500
-    learning_rate: float = 6e-4
-    weight_decay: float = 1e-2
-    ema: float = 0.999
-    log_every: int = 100
-    checkpoint_every: int = 1000
-    evaluate_every: int = 5000
-    seed: int = 0
-    device: str = "auto"
-    compile: bool = False
-    base: Path = field(default=Path("."))
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 
-def read_config(path: Path) -> Config:
-    """Read a JSON configuration.
+class Run:
+    """The state of a training run: network, averaged network, optimizer, iteration.
 
     Raises
     ------
     InputError
-        The file is missing, is not JSON, or has unknown or missing keys.
+        The folder's state is damaged or belongs to another network.
+    ModelError
+        The architecture, its arguments or ``start_from`` do not fit.
+    OutputError
+        The folder cannot be made.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["channels"] = tuple(Channel(**channel) for channel in content["channels"])
-        content["patch"] = tuple(content["patch"])
-        return Config(**content, base=path.resolve().parent)
-    except OSError as error:
-        raise InputError(f"The training configuration {path} cannot be read: check the path.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"The training configuration {path} is not valid ({error}): see Docs/training.md.") from error
-
-
-class Run:
-    """The state of a training run: network, averaged network, optimizer, iteration."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         torch.manual_seed(config.seed)
         self.config = config
+        self.device = device
         self.folder = config.base / config.folder
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"The folder {self.folder} cannot be made: choose another one.") from error
         self.network = build_network(config.architecture, **config.arguments).to(device)
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        resumed = self.state_path.is_file()
+        if config.start_from and not resumed:
+            load_weights(self.network, load_state_dict(config.base / config.start_from))
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         kept = [p for p in self.network.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}],
             lr=config.learning_rate,
-            fused=device.type == "cuda",
+            fused=True,
         )
         self.iteration = 0
-        if self.state_path.is_file():
-            state = torch.load(self.state_path, map_location=device, weights_only=True)
+        if resumed:
+            self._load()
+
+    @property
+    def state_path(self) -> Path:
+        """What the run goes on from."""
+        return self.folder / "state.pt"
+
+    @property
+    def weights_path(self) -> Path:
+        """The averaged weights in half precision."""
+        return self.folder / "weights.safetensors"
+
+    def _load(self) -> None:
+        try:
+            state = torch.load(self.state_path, map_location=self.device, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.iteration = state["iteration"]
-
-    @property
-    def state_path(self) -> Path:
-        return self.folder / "state.pt"
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+            problem = f"{self.state_path} is damaged or belongs to another network"
+            raise InputError(f"{problem}: choose another folder in the configuration.") from error
 
     def save(self) -> None:
         """Write the state and the averaged weights; each file replaces the old one only when it is complete."""
@@ -127,29 +102,33 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
         }
-        partial = self.state_path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.state_path)
-        save_safetensors(self.average, self.folder / "weights.safetensors", metadata={"iteration": str(self.iteration)})
+        with whole_file(self.state_path, (".pt",)) as file:
+            torch.save(state, file)
+        with whole_file(self.weights_path, (".safetensors",)) as file:
+            save_safetensors(self.average, file, metadata={"iteration": str(self.iteration)})
 
     def log(self, **entry: Any) -> None:
+        """Print one JSON object and append it to the log."""
         line = json.dumps({"iteration": self.iteration, **entry})
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
 
     def learning_rate(self) -> float:
+        """Return the rate of the next step: linear warm-up, then cosine decay."""
         config = self.config
         if self.iteration < config.warmup:
             return config.learning_rate * (self.iteration + 1) / config.warmup
         done = (self.iteration - config.warmup) / max(1, config.iterations - config.warmup)
-        return config.learning_rate * max(0.005, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        return config.learning_rate * max(LAST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
     def update_average(self) -> None:
+        """Move the averaged weights towards the network's, faster at the beginning."""
         decay = min(self.config.ema, (1 + self.iteration) / (10 + self.iteration))
+        averaged: list[Tensor] = list(self.average.parameters())
+        current: list[Tensor] = list(self.network.parameters())
         with torch.no_grad():
-            ours, theirs = list(self.average.parameters()), list(self.network.parameters())
-            torch._foreach_lerp_(ours, theirs, 1 - decay)
+            torch._foreach_lerp_(averaged, current, 1 - decay)
 
 
 def train(config: Config, minutes: float = math.inf) -> Path:
@@ -158,74 +137,97 @@ def train(config: Config, minutes: float = math.inf) -> Path:
     Raises
     ------
     InputError
-        There is nothing to train on.
+        There is nothing to train on or to evaluate with, or the loss is no longer finite.
+    SegMambaError
+        See `Run`, and `segmamba.device.choose_device`.
     """
-    started = time.monotonic()
-    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    end = time.monotonic() + 60 * minutes
+    device = _device(config.device)
+    anatomies = load_anatomies(config.files(config.anatomies), device)
+    cases = config.files(config.evaluation) if config.evaluation else []
+    if config.evaluation and not cases:
+        raise InputError(f"No evaluation case matches '{config.evaluation}': correct it, or leave the key out.")
     run = Run(config, device)
     # A resumed run must not draw again what it has drawn.
-    painter = Painter(
-        load_anatomies(sorted(config.base.glob(config.anatomies)), device),
-        config.patch,
-        config.spacing,
-        seed=config.seed + run.iteration,
-    )
-    network = torch.compile(run.network, dynamic=False) if config.compile else run.network
+    painter = Painter(anatomies, config.patch, config.spacing, seed=config.seed + run.iteration)
+    objective = make_objective(run)
     losses: list[Tensor] = []
     last = time.monotonic()
-    while run.iteration < config.iterations and time.monotonic() - started < 60 * minutes:
-        losses.append(_step(run, network, painter, device))
+    while run.iteration < config.iterations and time.monotonic() < end:
+        losses.append(step(run, objective, painter))
         run.iteration += 1
         if run.iteration % config.log_every == 0:
-            loss = float(torch.stack(losses).mean())
-            now = time.monotonic()
-            run.log(loss=round(loss, 4), lr=run.learning_rate(), per_second=round(len(losses) / (now - last), 2))
-            if not math.isfinite(loss):
-                raise InputError("The loss is no longer finite: lower learning_rate and go on from the checkpoint.")
-            losses, last = [], now
+            _log_progress(run, losses, last)
+            losses, last = [], time.monotonic()
         if run.iteration % config.checkpoint_every == 0:
             run.save()
-        if config.evaluation and run.iteration % config.evaluate_every == 0:
-            _evaluate(run, device)
+        if cases and run.iteration % config.evaluate_every == 0 and run.iteration < config.iterations:
+            _evaluate(run, cases)
             last = time.monotonic()
     run.save()
-    if config.evaluation:
-        _evaluate(run, device)
-    return run.folder / "weights.safetensors"
-
-
-def _step(run: Run, network: nn.Module, painter: Painter, device: torch.device) -> Tensor:
-    with torch.no_grad():
-        image, labels = painter.batch(run.config.batch)
-        image = normalised(image, run.config.channels)
-    for group in run.optimizer.param_groups:
-        group["lr"] = run.learning_rate()
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits = network(image)
-    loss = dice_cross_entropy(logits, labels)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
-    for parameter in run.network.parameters():
-        # One overflow in half precision makes the norm, and so every gradient, NaN: such a step changes nothing.
-        if parameter.grad is not None:
-            torch.nan_to_num(parameter.grad, 0.0, 0.0, 0.0, out=parameter.grad)
-    run.optimizer.step()
-    run.update_average()
-    return loss.detach()
-
-
-def _evaluate(run: Run, device: torch.device) -> None:
-    config = run.config
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    run.average.eval()
-    cases = evaluate(run.average, sorted(config.base.glob(config.evaluation)), config.channels, config.patch, dtype)
-    run.log(evaluation={name: {k: round(v, 4) for k, v in case.items()} for name, case in cases.items()})
+    if cases:
+        _evaluate(run, cases)
+    return run.weights_path
 
 
 def train_from_config(path: Path, minutes: float = math.inf) -> Path:
     """Train as a configuration file says; see `Config` and `train`."""
     return train(read_config(path), minutes)
+
+
+def step(run: Run, objective: Objective, painter: Painter) -> Tensor:
+    """Take one optimizer step on new samples and return its loss, a scalar on the device.
+
+    Nothing is read back from the device, so that the processor can prepare the next step meanwhile.
+    """
+    with torch.no_grad():
+        image, labels = painter.batch(run.config.batch)
+        image = normalised(image, run.config.channels)
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.learning_rate()
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+        loss = objective(image, labels)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(run.network.parameters(), LARGEST_GRADIENT_NORM)
+    # Half precision may overflow: such a step changes nothing. The fused optimizer looks at this flag on the device.
+    run.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    run.optimizer.step()
+    run.update_average()
+    return loss.detach()
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(choose_device("cpu" if name == "auto" and not torch.cuda.is_available() else name).name)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return device
+
+
+def make_objective(run: Run) -> Objective:
+    """Return the function from images and labels to the loss, compiled where that is wanted and possible."""
+    network = run.network
+
+    def objective(image: Tensor, labels: Tensor) -> Tensor:
+        return dice_cross_entropy(network(image), labels)
+
+    # The scan for the processor cannot be compiled.
+    if not run.config.compile or run.device.type != "cuda":
+        return objective
+    return torch.compile(objective, fullgraph=True, dynamic=False)
+
+
+def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:
+    loss = float(torch.stack(list(losses)).mean())
+    if not math.isfinite(loss):
+        raise InputError("The loss is no longer finite: lower learning_rate and go on from the last state.")
+    speed = len(losses) / (time.monotonic() - since)
+    run.log(loss=round(loss, 4), lr=run.learning_rate(), per_second=round(speed, 2))
+
+
+def _evaluate(run: Run, cases: Sequence[Path]) -> None:
+    config = run.config
+    dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32
+    results = evaluate(run.average, cases, config.channels, config.patch, dtype)
+    run.log(evaluation={name: {key: round(value, 4) for key, value in case.items()} for name, case in results.items()})

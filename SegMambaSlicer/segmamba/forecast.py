@@ -1,0 +1,74 @@
+"""What a run will take, told before it starts: its grid, its windows and its memory. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from segmamba.grid import Box, model_grid
+from segmamba.manifest import Model
+from segmamba.request import Options
+from segmamba.volume import Volume
+from segmamba.windows import window_count
+
+FLOAT = 4
+# Per voxel of the input: the copy that is read, its resampled parts, and the answer's labels and confidence.
+BYTES_PER_INPUT_VOXEL = 12
+# Python, torch and the weights.
+BASE_MEMORY = 2**30
+# Logits are summed up before they become probabilities, in which both are there.
+COPIES_OF_CLASSES = 2
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Attributes
+    ----------
+    size : tuple of int
+        Voxels of the model's grid along x, y, z.
+    windows : int
+        Times that the network runs, mirrorings included.
+    memory : int
+        Bytes of main memory that the worker needs on the processor; a rough figure.
+    device_memory : int
+        Bytes that a window needs on a GPU; 0 where the manifest does not tell.
+    """
+
+    size: tuple[int, int, int]
+    windows: int
+    memory: int
+    device_memory: int
+
+
+def forecast(volume: Volume, model: Model, options: Options, input_voxels: int | None = None) -> Forecast:
+    """Say what segmenting a volume will take.
+
+    Parameters
+    ----------
+    volume : Volume
+        The volume, or one with fewer and larger voxels of the same patient, which is enough and much faster.
+    model : Model
+    options : Options
+    input_voxels : int, optional
+        Of the volume itself, where ``volume`` is a coarser one.
+
+    Raises
+    ------
+    InputError
+        There is no body in the volume, or the region of interest lies outside it.
+    """
+    grid = model_grid(volume, model.preprocessing, Box(*options.roi) if options.roi else None)
+    size = grid.geometry.size
+    overlap = model.overlap if options.overlap is None else options.overlap
+    mirrorings = 2 ** len(model.mirror_axes) if options.mirror else 1
+    window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
+    values = COPIES_OF_CLASSES * len(model.channel_values) + len(model.preprocessing.channels)
+    memory = (
+        BASE_MEMORY
+        + window_memory
+        + FLOAT * values * math.prod(max(pair) for pair in zip(size, reversed(model.patch), strict=True))
+        + BYTES_PER_INPUT_VOXEL * (input_voxels or volume.array.size)
+    )
+    return Forecast(size, mirrorings * window_count(size[::-1], model.patch, overlap), memory, window_memory)

@@ -1,0 +1,129 @@
+"""The configuration of a training run, a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segmamba.errors import InputError
+from segmamba.manifest import Channel
+from segmamba.training.tissues import VERTEBRAE
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. Relative paths and patterns start from the folder of the configuration file.
+
+    Attributes
+    ----------
+    architecture, arguments
+        For `segmamba.networks.build_network`; ``in_channels`` is the number of channels, ``out_channels`` is 27.
+    channels : tuple of Channel
+        How the network's input is made from HU; of kind "clip".
+    anatomies : str
+        Pattern of the ``.npz`` files of `segmamba.training.anatomy.prepare`.
+    patch, spacing
+        Voxels of a sample along z, y, x, and their size in mm.
+    folder : str
+        Gets ``state.pt``, ``weights.safetensors`` and ``log.jsonl``; where it has a state, the run goes on from it.
+    evaluation : str
+        Pattern of evaluation cases, or empty.
+    start_from : str
+        Weights (``.safetensors``) that a run without a state starts from, or empty.
+    batch, iterations, warmup, learning_rate, weight_decay, ema
+        AdamW with a linear warm-up and a cosine decay over ``iterations``; weights are averaged with decay ``ema``.
+    log_every, checkpoint_every, evaluate_every : int
+        In iterations.
+    seed : int
+        Of the first weights and of the samples.
+    device : str
+        "auto" is CUDA if there is any, else the processor.
+    compile : bool
+        Compile network and loss on CUDA: takes a minute, and pays on long runs.
+    base : Path
+        What relative paths start from.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    channels: tuple[Channel, ...]
+    anatomies: str
+    patch: tuple[int, int, int]
+    spacing: float
+    folder: str
+    evaluation: str = ""
+    start_from: str = ""
+    batch: int = 2
+    iterations: int = 30000
+    warmup: int = 500
+    learning_rate: float = 6e-4
+    weight_decay: float = 1e-2
+    ema: float = 0.999
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    evaluate_every: int = 5000
+    seed: int = 0
+    device: str = "auto"
+    compile: bool = False
+    base: Path = Path(".")
+
+    def __post_init__(self) -> None:
+        if self.arguments.get("in_channels") != len(self.channels):
+            raise ValueError("arguments.in_channels must be the number of channels")
+        if self.arguments.get("out_channels") != VERTEBRAE + 1:
+            raise ValueError(f"arguments.out_channels must be {VERTEBRAE + 1}: background and vertebrae")
+        if any(channel.kind != "clip" for channel in self.channels):
+            raise ValueError("channels must be of kind clip")
+        for name in ("anatomies", "folder", "evaluation", "start_from", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a text")
+        if len(self.patch) != 3 or not all(isinstance(n, int) and n > 0 for n in self.patch):
+            raise ValueError("patch must be three whole numbers")
+        for name in ("batch", "iterations", "log_every", "checkpoint_every", "evaluate_every"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1")
+        if not (self.spacing > 0 and self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0):
+            raise ValueError("spacing, learning_rate, weight_decay and warmup must not be negative")
+        if not 0 <= self.ema < 1:
+            raise ValueError("ema must be at least 0 and below 1")
+
+    def files(self, pattern: str) -> list[Path]:
+        """Return the files that a pattern matches, sorted."""
+        return sorted(Path(path) for path in glob.glob(os.path.join(glob.escape(str(self.base)), pattern)))
+
+
+def read_config(path: Path) -> Config:
+    """Read a JSON configuration.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not JSON, has unknown or missing keys, or values that cannot be.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _check_keys(content)
+        content["channels"] = tuple(Channel(**channel) for channel in content["channels"])
+        content["patch"] = tuple(content["patch"])
+        return Config(**content, base=path.resolve().parent)
+    except OSError as error:
+        raise InputError(f"The training configuration {path} cannot be read: check the path.") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"The training configuration {path} is not valid ({error}): see Docs/training.md.") from error
+
+
+def _check_keys(content: Any) -> None:
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    fields = {field.name: field for field in dataclasses.fields(Config) if field.name != "base"}
+    for key in content:
+        if key not in fields:
+            raise ValueError(f"there is no key '{key}'")
+    for key, field in fields.items():
+        if field.default is dataclasses.MISSING and key not in content:
+            raise ValueError(f"the key '{key}' is missing")

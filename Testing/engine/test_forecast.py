@@ -1,0 +1,85 @@
+"""What a run will take, told before it starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from phantoms import phantom
+
+from segmamba.errors import InputError
+from segmamba.files import Request, segment_file
+from segmamba.forecast import forecast
+from segmamba.grid import cropped_geometry
+from segmamba.manifest import Model, load_manifest
+from segmamba.request import Options
+from segmamba.volume import Geometry, Volume, to_image
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_manifest(tiny.write_model(tmp_path_factory.mktemp("tiny"))).models[0]
+
+
+def test_grid_and_windows_are_those_of_the_run(model: Model, tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    volume = phantom()
+    sitk.WriteImage(to_image(volume.array, volume.geometry), str(tmp_path / "ct.nii.gz"))
+    manifest = tiny.write_model(tmp_path)
+    request = Request(str(tmp_path / "ct.nii.gz"), str(tmp_path / "out.nii"), "vertebrae", manifest=str(manifest))
+    run = segment_file(request)["run"]
+    told = forecast(volume, model, Options())
+    assert list(told.size) == run["model_grid"]["size"]
+    assert told.windows == run["windows"]
+
+
+def test_mirroring_and_overlap_cost_windows(model: Model) -> None:
+    volume = phantom()
+    standard = forecast(volume, model, Options()).windows
+    assert forecast(volume, model, Options(mirror=True)).windows == 2 * standard
+    assert forecast(volume, model, Options(overlap=0.25)).windows <= standard
+
+
+def test_a_coarser_copy_of_the_volume_gives_nearly_the_same(model: Model) -> None:
+    volume = phantom()
+    whole = tuple(slice(0, length) for length in volume.array.shape)
+    geometry = cropped_geometry(volume.geometry, (whole[0], whole[1], whole[2]))
+    spacing = tuple(2 * step for step in geometry.spacing)
+    coarse = np.ascontiguousarray(volume.array[::2, ::2, ::2])
+    half = replace(geometry, size=coarse.shape[::-1], spacing=spacing)
+    told, roughly = (
+        forecast(volume, model, Options()),
+        forecast(Volume(coarse, half), model, Options(), volume.array.size),
+    )
+    assert np.abs(np.subtract(told.size, roughly.size)).max() <= 3
+    assert roughly.memory == pytest.approx(told.memory, rel=0.1)
+
+
+def test_a_larger_volume_and_more_classes_need_more_memory(model: Model) -> None:
+    small = Volume(np.zeros((40, 40, 40), np.int16), Geometry((40, 40, 40), (4.0,) * 3, (0.0,) * 3, phantom_axes()))
+    large = Volume(np.zeros((80, 80, 80), np.int16), Geometry((80, 80, 80), (4.0,) * 3, (0.0,) * 3, phantom_axes()))
+    assert forecast(large, model, Options()).memory > forecast(small, model, Options()).memory
+    more = replace(model, channel_values=tuple(range(27)))
+    assert forecast(large, more, Options()).memory > forecast(large, model, Options()).memory
+
+
+def test_a_volume_without_a_body_is_refused(model: Model) -> None:
+    empty = Volume(np.full((9, 9, 9), -1000, np.int16), Geometry((9, 9, 9), (4.0,) * 3, (0.0,) * 3, phantom_axes()))
+    with pytest.raises(InputError, match="no body"):
+        forecast(empty, model, Options())
+
+
+def phantom_axes() -> tuple[float, ...]:
+    return tuple(np.eye(3).ravel().tolist())
+
+
+def test_forecasting_does_not_import_torch() -> None:
+    code = "import segmamba.forecast, segmamba.modality, sys; assert 'torch' not in sys.modules"
+    folder = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
