@@ -20,6 +20,8 @@ check: .venv/installed-dev
 	cd SegMambaSlicer && ../$(BIN)/lint-imports --config ../pyproject.toml
 
 .venv/bin/python:
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
+	  { echo "Python's venv module is missing: install it first, on Debian and Ubuntu with: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 

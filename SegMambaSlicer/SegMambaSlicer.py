@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections import deque
+from pathlib import Path
+
 import slicer
 import vtk
 from slicer.i18n import tr as _
@@ -12,6 +17,9 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
+from slicer.util import VTKObservationMixin
+
+# The engine, SimpleITK and the rest of the module are imported where they are used, not when Slicer starts.
 
 
 class SegMambaSlicer(ScriptedLoadableModule):
@@ -21,11 +29,13 @@ class SegMambaSlicer(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("SegMambaSlicer")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        self.parent.dependencies = ["Segmentations", "SubjectHierarchy", "Terminologies", "Volumes"]
+        self.parent.dependencies = ["Markups", "Segmentations", "SubjectHierarchy", "Terminologies", "Volumes"]
         self.parent.contributors = ["SegMambaSlicer contributors"]
         self.parent.helpText = _(
             "Segments vertebrae and colorectal cancer in CT with the networks SegMamba-V2 and SpineMamba: choose a "
-            "volume and a task, then press Segment. Research software, not a medical device. See the "
+            "volume and a task, then press Segment. CTChest of the module Sample Data is a volume to try it with. "
+            "Research software, not a medical device: check every result, and do not use it for diagnosis or "
+            "treatment. See the "
             '<a href="https://github.com/SegMambaSlicer/SegMambaSlicer">project page</a>.'
         )
         self.parent.acknowledgementText = _(
@@ -36,114 +46,269 @@ class SegMambaSlicer(ScriptedLoadableModule):
         )
 
 
-class SegMambaSlicerWidget(ScriptedLoadableModuleWidget):
-    """The panel: input volume, task, one button that starts and cancels, and what is going on."""
+class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel. Its sections are in ``SegMambaSlicerLib``; here a run starts, is followed, and ends."""
 
     def __init__(self, parent=None):
-        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
         self.logic = None
-        self._running = False
-        self._cancelled = False
+        self.job = None
+        self.sections = None
+        self._parameterNode = None
+        self._guiTag = None
+        self._stage, self._stageBegin = "", 0.0
+        # Last: without a parent it builds the panel at once.
+        ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self):
         """Build the panel; called once, when the module is opened for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
+        from SegMambaSlicerLib.panel import buildSections
+
         panel = slicer.util.loadUI(self.resourcePath("UI/SegMambaSlicer.ui"))
         self.layout.addWidget(panel)
         self.ui = slicer.util.childWidgetVariables(panel)
         panel.setMRMLScene(slicer.mrmlScene)
         self.logic = SegMambaSlicerLogic()
-        self.ui.taskComboBox.addItem(_("Vertebrae"), "vertebrae")
-        self.ui.taskComboBox.addItem(_("Colorectal cancer"), "colorectal")
-        self.ui.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onInputChanged)
+        self.sections = buildSections(self.ui, Path(self.resourcePath("requirements.txt")), self.logic.stop)
+        for widget in (self.ui.progressBar, self.ui.statusLabel, self.ui.forecastLabel):
+            widget.visible = False
         self.ui.segmentButton.connect("clicked(bool)", self.onSegmentButton)
-        self.onInputChanged()
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneLoaded)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneLoaded)
+        self.useManifest(None)
+        self.initializeParameterNode()
 
     def cleanup(self):
-        """Stop a running job; called when the module is reloaded or Slicer closes."""
-        self._cancelled = True
+        """Stop a running job and the worker; called when the module is reloaded or Slicer closes."""
+        if self.sections is None:
+            return
+        self.logic.stop()
+        self.setParameterNode(None)
+        self.removeObservers()
+        self.sections.forecast.stop()
 
-    def onInputChanged(self, _node=None):
-        """Allow a start only with a volume, and a cancel always."""
-        self.ui.segmentButton.enabled = self._running or self.ui.inputSelector.currentNode() is not None
+    def enter(self):
+        """Look again at what may have changed while another module was open."""
+        self.initializeParameterNode()
+        self.sections.devices.refresh()
+        self.sections.dependencies.refresh()
+
+    def useManifest(self, path):
+        """Offer the models of a manifest; with None, those that come with the module."""
+        from segmamba.errors import SegMambaError
+
+        try:
+            self.sections.models.load(path)
+        except SegMambaError as error:
+            self.showStatus(str(error), problem=True)
+
+    def initializeParameterNode(self):
+        """Show the scene's parameter node, and choose the first volume where none is chosen."""
+        self.setParameterNode(self.logic.getParameterNode())
+        if not self._parameterNode.inputVolume:
+            node = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            if node:
+                self._parameterNode.inputVolume = node
+
+    def setParameterNode(self, parameterNode):
+        """Follow a parameter node; None stops following."""
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
+        self._parameterNode = parameterNode
+        if parameterNode:
+            self._guiTag = parameterNode.connectGui(self.ui)
+            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
+            self.sections.show(parameterNode)
+            self.onParametersChanged()
+
+    def onParametersChanged(self, _caller=None, _event=None):
+        """Follow the scene: what can be started, and what it will take."""
+        self.sections.refresh()
+        self.ui.segmentButton.enabled = self.job is not None or bool(self._parameterNode.inputVolume)
+
+    def onSceneStartClose(self, _caller, _event):
+        """Stop what runs: its volume is about to go."""
+        wasRunning = self.job is not None
+        self.logic.stop()
+        self.setParameterNode(None)
+        self.sections.forecast.follow(None)
+        self.sections.results.show(None)
+        self.ui.segmentButton.enabled = False
+        self.showStatus(_("The scene was closed, so the job was stopped.") if wasRunning else "")
+
+    def onSceneLoaded(self, _caller, _event):
+        """Show the new scene's choices and result."""
+        self.initializeParameterNode()
 
     def onSegmentButton(self, _checked=False):
         """Start a job, or cancel the one that is running."""
-        if self._running:
-            self._cancelled = True
-            self.ui.statusLabel.text = _("Cancelling...")
-            return
-        # Here and not above, so that the engine is not imported when Slicer starts.
         from segmamba.errors import SegMambaError
 
-        self._setRunning(True)
+        if self.job is not None:
+            self.job.cancel()
+            return
+        problem = self.sections.problem()
+        if problem:
+            self.showStatus(problem, problem=True)
+            return
+        self.sections.log.clear()
         try:
-            node = self.logic.segment(
-                self.ui.inputSelector.currentNode(),
-                task=self.ui.taskComboBox.currentData,
-                progress=self.onProgress,
-                cancelled=self._isCancelled,
+            self.job = self.logic.segmentAsync(
+                self._parameterNode.inputVolume,
+                onProgress=self.onProgress,
+                onDone=self.onDone,
+                onLog=self.sections.log.add,
+                **self.sections.choices(),
             )
-            count = node.GetSegmentation().GetNumberOfSegments()
-            self.ui.statusLabel.text = _("{count} structures found: '{name}'.").format(count=count, name=node.GetName())
         except SegMambaError as error:
-            self.ui.statusLabel.text = str(error)
-        except Exception:
-            self.ui.statusLabel.text = _("The job failed unexpectedly: the Python console shows where.")
-            raise
-        finally:
-            self._setRunning(False)
+            self.showStatus(str(error), problem=True)
+            return
+        self._setRunning(True)
 
     def onProgress(self, stage, fraction):
         """Show how far the job is."""
-        self.ui.statusLabel.text = f"{stage}: {100 * fraction:.0f} %"
+        from SegMambaSlicerLib.texts import overallFraction, progressText, remainingSeconds
 
-    def _isCancelled(self):
-        # The worker asks several times a second, so this keeps the window alive too.
-        slicer.app.processEvents()
-        return self._cancelled
+        if stage != self._stage:
+            self._stage, self._stageBegin = stage, time.monotonic()
+            self.sections.log.add(progressText(stage, None))
+        remaining = remainingSeconds(stage, fraction, time.monotonic() - self._stageBegin)
+        self.ui.progressBar.value = round(100 * overallFraction(stage, fraction))
+        self.ui.progressBar.format = f"{progressText(stage, remaining)} (%p%)"
+
+    def onDone(self, job):
+        """Show the result, or in one sentence why there is none."""
+        from segmamba.errors import SegMambaError
+
+        self.job = None
+        self._setRunning(False)
+        if job.error is None:
+            self.sections.forecast.learn(job.report, self.sections.devices.device)
+            self._parameterNode.resultSegmentation = job.node
+            self.sections.results.show(job.node)
+            self.showStatus(" ".join([job.report["summary"], *job.report["run"]["fallbacks"]]))
+        elif isinstance(job.error, SegMambaError):
+            self.showStatus(str(job.error), problem=True)
+        else:
+            logging.error("SegMambaSlicer", exc_info=job.error)
+            self.showStatus(_("The job failed unexpectedly: the Python console shows where."), problem=True)
+
+    def showStatus(self, text, problem=False):
+        """Show a sentence below the button, and keep it in the log."""
+        from SegMambaSlicerLib.panel import PROBLEM_STYLE
+
+        self.ui.statusLabel.text = text
+        self.ui.statusLabel.styleSheet = PROBLEM_STYLE if problem else ""
+        self.ui.statusLabel.visible = bool(text)
+        if text:
+            self.sections.log.add(text)
 
     def _setRunning(self, running):
-        self._running = running
+        self._stage, self._stageBegin = "", time.monotonic()
         if running:
-            self._cancelled = False
-            self.ui.statusLabel.text = _("Starting...")
+            self.showStatus("")
+            self.ui.progressBar.value = 0
+            self.ui.progressBar.format = _("Starting")
+        self.ui.progressBar.visible = running
         self.ui.segmentButton.text = _("Cancel") if running else _("Segment")
-        self.ui.inputSelector.enabled = not running
-        self.ui.taskComboBox.enabled = not running
-        self.onInputChanged()
+        self.sections.setRunning(running)
+        if self._parameterNode:
+            self.onParametersChanged()
 
 
 class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
-    """The Python console's way in; opens no dialog."""
+    """The Python console's way in; opens no dialog. The names of the choices are those of the command line."""
 
-    def segment(self, volumeNode, task, model=None, outputNode=None, roiNode=None, device="auto", **callbacks):
-        """Segment a volume and return the segmentation node.
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+        self._worker = None
+        self._job = None
+        self._log = deque(maxlen=1000)
+
+    def getParameterNode(self):
+        """Return the scene's parameter node, with typed values."""
+        from SegMambaSlicerLib.parameter import ParameterNode
+
+        return ParameterNode(super().getParameterNode())
+
+    def segment(self, volumeNode, task=None, onProgress=None, **choices):
+        """Segment a volume and return the segmentation node; waits, while Slicer stays usable.
 
         Parameters
         ----------
         volumeNode : vtkMRMLScalarVolumeNode
-        task : str
-            "vertebrae" or "colorectal".
-        model : str, optional
-            ID of a model; by default the task's first one.
-        outputNode : vtkMRMLSegmentationNode, optional
-            Node to add the segments to; by default a new one.
-        roiNode : vtkMRMLMarkupsROINode, optional
-            Region to segment; by default the whole volume.
-        device : str
-            "auto", "cpu", "cuda" or "mps".
-        **callbacks
-            ``progress(stage, fraction)`` and ``cancelled() -> bool``.
+        task : str, optional
+            "vertebrae" or "colorectal"; not needed with ``model``.
+        onProgress : callable, optional
+            Called with a stage's name and the fraction of it that is done.
+        **choices
+            ``model``, ``output`` (a segmentation node), ``overwrite``, ``structures``, ``roi`` (an ROI node),
+            ``mirror``, ``overlap``, ``noPostprocess``, ``device``, ``precision``, ``scan``, ``seed``,
+            ``checkpoint``, ``manifest``: see ``SegMambaSlicerLib.choices.Choices``.
 
         Raises
         ------
         segmamba.errors.SegMambaError
             With a sentence that says what to do.
         """
-        from segmamba_mrml.segment import segment_volume_node
+        return self.segmentAsync(volumeNode, task, onProgress, **choices).wait()
 
-        return segment_volume_node(volumeNode, task, model, outputNode, roiNode, device, **callbacks)
+    def segmentAsync(self, volumeNode, task=None, onProgress=None, onDone=None, onLog=None, **choices):
+        """Start segmenting a volume, and return the job at once: it has ``cancel()`` and ``wait()``.
+
+        As `segment`; besides, ``onDone`` is called with the job at its end, whose ``node`` or ``error`` says how it
+        went, and ``onLog`` with each line of the worker's log. One job at a time.
+        """
+        from SegMambaSlicerLib.choices import Choices
+        from SegMambaSlicerLib.job import SegmentationJob
+
+        worker = self._freeWorker()
+        self._job = SegmentationJob(
+            worker, volumeNode, Choices(task=task, **choices), onProgress, onDone, self._log, onLog
+        )
+        return self._job
+
+    def segmentFolder(
+        self,
+        inputFolder,
+        outputFolder,
+        task=None,
+        pattern="**/*.nii.gz",
+        skipExisting=True,
+        onProgress=None,
+        **choices,
+    ):
+        """Segment the files of a folder, and return a row (a dict) for each case; a bad case is a row with its error.
+
+        The rest as for `segment`; the results are ``.seg.nrrd`` files at the same places below ``outputFolder``.
+        """
+        from SegMambaSlicerLib.choices import Choices
+        from SegMambaSlicerLib.folder import segmentFolder
+
+        every = Choices(task=task, **choices)
+        return segmentFolder(self._freeWorker(), inputFolder, outputFolder, every, pattern, skipExisting, onProgress)
+
+    def stop(self):
+        """Cancel what runs and end the worker; the next run starts another one."""
+        if self._job is not None:
+            self._job.cancel()
+        if self._worker is not None:
+            self._worker.kill()
+
+    def _freeWorker(self):
+        """Return the worker, which stays up between runs so that weights load once."""
+        from segmamba.errors import WorkerError
+        from segmamba.job import Worker
+        from segmamba_mrml.host import worker_python
+
+        if self._job is not None and not self._job.finished:
+            raise WorkerError("A job is running: wait for it with job.wait(), or stop it with job.cancel().")
+        if self._worker is None:
+            self._worker = Worker(python=worker_python(), log=self._log.append)
+        return self._worker
 
 
 class SegMambaSlicerTest(ScriptedLoadableModuleTest):

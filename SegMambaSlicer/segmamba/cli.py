@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
-from segmamba import __version__, store
+from segmamba import __version__, cli_models
 from segmamba.errors import (
     Cancelled,
     DeviceError,
@@ -25,8 +21,8 @@ from segmamba.errors import (
     SegMambaError,
     WorkerError,
 )
+from segmamba.interrupt import stop_signal
 from segmamba.job import Worker
-from segmamba.manifest import load_manifest
 from segmamba.notice import NOTICE
 from segmamba.progress import ProgressBar
 from segmamba.request import Options, Request
@@ -71,6 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"segmamba: error: A package does not load ({error}): run 'segmamba doctor'.", file=sys.stderr)
         return InstallationError.exit_code
+    except OSError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"segmamba: error: The system refuses ({error}): check the folder and the paths.", file=sys.stderr)
+        return SegMambaError.exit_code
     except KeyboardInterrupt:
         print("segmamba: error: Interrupted.", file=sys.stderr)
         return Cancelled.exit_code
@@ -87,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"segmamba {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_segment(commands)
-    models = commands.add_parser("models", help="list the models and whether they are installed")
-    models.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
-    models.set_defaults(run=_models)
+    cli_models.add_commands(commands)
     doctor = commands.add_parser("doctor", help="check this installation and say what to do")
     doctor.add_argument("--device", default="auto", help="device to check: auto, cpu, cuda, cuda:N, mps")
     doctor.set_defaults(run=_doctor)
@@ -134,7 +133,7 @@ def _add_segment(commands: Any) -> None:
 
 
 def _request(options: argparse.Namespace) -> Request:
-    structures = tuple(name.strip() for name in options.structures.split(",")) if options.structures else None
+    structures = None if options.structures is None else tuple(options.structures.split(","))
     return Request(
         input=options.input,
         output=options.output,
@@ -168,7 +167,7 @@ def _lps_corners(ras: Sequence[float]) -> tuple[tuple[float, float, float], tupl
 
 def _segment(options: argparse.Namespace) -> int:
     request = _request(options)
-    with ProgressBar(sys.stderr, shown=not options.quiet) as bar, _stop_signal() as stopped:
+    with ProgressBar(sys.stderr, shown=not options.quiet) as bar, stop_signal() as stopped:
         if options.in_process:
             # The heavy packages are imported where they are used, so that 'segmamba doctor' works without them.
             from segmamba.files import segment_file
@@ -194,47 +193,6 @@ def _segment(options: argparse.Namespace) -> int:
 def print_log(line: str) -> None:
     """Show a line of the worker's log."""
     print(line, file=sys.stderr)
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether Ctrl-C was pressed; pressed twice it interrupts at once."""
-    stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped.is_set
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stopped.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _models(options: argparse.Namespace) -> int:
-    manifest = Path(options.manifest) if options.manifest else None
-    rows = [("ID", "TASK", "MODALITY", "INSTALLED", "SIZE", "TITLE")]
-    missing = []
-    for model in load_manifest(manifest).models:
-        path = store.checkpoint_location(model, manifest.parent if manifest else None)
-        installed = path.is_file()
-        size = path.stat().st_size if installed else model.file.size
-        text = f"{size / 1e6:.1f} MB" if size is not None else "-"
-        found = "yes" if installed else "no"
-        rows.append((model.id, model.task, ",".join(model.modalities), found, text, model.title))
-        if not installed:
-            missing.append(f"{model.id}: put the checkpoint at {path}")
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for line in missing:
-        print(line)
-    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

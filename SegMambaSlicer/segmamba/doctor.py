@@ -171,18 +171,18 @@ def _models() -> Iterator[Finding]:
     for model in models:
         subject = f"model {model.id}"
         try:
-            path = store.checkpoint_path(model)
+            found = store.installed(model)
         except ModelError as error:
             # What comes with the software has to be there; the rest is the user's choice.
             yield Finding(FAIL if model.file.bundled else WARN, subject, str(error))
             continue
         try:
-            digest = store.verify(model, path)
+            digest = store.verify(found)
         except ModelError as error:
             yield Finding(FAIL, subject, str(error))
             continue
-        known = "as in the manifest" if model.file.sha256 else "not in the manifest, so not compared"
-        yield Finding(OK, subject, f"{path.name}, SHA-256 {digest[:12]} {known}")
+        known = "as it should be" if found.sha256 else "not known before, so not compared"
+        yield Finding(OK, subject, f"{found.path.name}, {found.origin}, SHA-256 {digest[:12]} {known}")
 
 
 def _memory() -> Finding:

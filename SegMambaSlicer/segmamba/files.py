@@ -10,9 +10,9 @@ from typing import Any
 
 from segmamba import preview as previewing
 from segmamba import report as reporting
-from segmamba.errors import DeviceError, InstallationError, ModelError, OutputError, SegMambaError
+from segmamba.errors import Cancelled, DeviceError, InstallationError, ModelError, OutputError, SegMambaError
 from segmamba.labelmap import check_output, write_labelmap
-from segmamba.manifest import Model, load_manifest
+from segmamba.manifest import Model, chosen_labels, load_manifest
 from segmamba.request import Options, Request
 from segmamba.volume import read_volume
 
@@ -62,8 +62,6 @@ def requested_model(request: Request) -> Model:
     ModelError
         There is no such model or task, or the request names neither.
     """
-    if request.manifest is not None and not Path(request.manifest).is_file():
-        raise ModelError(f"The manifest {request.manifest} does not exist: check the path.")
     manifest = load_manifest(Path(request.manifest) if request.manifest else None)
     if request.model is None and request.task is None:
         raise ModelError(f"No task is given: choose one of {', '.join(manifest.tasks)}, or a model.")
@@ -79,6 +77,7 @@ def _segment_file(
     request: Request, progress: Callable[[str, float], None], cancelled: Callable[[], bool]
 ) -> dict[str, Any]:
     model = requested_model(request)
+    chosen_labels(model, request.options.structures)
     _check_outputs(request)
     root = Path(request.manifest).parent if request.manifest else None
     started = time.perf_counter()
@@ -93,6 +92,9 @@ def _segment_file(
     check_modality(volume, model)
     checkpoint = Path(request.checkpoint) if request.checkpoint else None
     result = segment(volume, model, request.options, progress, cancelled, checkpoint, root)
+    # From here on the job is not cancelled: whole files are written.
+    if cancelled():
+        raise Cancelled()
     progress("write", 0.0)
     writing = time.perf_counter()
     picture = previewing.render(volume, result.labels, model, Path(request.input).name) if request.preview else None
@@ -124,9 +126,10 @@ def _check_outputs(request: Request) -> None:
             outputs.append(Path(path))
     if request.preview and find_spec("matplotlib") is None:
         raise InstallationError("A preview needs matplotlib: install it with 'pip install matplotlib', or give none.")
+    inputs = [Path(path).resolve() for path in (request.input, request.manifest, request.checkpoint) if path]
     for output in outputs:
-        if output.resolve() == Path(request.input).resolve():
-            raise OutputError(f"{output} is the input: choose another name for the result.")
+        if output.resolve() in inputs:
+            raise OutputError(f"{output} is an input: choose another name for the result.")
         if output.exists() and not request.overwrite:
             raise OutputError(f"{output} exists already: choose another name, or allow it with --overwrite.")
 

@@ -29,6 +29,8 @@ GRACE = 2.0
 WRITING_GRACE = 60.0
 POLL = 0.05
 LOG_LINES = 50
+# The folder that this package lies in.
+PACKAGES = Path(__file__).resolve().parents[1]
 # What Windows gives for a process that a crash ended, as signals do elsewhere.
 WINDOWS_CRASH = 0xC0000000
 
@@ -142,6 +144,8 @@ class Worker:
                     raise kind(message["message"])
                 if message["type"] == "progress":
                     stage = message["stage"]
+                    if stage == "write" and deadline is not None:
+                        deadline = time.monotonic() + WRITING_GRACE
                     if on_progress is not None:
                         on_progress(stage, message["fraction"])
             if deadline is None and cancelled is not None and cancelled():
@@ -180,6 +184,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=worker_environment(),
+                # Python 3.10 imports from the folder it is started in, and a user's folder may hold a numpy.py.
+                cwd=PACKAGES,
                 # Ctrl-C in the terminal is the parent's affair, which then cancels politely.
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
@@ -204,12 +210,13 @@ class Worker:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return an environment in which a child process finds this package, and nothing of the folder it is started in."""
+    """Return an environment in which a child process finds this package wherever it is started."""
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    folder = str(Path(__file__).resolve().parents[1])
-    if folder not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        paths = (folder, os.environ.get("PYTHONPATH"))
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(PACKAGES) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        paths.insert(0, str(PACKAGES))
+    if paths:
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment
 
 

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from segmamba.errors import OutputError
 from segmamba.manifest import Label
+from segmamba.nifti import is_incomplete
 from segmamba.volume import Geometry, quiet, to_image
 
 SEGMENTATION_EXTENSION = ".seg.nrrd"
@@ -100,6 +101,10 @@ def write_labelmap(
                 image.SetMetaData(key, value)
         with quiet():
             sitk.WriteImage(image, str(temporary), useCompression=True)
+            written = sitk.GetArrayFromImage(sitk.ReadImage(str(temporary)))
+        # ITK says nothing when a disk is full while it writes NIfTI; what it reads back tells.
+        if is_incomplete(temporary) or not np.array_equal(written, labels):
+            raise OSError("the file does not hold what was written to it")
 
 
 def segment_id(label: Label) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,17 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of a model. ``size`` (bytes) and ``sha256`` are None where they are not known."""
+    """One file of a model. ``size`` (bytes) and ``sha256`` are None where they are not known.
+
+    ``urls`` are tried in this order; a file with any has a size and a SHA-256.
+    """
 
     name: str
     size: int | None
     sha256: str | None
     bundled: str | None
     note: str | None = None
+    urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,10 @@ def load_manifest(path: Path | None = None) -> Manifest:
     ModelError
         The file is not a manifest, or is one from a newer version of the software.
     """
+    advice = "check the file" if path else "install SegMambaSlicer again"
     path = path or resource_root() / MANIFEST_NAME
+    if not path.is_file():
+        raise ModelError(f"The manifest {path} does not exist: check the path.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema_version"] != SCHEMA_VERSION:
@@ -183,7 +190,36 @@ def load_manifest(path: Path | None = None) -> Manifest:
         label_sets = {name: tuple(map(_label, labels)) for name, labels in content["label_sets"].items()}
         return Manifest(tuple(_model(entry, label_sets) for entry in content["models"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path.name} is damaged ({error!r}): install SegMambaSlicer again.") from error
+        # Not the error's text: that of a file which is no text at all holds the whole file.
+        raise ModelError(f"The manifest {path} is damaged ({type(error).__name__}): {advice}.") from error
+
+
+def chosen_labels(model: Model, structures: Sequence[str] | None) -> tuple[Label, ...]:
+    """Return the labels of the structures asked for; all of the model's for None.
+
+    Parameters
+    ----------
+    model : Model
+    structures : sequence of str or None
+        Names ("L1 vertebra"), first words of names ("L1") or values ("20"), in any case.
+
+    Raises
+    ------
+    ModelError
+        The model knows no such structure, or none is named.
+    """
+    if structures is None:
+        return model.labels
+    by_key = {
+        key.casefold(): label for label in model.labels for key in (label.name.split()[0], label.name, str(label.value))
+    }
+    names = [name.strip() for name in structures if name.strip()]
+    unknown = [name for name in names if name.casefold() not in by_key]
+    if unknown or not names:
+        known = ", ".join(label.name for label in model.labels)
+        raise ModelError(f"The model '{model.id}' has no structure '{', '.join(unknown)}': choose from {known}.")
+    chosen = {by_key[name.casefold()].value for name in names}
+    return tuple(label for label in model.labels if label.value in chosen)
 
 
 def _code(parts: list[str]) -> Code:
@@ -234,6 +270,6 @@ def _model(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]]
         overlap=entry["overlap"],
         mirror_axes=tuple(entry["mirror_axes"]),
         keep=entry["keep"],
-        file=ModelFile(**file),
+        file=ModelFile(**{**file, "urls": tuple(file.get("urls", ()))}),
         entry=entry,
     )

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import torch
 from segmamba import report as reporting
 from segmamba import scan, store
 from segmamba.device import Device, choose_device
-from segmamba.errors import Cancelled, DeviceError, ModelError
+from segmamba.errors import Cancelled, DeviceError
 from segmamba.grid import Box, ModelGrid
-from segmamba.manifest import Label, Model
+from segmamba.manifest import Label, Model, chosen_labels
 from segmamba.memory import gibibytes
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
@@ -90,10 +90,14 @@ def segment(
     torch.backends.cudnn.deterministic = True
     with run.stage("load"):
         engine = _prepare(model, options, checkpoint, root, notes)
+        model = engine.model
     with run.stage("preprocess"):
         image, grid = to_model_grid(volume, model, Box(*options.roi) if options.roi else None)
     with run.stage("predict"):
         probabilities = _predict(engine, torch.from_numpy(image), model, options, run, notes)
+    used = next(engine.network.parameters()).device
+    if used.type != engine.device.kind:  # memory ran out
+        engine = replace(engine, device=choose_device(used.type, "auto"), backend=scan.chosen_backend(used.type))
     with run.stage("postprocess"):
         labels, confidence = labels_on_input_grid(probabilities, grid, model.channel_values)
         del probabilities
@@ -112,25 +116,6 @@ def segment(
         "segments": reporting.measure_segments(labels, confidence, volume.geometry, wanted),
     }
     return Result(labels, report | {"summary": reporting.summary(report)})
-
-
-def chosen_labels(model: Model, structures: tuple[str, ...] | None) -> tuple[Label, ...]:
-    """Return the labels of the structures asked for, by name or by value; all of the model's for None.
-
-    Raises
-    ------
-    ModelError
-        The model knows no such structure.
-    """
-    if structures is None:
-        return model.labels
-    by_key = {key.casefold(): label for label in model.labels for key in (label.name, str(label.value))}
-    unknown = [name for name in structures if name.strip().casefold() not in by_key]
-    if unknown or not structures:
-        known = ", ".join(label.name for label in model.labels)
-        raise ModelError(f"The model '{model.id}' has no structure '{', '.join(unknown)}': choose from {known}.")
-    chosen = {by_key[name.strip().casefold()].value for name in structures}
-    return tuple(label for label in model.labels if label.value in chosen)
 
 
 class _Run:
@@ -154,8 +139,9 @@ class _Run:
 
 @dataclass(frozen=True, eq=False)
 class _Engine:
-    """A network with its weights, and what it runs on."""
+    """A network with its weights, and what it runs on; the model has the intensity figures of the import, if any."""
 
+    model: Model
     device: Device
     backend: str
     checkpoint: Path
@@ -167,10 +153,13 @@ def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path
     device = device_for(model, options, notes)
     scan.set_backend(None if options.scan == "auto" else options.scan)
     backend = scan.chosen_backend(device.name)
-    path = checkpoint or store.checkpoint_path(model, root)
-    digest = store.verify(model, path) if checkpoint is None else store.sha256(path)
+    if checkpoint is None:
+        found = store.installed(model, root)
+        model, path, digest = found.model, found.path, store.verify(found)
+    else:
+        path, digest = checkpoint, store.sha256(checkpoint)
     network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
-    return _Engine(device, backend, path, digest, network)
+    return _Engine(model, device, backend, path, digest, network)
 
 
 def _predict(

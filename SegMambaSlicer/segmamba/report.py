@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def describe_model(model: Model, checkpoint: Path, digest: str) -> dict[str, Any
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": digest,
         "checkpoint_in_manifest": model.file.sha256 == digest,
+        "intensities": [asdict(channel) for channel in model.preprocessing.channels],
         "estimated": model.preprocessing.estimated,
         "limits": list(model.entry.get("limits", [])),
         "licence": model.entry.get("licence"),

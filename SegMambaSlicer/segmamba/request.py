@@ -50,6 +50,11 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("device", "precision", "scan"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"The option '{name}' is {getattr(self, name)!r}: give a name.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"The seed is {self.seed}: choose a whole number from 0 to 2^63 - 1.")
         if self.overlap is not None and not 0 <= self.overlap <= 0.9:
             raise InputError(f"The overlap is {self.overlap:g}: choose a number from 0 to 0.9.")
         if self.roi is not None and not all(low < high for low, high in zip(*self.roi, strict=True)):
@@ -113,6 +118,9 @@ class Request:
                 options["roi"] = (low, high)
             if options.get("structures") is not None:
                 options["structures"] = tuple(str(name) for name in options["structures"])
+            wrong = [name for name in PATHS if not isinstance(content.get(name), (str, type(None)))]
+            if wrong:
+                raise TypeError(f"{', '.join(wrong)} must be text")
             return cls(**{**content, "options": Options(**options)})
         except (TypeError, ValueError, AttributeError) as error:
             known = ", ".join(item.name for item in fields(cls))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import site
 import sys
+import sysconfig
 from pathlib import Path
 
 from segmamba.errors import InstallationError
@@ -14,7 +16,7 @@ def resource_root() -> Path:
     """Return the folder that holds ``weights_manifest.json`` and ``Resources/``.
 
     That is the top of a source tree, the ``SegMamba`` folder beside an installed Slicer module's packages,
-    or ``share/segmamba`` of a Python environment that the package was installed into.
+    or ``share/segmamba`` of where pip installed the package (an environment, ``--user`` or ``--target``).
 
     Raises
     ------
@@ -22,7 +24,9 @@ def resource_root() -> Path:
         None of these holds the manifest.
     """
     here = Path(__file__).resolve()
-    candidates = (here.parents[2], here.parents[1] / "Resources" / "SegMamba", Path(sys.prefix) / "share" / "segmamba")
+    prefixes = (sysconfig.get_path("data"), site.getuserbase(), sys.prefix, str(here.parents[1]))
+    installed = (Path(prefix) / "share" / "segmamba" for prefix in prefixes)
+    candidates = (here.parents[2], here.parents[1] / "Resources" / "SegMamba", *installed)
     for candidate in candidates:
         if (candidate / MANIFEST_NAME).is_file():
             return candidate

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from segmamba import scan
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, DeviceError, ModelError
 from segmamba.windows import window_starts
@@ -104,6 +105,8 @@ def predict(
     for compute, storage, precision, sentence in _steps(device, dtype):
         if sentence:
             notes.append(sentence)
+        if compute.type != device.type:
+            scan.set_backend("torch")  # one that was chosen for the GPU may not run here
         try:
             run = _WindowRun(network.to(compute), compute, precision, mirror, notes)
             return _blend(run, padded, patch, overlap, storage, progress, cancelled)[inside]

@@ -1,17 +1,60 @@
-"""Where checkpoints are, and whether they are the right ones."""
+"""Where checkpoints are, and whether they are the right ones. Nothing here changes a file.
+
+A model is looked for in three places: with the software, in the user's models folder, in a shared folder that is only
+read. In the latter two it has a folder of its own, named by its id, with the checkpoint and a record of where that
+is from (`segmamba.record`); a checkpoint under the manifest's name without a record was put there by hand.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segmamba.errors import ModelError
-from segmamba.manifest import Model
+from segmamba.manifest import Channel, Model
+from segmamba.record import RECORD_NAME, read_record
 from segmamba.resources import resource_root
 
 ENVIRONMENT_VARIABLE = "SEGMAMBA_MODELS"
+SHARED_VARIABLE = "SEGMAMBA_SHARED_MODELS"
+SOFTWARE, USER, SHARED = "software", "user", "shared"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A checkpoint that is there.
+
+    Attributes
+    ----------
+    model : Model
+        With the intensity figures that the user gave at the import, where that was so.
+    path : Path
+    place : str
+        `SOFTWARE`, `USER` or `SHARED`.
+    origin : str
+        Where it is from, in words.
+    size, sha256
+        What the file should have; None where nobody knows.
+    source_sha256 : str or None
+        SHA-256 of the file that it was converted from.
+    channels : tuple of Channel or None
+        The figures that the user gave.
+    """
+
+    model: Model
+    path: Path
+    place: str
+    origin: str
+    size: int | None
+    sha256: str | None
+    source_sha256: str | None = None
+    channels: tuple[Channel, ...] | None = None
 
 
 def models_folder() -> Path:
@@ -32,37 +75,110 @@ def models_folder() -> Path:
     return base / "segmamba" / "models"
 
 
-def checkpoint_location(model: Model, root: Path | None = None) -> Path:
-    """Return where a model's checkpoint belongs, whether or not it is there.
+def shared_folder() -> Path | None:
+    """Return the folder with checkpoints for all users of a computer or network, named by SEGMAMBA_SHARED_MODELS."""
+    chosen = os.environ.get(SHARED_VARIABLE)
+    return Path(chosen) if chosen else None
+
+
+def model_folder(model: Model) -> Path:
+    """Return the folder of a model in the user's models folder.
+
+    Raises
+    ------
+    ModelError
+        The manifest's id or file name is not a plain name.
+    """
+    for name in (model.id, model.file.name):
+        if not PLAIN_NAME.fullmatch(name):
+            raise ModelError(f"The manifest calls a model or its file '{name}': letters, digits, '.', '_', '-' only.")
+    return models_folder() / model.id
+
+
+def find(model: Model, root: Path | None = None) -> Installed | None:
+    """Return a model's checkpoint, or None where there is none.
 
     Parameters
     ----------
     model : Model
     root : Path, optional
         What the path of a bundled file starts from: the folder of the manifest. By default `resource_root`.
-    """
-    if model.file.bundled is not None:
-        return (root or resource_root()) / model.file.bundled
-    return models_folder() / model.id / model.file.name
-
-
-def checkpoint_path(model: Model, root: Path | None = None) -> Path:
-    """Return the path of a model's checkpoint.
 
     Raises
     ------
     ModelError
-        The file is not there; the sentence says where to put it.
+        The record of an installed checkpoint is damaged.
     """
+    file = model.file
+    if file.bundled is not None:
+        path = (root or resource_root()) / file.bundled
+        if os.path.isfile(path):
+            return Installed(model, path, SOFTWARE, "comes with the software", file.size, file.sha256)
+    folders = [(USER, model_folder(model))]
+    shared = shared_folder()
+    if shared is not None:
+        folders.append((SHARED, shared / model.id))
+    for place, folder in folders:
+        found = in_folder(model, folder, place)
+        if found is not None:
+            return found
+    return None
+
+
+def in_folder(model: Model, folder: Path, place: str) -> Installed | None:
+    """Return the checkpoint of a model in its folder of a store, or None."""
+    record = read_record(folder / RECORD_NAME)
+    if record is not None and os.path.isfile(folder / record.file):
+        configured = model
+        if record.channels is not None:
+            figures = replace(model.preprocessing, channels=record.channels, estimated=None)
+            configured = replace(model, preprocessing=figures)
+        path = folder / record.file
+        return Installed(
+            configured, path, place, record.origin, record.size, record.sha256, record.source_sha256, record.channels
+        )
+    path = folder / model.file.name
+    if os.path.isfile(path):
+        return Installed(model, path, place, "put there by hand", model.file.size, model.file.sha256)
+    return None
+
+
+def checkpoint_location(model: Model, root: Path | None = None) -> Path:
+    """Return where a model's checkpoint is or, where there is none (or only a damaged record), belongs.
+
+    ``root`` as for `find`.
+    """
+    with contextlib.suppress(ModelError):
+        found = find(model, root)
+        if found is not None:
+            return found.path
+    if model.file.bundled is not None:
+        return (root or resource_root()) / model.file.bundled
+    return model_folder(model) / model.file.name
+
+
+def installed(model: Model, root: Path | None = None) -> Installed:
+    """Return a model's checkpoint; ``root`` as for `find`.
+
+    Raises
+    ------
+    ModelError
+        It is not there; the sentence says how to get it.
+    """
+    found = find(model, root)
+    if found is not None:
+        return found
     path = checkpoint_location(model, root)
-    if path.is_file():
-        return path
     if model.file.bundled is not None:
         raise ModelError(
             f"The checkpoint of '{model.id}' is missing from this installation ({path}): install SegMambaSlicer again."
         )
+    if model.file.urls:
+        advice = f"get it with 'segmamba models fetch {model.id}', or put the file at {path}."
+    else:
+        advice = f"bring it in with 'segmamba models import FILE', or put the file at {path}."
     note = f" {model.file.note}" if model.file.note else ""
-    raise ModelError(f"The checkpoint of '{model.id}' is not installed: put the file at {path}.{note}")
+    raise ModelError(f"The checkpoint of '{model.id}' is not installed: {advice}{note}")
 
 
 def sha256(path: Path) -> str:
@@ -83,24 +199,27 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def verify(model: Model, path: Path) -> str:
-    """Compare a checkpoint's size and SHA-256 with the manifest's, where it states them, and return the SHA-256.
+def verify(found: Installed) -> str:
+    """Compare a checkpoint's size and SHA-256 with what they should be, where that is known; return the SHA-256.
 
     Raises
     ------
     ModelError
-        The file is damaged, another one, or cannot be read.
+        The file is damaged, another one or another version, or cannot be read.
     """
+    model, path = found.model, found.path
+    if found.place == SOFTWARE:
+        again = "install SegMambaSlicer again."
+    else:
+        again = f"get the file again ('segmamba models {'fetch ' + model.id if model.file.urls else 'import FILE'}')."
     digest = sha256(path)
     size = path.stat().st_size
-    expected = model.file
-    if expected.size is not None and size != expected.size:
+    if found.size is not None and size != found.size:
+        raise ModelError(f"{path} has {size} bytes and the checkpoint of '{model.id}' has {found.size}: {again}")
+    if found.sha256 is not None and digest != found.sha256:
         raise ModelError(
-            f"{path} has {size} bytes and the checkpoint of '{model.id}' has {expected.size}: get the file again."
+            f"{path} is not the checkpoint of '{model.id}' that was expected (its SHA-256 differs): {again}"
         )
-    if expected.sha256 is not None and digest != expected.sha256:
-        raise ModelError(
-            f"{path} is not the checkpoint of '{model.id}' that the manifest names (its SHA-256 differs): "
-            "get the file again."
-        )
+    if model.file.sha256 not in (None, digest, found.source_sha256):
+        raise ModelError(f"{path} is another version of '{model.id}' than version {model.version}: {again}")
     return digest

@@ -123,7 +123,7 @@ def test_an_existing_file_is_replaced_only_with_leave(folder: Path, capsys: pyte
 def test_the_input_is_never_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = arguments(folder, "ct.nii.gz", "ct.nii.gz", "--task", "vertebrae", "--overwrite")
     assert cli.main(run) == 6
-    assert "is the input" in capsys.readouterr().err
+    assert "is an input" in capsys.readouterr().err
 
 
 def test_a_region_of_interest_is_given_in_ras(folder: Path) -> None:

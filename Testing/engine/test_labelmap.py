@@ -118,3 +118,20 @@ def test_a_good_output_passes_and_nothing_is_written(tmp_path: Path) -> None:
     check_output(tmp_path / "spine.SEG.nrrd")
     check_output(tmp_path / "report.json", (".json",))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".nrrd"])
+def test_a_file_that_was_cut_while_it_was_written_is_an_error(
+    extension: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = sitk.WriteImage
+
+    def cut(image: sitk.Image, name: str, **keywords: object) -> None:
+        write(image, name, **keywords)
+        content = Path(name).read_bytes()
+        Path(name).write_bytes(content[: len(content) - 20])
+
+    monkeypatch.setattr(sitk, "WriteImage", cut)
+    with pytest.raises(OutputError, match="free space"):
+        write_labelmap(tmp_path / f"out{extension}", LABELS, OBLIQUE, spine_labels())
+    assert not list(tmp_path.iterdir())

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from segmamba import manifest as manifest_module
 from segmamba.errors import ModelError
-from segmamba.manifest import load_manifest
+from segmamba.manifest import chosen_labels, load_manifest
 from segmamba.networks import build_network, parameter_count
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.resources import resource_root
-from segmamba.store import sha256
+from segmamba.store import find, sha256
 
 ROOT = resource_root()
 CONTENT = json.loads((ROOT / "weights_manifest.json").read_text(encoding="utf-8"))
@@ -44,6 +49,28 @@ def test_a_bundled_file_without_a_hash_is_refused_by_the_schema() -> None:
     broken["models"][0]["file"]["sha256"] = None
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+
+
+def test_an_address_without_size_and_hash_is_refused_by_the_schema() -> None:
+    broken = copy.deepcopy(CONTENT)
+    file = next(entry["file"] for entry in broken["models"] if entry["file"]["bundled"] is None)
+    file["urls"] = ["https://example.org/model.pt"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+    file |= {"size": 1, "sha256": "0" * 64}
+    jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("name", ["../model.pt", "a/b.pt", ".hidden", "a b.pt"])
+def test_file_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    broken = copy.deepcopy(CONTENT)
+    broken["models"][1]["file"]["name"] = name
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+    path = tmp_path / "weights_manifest.json"
+    path.write_text(json.dumps(broken))
+    with pytest.raises(ModelError, match="letters, digits"):
+        find(load_manifest(path).models[1])
 
 
 def test_vertebrae_are_numbered_as_in_verse() -> None:
@@ -96,3 +123,41 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ModelError, match="damaged"):
         load_manifest(path)
+
+
+def test_a_file_that_is_no_text_is_one_short_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "ct.nii.gz"
+    path.write_bytes(bytes(range(256)) * 1000)
+    with pytest.raises(ModelError, match="check the file") as caught:
+        load_manifest(path)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_missing_manifest_is_told_by_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_manifest(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("name", ["L1", "l1 vertebra", " 20 "])
+def test_a_structure_is_chosen_by_name_first_word_or_value(name: str) -> None:
+    chosen = chosen_labels(load_manifest().default("vertebrae"), [name, ""])
+    assert [label.value for label in chosen] == [20]
+
+
+def test_choosing_no_structure_is_an_error() -> None:
+    with pytest.raises(ModelError, match="choose from"):
+        chosen_labels(load_manifest().default("vertebrae"), [""])
+
+
+def test_an_installation_beside_its_shared_files_finds_them(tmp_path: Path) -> None:
+    package = Path(manifest_module.__file__).parent
+    (tmp_path / "segmamba").mkdir()
+    for name in ("__init__.py", "errors.py", "resources.py"):
+        shutil.copy(package / name, tmp_path / "segmamba")
+    shared = tmp_path / "share" / "segmamba"
+    shared.mkdir(parents=True)
+    (shared / "weights_manifest.json").write_text("{}")
+    code = "from segmamba.resources import resource_root; print(resource_root())"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert found.stdout.strip() == str(shared)

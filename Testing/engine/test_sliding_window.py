@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from segmamba import scan
 from segmamba.errors import Cancelled, DeviceError, ModelError
 from segmamba.sliding_window import blend_weights, mirrorings, predict
 from segmamba.windows import window_count, window_starts
@@ -145,6 +146,15 @@ def test_lack_of_memory_on_a_device_is_met_by_blending_in_main_memory_then_by_th
     assert len(notes) == 2
     assert "blended in main memory" in notes[0]
     assert "ran on the CPU" in notes[1]
+
+
+def test_a_scan_that_was_chosen_for_the_gpu_is_given_up_with_it() -> None:
+    scan.set_backend("triton" if "triton" in scan.available_backends() else "torch")
+    try:
+        run(OutOfMemoryAt(1, 2), volume(32, 32, 32), device="meta")
+        assert scan.chosen_backend("cpu") == "torch"
+    finally:
+        scan.set_backend(None)
 
 
 @pytest.mark.gpu

@@ -47,14 +47,14 @@ def write_model(folder: Path, empty: bool = False, **changes: Any) -> Path:
         "sha256": hashlib.sha256(content).hexdigest(),
         "bundled": checkpoint.name,
     }
-    entry = _entry(file) | changes
-    missing = _entry({"name": "missing.pt", "size": None, "sha256": None, "bundled": None}) | {"id": MISSING_ID}
+    entry = model_entry(file) | changes
+    missing = model_entry({"name": "missing.pt", "size": None, "sha256": None, "bundled": None}) | {"id": MISSING_ID}
     manifest = folder / "manifest.json"
     manifest.write_text(json.dumps({"schema_version": 1, "label_sets": {"three": LABELS}, "models": [entry, missing]}))
     return manifest
 
 
-def _entry(file: dict[str, Any]) -> dict[str, Any]:
+def model_entry(file: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": MODEL_ID,
         "version": "1",

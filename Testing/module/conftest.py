@@ -1,41 +1,168 @@
-"""The module's file, imported on slicer-core with stand-ins for what only the Slicer application has."""
+"""The module in the stand-in Slicer application, and what a user's hands and eyes do with its panel."""
 
 from __future__ import annotations
 
-import importlib
+import os
 import sys
-import unittest
-from types import ModuleType, SimpleNamespace
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import phantoms
 import pytest
+import qt
 import slicer
+import tiny
+from PySide6.QtTest import QTest
+from slicer_host import SlicerHost, themes
 
-from segmamba_mrml import host
+from segmamba.job import Worker
 
-
-class _Base:
-    def __init__(self, parent=None):
-        self.parent = parent
-
-
-class _TestBase(unittest.TestCase):
-    pass
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """The imported ``SegMambaSlicer.py``."""
+def a_slicer_host(tmp_path):
+    """Slicer with an empty scene; the test fails of errors in slots and of message boxes that it did not expect."""
+    host = SlicerHost(tmp_path / "slicer")
     host.start()
-    translation, bases = ModuleType("slicer.i18n"), ModuleType("slicer.ScriptedLoadableModule")
-    translation.tr = lambda text: text
-    translation.translate = lambda context, text: text
-    for kind in ("", "Widget", "Logic"):
-        setattr(bases, f"ScriptedLoadableModule{kind}", _Base)
-    bases.ScriptedLoadableModuleTest = _TestBase
-    monkeypatch.setitem(sys.modules, "slicer.i18n", translation)
-    monkeypatch.setitem(sys.modules, "slicer.ScriptedLoadableModule", bases)
-    monkeypatch.setattr(slicer, "app", SimpleNamespace(processEvents=lambda: None), raising=False)
-    monkeypatch.delitem(sys.modules, "SegMambaSlicer", raising=False)
-    slicer.mrmlScene.Clear(0)
-    yield importlib.import_module("SegMambaSlicer")
-    sys.modules.pop("SegMambaSlicer", None)
+    yield host
+    host.stop()
+    assert not host.errors
+    assert not host.take_messages()
+
+
+@pytest.fixture
+def module(a_slicer_host):
+    """The imported ``SegMambaSlicer.py``, its panel not made yet."""
+    a_slicer_host.load(MODULE / "SegMambaSlicer.py")
+    return sys.modules["SegMambaSlicer"]
+
+
+@pytest.fixture
+def the_module(a_slicer_host):
+    """The loaded module with its panel shown: ``python`` module, ``widget``, its ``ui``, the ``panel`` it lives in."""
+    module = a_slicer_host.load(MODULE / "SegMambaSlicer.py")
+    panel = module.widgetRepresentation()
+    panel.resize(460, 900)
+    panel.show()
+    slicer.util.selectModule("SegMambaSlicer")
+    a_slicer_host.process_events()
+    python = sys.modules["SegMambaSlicer"]
+    return SimpleNamespace(python=python, panel=panel, widget=panel.self(), ui=panel.self().ui, module=module)
+
+
+@pytest.fixture
+def click(a_slicer_host):
+    """Click a button as a user can: it has to be in sight and enabled. A table's cell takes its row and column too."""
+
+    def click(widget, row=None, column=0):
+        a_slicer_host.process_events()
+        assert widget.isVisible() and not widget.visibleRegion().isEmpty(), f"'{widget.name}' is not in sight"
+        assert widget.isEnabled(), f"'{widget.name}' is disabled"
+        if row is None:
+            widget.click()
+        else:
+            place = widget.visualRect(widget.model().index(row, column)).center()
+            QTest.mouseClick(widget.viewport(), qt.Qt.LeftButton, qt.Qt.NoModifier, place)
+        a_slicer_host.process_events()
+
+    return click
+
+
+@pytest.fixture
+def wait_until(a_slicer_host):
+    """Let the application run until a condition holds; fails after ``timeout`` seconds, or of an error in a slot."""
+
+    def wait_until(condition, timeout=20.0):
+        end = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < end, f"waited {timeout} s in vain"
+            a_slicer_host.process_events()
+            assert not a_slicer_host.errors
+            time.sleep(0.005)
+
+    return wait_until
+
+
+@pytest.fixture
+def screenshot(a_slicer_host, the_module, tmp_path):
+    """Save pictures ``<name>-light.png`` and ``<name>-dark.png`` of the panel; returns their paths.
+
+    They go to the folder that the environment variable SEGMAMBA_SCREENSHOTS names, or else to a temporary one.
+    """
+    folder = Path(os.environ.get("SEGMAMBA_SCREENSHOTS") or tmp_path / "screenshots")
+
+    def screenshot(name):
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for theme in ("dark", "light"):
+            themes.use(theme)
+            a_slicer_host.process_events()
+            paths.append(folder / f"{name}-{theme}.png")
+            assert the_module.panel.grab().save(str(paths[-1]))
+        return paths
+
+    return screenshot
+
+
+@pytest.fixture(scope="session")
+def a_quick_model(tmp_path_factory):
+    """A manifest with a tiny network that is done within a second."""
+    return tiny.write_model(tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture(scope="session")
+def a_slow_model(tmp_path_factory):
+    """The same network in thousands of windows."""
+    return tiny.write_model(tmp_path_factory.mktemp("slow"), patch=[16, 16, 16], overlap=0.9)
+
+
+@pytest.fixture(scope="session")
+def a_warm_worker():
+    """One worker for all tests: starting it takes seconds. A test that kills it gets a new process."""
+    with Worker() as worker:
+        yield worker
+
+
+@pytest.fixture
+def add_volume(a_slicer_host):
+    """Add a volume of `phantoms` to the scene and return its node."""
+
+    def add_volume(name, volume):
+        return slicer.util.addVolumeFromArray(volume.array, LPS_TO_RAS @ volume.geometry.index_to_lps(), name)
+
+    return add_volume
+
+
+@pytest.fixture
+def a_ct(add_volume):
+    """A volume node with a drawn spine."""
+    return add_volume("case 7", phantoms.phantom())
+
+
+@pytest.fixture
+def panel(the_module, a_quick_model, a_warm_worker):
+    """The panel's widget with the quick model and the warm worker."""
+    widget = the_module.widget
+    widget.useManifest(a_quick_model)
+    widget.ui.deviceComboBox.currentIndex = widget.ui.deviceComboBox.findData("cpu")
+    widget.logic._worker = a_warm_worker
+    yield widget
+    if widget.job is not None:
+        widget.job.cancel()
+    # The worker outlives the panel.
+    widget.logic._worker = None
+
+
+@pytest.fixture
+def logic(the_module, a_warm_worker):
+    """The logic that a script gets, with the warm worker."""
+    logic = the_module.python.SegMambaSlicerLogic()
+    logic._worker = a_warm_worker
+    yield logic
+    if logic._job is not None:
+        logic._job.cancel()
+    logic._worker = None

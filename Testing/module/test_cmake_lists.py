@@ -21,7 +21,11 @@ def _files(root: Path, patterns: list[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "root", "patterns"),
     [
-        ("MODULE_PYTHON_SCRIPTS", MODULE, ["*.py", "segmamba/**/*.py", "segmamba_mrml/**/*.py"]),
+        (
+            "MODULE_PYTHON_SCRIPTS",
+            MODULE,
+            ["*.py", "segmamba/**/*.py", "segmamba_mrml/**/*.py", "SegMambaSlicerLib/*.py"],
+        ),
         ("MODULE_PYTHON_RESOURCES", MODULE, ["Resources/**/*"]),
         ("MODULE_SHARED_FILES", REPOSITORY, SHARED),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,14 @@ import pytest
 import SimpleITK as sitk
 import slicer
 
-from segmamba.errors import Cancelled, InputError, ModelError
+from segmamba.errors import Cancelled, InputError, ModelError, OutputError
 from segmamba.files import segment_file
 from segmamba.labelmap import write_labelmap
 from segmamba.manifest import load_manifest
 from segmamba.request import Request
 from segmamba.volume import read_volume
 from segmamba_mrml import segment
-from segmamba_mrml.segment import REPORT_ATTRIBUTE, segment_volume_node
+from segmamba_mrml.segment import REPORT_ATTRIBUTE, Case, segment_volume_node
 from segmamba_mrml.volumes import export_volume, index_to_lps
 
 BRIGHT = 0
@@ -154,3 +155,27 @@ def test_real_worker_gives_the_node_what_it_gives_a_file(a_slicer_scene, oblique
     middle = np.argwhere(expected == values[0]).mean(axis=0)[::-1]
     lps = (index_to_lps(volume_node) @ [*middle, 1.0])[:3]
     assert centers[values[0]] == pytest.approx(lps * [-1, -1, 1], abs=0.2)
+
+
+def test_segments_of_an_output_are_replaced_only_if_that_was_chosen(a_volume_node, a_fake_worker):
+    first = segment_volume_node(a_volume_node, "vertebrae")
+    request = Request("", "", task="vertebrae")
+    for chosen, count in ((False, 2), (True, 1)):
+        case = Case(a_volume_node, request, first, replace_segments=chosen)
+        report = FakeWorker(None).run(case.request, None, None)
+        case.finish({**report, "segments": [{"value": 20, "name": "L1 vertebra"}]})
+        case.close()
+        assert first.GetSegmentation().GetNumberOfSegments() == count
+        (row,) = json.loads(first.GetAttribute(REPORT_ATTRIBUTE))["segments"]
+        assert first.GetSegmentation().GetSegment(row["segment_id"]) is not None
+
+
+def test_case_that_cannot_begin_leaves_no_files(a_volume_node, monkeypatch, tmp_path):
+    def fail(*_arguments):
+        raise OutputError("The disk is full.")
+
+    monkeypatch.setattr(segment, "export_volume", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OutputError):
+        Case(a_volume_node, Request("", "", task="vertebrae"))
+    assert list(tmp_path.iterdir()) == []

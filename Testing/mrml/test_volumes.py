@@ -10,7 +10,7 @@ import vtk
 
 from segmamba.errors import InputError, OutputError
 from segmamba.volume import read_volume
-from segmamba_mrml.volumes import check_volume, export_volume, index_to_lps, roi_box
+from segmamba_mrml.volumes import check_volume, coarse_volume, export_volume, index_to_lps, roi_box
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -143,3 +143,13 @@ def _ijk_to_ras(node):
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
     return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def test_coarse_volume_covers_the_same_patient_with_fewer_voxels(a_volume_node, a_linear_transform):
+    a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    whole, coarse = coarse_volume(a_volume_node), coarse_volume(a_volume_node, voxels=150)
+    np.testing.assert_array_equal(whole.array, slicer.util.arrayFromVolume(a_volume_node))
+    np.testing.assert_allclose(whole.geometry.index_to_lps(), index_to_lps(a_volume_node), atol=1e-9)
+    np.testing.assert_array_equal(coarse.array, whole.array[::2, ::2, ::2])
+    to_lps = index_to_lps(a_volume_node) @ np.diag([2.0, 2.0, 2.0, 1.0])
+    np.testing.assert_allclose(coarse.geometry.index_to_lps(), to_lps, atol=1e-9)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,22 @@ from segmamba.errors import InstallationError, ModelError
 
 WRAPPERS = ("module", "model", "state_dict")
 DATA_PARALLEL_PREFIX = "module."
+# How safetensors calls the types of numbers that weights have.
+TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+}
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the weights in a ``.safetensors``, ``.pt`` or ``.pth`` file, on the CPU.
 
     A state dict wrapped as ``module``, ``model`` or ``state_dict`` is unwrapped, and a leading ``module.`` is
-    stripped from its keys.
+    stripped from its keys. The weights stay in the file, mapped into memory, where its format allows that.
 
     Raises
     ------
@@ -84,6 +95,36 @@ def save_safetensors(
     _safetensors().save_file(converted, str(path), metadata=dict(metadata or {}))
 
 
+def write_safetensors(
+    state: Mapping[str, Tensor], path: str | Path, progress: Callable[[float], None] = lambda fraction: None
+) -> None:
+    """Write a state dict as it is, one weight after the other: only one at a time needs memory beyond the given ones.
+
+    The package's own writer holds a copy of all of them at once.
+
+    Raises
+    ------
+    ModelError
+        A weight is not finite, or not a plain array of numbers.
+    """
+    header, end = {}, 0
+    for key, value in state.items():
+        if value.dtype not in TYPE_NAMES or value.layout != torch.strided:
+            raise ModelError(f"The weight '{key}' is no plain array of numbers: choose a checkpoint of the model.")
+        start, end = end, end + value.numel() * value.element_size()
+        name = TYPE_NAMES[value.dtype]
+        header[key] = {"dtype": name, "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for index, (key, value) in enumerate(state.items(), start=1):
+            if not value.isfinite().all():
+                raise ModelError(f"The weight '{key}' has NaN or infinity: get the checkpoint again.")
+            stream.write(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+            progress(index / len(state))
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     library = _safetensors()
     try:
@@ -94,11 +135,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # The format from before PyTorch 1.6 is no zip archive and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
+        # Not the error's own text, which tells how to load such a file all the same.
         raise ModelError(
-            f"The checkpoint {path} is damaged or holds more than weights, get it again: {reason}"
+            f"The checkpoint {path} is damaged or holds more than weights, so it is not loaded: get it again."
         ) from error
 
 

@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT.npz", help="the case")
     options = parser.parse_args(arguments)
     try:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         check_output(options.output, CASE_EXTENSIONS)
         model = load_manifest().model(options.model)
         intensities, reference = evaluation_case(read_volume(options.image), read_volume(options.labels), model)

@@ -1,0 +1,79 @@
+"""The choices of a run, under the names that the command line has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segmamba.request import Options, Request
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a volume is to be segmented.
+
+    Attributes
+    ----------
+    task, model : str, optional
+        "vertebrae" or "colorectal", or a model's ID.
+    output : vtkMRMLSegmentationNode, optional
+        Node to add the segments to; by default a new one.
+    overwrite : bool
+        Replace what ``output``, or an existing file, holds. By default a node's segments are kept.
+    structures : str or sequence of str, optional
+        Names or values to keep, as a list or separated by commas; by default all.
+    roi : vtkMRMLMarkupsROINode, optional
+        Region to segment; by default the whole volume.
+    mirror : bool
+        Average over mirrored copies.
+    overlap : float, optional
+        Of the windows, 0 to 0.9; by default the model's.
+    noPostprocess : bool
+        Give the network's answer as it is.
+    device, precision, scan, seed, checkpoint, manifest
+        As for ``segmamba segment``.
+    """
+
+    task: str | None = None
+    model: str | None = None
+    output: Any = None
+    overwrite: bool = False
+    structures: str | Sequence[str] | None = None
+    roi: Any = None
+    mirror: bool = False
+    overlap: float | None = None
+    noPostprocess: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    scan: str = "auto"
+    seed: int = 0
+    checkpoint: str | None = None
+    manifest: str | None = None
+
+    def options(self) -> Options:
+        """Return the engine's options; the region of interest is not among them."""
+        names = self.structures.split(",") if isinstance(self.structures, str) else self.structures
+        return Options(
+            device=self.device,
+            precision=self.precision,
+            scan=self.scan,
+            overlap=self.overlap,
+            mirror=self.mirror,
+            structures=tuple(str(name).strip() for name in names) if names else None,
+            keep=not self.noPostprocess,
+            seed=self.seed,
+        )
+
+    def request(self, source: str = "", target: str = "") -> Request:
+        """Return the engine's request for a file, or for one whose names are not known yet."""
+        return Request(
+            input=source,
+            output=target,
+            task=self.task,
+            model=self.model,
+            checkpoint=str(self.checkpoint) if self.checkpoint else None,
+            manifest=str(self.manifest) if self.manifest else None,
+            overwrite=self.overwrite,
+            options=self.options(),
+        )

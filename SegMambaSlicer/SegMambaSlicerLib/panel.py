@@ -1,0 +1,100 @@
+"""The sections of the panel, put together, and what they say as one: the choices, and what stands in a run's way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from SegMambaSlicerLib.devices import DeviceSection
+from SegMambaSlicerLib.forecasting import ForecastSection
+from SegMambaSlicerLib.install import DependencySection
+from SegMambaSlicerLib.log import LogSection
+from SegMambaSlicerLib.models import QUALITIES, ModelSection
+from SegMambaSlicerLib.results import ResultSection
+
+# Legible on light and on dark grounds.
+PROBLEM_STYLE = "color: #d9480f;"
+OVERWRITE_SETTING = "SegMambaSlicer/Overwrite"
+# What must stay as it is while a job runs.
+LOCKED = ("inputSelector", "taskComboBox", "modelComboBox", "outputSelector", "advancedSection", "dependenciesSection")
+
+
+@dataclass
+class Sections:
+    """All sections of the panel."""
+
+    ui: Any
+    models: ModelSection
+    devices: DeviceSection
+    forecast: ForecastSection
+    results: ResultSection
+    dependencies: DependencySection
+    log: LogSection
+
+    def show(self, parameters: Any) -> None:
+        """Show what a parameter node holds."""
+        self.models.show(parameters)
+        self.forecast.follow(parameters)
+        self.results.show(parameters.resultSegmentation)
+
+    def refresh(self) -> None:
+        """Follow a change of the parameter node."""
+        self.models.refresh()
+        self.forecast.askLater()
+
+    def choices(self) -> dict[str, Any]:
+        """Return what the user chose, under the names of `SegMambaSlicerLib.choices.Choices`."""
+        parameters = self.forecast.parameters
+        overlap, mirror = QUALITIES[self.ui.qualityComboBox.currentData]
+        return {
+            "model": self.models.model.id,
+            "manifest": self.models.manifestPath,
+            "output": parameters.outputSegmentation,
+            "overwrite": self.ui.overwriteComboBox.currentData == "replace",
+            "structures": self.models.structures(),
+            "roi": parameters.roi,
+            "mirror": mirror,
+            "overlap": overlap,
+            "noPostprocess": not parameters.postprocess,
+            "device": self.devices.device,
+        }
+
+    def problem(self) -> str:
+        """Return in one sentence why a run cannot start, or an empty text."""
+        if self.models.model is None:
+            return self.models.problem()
+        missing = self.dependencies.missing
+        if missing:
+            self.dependencies.refresh()
+            return _("Packages are missing ({names}): install them in the section Dependencies below.").format(
+                names=", ".join(missing)
+            )
+        return self.models.problem() or self.forecast.refusal()
+
+    def setRunning(self, running: bool) -> None:
+        """Lock what a running job depends on."""
+        for name in LOCKED:
+            getattr(self.ui, name).enabled = not running
+
+
+def buildSections(ui: Any, requirements: Path, stopWorker: Callable[[], None]) -> Sections:
+    """Make the sections of a panel from its widgets by name; ``stopWorker`` ends the process that has torch loaded."""
+    ui.overwriteComboBox.addItem(_("Keep them and add the new ones"), "keep")
+    ui.overwriteComboBox.addItem(_("Replace them"), "replace")
+    chosen = slicer.util.settingsValue(OVERWRITE_SETTING, "keep")
+    ui.overwriteComboBox.currentIndex = max(0, ui.overwriteComboBox.findData(chosen))
+    ui.overwriteComboBox.connect(
+        "currentIndexChanged(int)",
+        lambda index: slicer.app.userSettings().setValue(OVERWRITE_SETTING, ui.overwriteComboBox.itemData(index)),
+    )
+    devices = DeviceSection(ui)
+    forecast = ForecastSection(ui, devices)
+    models = ModelSection(ui, forecast.askLater)
+    forecast.models = models
+    dependencies = DependencySection(ui, requirements, stopWorker)
+    return Sections(ui, models, devices, forecast, ResultSection(ui), dependencies, LogSection(ui))

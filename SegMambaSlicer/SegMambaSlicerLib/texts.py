@@ -1,0 +1,163 @@
+"""What the panel says, from what the engine knows. Functions that take and give values; no Qt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segmamba.forecast import Forecast
+from segmamba.manifest import Model
+from segmamba.memory import gibibytes
+
+# Share of a run that a stage takes, about: 512 x 512 x 133 voxels on a processor.
+STAGES = {"read": 0.02, "load": 0.05, "preprocess": 0.05, "predict": 0.78, "postprocess": 0.08, "write": 0.02}
+STAGE_TITLES = {
+    "read": "Reading",
+    "load": "Loading the model",
+    "preprocess": "Preparing",
+    "predict": "Segmenting",
+    "postprocess": "Cleaning up",
+    "write": "Writing",
+}
+TASK_TITLES = {"vertebrae": "Vertebrae", "colorectal": "Colorectal cancer"}
+# Below this mean probability of its voxels a segment is marked.
+LOW_CONFIDENCE = 0.6
+
+
+def taskTitle(task: str) -> str:
+    """Return a task's name for people."""
+    return TASK_TITLES.get(task, task.capitalize())
+
+
+def overallFraction(stage: str, fraction: float) -> float:
+    """Return how much of a whole run is done, from a stage and the fraction of it that is done."""
+    done = 0.0
+    for name, share in STAGES.items():
+        if name == stage:
+            return done + share * fraction
+        done += share
+    return done
+
+
+def duration(seconds: float) -> str:
+    """Write a time span roughly, for example ``about 20 s`` or ``about 3 min``."""
+    if seconds < 10:
+        return "a few seconds"
+    if seconds < 90:
+        return f"about {round(seconds / 5) * 5:.0f} s"
+    return f"about {round(seconds / 60):.0f} min"
+
+
+def modelSummary(model: Model) -> str:
+    """Return one line about a model: modality, spacing, accuracy, where it comes from, licence."""
+    x, y, z = model.preprocessing.spacing
+    spacing = f"{x:.3g} × {y:.3g} × {z:.3g} mm"
+    origin = "comes with this module" if model.file.bundled else "its file is yours to import"
+    licence = model.entry.get("licence") or "licence not stated"
+    return " · ".join(("/".join(model.modalities), spacing, accuracy(model.entry), origin, licence))
+
+
+def accuracy(entry: Mapping[str, Any]) -> str:
+    """Return the span of each measure in a manifest entry, for example ``Dice, whole spine 0.58 to 0.86``."""
+    values: dict[str, list[float]] = {}
+    for row in entry.get("accuracy", []):
+        values.setdefault(row["measure"], []).append(row["value"])
+    if not values:
+        return "accuracy not measured"
+    return "; ".join(f"{name} {_span(numbers)}" for name, numbers in values.items())
+
+
+def modelDetails(model: Model) -> str:
+    """Return several lines about a model: its limits, training data and citation."""
+    parts = [model.title, *(f"• {limit}" for limit in model.entry.get("limits", []))]
+    if model.preprocessing.estimated:
+        parts.append(f"• {model.preprocessing.estimated}")
+    parts += [f"{name}: {model.entry[key]}" for name, key in _DETAILS if model.entry.get(key)]
+    return "\n".join(parts)
+
+
+_DETAILS = (("Training data", "training_data"), ("Citation", "citation"))
+
+
+def missingCheckpoint(model: Model, path: Path) -> str:
+    """Say that a model's checkpoint is not there and what to do."""
+    note = f" {model.file.note}" if model.file.note else ""
+    return f"This model is not installed: put its file at {path}.{note}"
+
+
+def forecastText(forecast: Forecast, need: int, free: int, secondsPerWindow: float | None) -> str:
+    """Return one line about a run to come; ``need`` and ``free`` are bytes of memory, 0 if unknown."""
+    x, y, z = forecast.size
+    windows = f"{forecast.windows} window{'s' if forecast.windows != 1 else ''}"
+    available = f" of {gibibytes(free)} free" if free else ""
+    if secondsPerWindow is None:
+        time = "time unknown until the first run"
+    else:
+        time = duration(secondsPerWindow * forecast.windows)
+    memory = f", about {gibibytes(need)} memory{available}" if need else ""
+    return f"Forecast: grid {x} × {y} × {z}, {windows}{memory}, {time}."
+
+
+def memoryProblem(need: int, total: int, free: int) -> tuple[str, bool]:
+    """Return a sentence where main memory is short (else an empty one), and whether the run cannot work at all."""
+    if total and need > total:
+        return (
+            f"This needs about {gibibytes(need)} of memory and the computer has {gibibytes(total)}: limit the region "
+            "with an ROI (Advanced), or use a computer with more memory.",
+            True,
+        )
+    if free and need > free:
+        return (
+            f"This needs about {gibibytes(need)} of memory and {gibibytes(free)} are free: close other programs, or "
+            "limit the region with an ROI (Advanced).",
+            False,
+        )
+    return "", False
+
+
+def gpuProblem(need: int, free: int) -> str:
+    """Return a sentence where a GPU's memory is short, else an empty one."""
+    if need <= free:
+        return ""
+    return (
+        f"This needs about {gibibytes(need)} on the GPU and {gibibytes(free)} are free: close other programs, or "
+        "choose the processor (Advanced)."
+    )
+
+
+def progressText(stage: str, remaining: float | None) -> str:
+    """Return what the progress bar says."""
+    text = STAGE_TITLES.get(stage, stage)
+    return f"{text}, {duration(remaining)} left" if remaining is not None else text
+
+
+def remainingSeconds(stage: str, fraction: float, seconds: float) -> float | None:
+    """Return the time left of a run, ``seconds`` after its stage began; None while that cannot be told.
+
+    Only the network's windows tell it: they are most of the time, and each takes as long as the one before.
+    """
+    if stage != "predict" or not 0 < fraction < 1:
+        return None
+    return seconds / fraction * (1 - fraction)
+
+
+def segmentFlags(row: Mapping[str, Any]) -> list[str]:
+    """Return what is to be looked at in a segment of the report."""
+    flags = []
+    if row.get("mean_confidence", 1.0) < LOW_CONFIDENCE:
+        flags.append("low confidence")
+    if row.get("at_border"):
+        flags.append("cut off")
+    return flags
+
+
+def secondsPerWindow(report: Mapping[str, Any]) -> float:
+    """Return how long one window took in a run."""
+    run = report["run"]
+    return report["timings_s"]["predict"] / (run["windows"] * 2 ** len(run["mirror_axes"]))
+
+
+def _span(numbers: list[float]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"

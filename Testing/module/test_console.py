@@ -1,0 +1,148 @@
+"""The calls of the Python console: they wait or not, open no dialog, and say what is wrong in a sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+
+import phantoms
+import pytest
+import SimpleITK as sitk
+import slicer
+
+from segmamba.cli import _parser
+from segmamba.errors import Cancelled, InputError, ModelError, WorkerError
+from segmamba.volume import to_image
+from segmamba_mrml.segment import REPORT_ATTRIBUTE
+from segmamba_mrml.segmentation import segment_ids
+
+
+@pytest.fixture
+def a_folder(tmp_path):
+    """Two good cases, one of them in a folder of its own, and one file that is no image."""
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    volume = phantoms.phantom()
+    for name in ("a.nii.gz", "deeper/c.nii.gz"):
+        sitk.WriteImage(to_image(volume.array, volume.geometry), str(folder / name))
+    (folder / "b.nii.gz").write_bytes(b"no image")
+    return folder
+
+
+def test_segment_waits_and_returns_the_node(logic, a_ct, a_quick_model):
+    heard = []
+    node = logic.segment(
+        a_ct, task="vertebrae", onProgress=lambda *news: heard.append(news), device="cpu", manifest=a_quick_model
+    )
+    assert node.GetName() == "case 7 vertebrae"
+    assert segment_ids(node)
+    assert {"read", "predict", "write"} <= {stage for stage, _fraction in heard}
+
+
+def test_choices_reach_the_engine(logic, a_ct, a_quick_model):
+    node = logic.segment(
+        a_ct,
+        model="tiny-spine",
+        manifest=str(a_quick_model),
+        structures="L1 vertebra, 22",
+        overlap=0.25,
+        mirror=True,
+        noPostprocess=True,
+        device="cpu",
+        seed=3,
+    )
+    options = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["run"]["options"]
+    assert options["structures"] == ["L1 vertebra", "22"]
+    assert (options["overlap"], options["mirror"], options["keep"], options["seed"]) == (0.25, True, False, 3)
+
+
+def test_names_of_the_choices_are_those_of_the_command_line(the_module):
+    from SegMambaSlicerLib.choices import Choices
+
+    commands = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    known = {camel_case(action.dest): action for action in commands.choices["segment"]._actions}
+    assert {field.name for field in fields(Choices)} <= set(known)
+    for field in fields(Choices):
+        assert field.default in (known[field.name].default, None), field.name
+
+
+def camel_case(name):
+    first, *others = name.split("_")
+    return first + "".join(other.capitalize() for other in others)
+
+
+def test_asynchronous_job_tells_its_end_once(logic, a_ct, a_quick_model, wait_until):
+    ended = []
+    job = logic.segmentAsync(a_ct, "vertebrae", onDone=ended.append, device="cpu", manifest=a_quick_model)
+    assert not job.finished
+    wait_until(lambda: ended, 60)
+    assert ended == [job]
+    assert job.error is None
+    assert job.wait() is job.node
+    assert job.node.GetScene() is slicer.mrmlScene
+
+
+def test_cancelled_job_raises_when_waited_for(logic, a_ct, a_slow_model):
+    job = logic.segmentAsync(a_ct, "vertebrae", device="cpu", manifest=a_slow_model)
+    job.cancel()
+    with pytest.raises(Cancelled):
+        job.wait()
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_second_job_at_the_same_time_is_refused(logic, a_ct, a_slow_model):
+    job = logic.segmentAsync(a_ct, "vertebrae", device="cpu", manifest=a_slow_model)
+    with pytest.raises(WorkerError, match="A job is running"):
+        logic.segment(a_ct, "vertebrae", manifest=a_slow_model)
+    job.cancel()
+
+
+def test_bad_calls_are_sentences_and_open_no_dialog(logic, a_ct, a_quick_model):
+    with pytest.raises(InputError, match="No volume is chosen"):
+        logic.segment(None, "vertebrae")
+    label_map = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "drawn")
+    with pytest.raises(InputError, match="'drawn' is a label map"):
+        logic.segment(label_map, "vertebrae")
+    with pytest.raises(ModelError, match="no task 'teeth'"):
+        logic.segment(a_ct, "teeth")
+    with pytest.raises(ModelError, match="No task is given"):
+        logic.segment(a_ct)
+    with pytest.raises(ModelError, match="no structure 'L9'"):
+        logic.segment(a_ct, "vertebrae", structures=["L9"], manifest=a_quick_model, device="cpu")
+    with pytest.raises(TypeError, match="devise"):
+        logic.segment(a_ct, "vertebrae", devise="cpu")
+
+
+def test_volume_removed_meanwhile_is_a_sentence(logic, a_ct, a_quick_model):
+    job = logic.segmentAsync(a_ct, "vertebrae", device="cpu", manifest=a_quick_model)
+    slicer.mrmlScene.RemoveNode(a_ct)
+    with pytest.raises(InputError, match="removed from the scene"):
+        job.wait()
+
+
+def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_folder, tmp_path, a_quick_model):
+    heard = []
+    out = tmp_path / "out"
+    choices = {"task": "vertebrae", "manifest": a_quick_model, "device": "cpu"}
+    rows = logic.segmentFolder(a_folder, out, onProgress=lambda *news: heard.append(news), **choices)
+    assert [row["case"] for row in rows] == ["a.nii.gz", "b.nii.gz", "deeper/c.nii.gz"]
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert "b.nii.gz" in rows[1]["error"] and not (out / "b.seg.nrrd").exists()
+    assert rows[0]["segments"] and rows[0]["segments"] == rows[2]["segments"]
+    assert (out / "a.seg.nrrd").is_file() and (out / "deeper/c.seg.nrrd").is_file()
+    fractions = [fraction for _text, fraction in heard]
+    assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1)
+    again = logic.segmentFolder(a_folder, out, **choices)
+    assert [row["status"] for row in again] == ["skipped", "failed", "skipped"]
+    refused = logic.segmentFolder(a_folder, out, pattern="a*", skipExisting=False, **choices)
+    assert "exists already" in refused[0]["error"]
+    replaced = logic.segmentFolder(a_folder, out, pattern="a*", skipExisting=False, overwrite=True, **choices)
+    assert replaced[0]["status"] == "done"
+
+
+def test_folder_without_cases_is_a_sentence(logic, tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        logic.segmentFolder(tmp_path / "no", tmp_path)
+    with pytest.raises(InputError, match="Nothing in .* matches"):
+        logic.segmentFolder(tmp_path, tmp_path / "out", pattern="*.dcm")

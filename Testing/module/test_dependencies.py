@@ -1,0 +1,151 @@
+"""The section that installs, repairs and checks what runs in the child process. Nothing is really installed."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import slicer
+
+from segmamba.errors import InstallationError
+
+
+@pytest.fixture
+def install(the_module):
+    """The module behind the section."""
+    from SegMambaSlicerLib import install
+
+    return install
+
+
+@pytest.fixture
+def packages(install, monkeypatch, tmp_path):
+    """An empty folder in the place of the installed packages."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.setattr(install, "packagesFolder", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def without_torch(install, packages, monkeypatch, the_module):
+    """The panel, told that torch is missing until pip was asked for it."""
+    missing = ["torch!=2.9.*,>=2.4"]
+    monkeypatch.setattr(install, "missingRequirements", lambda _path: list(missing))
+    the_module.widget.sections.dependencies.refresh()
+    return missing
+
+
+def test_missing_packages_open_the_section_and_say_size_and_place(
+    without_torch, packages, the_module, a_ct, click, screenshot
+):
+    ui = the_module.ui
+    assert not ui.dependenciesSection.collapsed
+    assert "torch" in ui.dependenciesLabel.text and "GB" in ui.dependenciesLabel.text
+    assert str(packages) in ui.dependenciesLabel.text
+    screenshot("first-run")
+    click(ui.segmentButton)
+    assert the_module.widget.job is None
+    assert "install them in the section Dependencies" in ui.statusLabel.text
+
+
+def test_install_asks_pip_and_says_when_it_is_done(without_torch, the_module, a_slicer_host, wait_until):
+    ui = the_module.ui
+    wanted = list(without_torch)
+    ui.installButton.click()
+    without_torch.clear()
+    wait_until(lambda: "Done." in ui.dependenciesLog.plainText)
+    assert a_slicer_host.pip.calls == [["install", *wanted]]
+    assert not ui.installButton.enabled and not ui.cleanButton.enabled
+    assert "All packages" in ui.dependenciesLabel.text
+
+
+def test_pip_that_ends_well_without_installing_is_not_believed(without_torch, the_module, click, wait_until):
+    click(the_module.ui.installButton)
+    wait_until(lambda: "still missing: torch" in the_module.ui.dependenciesLog.plainText)
+    assert the_module.ui.installButton.enabled
+
+
+def test_failure_shows_pip_s_own_lines_and_offers_to_clean_up(
+    without_torch, packages, the_module, a_slicer_host, click, wait_until, screenshot
+):
+    ui = the_module.ui
+    for name in ("torch", "torch-2.10.0.dist-info", "~orch", "numpy"):
+        (packages / name).mkdir()
+    a_slicer_host.pip.returncode = 1
+    a_slicer_host.pip.lines = ["Collecting torch", "ERROR: No space left on device", "Note: more"]
+    click(ui.installButton)
+    wait_until(lambda: "failed" in ui.dependenciesLog.plainText)
+    assert "failed:\nERROR: No space left on device" in ui.dependenciesLog.plainText
+    screenshot("install-failed")
+    a_slicer_host.pip.returncode = 0
+    ui.cleanButton.click()
+    assert [path.name for path in packages.iterdir()] == ["numpy"]
+    without_torch.clear()
+    wait_until(lambda: "Done." in ui.dependenciesLog.plainText)
+    assert len(a_slicer_host.pip.calls) == 2
+
+
+def test_pytorch_extension_s_installer_is_used_where_it_is(
+    without_torch, the_module, a_slicer_host, click, wait_until, monkeypatch
+):
+    started = []
+
+    def run(module, arguments, blocking, logCallback, completedCallback):
+        started.append((module, arguments))
+        completedCallback(0)
+
+    monkeypatch.setattr(slicer.util, "executePythonModule", run)
+    slicer.modules.pytorchutils = SimpleNamespace(name="PyTorchUtils")
+    click(the_module.ui.installButton)
+    wait_until(lambda: started)
+    assert a_slicer_host.pip.calls[0] == ["install", "light-the-torch>=0.5"]
+    assert started[0] == ("light_the_torch", ["install", without_torch[0]])
+
+
+def test_requirements_are_met_here_and_a_half_installed_package_is_not(install, tmp_path, monkeypatch, the_module):
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("# a comment\nnumpy>=1.26\nnumpy>=99\nno-such-package\n")
+    assert install.missingRequirements(requirements) == ["numpy>=99", "no-such-package"]
+    (tmp_path / "halfway").mkdir()
+    (tmp_path / "halfway-1.0.dist-info").mkdir()
+    (tmp_path / "halfway-1.0.dist-info" / "METADATA").write_text("Name: halfway\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    requirements.write_text("halfway\n")
+    assert install.missingRequirements(requirements) == ["halfway"]
+
+
+def test_check_runs_the_doctor_in_a_child_process(the_module, click, wait_until, monkeypatch, install, tmp_path):
+    doctor = tmp_path / "python"
+    doctor.write_text(
+        f'#!{sys.executable}\nimport sys\nprint("FAIL  torch: broken")\nprint(sys.argv[1:])\nsys.exit(8)\n'
+    )
+    doctor.chmod(0o755)
+    monkeypatch.setattr(install, "worker_python", lambda: str(doctor))
+    ui = the_module.ui
+    click(ui.dependenciesSection)
+    click(ui.checkButton)
+    wait_until(lambda: "does not work" in ui.dependenciesLog.plainText)
+    assert "FAIL  torch: broken" in ui.dependenciesLog.plainText
+    assert "['-m', 'segmamba.cli', 'doctor']" in ui.dependenciesLog.plainText
+    assert ui.cleanButton.enabled
+
+
+def test_missing_interpreter_is_a_sentence(the_module, click, monkeypatch, install):
+    def fail():
+        raise InstallationError("PythonSlicer was not found.")
+
+    monkeypatch.setattr(install, "worker_python", fail)
+    click(the_module.ui.dependenciesSection)
+    click(the_module.ui.checkButton)
+    assert "PythonSlicer was not found." in the_module.ui.dependenciesLog.plainText
+
+
+def test_doctor_of_this_installation_is_heard_out(the_module, click, wait_until, screenshot):
+    ui = the_module.ui
+    click(ui.dependenciesSection)
+    click(ui.checkButton)
+    wait_until(lambda: ui.checkButton.enabled, 90)
+    assert "OK    torch" in ui.dependenciesLog.plainText
+    screenshot("checked")

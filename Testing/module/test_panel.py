@@ -1,0 +1,332 @@
+"""The real panel in the stand-in Slicer, driven by clicks; the network is tiny, the worker a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import phantoms
+import pytest
+import qt
+import slicer
+import tiny
+
+from segmamba_mrml.segment import REPORT_ATTRIBUTE
+from segmamba_mrml.segmentation import segment_ids
+
+TIMEOUT = 60.0
+
+
+@pytest.fixture
+def start(panel, click, wait_until):
+    """Click Segment and wait until the network runs."""
+
+    def start():
+        click(panel.ui.segmentButton)
+        wait_until(lambda: panel.job is None or "Segmenting" in panel.ui.progressBar.format, TIMEOUT)
+        assert panel.job is not None, panel.ui.statusLabel.text
+
+    return start
+
+
+@pytest.fixture
+def segment(panel, click, wait_until):
+    """Click Segment, wait for the end, and return the result's node."""
+
+    def segment():
+        click(panel.ui.segmentButton)
+        assert panel.job is not None, panel.ui.statusLabel.text
+        wait_until(lambda: panel.job is None, TIMEOUT)
+        return panel.sections.results.node
+
+    return segment
+
+
+def test_panel_names_the_model_its_limits_and_its_licence(the_module, a_ct, wait_until, screenshot):
+    ui = the_module.ui
+    wait_until(lambda: ui.forecastLabel.text)
+    assert "CC-BY-SA-4.0" in ui.modelSummaryLabel.text
+    assert "CT · 2 × 2 × 2 mm" in ui.modelSummaryLabel.text
+    assert "Not made for MR" in ui.modelSummaryLabel.toolTip
+    assert "not a medical device" in ui.noticeLabel.text and ui.noticeLabel.visible
+    assert ui.forecastLabel.text.startswith("Forecast: grid")
+    screenshot("ready")
+
+
+def test_segment_gives_segments_with_names_colours_and_terms(panel, a_ct, segment, screenshot, click):
+    node = segment()
+    screenshot("result")
+    assert node.GetName() == "case 7 vertebrae"
+    labels = {entry["name"]: entry for entry in tiny.LABELS}
+    segmentation = node.GetSegmentation()
+    assert segmentation.GetNumberOfSegments() > 0
+    for identifier in segment_ids(node):
+        found = segmentation.GetSegment(identifier)
+        expected = labels[found.GetName()]
+        assert [round(255 * part) for part in found.GetColor()] == expected["color"]
+        tag = slicer.vtkSegment.GetTerminologyEntryTagName()
+        assert "^".join(expected["type"]) in slicer.util.toVTKString(read_tag(found, tag))
+    table = panel.ui.resultTable
+    rows = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["segments"]
+    assert table.rowCount == len(rows) == segmentation.GetNumberOfSegments()
+    assert table.item(0, 0).text() == rows[0]["name"]
+    assert table.item(0, 1).text() == f"{rows[0]['volume_ml']:.1f}"
+    assert panel.ui.statusLabel.text.startswith(f"{len(rows)} structure")
+    assert panel.ui.resultSection.text == "Result: case 7 vertebrae"
+    assert not panel.ui.progressBar.visible
+    assert panel.ui.segmentButton.text == "Segment"
+
+
+def read_tag(segment, name):
+    import vtk
+
+    tag = vtk.reference("")
+    assert segment.GetTag(name, tag)
+    return str(tag)
+
+
+def test_result_can_be_visited_seen_in_3d_and_edited(panel, a_ct, segment, click, a_slicer_host):
+    node = segment()
+    row = panel.ui.resultTable.rowCount - 1
+    click(panel.ui.resultTable, row)
+    center = node.GetSegmentCenterRAS(segment_ids(node)[row])
+    matrix = slicer.mrmlScene.GetSingletonNode("Red", "vtkMRMLSliceNode").GetSliceToRAS()
+    assert [matrix.GetElement(axis, 3) for axis in range(3)] == pytest.approx(center, abs=0.1)
+    surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+    click(panel.ui.show3DButton)
+    assert node.GetSegmentation().ContainsRepresentation(surface)
+    click(panel.ui.show3DButton)
+    assert not node.GetSegmentation().ContainsRepresentation(surface)
+    click(panel.ui.segmentEditorButton)
+    assert slicer.util.selectedModule() == "SegmentEditor"
+    editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
+    assert (editor.segmentationNode(), editor.sourceVolumeNode()) == (node, a_ct)
+
+
+def test_second_run_uses_the_same_worker_and_keeps_an_edit(panel, a_ct, segment):
+    first = segment()
+    pid = panel.logic._worker.pid
+    identifier = segment_ids(first)[0]
+    edited = slicer.util.arrayFromSegmentBinaryLabelmap(first, identifier, a_ct)
+    edited[:] = 0
+    edited[3:5, 3:5, 3:5] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(edited, first, identifier, a_ct)
+    panel.ui.outputSelector.setCurrentNode(first)
+    second = segment()
+    assert second is first
+    assert panel.logic._worker.pid == pid
+    again = slicer.util.arrayFromSegmentBinaryLabelmap(first, identifier, a_ct)
+    assert again.sum() == 8
+    assert len(segment_ids(first)) > panel.ui.resultTable.rowCount
+
+
+def test_replacing_an_output_is_the_user_s_choice_and_is_remembered(panel, a_ct, segment):
+    first = segment()
+    count = len(segment_ids(first))
+    panel.ui.outputSelector.setCurrentNode(first)
+    panel.ui.overwriteComboBox.currentIndex = panel.ui.overwriteComboBox.findData("replace")
+    assert slicer.app.userSettings().value("SegMambaSlicer/Overwrite") == "replace"
+    segment()
+    assert len(segment_ids(first)) == count == panel.ui.resultTable.rowCount
+
+
+def test_device_is_the_user_s_and_comes_back_with_the_next_panel(panel, a_slicer_host):
+    assert slicer.app.userSettings().value("SegMambaSlicer/Device") == "cpu"
+    again = slicer.modules.segmambaslicer.widgetRepresentation()
+    again.reload()
+    assert again.self().sections.devices.device == "cpu"
+    again.self().cleanup()
+
+
+def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, wait_until, tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '0, NVIDIA Test, 1024'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    panel.useManifest(None)
+    combo = panel.ui.deviceComboBox
+    combo.currentIndex = combo.findData("auto")
+    panel.enter()
+    wait_until(lambda: combo.findText("NVIDIA Test, 1.0 GiB free") >= 0)
+    wait_until(lambda: "on the GPU and 1.0 GiB are free" in panel.ui.forecastLabel.text)
+
+
+def test_unexpected_error_leaves_the_panel_usable(panel, a_ct, segment, monkeypatch, caplog):
+    from segmamba_mrml import segment as floor
+
+    monkeypatch.setattr(floor.Case, "finish", lambda *_arguments: {}["surprise"])
+    assert segment() is None
+    assert "Python console" in panel.ui.statusLabel.text
+    assert "surprise" in caplog.text
+    monkeypatch.undo()
+    assert segment() is not None
+
+
+def test_subset_of_structures_is_all_that_comes_back(panel, a_ct, segment, click):
+    everything = [each["name"] for each in json.loads(segment().GetAttribute(REPORT_ATTRIBUTE))["segments"]]
+    click(panel.ui.advancedSection)
+    widget = panel.ui.structuresList
+    for index in range(widget.count):
+        if widget.item(index).text() != everything[0]:
+            widget.item(index).setCheckState(qt.Qt.Unchecked)
+    node = segment()
+    names = [node.GetSegmentation().GetSegment(identifier).GetName() for identifier in segment_ids(node)]
+    assert names == everything[:1]
+
+
+def test_roi_is_laid_around_the_volume_and_limits_the_run(panel, a_ct, segment, wait_until, click, screenshot):
+    click(panel.ui.advancedSection)
+    roi = panel.ui.roiSelector.addNode()
+    wait_until(lambda: roi.GetNumberOfDefinedControlPoints() > 0)
+    screenshot("advanced")
+    bounds = [0.0] * 6
+    a_ct.GetRASBounds(bounds)
+    assert list(roi.GetSize()) == pytest.approx(np.subtract(bounds[1::2], bounds[0::2]).tolist())
+    roi.SetSize(30, 30, 30)
+    report = json.loads(segment().GetAttribute(REPORT_ATTRIBUTE))
+    low, high = np.array(report["run"]["options"]["roi"])
+    assert (high - low).tolist() == pytest.approx([30, 30, 30])
+
+
+def test_cancel_ends_the_worker_within_two_seconds_and_changes_nothing(
+    panel, a_ct, a_slow_model, start, click, wait_until, screenshot
+):
+    panel.useManifest(a_slow_model)
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+    start()
+    wait_until(lambda: "left" in panel.ui.progressBar.format, TIMEOUT)
+    screenshot("running")
+    assert panel.ui.segmentButton.text == "Cancel"
+    assert not panel.ui.inputSelector.enabled
+    process, folder = panel.logic._worker._process, panel.job._case._folder.name
+    begin = time.monotonic()
+    click(panel.ui.segmentButton)
+    wait_until(lambda: panel.job is None and process.poll() is not None, 2)
+    assert time.monotonic() - begin < 2
+    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
+    assert not os.path.exists(folder)
+    assert "cancelled" in panel.ui.statusLabel.text
+    assert panel.ui.inputSelector.enabled
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_killed_worker_is_one_sentence_and_the_next_run_works(
+    panel, a_ct, a_quick_model, a_slow_model, start, wait_until, segment, screenshot
+):
+    panel.useManifest(a_slow_model)
+    start()
+    os.kill(panel.logic._worker.pid, signal.SIGKILL)
+    wait_until(lambda: panel.job is None, 5)
+    screenshot("killed")
+    assert "The worker was killed" in panel.ui.statusLabel.text
+    assert panel.ui.statusLabel.text.count(". ") == 0
+    panel.useManifest(a_quick_model)
+    assert segment() is not None
+
+
+def test_event_loop_is_never_blocked_while_a_job_runs(panel, a_ct, a_slow_model, start, click, wait_until):
+    panel.useManifest(a_slow_model)
+    click(panel.ui.segmentButton)
+    ticks = []
+    timer = qt.QTimer()
+    timer.setInterval(5)
+    timer.connect("timeout()", lambda: ticks.append((time.monotonic(), time.thread_time())))
+    timer.start()
+    wait_until(lambda: panel.job is None or "left" in panel.ui.progressBar.format, TIMEOUT)
+    timer.stop()
+    click(panel.ui.segmentButton)
+    assert len(ticks) > 20
+    waited, computed = np.diff(ticks, axis=0).T
+    assert computed.max() < 0.1
+    # One gap may be the machine's: other programs run too.
+    assert np.sort(waited)[-2] < 0.1
+
+
+def test_closing_the_scene_stops_the_run_and_the_worker(panel, a_ct, a_slow_model, start, add_volume, wait_until):
+    panel.useManifest(a_slow_model)
+    start()
+    process = panel.logic._worker._process
+    slicer.mrmlScene.Clear(0)
+    assert panel.job is None
+    assert process.poll() is not None
+    assert "scene was closed" in panel.ui.statusLabel.text
+    assert not panel.ui.segmentButton.enabled
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+    add_volume("next", phantoms.phantom())
+    wait_until(lambda: panel.ui.segmentButton.enabled)
+
+
+def test_reloading_the_module_ends_the_worker(the_module, panel, a_ct, segment):
+    segment()
+    process = panel.logic._worker._process
+    the_module.module.unload()
+    assert process.poll() is not None
+
+
+def test_mr_is_warned_of_before_the_run_and_refused_by_it(panel, segment, add_volume, wait_until, screenshot):
+    volume = phantoms.phantom()
+    add_volume("T2", type(volume)(volume.array - volume.array.min(), volume.geometry))
+    wait_until(lambda: "MR image" in panel.ui.forecastLabel.text)
+    screenshot("wrong-modality")
+    segment()
+    assert "MR image" in panel.ui.statusLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_volume_without_voxels_is_refused_in_a_sentence(panel, click):
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
+    click(panel.ui.segmentButton)
+    assert panel.job is None
+    assert panel.ui.statusLabel.text == "'empty' has no voxels: load its image again."
+
+
+def test_too_large_a_volume_is_refused_with_a_way_out(panel, a_ct, click, monkeypatch, screenshot, wait_until):
+    from SegMambaSlicerLib import forecasting
+
+    monkeypatch.setattr(forecasting, "system_memory", lambda: (2**29, 2**28))
+    click(panel.ui.segmentButton)
+    assert panel.job is None
+    assert "limit the region with an ROI" in panel.ui.statusLabel.text
+    screenshot("no-memory")
+
+
+def test_model_without_its_file_says_where_to_put_it(panel, a_ct, click, wait_until, screenshot):
+    panel.ui.modelComboBox.currentIndex = panel.ui.modelComboBox.findData(tiny.MISSING_ID)
+    wait_until(lambda: "not installed" in panel.ui.forecastLabel.text)
+    click(panel.ui.segmentButton)
+    assert panel.job is None
+    assert "put its file at" in panel.ui.statusLabel.text
+    screenshot("no-model")
+
+
+def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wait_until):
+    panel.ui.qualityComboBox.currentIndex = panel.ui.qualityComboBox.findData("fast")
+    panel.ui.postprocessCheckBox.checked = False
+    segment()
+    scene = slicer.mrmlScene
+    scene.SetSaveToXMLString(1)
+    scene.Commit()
+    text = scene.GetSceneXMLString()
+    scene.Clear(0)
+    assert panel.ui.resultTable.rowCount == 0
+    scene.SetLoadFromXMLString(1)
+    scene.SetSceneXMLString(text)
+    scene.Import()
+    assert panel.ui.qualityComboBox.currentData == "fast"
+    assert not panel.ui.postprocessCheckBox.checked
+    assert panel.ui.inputSelector.currentNode().GetName() == "case 7"
+
+
+def test_log_can_be_copied_and_the_next_forecast_knows_the_time(panel, a_ct, segment, click, wait_until):
+    wait_until(lambda: "unknown" in panel.ui.forecastLabel.text)
+    segment()
+    wait_until(lambda: "a few seconds" in panel.ui.forecastLabel.text)
+    click(panel.ui.logSection)
+    click(panel.ui.copyLogButton)
+    text = slicer.app.clipboard().text()
+    assert "Segmenting" in text
+    assert panel.ui.statusLabel.text in text
