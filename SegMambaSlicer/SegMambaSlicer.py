@@ -36,7 +36,7 @@ class SegMambaSlicer(ScriptedLoadableModule):
             "volume and a task, then press Segment. CTChest of the module Sample Data is a volume to try it with. "
             "Research software, not a medical device: check every result, and do not use it for diagnosis or "
             "treatment. See the "
-            '<a href="https://github.com/SegMambaSlicer/SegMambaSlicer">project page</a>.'
+            '<a href="https://github.com/SegMambaSlicer/SlicerSegMambaSlicer">project page</a>.'
         )
         self.parent.acknowledgementText = _(
             "The networks were described in: Z. Xing et al., SegMamba-V2, IEEE Transactions on Medical Imaging 2025, "
@@ -57,6 +57,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._guiTag = None
         self._stage, self._stageBegin = "", 0.0
+        self._refused = False
         # Last: without a parent it builds the panel at once.
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
@@ -74,6 +75,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for widget in (self.ui.progressBar, self.ui.statusLabel, self.ui.forecastLabel):
             widget.visible = False
         self.ui.segmentButton.connect("clicked(bool)", self.onSegmentButton)
+        self.sections.checkpoints.onChanged = self.onParametersChanged
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneLoaded)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneLoaded)
@@ -88,11 +90,13 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         self.removeObservers()
         self.sections.forecast.stop()
+        self.sections.checkpoints.stop()
 
     def enter(self):
         """Look again at what may have changed while another module was open."""
         self.initializeParameterNode()
         self.sections.devices.refresh()
+        self.sections.checkpoints.refresh()
         self.sections.dependencies.refresh()
 
     def useManifest(self, path):
@@ -101,6 +105,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         try:
             self.sections.models.load(path)
+            self.sections.checkpoints.refresh()
         except SegMambaError as error:
             self.showStatus(str(error), problem=True)
 
@@ -125,7 +130,12 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.onParametersChanged()
 
     def onParametersChanged(self, _caller=None, _event=None):
-        """Follow the scene: what can be started, and what it will take."""
+        """Follow the scene and the installed models: what can be started, and what it will take."""
+        if self._parameterNode is None:
+            return
+        if self._refused:
+            # What stood in the way has perhaps gone.
+            self.showStatus("")
         self.sections.refresh()
         self.ui.segmentButton.enabled = self.job is not None or bool(self._parameterNode.inputVolume)
 
@@ -153,6 +163,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         problem = self.sections.problem()
         if problem:
             self.showStatus(problem, problem=True)
+            self._refused = True
             return
         self.sections.log.clear()
         try:
@@ -203,6 +214,8 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.statusLabel.text = text
         self.ui.statusLabel.styleSheet = PROBLEM_STYLE if problem else ""
         self.ui.statusLabel.visible = bool(text)
+        self._refused = False
+        self.sections.forecast.show()
         if text:
             self.sections.log.add(text)
 

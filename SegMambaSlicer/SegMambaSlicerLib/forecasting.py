@@ -73,7 +73,12 @@ class ForecastSection:
         text, warning = self._say()
         self._ui.forecastLabel.text = text
         self._ui.forecastLabel.styleSheet = WARNING_STYLE if warning else ""
-        self._ui.forecastLabel.visible = bool(text)
+        self.show()
+
+    def show(self) -> None:
+        """Show the forecast, unless the line below the button says the same."""
+        text = self._ui.forecastLabel.text
+        self._ui.forecastLabel.visible = bool(text) and text != self._ui.statusLabel.text
 
     def refusal(self) -> str:
         """Return in one sentence why a run cannot work, or an empty text."""

@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 from segmamba.errors import ModelError
 from segmamba.manifest import Manifest, Model, load_manifest
 from segmamba.store import checkpoint_location
+from SegMambaSlicerLib.installed import look
 from SegMambaSlicerLib.texts import missingCheckpoint, modelDetails, modelSummary, taskTitle
 
 # Overlap of the windows (None is the model's own) and mirroring.
@@ -57,6 +58,11 @@ class ModelSection:
         models = [model for model in self.manifest.models if model.id == self._ui.modelComboBox.currentData]
         return models[0] if models else None
 
+    @property
+    def root(self) -> Path | None:
+        """The folder that the paths of bundled files start from; None for that of the software."""
+        return self.manifestPath.parent if self.manifestPath else None
+
     def load(self, path: Path | None = None) -> None:
         """Read a manifest; by default the one that comes with the software.
 
@@ -97,9 +103,8 @@ class ModelSection:
         """Return why the model cannot run, or an empty text."""
         if self.model is None:
             return _("No model is chosen.")
-        root = self.manifestPath.parent if self.manifestPath else None
         try:
-            path = checkpoint_location(self.model, root)
+            path = checkpoint_location(self.model, self.root)
         except ModelError as error:
             return str(error)
         return "" if path.is_file() else missingCheckpoint(self.model, path)
@@ -133,8 +138,10 @@ class ModelSection:
             widget.addItem(item)
 
     def _describe(self) -> None:
-        self._ui.modelSummaryLabel.text = modelSummary(self.model) if self.model else ""
-        self._ui.modelSummaryLabel.toolTip = modelDetails(self.model) if self.model else ""
+        model = self.model
+        summary = modelSummary(model, _(look(model, self.root).origin)) if model else ""
+        self._ui.modelSummaryLabel.text = summary
+        self._ui.modelSummaryLabel.toolTip = modelDetails(model) if model else ""
 
     def _onTask(self, _index: int) -> None:
         self._write(task=self._ui.taskComboBox.currentData, model="", structures="")

@@ -10,6 +10,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from SegMambaSlicerLib.checkpoints import CheckpointSection
 from SegMambaSlicerLib.devices import DeviceSection
 from SegMambaSlicerLib.forecasting import ForecastSection
 from SegMambaSlicerLib.install import DependencySection
@@ -33,6 +34,7 @@ class Sections:
     devices: DeviceSection
     forecast: ForecastSection
     results: ResultSection
+    checkpoints: CheckpointSection
     dependencies: DependencySection
     log: LogSection
 
@@ -74,12 +76,16 @@ class Sections:
             return _("Packages are missing ({names}): install them in the section Dependencies below.").format(
                 names=", ".join(missing)
             )
-        return self.models.problem() or self.forecast.refusal()
+        problem = self.models.problem()
+        if problem:
+            self.checkpoints.reveal()
+        return problem or self.forecast.refusal()
 
     def setRunning(self, running: bool) -> None:
         """Lock what a running job depends on."""
         for name in LOCKED:
             getattr(self.ui, name).enabled = not running
+        self.checkpoints.lock(running)
 
 
 def buildSections(ui: Any, requirements: Path, stopWorker: Callable[[], None]) -> Sections:
@@ -96,5 +102,7 @@ def buildSections(ui: Any, requirements: Path, stopWorker: Callable[[], None]) -
     forecast = ForecastSection(ui, devices)
     models = ModelSection(ui, forecast.askLater)
     forecast.models = models
+    log = LogSection(ui)
+    checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
     dependencies = DependencySection(ui, requirements, stopWorker)
-    return Sections(ui, models, devices, forecast, ResultSection(ui), dependencies, LogSection(ui))
+    return Sections(ui, models, devices, forecast, ResultSection(ui), checkpoints, dependencies, log)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ STAGE_TITLES = {
 TASK_TITLES = {"vertebrae": "Vertebrae", "colorectal": "Colorectal cancer"}
 # Below this mean probability of its voxels a segment is marked.
 LOW_CONFIDENCE = 0.6
+# What the command line puts before its errors, and the lines that say what it did.
+COMMAND_ERROR = re.compile(r"segmamba: error: |FAIL  [^:]+: ")
+COMMAND_NEWS = ("Installed: ", "Removed: ", "Note: ")
 
 
 def taskTitle(task: str) -> str:
@@ -49,11 +53,10 @@ def duration(seconds: float) -> str:
     return f"about {round(seconds / 60):.0f} min"
 
 
-def modelSummary(model: Model) -> str:
-    """Return one line about a model: modality, spacing, accuracy, where it comes from, licence."""
+def modelSummary(model: Model, origin: str) -> str:
+    """Return one line about a model: modality, spacing, accuracy, where its file is from, licence."""
     x, y, z = model.preprocessing.spacing
     spacing = f"{x:.3g} × {y:.3g} × {z:.3g} mm"
-    origin = "comes with this module" if model.file.bundled else "its file is yours to import"
     licence = model.entry.get("licence") or "licence not stated"
     return " · ".join(("/".join(model.modalities), spacing, accuracy(model.entry), origin, licence))
 
@@ -83,7 +86,19 @@ _DETAILS = (("Training data", "training_data"), ("Citation", "citation"))
 def missingCheckpoint(model: Model, path: Path) -> str:
     """Say that a model's checkpoint is not there and what to do."""
     note = f" {model.file.note}" if model.file.note else ""
-    return f"This model is not installed: put its file at {path}.{note}"
+    way = "download" if model.file.urls else "import"
+    return f"This model is not installed: {way} it in the section Models below, or put its file at {path}.{note}"
+
+
+def commandOutcome(lines: Sequence[str], status: int) -> str:
+    """Return what a command ``segmamba models`` wrote that is worth showing: its error, or what it did."""
+    if status == 0:
+        return "\n".join(line for line in lines if line.startswith(COMMAND_NEWS))
+    errors = [COMMAND_ERROR.sub("", line, count=1) for line in lines if COMMAND_ERROR.match(line)]
+    if errors:
+        return errors[-1]
+    said = f" ({lines[-1]})" if lines else ""
+    return f"The command ended with status {status}{said}: press 'Check installation' in the section Dependencies."
 
 
 def forecastText(forecast: Forecast, need: int, free: int, secondsPerWindow: float | None) -> str:

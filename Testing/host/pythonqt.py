@@ -11,9 +11,11 @@ dynamic properties are read by ``property()`` only.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import re
+import sys
 
 # Enums are integers in PythonQt. PySide6 makes them so if it is told before it is imported: integers (2), reachable
 # from the class (4, 8, 16), and 0 and unknown bits allowed (32, 64).
@@ -23,6 +25,10 @@ from PySide6 import QtCore, QtGui, QtWidgets  # noqa: E402
 from shiboken6 import Shiboken  # noqa: E402
 
 MODULES = (QtCore, QtGui, QtWidgets)
+# Seen in PySide6 6.12 on Python 3.11: each call of a method that returns nothing drops a reference to None, and when
+# none is left the interpreter aborts. From Python 3.12 on None is immortal; before, it gets references to lose.
+if sys.version_info < (3, 12):
+    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 _ignoring = False
 
 

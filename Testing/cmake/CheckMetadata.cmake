@@ -1,0 +1,6 @@
+# Slicer packages the extension here, with these facts for its catalogue. It passes them on unquoted.
+foreach(name IN ITEMS HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS)
+  if("${EXTENSION_${name}}" STREQUAL "" OR "${EXTENSION_${name}}" MATCHES ";")
+    message(FATAL_ERROR "EXTENSION_${name} has to be one text without ';', and is '${EXTENSION_${name}}'")
+  endif()
+endforeach()

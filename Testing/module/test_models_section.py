@@ -1,0 +1,272 @@
+"""The section that brings models in, checks and removes them: real files, a real server, real child processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from types import SimpleNamespace
+
+import pytest
+import qt
+import tiny
+from file_server import Served, file_server
+
+from segmamba.errors import InstallationError
+
+TIMEOUT = 60.0
+# Unlike the bundled model's, so that the weights say which model they are for.
+ARGUMENTS = {**tiny.ARGUMENTS, "out_channels": 3}
+
+
+@pytest.fixture(scope="session")
+def a_weights_file(tmp_path_factory):
+    """Random weights of the model that is not bundled."""
+    import torch
+
+    from segmamba.networks import build_network
+
+    path = tmp_path_factory.mktemp("weights") / "given.pt"
+    torch.save(build_network("spine_mamba", **ARGUMENTS).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def models_folder(tmp_path, monkeypatch, a_warm_worker):
+    """An empty folder for the user's models."""
+    folder = tmp_path / "my models"
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(folder))
+    monkeypatch.delenv("SEGMAMBA_MIRROR", raising=False)
+    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
+    # A worker has the environment that it was started in.
+    a_warm_worker.kill()
+    yield folder
+    a_warm_worker.kill()
+
+
+@pytest.fixture
+def use(panel, models_folder, tmp_path):
+    """Give the panel a bundled model and one that has to be got; takes changes of the latter's file."""
+    path = tiny.write_model(tmp_path)
+
+    def use(**file):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = content["models"][1]
+        missing["arguments"], missing["channel_values"], missing["title"] = ARGUMENTS, [0, 20, 21], "Model to get"
+        missing["file"] |= file
+        path.write_text(json.dumps(content), encoding="utf-8")
+        panel.useManifest(path)
+        panel.ui.modelComboBox.currentIndex = panel.ui.modelComboBox.findData(tiny.MISSING_ID)
+
+    use()
+    return use
+
+
+@pytest.fixture
+def section(panel, use, click):
+    """The widgets of the panel, with the section open."""
+    click(panel.ui.modelsSection)
+    return panel.ui
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """Choose a file in the next file dialogs; an empty name cancels them."""
+
+    def answer(path):
+        monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", staticmethod(lambda *_arguments: str(path)))
+
+    return answer
+
+
+@pytest.fixture
+def done(section, wait_until):
+    """Wait until the command has ended and return what the section says."""
+
+    def done():
+        wait_until(lambda: not section.cancelModelsButton.visible, TIMEOUT)
+        return section.modelsLabel.text
+
+    return done
+
+
+def row(section, index):
+    table = section.modelsTable
+    return [table.item(index, column).text() for column in range(table.columnCount)]
+
+
+def test_table_says_what_is_installed_how_large_and_from_where(section, click, screenshot):
+    assert row(section, 0)[0::3] == ["Tiny test model", "comes with the software"]
+    assert row(section, 0)[1] == "yes" and row(section, 0)[2].endswith(" MB")
+    assert row(section, 1) == ["Model to get", "no", "–", "–"]
+    assert section.modelsTable.currentRow() == 0
+    assert section.verifyButton.enabled
+    assert not section.removeButton.enabled and not section.downloadButton.enabled
+    click(section.modelsTable, 1)
+    assert not section.verifyButton.enabled and not section.removeButton.enabled
+    assert section.importButton.enabled and not section.downloadButton.enabled
+    assert not section.modelsProgressBar.visible and not section.cancelModelsButton.visible
+    screenshot("models")
+
+
+def test_missing_model_is_said_once_imported_run_and_removed(
+    panel, a_ct, section, answer, done, click, wait_until, a_slicer_host, a_weights_file, models_folder, screenshot
+):
+    click(section.modelsSection)
+    wait_until(lambda: section.forecastLabel.visible and "not installed" in section.forecastLabel.text)
+    click(section.segmentButton)
+    assert panel.job is None
+    assert "import it in the section Models" in section.statusLabel.text
+    assert section.statusLabel.visible and not section.forecastLabel.visible
+    assert not section.modelsSection.collapsed and section.modelsTable.currentRow() == 1
+    assert "not installed" in section.modelSummaryLabel.text
+    screenshot("model-missing")
+
+    answer(a_weights_file)
+    click(section.importButton)
+    assert section.cancelModelsButton.visible and section.modelsProgressBar.visible
+    assert "Importing given.pt" in section.modelsLabel.text
+    assert not section.importButton.enabled and not section.verifyButton.enabled
+    said = done()
+    assert said.startswith(f"Installed: {tiny.MISSING_ID}, imported from given.pt")
+    assert "the weights are random" in said
+    assert row(section, 1)[1::2] == ["yes", "imported from given.pt"]
+    assert "imported from given.pt" in section.modelSummaryLabel.text
+    assert not section.statusLabel.text
+    wait_until(lambda: section.forecastLabel.visible and section.forecastLabel.text.startswith("Forecast"))
+    screenshot("model-imported")
+    click(section.segmentButton)
+    assert panel.job is not None and not section.removeButton.enabled
+    wait_until(lambda: panel.job is None, TIMEOUT)
+    assert panel.sections.results.node is not None, section.statusLabel.text
+
+    click(section.removeButton)
+    assert "Remove 'Model to get' from" in a_slicer_host.take_messages()[0]
+    assert section.modelsLabel.text == said
+    a_slicer_host.answer = qt.QMessageBox.Ok
+    click(section.removeButton)
+    assert a_slicer_host.take_messages()
+    assert done().startswith(f"Removed: {tiny.MISSING_ID}")
+    assert row(section, 1)[1] == "no" and not section.removeButton.enabled
+    assert not (models_folder / tiny.MISSING_ID).exists()
+    assert "not installed" in section.modelSummaryLabel.text
+
+
+def test_file_that_fits_no_model_is_one_sentence_and_nothing_changes(
+    section, answer, done, click, tmp_path, models_folder, screenshot
+):
+    path = tmp_path / "other.pt"
+    path.write_bytes(b"no weights")
+    answer(path)
+    click(section.importButton)
+    said = done()
+    assert str(path) in said and said.count("\n") == 0 and "segmamba: error" not in said
+    assert "d9480f" in section.modelsLabel.styleSheet
+    assert said in section.logText.plainText
+    assert row(section, 1)[1] == "no"
+    screenshot("import-failed")
+    answer("")
+    click(section.importButton)
+    assert section.modelsLabel.text == said
+
+
+def test_download_can_be_cancelled_and_goes_on(section, use, done, click, wait_until, models_folder, screenshot):
+    content = bytes(range(256)) * 1024
+    file = {"name": "got.safetensors", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    with file_server() as server:
+        server.files["/slow"] = Served(content, piece=1024, pause=0.05)
+        use(**file, urls=[f"{server.url}/slow"])
+        click(section.modelsTable, 1)
+        click(section.downloadButton)
+        part = lambda: sum(path.stat().st_size for path in models_folder.rglob("*.part"))  # noqa: E731
+        wait_until(lambda: part() > 4096, TIMEOUT)
+        screenshot("downloading")
+        click(section.cancelModelsButton)
+        assert "Cancelled" in section.modelsLabel.text
+        assert section.downloadButton.enabled and not section.cancelModelsButton.visible
+        assert row(section, 1)[1] == "no"
+        server.files["/slow"].pause = 0.0
+        click(section.downloadButton)
+        assert f"downloaded from {server.url}/slow" in done()
+        assert server.requests[-1][1] is not None
+    assert row(section, 1)[1] == "yes"
+    click(section.verifyButton)
+    assert done() == "Model to get: size and SHA-256 are right."
+
+
+def test_damaged_file_is_found_by_verify(section, use, done, click, models_folder, panel):
+    folder = models_folder / tiny.MISSING_ID
+    folder.mkdir(parents=True)
+    (folder / "missing.pt").write_bytes(b"something else")
+    use(size=14, sha256="0" * 64)
+    click(section.modelsTable, 1)
+    assert row(section, 1)[1::2] == ["yes", "put there by hand"]
+    click(section.verifyButton)
+    said = done()
+    assert "its SHA-256 differs" in said and not said.startswith("FAIL")
+    (folder / "installed.json").write_text("{")
+    panel.enter()
+    assert row(section, 1)[1] == "damaged"
+    assert "damaged" in section.modelSummaryLabel.text
+    assert section.removeButton.enabled and section.verifyButton.enabled
+
+
+def test_mirror_makes_a_model_with_a_known_hash_downloadable(section, use, done, click, monkeypatch):
+    content = b"weights" * 1000
+    with file_server() as server:
+        server.files[f"/{tiny.MISSING_ID}/missing.pt"] = Served(content)
+        use(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        click(section.modelsTable, 1)
+        assert not section.downloadButton.enabled
+        monkeypatch.setenv("SEGMAMBA_MIRROR", server.url)
+        use()
+        click(section.downloadButton)
+        assert server.url in done()
+    assert row(section, 1)[1] == "yes"
+    click(section.modelsTable, 0)
+    assert not section.downloadButton.enabled
+
+
+def test_reloading_the_module_ends_the_command(the_module, section, panel, click):
+    click(section.verifyButton)
+    process = panel.sections.checkpoints._process
+    the_module.module.unload()
+    assert process.wait(5) != 0
+
+
+def test_folder_is_made_and_opened_or_the_reason_is_said(section, click, models_folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(qt, "QDesktopServices", SimpleNamespace(openUrl=opened.append))
+    click(section.modelsFolderButton)
+    assert [url.toLocalFile() for url in opened] == [str(models_folder)]
+    assert models_folder.is_dir()
+    models_folder.rmdir()
+    models_folder.write_text("in the way")
+    click(section.modelsFolderButton)
+    assert "cannot be made" in section.modelsLabel.text and len(opened) == 1
+
+
+def test_child_that_cannot_start_or_breaks_is_a_sentence(section, click, done, monkeypatch, tmp_path):
+    from SegMambaSlicerLib import checkpoints
+
+    def fail():
+        raise InstallationError("PythonSlicer was not found.")
+
+    monkeypatch.setattr(checkpoints, "worker_python", fail)
+    click(section.verifyButton)
+    assert section.modelsLabel.text == "PythonSlicer was not found."
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho ModuleNotFoundError: no numpy\nexit 9\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(checkpoints, "worker_python", lambda: str(broken))
+    click(section.verifyButton)
+    assert "status 9 (ModuleNotFoundError: no numpy)" in done()
+    assert section.verifyButton.enabled
+
+
+def test_models_that_come_with_the_software_have_no_remove(the_module, click, screenshot):
+    ui = the_module.ui
+    click(ui.modelsSection)
+    assert ui.modelsTable.item(0, 3).text() == "comes with the software"
+    click(ui.modelsTable, 0)
+    assert not ui.removeButton.enabled
+    screenshot("models-of-the-software")
