@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from segmamba.errors import OutputError
+from segmamba.errors import InputError, OutputError
 from segmamba.manifest import Label
-from segmamba.nifti import is_incomplete
-from segmamba.volume import Geometry, quiet, to_image
+from segmamba.volume import Geometry, quiet, read_image, to_image
 
 SEGMENTATION_EXTENSION = ".seg.nrrd"
 # Longest first: "x.seg.nrrd" also ends in ".nrrd".
@@ -101,9 +100,12 @@ def write_labelmap(
                 image.SetMetaData(key, value)
         with quiet():
             sitk.WriteImage(image, str(temporary), useCompression=True)
-            written = sitk.GetArrayFromImage(sitk.ReadImage(str(temporary)))
-        # ITK says nothing when a disk is full while it writes NIfTI; what it reads back tells.
-        if is_incomplete(temporary) or not np.array_equal(written, labels):
+        # ITK says nothing when a disk is full while it writes NIfTI; what is read back tells.
+        try:
+            written = read_image(temporary).array
+        except InputError as error:
+            raise OSError("the file is not whole") from error
+        if not np.array_equal(written, labels):
             raise OSError("the file does not hold what was written to it")
 
 

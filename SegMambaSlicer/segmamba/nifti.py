@@ -49,21 +49,6 @@ def expected_size(reader: sitk.ImageFileReader) -> float:
     return float(reader.GetMetaData("vox_offset")) + bits / 8
 
 
-def is_incomplete(path: Path) -> bool:
-    """Tell whether a file is a NIfTI file (by its name) that ends too early; ITK fills up what is missing."""
-    name = path.name.lower()
-    if not name.endswith((".nii", ".nii.gz")):
-        return False
-    try:
-        size = unpacked_size(path) if name.endswith(".gz") else path.stat().st_size
-    except InputError:
-        return True
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return size < expected_size(reader)
-
-
 def direction(reader: sitk.ImageFileReader) -> np.ndarray:
     """Return the directions of the sform's axes, shape (3, 3); of the identity if it has none."""
     if reader.GetMetaData("sform_code") == "0":

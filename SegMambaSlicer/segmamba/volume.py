@@ -123,7 +123,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     elif dicom.is_dicom(path):
         volume = dicom.read_file(path)
     else:
-        volume = _read_file(path)
+        volume = read_image(path)
     check_values(volume.array, str(path))
     return volume
 
@@ -193,7 +193,14 @@ def _refuse_bad_values(bad: int, total: int, name: str) -> None:
         )
 
 
-def _read_file(path: Path) -> Volume:
+def read_image(path: Path) -> Volume:
+    """Return a NIfTI, NRRD or MetaImage file, whatever its values: `read_volume` without its check of them.
+
+    Raises
+    ------
+    InputError
+        The file is no 3-D scalar image, or not whole.
+    """
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes): copy or export it again.")
