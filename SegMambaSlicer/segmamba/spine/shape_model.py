@@ -1,0 +1,215 @@
+"""What vertebrae look like: a statistical model of their signed distances, and its fit to a mask.
+
+The model is linear (mean and principal modes of signed distances: Leventon et al. 2000, Tsai et al. 2003), with one
+mean a level and modes that the levels of a region share, because the label maps that it is learned from are few. Pose
+and modes are fitted together by regularised, robust least squares. The construction is our own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from scipy import ndimage
+
+from segmamba.errors import ModelError
+from segmamba.spine.frames import Frame
+from segmamba.spine.levels import L6
+
+# Levels that share modes.
+REGIONS = ((1, 1), (2, 2), (3, 7), (8, 13), (14, 19), (20, L6))
+GRID = (28, 40, 40)
+# Signed distances (local mm, negative inside) are cut here: what is further tells no more.
+FURTHEST = 10.0
+ITERATIONS = 6
+# Prior standard deviations of a fit's pose: shift in local mm, turn in radians, logarithm of the scale.
+SHIFT, TURN, GROWTH = 6.0, 0.2, 0.1
+# Standard deviation of a distance that the model does not explain, in local mm; and how many grid points of the model
+# say the same thing as their neighbours.
+UNEXPLAINED, TOGETHER = 1.5, 30.0
+# A fit is compared with, and says something of, the mask and this much around it.
+AROUND_MM = 12.0
+
+
+@dataclass(frozen=True)
+class ShapeModel:
+    """Signed distances of vertebrae on local grids.
+
+    Attributes
+    ----------
+    means : ndarray of float32
+        Shape (25, *GRID): of each level; C1 first.
+    modes : tuple of ndarray
+        One a region, shape (k, *GRID): change of the distance for one standard deviation.
+    halves : ndarray
+        Shape (regions, 3): half the extent of a region's grid in local mm.
+    """
+
+    means: np.ndarray
+    modes: tuple[np.ndarray, ...]
+    halves: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A vertebra of the model that looks most like a mask.
+
+    Attributes
+    ----------
+    box : tuple of slice
+        The part of the mask's grid that it speaks of.
+    distance : ndarray
+        Signed distance in mm, of the shape of ``box``, negative inside.
+    dice : float
+        Overlap of its inside with the mask.
+    frame : Frame
+        Its pose.
+    """
+
+    box: tuple[slice, ...]
+    distance: np.ndarray
+    dice: float
+    frame: Frame
+
+
+def load_shapes(path: str | os.PathLike[str]) -> ShapeModel:
+    """Read a model that `segmamba.training.shapes` wrote.
+
+    Raises
+    ------
+    ModelError
+        The file is missing or is no such model.
+    """
+    try:
+        arrays = load_file(path)
+        means = arrays["means"].astype(np.float32) * (FURTHEST / 127)
+        modes = tuple(
+            arrays[f"modes{index}"].astype(np.float32) * arrays[f"steps{index}"][:, None, None, None]
+            for index in range(len(REGIONS))
+        )
+        halves = arrays["halves"].astype(float)
+    except (OSError, KeyError, ValueError, IndexError, SafetensorError) as error:
+        raise ModelError(f"{path} is no shape model ({error}): install the software again.") from error
+    if means.shape != (L6, *GRID) or halves.shape != (len(REGIONS), 3):
+        raise ModelError(f"{path} is a shape model of another version: install the software again.")
+    return ShapeModel(means, modes, halves)
+
+
+def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_mm: float) -> Fit:
+    """Fit pose and shape of a level's model to a mask.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        Shape (z, y, x).
+    level : int
+        1 to 25.
+    model : ShapeModel
+        With or without modes.
+    frame : Frame
+        Where the vertebra is, roughly (`segmamba.spine.frames.column_frames`).
+    spacing_mm : float
+        Of the mask's isotropic grid.
+    """
+    box = _box(mask, spacing_mm, AROUND_MM)
+    corner = np.array([part.start for part in box]) * spacing_mm
+    signed = signed_distance(mask[box], spacing_mm)
+    region = region_of(level)
+    mean, modes = model.means[level - 1], model.modes[region]
+    points = grid_points(model.halves[region])
+    weights = np.zeros(len(modes))
+    for _ in range(ITERATIONS):
+        target = sample(signed, (frame.to_world(points) - corner) / spacing_mm) / frame.scale
+        shape = mean + np.tensordot(weights, modes, axes=1)
+        pose, change = _step(np.clip(target, -FURTHEST, FURTHEST), shape, modes, weights, points)
+        frame = moved(frame, pose)
+        weights = np.clip(weights + change, -3.0, 3.0)
+    shape = mean + np.tensordot(weights, modes, axes=1)
+    places = np.moveaxis(np.indices(signed.shape), 0, -1) * spacing_mm + corner
+    distance = distance_at(shape, model.halves[region], frame.to_local(places)) * frame.scale
+    inside = distance < 0
+    together = int(inside.sum()) + int(mask[box].sum())
+    dice = 2 * int((inside & mask[box]).sum()) / max(1, together)
+    return Fit(box, distance, float(dice), frame)
+
+
+def region_of(level: int) -> int:
+    """Return the number of the region that a level belongs to."""
+    return next(index for index, (first, last) in enumerate(REGIONS) if first <= level <= last)
+
+
+def grid_points(half: np.ndarray) -> np.ndarray:
+    """Return the local points (*GRID, 3) of a region's grid."""
+    axes = [np.linspace(-extent, extent, count) for extent, count in zip(half, GRID, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def signed_distance(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Return the distance of each voxel's centre to the surface in mm, negative inside."""
+    signed = (ndimage.distance_transform_edt(~mask, sampling=spacing_mm) - spacing_mm / 2).astype(np.float32)
+    box = _box(mask, spacing_mm, 2 * spacing_mm)  # what is nearest to the inside lies no further away
+    own = mask[box]
+    signed[box][own] = spacing_mm / 2 - ndimage.distance_transform_edt(own, sampling=spacing_mm)[own]
+    return signed
+
+
+def sample(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return values at places (..., 3) given in voxels; outside of the grid, those at its border."""
+    return ndimage.map_coordinates(values, np.moveaxis(places, -1, 0), order=1, mode="nearest")
+
+
+def moved(frame: Frame, pose: Sequence[float] | np.ndarray) -> Frame:
+    """Return a frame after a small shift (3, local mm), turn (3, radians about its axes) and growth (logarithm)."""
+    shift, turn, growth = np.asarray(pose[:3]), np.asarray(pose[3:6]), float(pose[6])
+    angle = float(np.linalg.norm(turn))
+    rotation = np.eye(3)
+    if angle > 0:
+        x, y, z = turn / angle
+        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+        rotation += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    return Frame(frame.to_world(shift), rotation.T @ frame.axes, frame.scale * float(np.exp(growth)))
+
+
+def without_modes(model: ShapeModel) -> ShapeModel:
+    """Return a model whose levels have their mean shape only: a fit of it finds the pose."""
+    return replace(model, modes=tuple(modes[:0] for modes in model.modes))
+
+
+def _step(
+    target: np.ndarray, shape: np.ndarray, modes: np.ndarray, weights: np.ndarray, points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the change of pose (7) and of the modes' weights that brings model and target together."""
+    steps = [points[1, 0, 0, 0] - points[0, 0, 0, 0], points[0, 1, 0, 1] - points[0, 0, 0, 1]]
+    steps.append(points[0, 0, 1, 2] - points[0, 0, 0, 2])
+    slopes = np.stack(np.gradient(target, *steps), axis=-1)
+    turns = np.cross(points, slopes)
+    growth = (slopes * points).sum(axis=-1, keepdims=True) - target[..., None]
+    near = (np.abs(shape) < FURTHEST * 0.8) | (np.abs(target) < FURTHEST * 0.8)
+    difference = (shape - target)[near]
+    robust = 1 / (1 + (difference / (2 * UNEXPLAINED)) ** 2)
+    design = np.concatenate([slopes[near], turns[near], growth[near], -modes[:, near].T], axis=1)
+    weighted = design * (robust / (TOGETHER * UNEXPLAINED**2))[:, None]
+    prior = np.r_[np.full(3, SHIFT), np.full(3, TURN), GROWTH, np.ones(len(modes))] ** -2.0
+    goal = weighted.T @ difference - prior * np.r_[np.zeros(7), weights]
+    solution = np.linalg.solve(weighted.T @ design + np.diag(prior), goal)
+    return solution[:7], solution[7:]
+
+
+def distance_at(shape: np.ndarray, half: np.ndarray, local: np.ndarray) -> np.ndarray:
+    """Return the model's signed distance at local points; beyond its grid, that at the border and the way there."""
+    inner = np.clip(local, -half, half)
+    places = (inner + half) / (2 * half) * (np.array(GRID) - 1)
+    return sample(shape, places) + np.linalg.norm(local - inner, axis=-1)
+
+
+def _box(mask: np.ndarray, spacing_mm: float, around_mm: float) -> tuple[slice, ...]:
+    around = int(np.ceil(around_mm / spacing_mm))
+    box = []
+    for axis, size in enumerate(mask.shape):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(max(0, int(filled[0]) - around), min(size, int(filled[-1]) + 1 + around)))
+    return tuple(box)

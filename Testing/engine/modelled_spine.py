@@ -1,0 +1,30 @@
+"""Label maps of pieces of spine as the shape model's means have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from segmamba.spine.frames import Frame
+from segmamba.spine.levels import DISTANCES_MM
+from segmamba.spine.shape_model import ShapeModel, distance_at, moved, region_of
+
+SPACING = 2.0
+SHAPE = (90, 60, 60)
+# The highest vertebra's centre, (z, y, x) in mm.
+HIGHEST = (142.0, 62.0, 60.0)
+SHIPPED = "Resources/Models/vertebra-shapes.safetensors"
+
+
+def modelled(model: ShapeModel, levels: Sequence[int]) -> np.ndarray:
+    """Return a label map (z, y, x) of neighbouring levels, the highest first, a little turned."""
+    labels = np.zeros(SHAPE, np.uint8)
+    places = np.moveaxis(np.indices(SHAPE), 0, -1) * SPACING
+    centre = np.array(HIGHEST)
+    for level in levels:
+        frame = moved(Frame(centre, np.eye(3), 1.0), [0, 0, 0, 0, 0, 0.06, 0])
+        mean, half = model.means[level - 1], model.halves[region_of(level)]
+        labels[(distance_at(mean, half, frame.to_local(places)) < 0) & (labels == 0)] = level
+        centre = centre - [DISTANCES_MM[level - 1], 0, 0]
+    return labels
