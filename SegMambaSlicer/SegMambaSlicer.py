@@ -33,7 +33,8 @@ class SegMambaSlicer(ScriptedLoadableModule):
         self.parent.contributors = ["SegMambaSlicer contributors"]
         self.parent.helpText = _(
             "Segments vertebrae and colorectal cancer in CT with the networks SegMamba-V2 and SpineMamba: choose a "
-            "volume and a task, then press Segment. CTChest of the module Sample Data is a volume to try it with. "
+            "volume and a task, then press Segment. The module Sample Data has volumes to try it with, in the category "
+            "SegMambaSlicer. "
             "Research software, not a medical device: check every result, and do not use it for diagnosis or "
             "treatment. See the "
             '<a href="https://github.com/SegMambaSlicer/SlicerSegMambaSlicer">project page</a>.'
@@ -44,6 +45,15 @@ class SegMambaSlicer(ScriptedLoadableModule):
             "Computerized Medical Imaging and Graphics 2025, 102531, "
             '<a href="https://arxiv.org/abs/2408.15887">arXiv:2408.15887</a>.'
         )
+        # By then the module Sample Data is there, whatever the order in which Slicer loads modules.
+        slicer.app.connect("startupCompleted()", registerSamples)
+
+
+def registerSamples():
+    """Offer volumes to try the module with in the module Sample Data."""
+    from SegMambaSlicerLib.samples import registerSamples
+
+    registerSamples()
 
 
 class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -71,7 +81,8 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(panel)
         panel.setMRMLScene(slicer.mrmlScene)
         self.logic = SegMambaSlicerLogic()
-        self.sections = buildSections(self.ui, Path(self.resourcePath("requirements.txt")), self.logic.stop)
+        requirements = Path(self.resourcePath("requirements.txt"))
+        self.sections = buildSections(self.ui, requirements, self.logic.stop, self.showStatus)
         for widget in (self.ui.progressBar, self.ui.statusLabel, self.ui.forecastLabel):
             widget.visible = False
         self.ui.segmentButton.connect("clicked(bool)", self.onSegmentButton)
@@ -90,6 +101,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         self.removeObservers()
         self.sections.forecast.stop()
+        self.sections.results.show(None)
         self.sections.checkpoints.stop()
 
     def enter(self):
@@ -187,8 +199,12 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._stage, self._stageBegin = stage, time.monotonic()
             self.sections.log.add(progressText(stage, None))
         remaining = remainingSeconds(stage, fraction, time.monotonic() - self._stageBegin)
-        self.ui.progressBar.value = round(100 * overallFraction(stage, fraction))
-        self.ui.progressBar.format = f"{progressText(stage, remaining)} (%p%)"
+        done = (self.job.item + overallFraction(stage, fraction)) / self.job.items
+        text = progressText(stage, remaining)
+        if self.job.items > 1:
+            text = _("Item {number} of {all}: {text}").format(number=self.job.item + 1, all=self.job.items, text=text)
+        self.ui.progressBar.value = round(100 * done)
+        self.ui.progressBar.format = f"{text} (%p%)"
 
     def onDone(self, job):
         """Show the result, or in one sentence why there is none."""
@@ -209,7 +225,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def showStatus(self, text, problem=False):
         """Show a sentence below the button, and keep it in the log."""
-        from SegMambaSlicerLib.panel import PROBLEM_STYLE
+        from SegMambaSlicerLib.texts import PROBLEM_STYLE
 
         self.ui.statusLabel.text = text
         self.ui.statusLabel.styleSheet = PROBLEM_STYLE if problem else ""
@@ -247,7 +263,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
 
         return ParameterNode(super().getParameterNode())
 
-    def segment(self, volumeNode, task=None, onProgress=None, **choices):
+    def segment(self, volumeNode, task=None, onProgress=None, allItems=False, **choices):
         """Segment a volume and return the segmentation node; waits, while Slicer stays usable.
 
         Parameters
@@ -257,6 +273,8 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
             "vertebrae" or "colorectal"; not needed with ``model``.
         onProgress : callable, optional
             Called with a stage's name and the fraction of it that is done.
+        allItems : bool
+            Segment all items of the volume's sequence into a sequence of segmentations; by default the current item.
         **choices
             ``model``, ``output`` (a segmentation node), ``overwrite``, ``structures``, ``roi`` (an ROI node),
             ``mirror``, ``overlap``, ``noPostprocess``, ``device``, ``precision``, ``scan``, ``seed``,
@@ -267,9 +285,9 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         segmamba.errors.SegMambaError
             With a sentence that says what to do.
         """
-        return self.segmentAsync(volumeNode, task, onProgress, **choices).wait()
+        return self.segmentAsync(volumeNode, task, onProgress, allItems=allItems, **choices).wait()
 
-    def segmentAsync(self, volumeNode, task=None, onProgress=None, onDone=None, onLog=None, **choices):
+    def segmentAsync(self, volumeNode, task=None, onProgress=None, onDone=None, onLog=None, allItems=False, **choices):
         """Start segmenting a volume, and return the job at once: it has ``cancel()`` and ``wait()``.
 
         As `segment`; besides, ``onDone`` is called with the job at its end, whose ``node`` or ``error`` says how it
@@ -277,11 +295,15 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         """
         from SegMambaSlicerLib.choices import Choices
         from SegMambaSlicerLib.job import SegmentationJob
+        from SegMambaSlicerLib.sequence import SequenceJob
 
         worker = self._freeWorker()
-        self._job = SegmentationJob(
-            worker, volumeNode, Choices(task=task, **choices), onProgress, onDone, self._log, onLog
-        )
+
+        def start(node, chosen, whenDone):
+            return SegmentationJob(worker, node, chosen, onProgress, whenDone, self._log, onLog)
+
+        chosen = Choices(task=task, **choices)
+        self._job = SequenceJob(start, volumeNode, chosen, onDone) if allItems else start(volumeNode, chosen, onDone)
         return self._job
 
     def segmentFolder(
@@ -303,6 +325,18 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
 
         every = Choices(task=task, **choices)
         return segmentFolder(self._freeWorker(), inputFolder, outputFolder, every, pattern, skipExisting, onProgress)
+
+    def renumber(self, segmentationNode, vertebra, level):
+        """Give a vertebra ("T12", or a segment's name or ID) its right level ("L1"), and all others of its node too."""
+        from segmamba_mrml.correct import renumber
+
+        renumber(segmentationNode, vertebra, level)
+
+    def refine(self, segmentationNode, vertebra):
+        """Tidy a vertebra's mask after an edit: loose pieces, holes, gaps. Return what was changed, a list of dict."""
+        from segmamba_mrml.refinement import refine
+
+        return refine(segmentationNode, vertebra)
 
     def stop(self):
         """Cancel what runs and end the worker; the next run starts another one."""

@@ -11,18 +11,19 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from segmamba.errors import InstallationError
-from segmamba.job import worker_environment
-from segmamba.manifest import Model
+from segmamba.errors import InstallationError, ModelError
+from segmamba.manifest import ListedModel
 from segmamba.store import model_folder, models_folder
-from segmamba_mrml.host import worker_python
+from SegMambaSlicerLib.command import startCommand
 from SegMambaSlicerLib.forecasting import WARNING_STYLE
+from SegMambaSlicerLib.importoptions import ImportOptions
 from SegMambaSlicerLib.installed import State, look
 from SegMambaSlicerLib.models import ModelSection
+from SegMambaSlicerLib.places import PlaceSettings
+from SegMambaSlicerLib.tables import prepareTable
 from SegMambaSlicerLib.texts import commandOutcome
 
 COLUMNS = ("Model", "Installed", "Size", "Origin")
-ROW_HEIGHT = 22
 FILES = "Models (*.pt *.pth *.safetensors *.zip);;All files (*)"
 PROGRESS = re.compile(r"\w+ (\d+)%")
 
@@ -56,11 +57,7 @@ class CheckpointSection:
         self._process: Any = None
         self._locked = False
         table = ui.modelsTable
-        table.columnCount = len(COLUMNS)
-        table.setHorizontalHeaderLabels([_(title) for title in COLUMNS])
-        table.horizontalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
-        table.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.Stretch)
-        table.verticalHeader().defaultSectionSize = ROW_HEIGHT
+        prepareTable(table, [_(title) for title in COLUMNS])
         table.connect("itemSelectionChanged()", self._allow)
         ui.importButton.connect("clicked(bool)", self._onImport)
         ui.downloadButton.connect("clicked(bool)", self._onDownload)
@@ -68,6 +65,8 @@ class CheckpointSection:
         ui.removeButton.connect("clicked(bool)", self._onRemove)
         ui.modelsFolderButton.connect("clicked(bool)", self._onFolder)
         ui.cancelModelsButton.connect("clicked(bool)", self._onCancel)
+        self._options = ImportOptions(ui)
+        self._places = PlaceSettings(ui, self._say, self._onPlaces)
         self._say("")
         self._setBusy(False)
 
@@ -75,7 +74,9 @@ class CheckpointSection:
         """Look again at what is installed; the model that was selected stays so."""
         chosen = self._chosen()
         wanted = chosen.model if chosen is not None else self._models.model
-        self._states = [look(model, self._models.root) for model in self._models.manifest.models]
+        self._states = [look(model, self._models.root) for model in self._models.manifest.listed]
+        self._options.offer(self._models.manifest.listed)
+        self._places.refresh()
         table = self._ui.modelsTable
         blocked = table.blockSignals(True)
         table.rowCount = len(self._states)
@@ -115,13 +116,15 @@ class CheckpointSection:
             _(found.origin) if found is not None else "–",
         )
         details = state.problem or (str(found.path) if found is not None else state.model.file.note or "")
+        if state.model.unsupported:
+            details = _("Cannot be used: {reason}").format(reason=state.model.unsupported) + f"\n{details}"
         for column, text in enumerate(texts):
             item = qt.QTableWidgetItem(text)
             item.setFlags(qt.Qt.ItemIsSelectable | qt.Qt.ItemIsEnabled)
             item.setToolTip(f"{texts[0]}\n{details}".strip())
             self._ui.modelsTable.setItem(row, column, item)
 
-    def _select(self, model: Model | None) -> None:
+    def _select(self, model: ListedModel | None) -> None:
         for row, state in enumerate(self._states):
             if model is not None and state.model.id == model.id:
                 self._ui.modelsTable.selectRow(row)
@@ -141,7 +144,8 @@ class CheckpointSection:
     def _onImport(self, _checked: bool = False) -> None:
         path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), _("Import a model"), "", _(FILES))
         if path:
-            self._run(_("Importing {name}...").format(name=Path(path).name), "import", path)
+            chosen = self._options.arguments(Path(path))
+            self._run(_("Importing {name}...").format(name=Path(path).name), "import", path, *chosen)
 
     def _onDownload(self, _checked: bool = False) -> None:
         model = self._chosen().model
@@ -163,13 +167,20 @@ class CheckpointSection:
             self._run(_("Removing {title}...").format(title=model.title), "remove", model.id)
 
     def _onFolder(self, _checked: bool = False) -> None:
-        folder = models_folder()
         try:
+            folder = models_folder()
             folder.mkdir(parents=True, exist_ok=True)
+        except ModelError as error:
+            self._say(str(error), True)
+            return
         except OSError as error:
             self._say(_("{folder} cannot be made: {reason}.").format(folder=folder, reason=error.strerror), True)
             return
         qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(folder)))
+
+    def _onPlaces(self) -> None:
+        self.refresh()
+        self.onChanged()
 
     def _onCancel(self, _checked: bool = False) -> None:
         self.stop()
@@ -193,15 +204,8 @@ class CheckpointSection:
         manifest = self._models.manifestPath
         named = ["--manifest", str(manifest)] if manifest else []
         try:
-            process = slicer.util.launchConsoleProcess(
-                [worker_python(), "-m", "segmamba.cli", "models", *named, *arguments],
-                useStartupEnvironment=False,
-                updateEnvironment=worker_environment(),
-                blocking=False,
-                logCallback=hear,
-                completedCallback=end,
-            )
-        except (InstallationError, OSError) as error:
+            process = startCommand(["models", *named, *arguments], hear, end)
+        except InstallationError as error:
             self._say(str(error), problem=True)
             return
         self._process = process

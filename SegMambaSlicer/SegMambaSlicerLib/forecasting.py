@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from segmamba.errors import SegMambaError
 from segmamba.forecast import Forecast, forecast
@@ -98,9 +99,11 @@ class ForecastSection:
 
     def _say(self) -> tuple[str, bool]:
         """Return what to show, and whether it is a warning."""
-        volumeNode = self.parameters.inputVolume if self.parameters is not None else None
-        if volumeNode is None or self.models.model is None:
+        if self.parameters is None or self.models.model is None:
             return "", False
+        volumeNode = self.parameters.inputVolume
+        if volumeNode is None:
+            return _("Load a volume to begin; the module Sample Data has some to try."), False
         problem = self.models.problem()
         if problem:
             return problem, True

@@ -19,9 +19,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from segmamba.errors import InstallationError
-from segmamba.job import worker_environment
 from segmamba.memory import gibibytes
-from segmamba_mrml.host import worker_python
+from SegMambaSlicerLib.command import startCommand
 
 REQUESTER = "SegMambaSlicer"
 # Rough sizes of the downloads, for whoever waits for them.
@@ -88,20 +87,12 @@ class DependencySection:
     def _onCheck(self, _checked: bool = False) -> None:
         self._lines = []
         try:
-            command = [worker_python(), "-m", "segmamba.cli", "doctor"]
+            startCommand(["doctor"], self._show, self._onChecked)
         except InstallationError as error:
             self._show(str(error))
             return
         self._show(_("Checking..."))
         self._setBusy(True)
-        slicer.util.launchConsoleProcess(
-            command,
-            useStartupEnvironment=False,
-            updateEnvironment=worker_environment(),
-            blocking=False,
-            logCallback=self._show,
-            completedCallback=self._onChecked,
-        )
 
     def _onChecked(self, status: int) -> None:
         self._setBusy(False)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from segmamba.download import MIRROR_VARIABLE
 from segmamba.errors import ModelError
-from segmamba.manifest import Model
+from segmamba.manifest import ListedModel
+from segmamba.settings import MIRROR, setting
 from segmamba.store import SOFTWARE, USER, Installed, find, model_folder
 
 
 @dataclass(frozen=True)
 class State:
-    """A model and its checkpoint: None where there is none, and ``problem`` where its record is damaged."""
+    """A model and its checkpoint: None where there is none.
 
-    model: Model
+    ``problem`` says what is damaged, and ``leftovers`` whether the user's own folder of the model is there then.
+    ``mirror`` tells that a server is set that may have the file.
+    """
+
+    model: ListedModel
     found: Installed | None
     problem: str = ""
+    leftovers: bool = False
+    mirror: bool = False
 
     @property
     def origin(self) -> str:
@@ -31,19 +37,25 @@ class State:
     def downloadable(self) -> bool:
         """Whether somebody said where to get it from."""
         bundled = self.found is not None and self.found.place == SOFTWARE
-        return not bundled and bool(self.model.file.urls or os.environ.get(MIRROR_VARIABLE))
+        return not bundled and bool(self.model.file.urls or self.mirror)
 
     @property
     def removable(self) -> bool:
         """Whether it is the user's own."""
         if self.found is not None:
             return self.found.place == USER
-        return bool(self.problem) and model_folder(self.model).is_dir()
+        return self.leftovers
 
 
-def look(model: Model, root: Path | None) -> State:
+def look(model: ListedModel, root: Path | None) -> State:
     """Return what is there of a model; ``root`` as for `segmamba.store.find`."""
+    found, problem, mirror, leftovers = None, "", False, False
     try:
-        return State(model, find(model, root))
+        found = find(model, root)
     except ModelError as error:
-        return State(model, None, str(error))
+        problem = str(error)
+    # A damaged settings file is said by `find`, and does not matter to what comes with the software.
+    with contextlib.suppress(ModelError):
+        mirror = bool(setting(MIRROR).value)
+        leftovers = bool(problem) and model_folder(model).is_dir()
+    return State(model, found, problem, leftovers, mirror)

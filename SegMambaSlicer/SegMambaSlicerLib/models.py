@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 
 from segmamba.errors import ModelError
 from segmamba.manifest import Manifest, Model, load_manifest
-from segmamba.store import checkpoint_location
+from segmamba.store import checkpoint_location, configured
 from SegMambaSlicerLib.installed import look
 from SegMambaSlicerLib.texts import missingCheckpoint, modelDetails, modelSummary, taskTitle
 
@@ -138,8 +138,12 @@ class ModelSection:
             widget.addItem(item)
 
     def _describe(self) -> None:
-        model = self.model
-        summary = modelSummary(model, _(look(model, self.root).origin)) if model else ""
+        model, summary = self.model, ""
+        if model is not None:
+            state = look(model, self.root)
+            if state.found is not None:
+                model = configured(model, state.found)
+            summary = modelSummary(model, _(state.origin))
         self._ui.modelSummaryLabel.text = summary
         self._ui.modelSummaryLabel.toolTip = modelDetails(model) if model else ""
 

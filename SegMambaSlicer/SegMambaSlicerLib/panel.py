@@ -10,7 +10,9 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from segmamba_mrml.sequences import number_of_items
 from SegMambaSlicerLib.checkpoints import CheckpointSection
+from SegMambaSlicerLib.correcting import CorrectionSection
 from SegMambaSlicerLib.devices import DeviceSection
 from SegMambaSlicerLib.forecasting import ForecastSection
 from SegMambaSlicerLib.install import DependencySection
@@ -18,11 +20,12 @@ from SegMambaSlicerLib.log import LogSection
 from SegMambaSlicerLib.models import QUALITIES, ModelSection
 from SegMambaSlicerLib.results import ResultSection
 
-# Legible on light and on dark grounds.
-PROBLEM_STYLE = "color: #d9480f;"
 OVERWRITE_SETTING = "SegMambaSlicer/Overwrite"
 # What must stay as it is while a job runs.
-LOCKED = ("inputSelector", "taskComboBox", "modelComboBox", "outputSelector", "advancedSection", "dependenciesSection")
+LOCKED = (
+    *("inputSelector", "taskComboBox", "modelComboBox", "outputSelector"),
+    *("correctionWidget", "advancedSection", "dependenciesSection"),
+)
 
 
 @dataclass
@@ -47,10 +50,11 @@ class Sections:
     def refresh(self) -> None:
         """Follow a change of the parameter node."""
         self.models.refresh()
+        self.ui.allItemsCheckBox.enabled = number_of_items(self.forecast.parameters.inputVolume) > 1
         self.forecast.askLater()
 
     def choices(self) -> dict[str, Any]:
-        """Return what the user chose, under the names of `SegMambaSlicerLib.choices.Choices`."""
+        """Return what the user chose, under the names that the logic's ``segmentAsync`` has."""
         parameters = self.forecast.parameters
         overlap, mirror = QUALITIES[self.ui.qualityComboBox.currentData]
         return {
@@ -64,6 +68,7 @@ class Sections:
             "overlap": overlap,
             "noPostprocess": not parameters.postprocess,
             "device": self.devices.device,
+            "allItems": self.ui.allItemsCheckBox.enabled and parameters.allItems,
         }
 
     def problem(self) -> str:
@@ -88,8 +93,13 @@ class Sections:
         self.checkpoints.lock(running)
 
 
-def buildSections(ui: Any, requirements: Path, stopWorker: Callable[[], None]) -> Sections:
-    """Make the sections of a panel from its widgets by name; ``stopWorker`` ends the process that has torch loaded."""
+def buildSections(
+    ui: Any, requirements: Path, stopWorker: Callable[[], None], say: Callable[[str, bool], None]
+) -> Sections:
+    """Make the sections of a panel from its widgets by name.
+
+    ``stopWorker`` ends the process that has torch loaded; ``say`` shows a sentence, and whether it is about a problem.
+    """
     ui.overwriteComboBox.addItem(_("Keep them and add the new ones"), "keep")
     ui.overwriteComboBox.addItem(_("Replace them"), "replace")
     chosen = slicer.util.settingsValue(OVERWRITE_SETTING, "keep")
@@ -105,4 +115,7 @@ def buildSections(ui: Any, requirements: Path, stopWorker: Callable[[], None]) -
     log = LogSection(ui)
     checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
     dependencies = DependencySection(ui, requirements, stopWorker)
-    return Sections(ui, models, devices, forecast, ResultSection(ui), checkpoints, dependencies, log)
+    results = ResultSection(ui)
+    # Lives as long as the result that it corrects.
+    results.onFilled = CorrectionSection(ui, results, say).refresh
+    return Sections(ui, models, devices, forecast, results, checkpoints, dependencies, log)

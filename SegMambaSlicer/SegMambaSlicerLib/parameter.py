@@ -26,6 +26,8 @@ class ParameterNode:
     structures : str
         Values of the labels to keep, separated by commas; empty for all.
     postprocess : bool
+    allItems : bool
+        Of the volume's sequence; by default the current one.
     """
 
     inputVolume: slicer.vtkMRMLScalarVolumeNode
@@ -37,3 +39,4 @@ class ParameterNode:
     quality: str = "standard"
     structures: str = ""
     postprocess: bool = True
+    allItems: bool = False

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
+from segmamba.spine.levels import SACRUM, level_name
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
-from SegMambaSlicerLib.texts import segmentFlags
+from SegMambaSlicerLib.tables import prepareTable, showRows
+from SegMambaSlicerLib.texts import (
+    PROBLEM_STYLE,
+    bulletList,
+    limitsText,
+    numberingText,
+    refinementText,
+    segmentFlags,
+)
 
 COLUMNS = ("Segment", "Volume (mL)", "Confidence", "Check")
-SWATCH_SIZE, ROW_HEIGHT = 14, 22
+SWATCH_SIZE = 14
+# A chest CT has some 16 vertebrae, which are best seen at once.
+FEWEST_ROWS, MOST_ROWS = 4, 18
 
 
 class ResultSection:
@@ -24,17 +37,22 @@ class ResultSection:
     ----------
     ui : object
         The panel's widgets by name.
+
+    Attributes
+    ----------
+    onFilled : callable
+        Called when the table shows something else.
     """
 
     def __init__(self, ui: Any) -> None:
         self._ui = ui
         self._shown: Any = None
+        self._observer: int | None = None
+        self._text: str | None = None
+        self.onFilled: Callable[[], None] = lambda: None
+        ui.numberingLabel.styleSheet = PROBLEM_STYLE
         table = ui.resultTable
-        table.columnCount = len(COLUMNS)
-        table.setHorizontalHeaderLabels([_(title) for title in COLUMNS])
-        table.horizontalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
-        table.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.Stretch)
-        table.verticalHeader().defaultSectionSize = ROW_HEIGHT
+        prepareTable(table, [_(title) for title in COLUMNS])
         table.connect("cellClicked(int,int)", self._onCell)
         ui.show3DButton.connect("toggled(bool)", self._onShow3D)
         ui.segmentEditorButton.connect("clicked(bool)", self._onSegmentEditor)
@@ -46,12 +64,15 @@ class ResultSection:
         return self._shown if self._shown is not None and self._shown.GetScene() is not None else None
 
     def show(self, node: Any) -> None:
-        """Show a segmentation node; None shows an empty table."""
+        """Show a segmentation node, and follow it to other items of its sequence; None shows an empty table."""
+        if self._shown is not None:
+            self._shown.RemoveObserver(self._observer)
+        if node is None or node is not self._shown:
+            self._ui.resultSection.collapsed = node is None
         self._shown = node
-        rows = reportRows(node) if node is not None else []
-        self._ui.resultTable.rowCount = len(rows)
-        for index, row in enumerate(rows):
-            self._fill(index, row)
+        if node is not None:
+            self._observer = node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onModified)
+        self._fillTable()
         self._ui.show3DButton.enabled = self._ui.segmentEditorButton.enabled = node is not None
         blocked = self._ui.show3DButton.blockSignals(True)
         self._ui.show3DButton.checked = node is not None and _hasSurfaces(node)
@@ -59,9 +80,33 @@ class ResultSection:
         title = _("Result: {name}").format(name=node.GetName()) if node is not None else _("Result")
         self._ui.resultSection.text = title
 
-    def _fill(self, index: int, row: dict[str, Any]) -> None:
+    def _onModified(self, _caller: Any, _event: str) -> None:
+        if self._shown.GetAttribute(REPORT_ATTRIBUTE) != self._text:
+            self._fillTable()
+
+    def _fillTable(self) -> None:
+        self._text = self._shown.GetAttribute(REPORT_ATTRIBUTE) if self._shown is not None else None
+        report = json.loads(self._text) if self._text else {}
+        rows = segmentRows(report, self._shown)
+        self._ui.resultTable.rowCount = len(rows)
+        showRows(self._ui.resultTable, len(rows), FEWEST_ROWS, MOST_ROWS)
+        for index, row in enumerate(rows):
+            self._fill(index, row, report)
+        doubt = numberingText(report) if rows else ""
+        self._ui.numberingLabel.text = doubt
+        self._ui.numberingLabel.visible = bool(doubt)
+        model = report.get("model", {})
+        limits = model.get("limits", [])
+        self._ui.limitsLabel.text = limitsText(limits, model.get("estimated"))
+        self._ui.limitsLabel.toolTip = bulletList(limits)
+        self._ui.limitsLabel.visible = bool(self._ui.limitsLabel.text)
+        self.onFilled()
+
+    def _fill(self, index: int, row: dict[str, Any], report: dict[str, Any]) -> None:
         segment = self._shown.GetSegmentation().GetSegment(row["segment_id"])
-        flags = segmentFlags(row)
+        flags = segmentFlags(row, report.get("numbering"))
+        changes = report.get("refinement", [])
+        tip = refinementText(changes, level_name(row["value"])) if row["value"] <= SACRUM else ""
         texts = (
             segment.GetName(),
             f"{row['volume_ml']:.1f}",
@@ -72,6 +117,7 @@ class ResultSection:
             item = qt.QTableWidgetItem(text)
             item.setFlags(qt.Qt.ItemIsSelectable | qt.Qt.ItemIsEnabled)
             item.setData(qt.Qt.UserRole, row["segment_id"])
+            item.setToolTip(tip)
             if column in (1, 2):
                 item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             self._ui.resultTable.setItem(index, column, item)
@@ -107,11 +153,10 @@ class ResultSection:
             editor.setSourceVolumeNode(volumeNode)
 
 
-def reportRows(node: Any) -> list[dict[str, Any]]:
-    """Return what the report says of the segments that a node still has."""
-    text = node.GetAttribute(REPORT_ATTRIBUTE)
-    rows = json.loads(text)["segments"] if text else []
-    there = segment_ids(node)
+def segmentRows(report: dict[str, Any], node: Any) -> list[dict[str, Any]]:
+    """Return what a report says of the segments that a node still has."""
+    rows = report.get("segments", [])
+    there = segment_ids(node) if rows else []
     return [row for row in rows if row.get("segment_id") in there]
 
 

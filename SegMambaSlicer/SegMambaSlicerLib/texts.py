@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from segmamba.forecast import Forecast
 from segmamba.manifest import Model
 from segmamba.memory import gibibytes
+from segmamba.report import numbering_doubt
+from segmamba.spine.levels import level_name
 
 # Share of a run that a stage takes, about: 512 x 512 x 133 voxels on a processor.
 STAGES = {"read": 0.02, "load": 0.05, "preprocess": 0.05, "predict": 0.78, "postprocess": 0.08, "write": 0.02}
@@ -22,8 +25,19 @@ STAGE_TITLES = {
     "write": "Writing",
 }
 TASK_TITLES = {"vertebrae": "Vertebrae", "colorectal": "Colorectal cancer"}
-# Below this mean probability of its voxels a segment is marked.
-LOW_CONFIDENCE = 0.6
+# Legible on light and on dark grounds.
+PROBLEM_STYLE = "color: #d9480f;"
+# Below this mean probability of its voxels a segment is marked, and below this one of its level.
+LOW_CONFIDENCE, UNSURE_NUMBER = 0.6, 0.9
+# What refinement does to a mask, by its steps.
+REFINEMENT_STEPS = {
+    "pieces": "loose pieces and holes",
+    "split": "cut from its neighbour",
+    "remove": "looked like no vertebra",
+    "trim": "trimmed to the shape of a vertebra",
+    "close": "gaps closed",
+    "edit": "tidied after an edit",
+}
 # What the command line puts before its errors, and the lines that say what it did.
 COMMAND_ERROR = re.compile(r"segmamba: error: |FAIL  [^:]+: ")
 COMMAND_NEWS = ("Installed: ", "Removed: ", "Note: ")
@@ -54,11 +68,12 @@ def duration(seconds: float) -> str:
 
 
 def modelSummary(model: Model, origin: str) -> str:
-    """Return one line about a model: modality, spacing, accuracy, where its file is from, licence."""
+    """Return one line about a model: modality, spacing, accuracy, where its file is from, licence, what is a guess."""
     x, y, z = model.preprocessing.spacing
     spacing = f"{x:.3g} × {y:.3g} × {z:.3g} mm"
     licence = model.entry.get("licence") or "licence not stated"
-    return " · ".join(("/".join(model.modalities), spacing, accuracy(model.entry), origin, licence))
+    estimated = (f"estimate: {model.preprocessing.estimated}",) if model.preprocessing.estimated else ()
+    return " · ".join(("/".join(model.modalities), spacing, accuracy(model.entry), origin, licence, *estimated))
 
 
 def accuracy(entry: Mapping[str, Any]) -> str:
@@ -73,14 +88,27 @@ def accuracy(entry: Mapping[str, Any]) -> str:
 
 def modelDetails(model: Model) -> str:
     """Return several lines about a model: its limits, training data and citation."""
-    parts = [model.title, *(f"• {limit}" for limit in model.entry.get("limits", []))]
-    if model.preprocessing.estimated:
-        parts.append(f"• {model.preprocessing.estimated}")
+    limits = [*model.entry.get("limits", []), model.preprocessing.estimated]
+    parts = [model.title, bulletList([limit for limit in limits if limit])]
     parts += [f"{name}: {model.entry[key]}" for name, key in _DETAILS if model.entry.get(key)]
     return "\n".join(parts)
 
 
 _DETAILS = (("Training data", "training_data"), ("Citation", "citation"))
+
+
+def bulletList(sentences: Sequence[str]) -> str:
+    """Return sentences one below the other, in lines short enough for a tool tip."""
+    return "\n".join(textwrap.fill(sentence, 90, initial_indent="• ", subsequent_indent="  ") for sentence in sentences)
+
+
+def limitsText(limits: Sequence[str], estimated: str | None = None) -> str:
+    """Return what of a model is an estimate, the first of its limits, which is the gravest, and how many there are."""
+    lines = [f"Estimate: {estimated}."] if estimated else []
+    if limits:
+        more = f" ({len(limits) - 1} more: hold the mouse here)" if len(limits) > 1 else ""
+        lines.append(f"Know the limits: {limits[0]}{more}")
+    return "\n".join(lines)
 
 
 def missingCheckpoint(model: Model, path: Path) -> str:
@@ -157,9 +185,11 @@ def remainingSeconds(stage: str, fraction: float, seconds: float) -> float | Non
     return seconds / fraction * (1 - fraction)
 
 
-def segmentFlags(row: Mapping[str, Any]) -> list[str]:
-    """Return what is to be looked at in a segment of the report."""
+def segmentFlags(row: Mapping[str, Any], numbering: Mapping[str, Any] | None = None) -> list[str]:
+    """Return what is to be looked at in a segment of the report; ``numbering`` is the report's, where it has one."""
     flags = []
+    if (numbering or {}).get("levels", {}).get(str(row["value"]), 1.0) < UNSURE_NUMBER:
+        flags.append("number unsure")
     if row.get("mean_confidence", 1.0) < LOW_CONFIDENCE:
         flags.append("low confidence")
     if row.get("at_border"):
@@ -167,10 +197,53 @@ def segmentFlags(row: Mapping[str, Any]) -> list[str]:
     return flags
 
 
+def numberingText(report: Mapping[str, Any]) -> str:
+    """Return why the vertebrae's numbers are not certain, and what else they could be; empty where they are certain."""
+    doubt = numbering_doubt(report)
+    if not doubt:
+        return ""
+    numbering = report["numbering"]
+    sentences = [doubt, *numbering["variants"]]
+    if numbering["runner_up"]:
+        sentences.append(f"Next best ({numbering['runner_up_probability']:.0%}): {_rival(numbering)}.")
+    return " ".join([*sentences, "Select a vertebra and renumber if needed."])
+
+
+def refinementText(changes: Sequence[Mapping[str, Any]], level: str) -> str:
+    """Return what refinement did to a level, by the report's list of changes; empty where it did nothing."""
+    lines = [
+        f"{REFINEMENT_STEPS.get(change['step'], change['step'])}: {changeText(change)}"
+        for change in changes
+        if change["level"] == level
+    ]
+    return f"Refinement of {level}\n{bulletList(lines)}" if lines else ""
+
+
+def changeText(change: Mapping[str, Any]) -> str:
+    """Return how much a change of a mask has added and removed."""
+    amounts = (("+", change["added_ml"]), ("-", change["removed_ml"]))
+    return ", ".join(f"{sign}{amount:.3g} mL" for sign, amount in amounts if amount) or "less than 0.001 mL"
+
+
 def secondsPerWindow(report: Mapping[str, Any]) -> float:
     """Return how long one window took in a run."""
     run = report["run"]
     return report["timings_s"]["predict"] / (run["windows"] * 2 ** len(run["mirror_axes"]))
+
+
+def _rival(numbering: Mapping[str, Any]) -> str:
+    """Return what the next best numbering calls the vertebrae, and which of them it calls otherwise."""
+    now, rival = [level_name(int(value)) for value in numbering["levels"]], numbering["runner_up"]
+    # Where it leaves out another one, or none, they cannot be compared one by one.
+    if len(now) != len(rival) or now == rival:
+        return _ends(rival)
+    others = [index for index, (name, other) in enumerate(zip(now, rival, strict=True)) if name != other]
+    part = slice(others[0], others[-1] + 1)
+    return f"{_ends(rival[part])} instead of {_ends(now[part])}"
+
+
+def _ends(names: Sequence[str]) -> str:
+    return f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _span(numbers: list[float]) -> str:

@@ -18,7 +18,7 @@ from segmamba import store
 from segmamba.errors import Cancelled, ModelError, OutputError
 from segmamba.installing import PARTIAL, add, changing, check_space, file_name
 from segmamba.labelmap import whole_file
-from segmamba.manifest import Manifest, Model
+from segmamba.manifest import ListedModel, Manifest
 from segmamba.record import RECORD_NAME, Record, record_from_json
 
 PIECE = 1 << 20
@@ -79,7 +79,7 @@ def import_bundle(
     with _opened(path) as (names, reader):
         wanted = [
             (model, name)
-            for model in manifest.models
+            for model in manifest.listed
             for name in names
             # A folder that was zipped as a whole has its own name in front.
             if f"/{name}".endswith(f"/{model.id}/{RECORD_NAME}")
@@ -97,7 +97,7 @@ Reader = Callable[[str], IO[bytes]]
 
 
 def _import_one(
-    model: Model, source: Path, name: str, reader: Reader, progress: Progress, cancelled: Callable[[], bool]
+    model: ListedModel, source: Path, name: str, reader: Reader, progress: Progress, cancelled: Callable[[], bool]
 ) -> store.Installed:
     with reader(name) as stream:
         text = _read(stream, RECORD_BYTES, source).decode("utf-8", "replace")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from segmamba import __version__, cli_models
+from segmamba import __version__, cli_evaluate, cli_models
 from segmamba.errors import (
     Cancelled,
     DeviceError,
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_segment(commands)
     cli_models.add_commands(commands)
+    cli_evaluate.add_command(commands)
     doctor = commands.add_parser("doctor", help="check this installation and say what to do")
     doctor.add_argument("--device", default="auto", help="device to check: auto, cpu, cuda, cuda:N, mps")
     doctor.set_defaults(run=_doctor)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from segmamba import store
 from segmamba.errors import ModelError, SegMambaError
 from segmamba.interrupt import stop_signal
-from segmamba.manifest import Manifest, Model, load_manifest
+from segmamba.manifest import ListedModel, Manifest, Model, load_manifest
 from segmamba.progress import ProgressBar
+from segmamba.settings import MIRROR, MODELS, SHARED_MODELS, VARIABLES, setting, settings_file
 
 
 def add_commands(commands: Any) -> None:
     """Add ``models`` and what it can do to the command line."""
     description = (
         "List the models, or fetch, import, check and remove their checkpoints. The models folder is that of the user, "
-        f"or what {store.ENVIRONMENT_VARIABLE} names; models in the folder that {store.SHARED_VARIABLE} names are used "
-        "and never changed."
+        f"or what {VARIABLES[MODELS]} names; models in the folder that {VARIABLES[SHARED_MODELS]} names are used and "
+        f"never changed; {VARIABLES[MIRROR]} names a server to download from first. The same can stand in a settings "
+        "file: 'segmamba models path' says where."
     )
     models = commands.add_parser("models", help="list, fetch, import, check, remove models", description=description)
     models.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
@@ -35,8 +37,8 @@ def add_commands(commands: Any) -> None:
         return parser
 
     action("list", _list, "list the models: which are installed, how large, from where")
-    path = action("path", _path, "print where the checkpoint of an installed model is")
-    path.add_argument("model", metavar="MODEL")
+    path = action("path", _path, "print where an installed model is or, of none, which folders are used and why")
+    path.add_argument("model", metavar="MODEL", nargs="?")
     verify = action("verify", _verify, "compare installed checkpoints with their size and SHA-256")
     verify.add_argument("models", metavar="MODEL", nargs="*", help="by default all that are installed")
     fetch = action("fetch", _fetch, "download checkpoints; one that was broken off goes on where it was")
@@ -66,7 +68,7 @@ def _list(options: argparse.Namespace) -> int:
     manifest, root = _manifest(options)
     rows = [("ID", "TASK", "MODALITY", "INSTALLED", "SIZE", "ORIGIN", "TITLE")]
     problems = []
-    for model in manifest.models:
+    for model in manifest.listed:
         state, origin, size = "no", "-", model.file.size
         try:
             found = store.installed(model, root)
@@ -76,6 +78,7 @@ def _list(options: argparse.Namespace) -> int:
         text = f"{size / 1e6:.1f} MB" if size is not None else "-"
         rows.append((model.id, model.task, ",".join(model.modalities), state, text, origin, model.title))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    problems += [f"'{model.id}' cannot be used: {model.unsupported}" for model in manifest.listed if model.unsupported]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for line in problems:
@@ -84,8 +87,25 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _path(options: argparse.Namespace) -> int:
+    if options.model is None:
+        return _places()
     manifest, root = _manifest(options)
-    print(store.installed(manifest.model(options.model), root).path)
+    print(store.installed(manifest.entry(options.model), root).path)
+    return 0
+
+
+def _places() -> int:
+    """Print the settings, and where each is from."""
+    titles = {MODELS: "Models folder", SHARED_MODELS: "Shared models folder", MIRROR: "Mirror"}
+    defaults = {MODELS: str(store.default_models_folder())}
+    for name, title in titles.items():
+        chosen = setting(name)
+        if chosen.value:
+            print(f"{title}: {chosen.value}, from {chosen.source}")
+        else:
+            print(f"{title}: {defaults.get(name, 'none')}; {VARIABLES[name]} or the settings file can name another")
+    path = settings_file()
+    print(f"Settings file: {path}{'' if path.is_file() else ', which is not there'}")
     return 0
 
 
@@ -135,7 +155,7 @@ def _bundle(options: argparse.Namespace) -> int:
     if options.models:
         wanted = [store.installed(model, root) for model in _chosen(manifest, options.models)]
     else:
-        present = [store.find(model, root) for model in manifest.models]
+        present = [store.find(model, root) for model in manifest.listed]
         wanted = [found for found in present if found is not None and found.place != store.SOFTWARE]
     if not wanted:
         raise ModelError("No model is installed beyond those of the software: name those that the bundle is to have.")
@@ -167,11 +187,22 @@ def _import(options: argparse.Namespace) -> int:
             imported = (import_checkpoint(options.file, manifest, options.model, intensities, bar.update, stopped),)
     for found in imported:
         print(f"Installed: {found.model.id}, {found.origin}, {found.path}")
-        estimated = found.model.preprocessing.estimated
-        if estimated:
-            print(f"Note: {estimated}; if you know them, import again with --clip LOW HIGH --mean M --std S.")
+        for note in _notes(found):
+            print(f"Note: {note}")
     return 0
 
 
-def _chosen(manifest: Manifest, names: list[str]) -> tuple[Model, ...]:
-    return tuple(manifest.model(name) for name in names) if names else manifest.models
+def _notes(found: store.Installed) -> Iterator[str]:
+    """Say what the user has to know of an imported model."""
+    model = found.model
+    if not isinstance(model, Model):
+        yield f"It is kept, but cannot be used: {model.unsupported}"
+    elif found.channels is None and model.preprocessing.estimated:
+        yield (
+            f"{model.preprocessing.estimated}; if you know them, import again with them (--clip LOW HIGH --mean M "
+            "--std S, or in the panel 'Import as')."
+        )
+
+
+def _chosen(manifest: Manifest, names: list[str]) -> tuple[ListedModel, ...]:
+    return tuple(manifest.entry(name) for name in names) if names else manifest.listed

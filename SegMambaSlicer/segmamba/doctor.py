@@ -17,6 +17,7 @@ from segmamba.errors import ModelError, SegMambaError
 from segmamba.job import Worker
 from segmamba.manifest import load_manifest
 from segmamba.memory import gibibytes, system_memory
+from segmamba.settings import MODELS, VARIABLES
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 OLDEST_PYTHON = (3, 10)
@@ -194,10 +195,13 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    folder = store.models_folder()
+    try:
+        folder = store.models_folder()
+    except ModelError as error:
+        return Finding(FAIL, "settings", str(error))
     existing = next(part for part in (folder, *folder.absolute().parents) if part.is_dir())
     free = shutil.disk_usage(existing).free
     text = f"{gibibytes(free)} free for models in {folder}"
     if free < DISK_WANTED:
-        return Finding(WARN, "disk", f"{text}: free some space, or set {store.ENVIRONMENT_VARIABLE} to another folder.")
+        return Finding(WARN, "disk", f"{text}: free some space, or set {VARIABLES[MODELS]} to another folder.")
     return Finding(OK, "disk", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 from segmamba import store
 from segmamba.errors import Cancelled, InstallationError, ModelError
 from segmamba.installing import PARTIAL, add, changing, check_space, file_name
-from segmamba.manifest import Model, ModelFile
+from segmamba.manifest import ListedModel, ModelFile
 from segmamba.record import Record
+from segmamba.settings import MIRROR, VARIABLES, setting
 
-MIRROR_VARIABLE = "SEGMAMBA_MIRROR"
 # Tries of one address in a row that bring nothing new, and the pause between them.
 TRIES = 3
 PAUSE_SECONDS = 1.0
@@ -34,7 +33,7 @@ class _Refused(Exception):
 
 
 def fetch(
-    model: Model,
+    model: ListedModel,
     root: Path | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -46,7 +45,7 @@ def fetch(
 
     Parameters
     ----------
-    model : Model
+    model : ListedModel
     root : Path, optional
         As for `segmamba.store.find`.
     progress : callable, optional
@@ -77,7 +76,7 @@ def fetch(
     return found
 
 
-def _right_one(model: Model, root: Path | None) -> store.Installed | None:
+def _right_one(model: ListedModel, root: Path | None) -> store.Installed | None:
     """Return the checkpoint if it is there and right; one in the user's folder that is not will be replaced."""
     try:
         found = store.find(model, root)
@@ -94,9 +93,9 @@ def _right_one(model: Model, root: Path | None) -> store.Installed | None:
     return found
 
 
-def _addresses(model: Model) -> tuple[str, ...]:
+def _addresses(model: ListedModel) -> tuple[str, ...]:
     file = model.file
-    mirror = os.environ.get(MIRROR_VARIABLE)
+    mirror = setting(MIRROR).value
     urls = (f"{mirror.rstrip('/')}/{model.id}/{file.name}", *file.urls) if mirror else file.urls
     note = f" {file.note}" if file.note else ""
     if file.size is None or file.sha256 is None:
@@ -106,14 +105,14 @@ def _addresses(model: Model) -> tuple[str, ...]:
         )
     if not urls:
         raise ModelError(
-            f"The manifest names no address for '{model.id}': set {MIRROR_VARIABLE} to a server that has it, or bring "
-            f"the file in with 'segmamba models import FILE'.{note}"
+            f"The manifest names no address for '{model.id}': set {VARIABLES[MIRROR]} to a server that has it, or "
+            f"bring the file in with 'segmamba models import FILE'.{note}"
         )
     return urls
 
 
 def _fetch(
-    model: Model, urls: tuple[str, ...], folder: Path, progress: Progress, cancelled: Callable[[], bool]
+    model: ListedModel, urls: tuple[str, ...], folder: Path, progress: Progress, cancelled: Callable[[], bool]
 ) -> None:
     file = model.file
     assert file.size is not None and file.sha256 is not None

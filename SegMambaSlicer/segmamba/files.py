@@ -97,7 +97,10 @@ def _segment_file(
         raise Cancelled()
     progress("write", 0.0)
     writing = time.perf_counter()
-    picture = previewing.render(volume, result.labels, model, Path(request.input).name) if request.preview else None
+    picture = None
+    if request.preview:
+        certain = not reporting.numbering_doubt(result.report)
+        picture = previewing.render(volume, result.labels, result.model, Path(request.input).name, certain=certain)
     write_labelmap(request.output, result.labels, volume.geometry, model.labels)
     if request.preview and picture is not None:
         previewing.write_png(request.preview, picture)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from segmamba.grid import Box, model_grid
 from segmamba.manifest import Model
+from segmamba.modality import for_volume
 from segmamba.request import Options
 from segmamba.volume import Volume
 from segmamba.windows import window_count
@@ -15,7 +16,7 @@ FLOAT = 4
 # Per voxel of the input: the copy that is read, its resampled parts, and the answer's labels and confidence.
 BYTES_PER_INPUT_VOXEL = 12
 # Python, torch and the weights, without a window's own memory. With these figures the forecast is a little above what
-# was measured with spinemamba-ct: 1.3 GiB for 96 x 96 x 95 voxels of 2 mm, 3 GiB for 512 x 512 x 133.
+# was measured with spinemamba: 1.3 GiB for 96 x 96 x 95 voxels of 2 mm, 3 GiB for 512 x 512 x 133.
 BASE_MEMORY = 2**29
 # Of what a window needs on a GPU, where the allocator keeps more than is in use.
 WINDOW_SHARE_ON_PROCESSOR = 0.5
@@ -62,6 +63,7 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     InputError
         There is no body in the volume, or the region of interest lies outside it.
     """
+    model = for_volume(volume, model)
     grid = model_grid(volume, model.preprocessing, Box(*options.roi) if options.roi else None)
     size = grid.geometry.size
     overlap = model.overlap if options.overlap is None else options.overlap

@@ -68,7 +68,9 @@ class ModelGrid:
     roi: Box | None = None
 
 
-def model_grid(volume: Volume, preprocessing: Preprocessing, roi: Box | None = None) -> ModelGrid:
+def model_grid(
+    volume: Volume, preprocessing: Preprocessing, roi: Box | None = None, context_mm: float = ROI_CONTEXT_MM
+) -> ModelGrid:
     """Lay a model's grid over what is to be segmented of a volume.
 
     The grid is centred on the physical box that it covers, so it does not depend on how the volume's axes are
@@ -80,7 +82,9 @@ def model_grid(volume: Volume, preprocessing: Preprocessing, roi: Box | None = N
     preprocessing : Preprocessing
         Of the model. With ``crop_above``, the volume is first cropped to the voxels above it, plus 10 mm.
     roi : Box, optional
-        Limits the grid to this box plus 20 mm of surroundings, which the network sees and which are not labelled.
+        Limits the grid to this box and its surroundings, which the network sees and which are not labelled.
+    context_mm : float
+        Width of these surroundings.
 
     Raises
     ------
@@ -93,10 +97,10 @@ def model_grid(volume: Volume, preprocessing: Preprocessing, roi: Box | None = N
     if preprocessing.crop_above is not None:
         crop = _box_above(volume, preprocessing.crop_above)
     if roi is not None:
-        crop = _intersection(crop, _index_box(roi.padded(ROI_CONTEXT_MM), volume.geometry))
+        crop = _intersection(crop, _index_box(roi.padded(context_mm), volume.geometry))
     low, high = _physical_box(crop, volume.geometry)
     if roi is not None:
-        context = roi.padded(ROI_CONTEXT_MM)
+        context = roi.padded(context_mm)
         low, high = np.maximum(low, context.lps_min), np.minimum(high, context.lps_max)
     geometry = _centred_grid(low, high, preprocessing.spacing, _direction(preprocessing.orientation))
     return ModelGrid(geometry, volume.geometry, (crop[0], crop[1], crop[2]), roi)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from segmamba import store
 from segmamba.errors import Cancelled, ModelError
 from segmamba.installing import PARTIAL, add, changing, check_space, file_name
-from segmamba.manifest import Channel, Manifest, Model
+from segmamba.manifest import Channel, ListedModel, Manifest, Model
 from segmamba.record import Record
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def import_checkpoint(
 
     progress, cancelled = progress or (lambda stage, fraction: None), cancelled or (lambda: False)
     if model_id is not None:
-        manifest.model(model_id)
+        manifest.entry(model_id)
     progress("read", 0.0)
     state = load_state_dict(path)
     digest = store.sha256(path)
@@ -121,7 +121,9 @@ def _convert(state: Mapping[str, Tensor], part: Path, progress: Progress, cancel
     write_safetensors(state, part, written)
 
 
-def _model_of(path: Path, state: Mapping[str, Tensor], digest: str, manifest: Manifest, model_id: str | None) -> Model:
+def _model_of(
+    path: Path, state: Mapping[str, Tensor], digest: str, manifest: Manifest, model_id: str | None
+) -> ListedModel:
     """Return the model that the weights are for, by its id, its hash or its network."""
     from segmamba.networks.identify import differences, expected_shapes, identify
 
@@ -129,22 +131,22 @@ def _model_of(path: Path, state: Mapping[str, Tensor], digest: str, manifest: Ma
     identity = identify(shapes)
     seems = f"It seems to be {identity}." if identity else "It is no network that this software knows."
     if model_id is not None:
-        model = manifest.model(model_id)
+        model = manifest.entry(model_id)
         found = differences(expected_shapes(model.architecture, model.arguments), shapes)
         if found:
             raise ModelError(f"{path} does not fit the model '{model_id}': weights {'; '.join(found)}. {seems}")
         return model
-    known = [model for model in manifest.models if model.file.sha256 == digest]
+    known = [model for model in manifest.listed if model.file.sha256 == digest]
     fitting = known or [
         model
-        for model in manifest.models
+        for model in manifest.listed
         if not differences(expected_shapes(model.architecture, model.arguments), shapes)
     ]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise ModelError(f"{path} fits {', '.join(model.id for model in fitting)}: say which it is with --as.")
-    alike = [model for model in manifest.models if identity and model.architecture == identity.architecture]
+    alike = [model for model in manifest.listed if identity and model.architecture == identity.architecture]
     details = "".join(
         f" Compared with '{model.id}', weights "
         f"{'; '.join(differences(expected_shapes(model.architecture, model.arguments), shapes))}."
@@ -153,11 +155,19 @@ def _model_of(path: Path, state: Mapping[str, Tensor], digest: str, manifest: Ma
     raise ModelError(f"{path} fits no model of the manifest: {seems[0].lower()}{seems[1:]}{details}")
 
 
-def _channels(model: Model, intensities: Intensities | None) -> tuple[Channel, ...] | None:
+def estimated_channel(model: ListedModel) -> Channel | None:
+    """Return the intensity figures that are an estimate in the manifest, and that an import may replace; or None."""
+    if not isinstance(model, Model) or model.preprocessing.estimated is None:
+        return None
+    channels = model.preprocessing.channels
+    return channels[0] if len(channels) == 1 and channels[0].kind == "clip" else None
+
+
+def _channels(model: ListedModel, intensities: Intensities | None) -> tuple[Channel, ...] | None:
     if intensities is None:
         return None
-    given = model.preprocessing.channels
-    if model.preprocessing.estimated is None or len(given) != 1 or given[0].kind != "clip":
-        raise ModelError(f"The intensity figures of '{model.id}' are known: leave out --clip, --mean and --std.")
+    estimate = estimated_channel(model)
+    if estimate is None:
+        raise ModelError(f"'{model.id}' takes no intensity figures of yours: leave out --clip, --mean and --std.")
     figures = intensities
-    return (replace(given[0], low=figures.low, high=figures.high, mean=figures.mean, std=figures.std),)
+    return (replace(estimate, low=figures.low, high=figures.high, mean=figures.mean, std=figures.std),)

@@ -13,9 +13,10 @@ from typing import Any
 
 from segmamba import store
 from segmamba.errors import Cancelled, InstallationError, ModelError, OutputError
-from segmamba.manifest import Model
+from segmamba.manifest import ListedModel
 from segmamba.memory import gibibytes
 from segmamba.record import RECORD_NAME, Record
+from segmamba.settings import MODELS, VARIABLES
 
 LOCKS = ".locks"
 PARTIAL = ".part"
@@ -27,7 +28,7 @@ DISK_RESERVE = 16 * 2**20
 
 
 @contextmanager
-def changing(model: Model, cancelled: Callable[[], bool] | None = None) -> Iterator[Path]:
+def changing(model: ListedModel, cancelled: Callable[[], bool] | None = None) -> Iterator[Path]:
     """Give a model's folder to this process alone; others wait. The system frees the lock of a process that dies.
 
     Raises
@@ -64,7 +65,7 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"The models folder {folder} cannot be written ({error.strerror or error}): free some space, ask for the "
-            f"right to write there, or set {store.ENVIRONMENT_VARIABLE} to another folder."
+            f"right to write there, or set {VARIABLES[MODELS]} to another folder."
         ) from error
 
 
@@ -80,11 +81,11 @@ def check_space(folder: Path, needed: int) -> None:
     if free < needed + DISK_RESERVE:
         raise OutputError(
             f"{folder} has {gibibytes(free)} free and {gibibytes(needed)} are needed: free some space, or set "
-            f"{store.ENVIRONMENT_VARIABLE} to a folder on another disk."
+            f"{VARIABLES[MODELS]} to a folder on another disk."
         )
 
 
-def file_name(model: Model, suffix: str, sha256: str) -> str:
+def file_name(model: ListedModel, suffix: str, sha256: str) -> str:
     """Return a name that no other version of the model's checkpoint has, so that old and new stay apart."""
     return f"{Path(model.file.name).stem}-{sha256[:8]}{suffix}"
 
@@ -102,7 +103,7 @@ def add(folder: Path, temporary: Path, record: Record) -> None:
                 path.unlink()
 
 
-def remove(model: Model) -> int:
+def remove(model: ListedModel) -> int:
     """Remove a model from the user's models folder and return how many bytes that freed.
 
     Raises

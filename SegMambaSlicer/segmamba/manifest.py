@@ -54,6 +54,7 @@ class Channel:
     ``kind`` "clip": ``low`` and ``high`` are intensities (HU for CT).
     ``kind`` "percentile": ``low`` and ``high`` are percentiles of the non-zero voxels, and mean and standard
     deviation are those of the clipped volume (``mean`` and ``std`` are None).
+    ``kind`` "relative": all four are in units of the mean of the voxels that are brighter than the volume's mean.
     """
 
     kind: str
@@ -94,6 +95,28 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class FineStage:
+    """The second stage of a model with two.
+
+    Attributes
+    ----------
+    spacing : tuple of float
+        Millimetres along x, y, z.
+    patch : tuple of int
+        Window in voxels along z, y, x.
+    overlap : float
+        Part of a window that its neighbour covers.
+    refine : tuple of str
+        Steps of `segmamba.spine.refine` that are applied where post-processing is on.
+    """
+
+    spacing: tuple[float, float, float]
+    patch: tuple[int, int, int]
+    overlap: float
+    refine: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ModelFile:
     """One file of a model. ``size`` (bytes) and ``sha256`` are None where they are not known.
 
@@ -109,8 +132,8 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
-class Model:
-    """One entry of the manifest. ``entry`` is the whole entry as read."""
+class ListedModel:
+    """One entry of the manifest, as far as its checkpoint is concerned. ``entry`` is the whole entry as read."""
 
     id: str
     version: str
@@ -119,6 +142,19 @@ class Model:
     architecture: str
     arguments: Mapping[str, Any]
     modalities: tuple[str, ...]
+    file: ModelFile
+    entry: Mapping[str, Any]
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this version can keep the checkpoint but not segment with it, as a clause; None for a `Model`."""
+        return self.entry.get("unsupported")
+
+
+@dataclass(frozen=True)
+class Model(ListedModel):
+    """An entry that this version can segment with."""
+
     labels: tuple[Label, ...]
     channel_values: tuple[int, ...]
     preprocessing: Preprocessing
@@ -126,15 +162,20 @@ class Model:
     overlap: float
     mirror_axes: tuple[int, ...]
     keep: str
-    file: ModelFile
-    entry: Mapping[str, Any]
+    fine: FineStage | None = None
+    mr_preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
     """All models, the first of each task being that task's default."""
 
-    models: tuple[Model, ...]
+    listed: tuple[ListedModel, ...]
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Those that this version can segment with."""
+        return tuple(model for model in self.listed if isinstance(model, Model))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -146,12 +187,25 @@ class Manifest:
         Raises
         ------
         ModelError
+            There is none, or this version cannot segment with it.
+        """
+        model = self.entry(model_id)
+        if isinstance(model, Model):
+            return model
+        raise ModelError(f"'{model_id}' cannot be used: {model.unsupported}")
+
+    def entry(self, model_id: str) -> ListedModel:
+        """Return the entry of that id, also one that this version cannot segment with.
+
+        Raises
+        ------
+        ModelError
             There is none.
         """
-        for model in self.models:
+        for model in self.listed:
             if model.id == model_id:
                 return model
-        known = ", ".join(model.id for model in self.models)
+        known = ", ".join(model.id for model in self.listed)
         raise ModelError(f"There is no model '{model_id}': choose one of {known}.")
 
     def default(self, task: str) -> Model:
@@ -188,7 +242,7 @@ def load_manifest(path: Path | None = None) -> Manifest:
                 f"{SCHEMA_VERSION}: update SegMambaSlicer."
             )
         label_sets = {name: tuple(map(_label, labels)) for name, labels in content["label_sets"].items()}
-        return Manifest(tuple(_model(entry, label_sets) for entry in content["models"]))
+        return Manifest(tuple(_listed(entry, label_sets) for entry in content["models"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         # Not the error's text: that of a file which is no text at all holds the whole file.
         raise ModelError(f"The manifest {path} is damaged ({type(error).__name__}): {advice}.") from error
@@ -243,11 +297,9 @@ def _triple(values: list[Any]) -> tuple[Any, Any, Any]:
     return first, second, third
 
 
-def _model(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]]) -> Model:
-    preprocessing = entry["preprocessing"]
+def _listed(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]]) -> ListedModel:
     file = entry["file"]
-    values = tuple(entry["channel_values"])
-    return Model(
+    listed = ListedModel(
         id=entry["id"],
         version=entry["version"],
         title=entry["title"],
@@ -255,21 +307,40 @@ def _model(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]]
         architecture=entry["architecture"],
         arguments=entry["arguments"],
         modalities=tuple(entry["modalities"]),
+        file=ModelFile(**{**file, "urls": tuple(file.get("urls", ()))}),
+        entry=entry,
+    )
+    return listed if listed.unsupported else _model(listed, label_sets)
+
+
+def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> Model:
+    entry = listed.entry
+    values = tuple(entry["channel_values"])
+    return Model(
+        **vars(listed),
         labels=tuple(label for label in label_sets[entry["label_set"]] if label.value in values),
         channel_values=values,
-        preprocessing=Preprocessing(
-            orientation=preprocessing["orientation"],
-            spacing=_triple(preprocessing["spacing_mm"]),
-            interpolation=preprocessing["interpolation"],
-            crop_above=preprocessing["crop_above"],
-            fill=preprocessing["fill"],
-            channels=tuple(Channel(**channel) for channel in preprocessing["channels"]),
-            estimated=preprocessing["estimated"],
-        ),
+        preprocessing=_preprocessing(entry["preprocessing"]),
         patch=_triple(entry["patch"]),
         overlap=entry["overlap"],
         mirror_axes=tuple(entry["mirror_axes"]),
         keep=entry["keep"],
-        file=ModelFile(**{**file, "urls": tuple(file.get("urls", ()))}),
-        entry=entry,
+        fine=_fine(entry["fine"]) if entry.get("fine") else None,
+        mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
     )
+
+
+def _preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
+    return Preprocessing(
+        orientation=entry["orientation"],
+        spacing=_triple(entry["spacing_mm"]),
+        interpolation=entry["interpolation"],
+        crop_above=entry["crop_above"],
+        fill=entry["fill"],
+        channels=tuple(Channel(**channel) for channel in entry["channels"]),
+        estimated=entry["estimated"],
+    )
+
+
+def _fine(entry: Mapping[str, Any]) -> FineStage:
+    return FineStage(_triple(entry["spacing_mm"]), _triple(entry["patch"]), entry["overlap"], tuple(entry["refine"]))

@@ -1,6 +1,8 @@
-"""Does a volume suit a model?"""
+"""Does a volume suit a model, and as what?"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from segmamba.errors import InputError
 from segmamba.manifest import Model
@@ -8,6 +10,25 @@ from segmamba.volume import Volume
 
 # Air, fat, water and bone span more than this in any CT in Hounsfield units.
 SMALLEST_CT_RANGE = 100
+CT, MR = "CT", "MR"
+
+
+def for_volume(volume: Volume, model: Model) -> Model:
+    """Return a model with the preprocessing for this volume's modality.
+
+    Formats other than DICOM do not state the modality: there a model for both takes a volume without values below
+    zero for MR.
+    """
+    if model.mr_preprocessing is None or taken_for(volume) != MR:
+        return model
+    return replace(model, preprocessing=model.mr_preprocessing)
+
+
+def taken_for(volume: Volume) -> str:
+    """Return the modality of a volume, or the one that its values suggest."""
+    if volume.modality is not None:
+        return volume.modality
+    return MR if float(volume.array.min()) >= 0 else CT
 
 
 def check_modality(volume: Volume, model: Model) -> None:
@@ -26,7 +47,7 @@ def check_modality(volume: Volume, model: Model) -> None:
         raise InputError(
             f"The volume is {volume.modality} and the model '{model.id}' takes {takes}: choose another model or volume."
         )
-    if model.modalities != ("CT",):
+    if CT not in model.modalities or (MR in model.modalities and taken_for(volume) == MR):
         return
     low, high = float(volume.array.min()), float(volume.array.max())
     if low >= 0:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from segmamba import report as reporting
-from segmamba import scan, store
+from segmamba import scan, store, vertebrae
 from segmamba.device import Device, choose_device
 from segmamba.errors import Cancelled, DeviceError
 from segmamba.grid import Box, ModelGrid
 from segmamba.manifest import Label, Model, chosen_labels
 from segmamba.memory import gibibytes
+from segmamba.modality import for_volume, taken_for
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.notice import NOTICE
@@ -46,10 +47,13 @@ class Result:
         Shape (z, y, x), on the volume's own grid; the values are the manifest's.
     report : dict
         See `segmamba.report`.
+    model : Model
+        With the intensity figures that were used.
     """
 
     labels: np.ndarray
     report: dict[str, Any]
+    model: Model
 
 
 def segment(
@@ -90,16 +94,24 @@ def segment(
     torch.backends.cudnn.deterministic = True
     with run.stage("load"):
         engine = _prepare(model, options, checkpoint, root, notes)
-        model = engine.model
-    with run.stage("preprocess"):
-        image, grid = to_model_grid(volume, model, Box(*options.roi) if options.roi else None)
-    with run.stage("predict"):
-        probabilities = _predict(engine, torch.from_numpy(image), model, options, run, notes)
+        model = for_volume(volume, engine.model)
+    findings: dict[str, Any] = {}
+    if model.fine is None:
+        with run.stage("preprocess"):
+            image, grid = to_model_grid(volume, model, Box(*options.roi) if options.roi else None)
+        with run.stage("predict"):
+            probabilities = _predict(engine, torch.from_numpy(image), model, options, run, notes)
+            values = model.channel_values
+    else:
+        with run.stage("predict"):
+            drawn = _draw(engine, volume, model, options, run, notes)
+            probabilities, values, grid, findings = drawn.probabilities, drawn.values, drawn.grid, drawn.findings
+            del drawn
     used = next(engine.network.parameters()).device
     if used.type != engine.device.kind:  # memory ran out
         engine = replace(engine, device=choose_device(used.type, "auto"), backend=scan.chosen_backend(used.type))
     with run.stage("postprocess"):
-        labels, confidence = labels_on_input_grid(probabilities, grid, model.channel_values)
+        labels, confidence = labels_on_input_grid(probabilities, grid, values)
         del probabilities
         run.progress("postprocess", 0.5)
         labels = _kept(labels, volume, model, options, wanted)
@@ -110,12 +122,13 @@ def segment(
         "notice": NOTICE,
         "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
         "software": reporting.describe_software(),
-        "volume": reporting.describe_grid(volume.geometry) | {"modality": volume.modality},
+        "volume": reporting.describe_grid(volume.geometry)
+        | {"modality": volume.modality, "taken_for": taken_for(volume)},
         "run": _describe_run(engine, notes, grid, model, options),
         "timings_s": run.timings,
         "segments": reporting.measure_segments(labels, confidence, volume.geometry, wanted),
-    }
-    return Result(labels, report | {"summary": reporting.summary(report)})
+    } | findings
+    return Result(labels, report | {"summary": reporting.summary(report)}, model)
 
 
 class _Run:
@@ -155,7 +168,7 @@ def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path
     backend = scan.chosen_backend(device.name)
     if checkpoint is None:
         found = store.installed(model, root)
-        model, path, digest = found.model, found.path, store.verify(found)
+        model, path, digest = store.configured(model, found), found.path, store.verify(found)
     else:
         path, digest = checkpoint, store.sha256(checkpoint)
     network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
@@ -177,6 +190,24 @@ def _predict(
         run.cancelled,
         notes,
         outside_values(model.preprocessing, image),
+    )
+
+
+def _draw(
+    engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run, notes: list[str]
+) -> vertebrae.Drawn:
+    return vertebrae.draw(
+        engine.network,
+        volume,
+        model,
+        Box(*options.roi) if options.roi else None,
+        options.keep,
+        options.overlap,
+        torch.device(engine.device.name),
+        engine.device.dtype,
+        lambda fraction: run.progress("predict", fraction),
+        run.cancelled,
+        notes,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
@@ -63,6 +63,8 @@ class Plane:
         Intensities, shape (rows, columns).
     masks : dict
         For each label value that the plane cuts: how much of a pixel it fills, 0 to 1, shape (rows, columns).
+    references : dict
+        The same of a reference, where there is one.
     """
 
     view: View
@@ -71,6 +73,7 @@ class Plane:
     down: np.ndarray
     image: np.ndarray
     masks: dict[int, np.ndarray]
+    references: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def labelled_points(labels: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +106,14 @@ def most_telling_position(view: View, points: np.ndarray, values: np.ndarray, ge
     return float(coordinates.min() + profile.argmax() * width)
 
 
-def cut(view: View, position: float, box: tuple[np.ndarray, np.ndarray], volume: Volume, labels: np.ndarray) -> Plane:
+def cut(
+    view: View,
+    position: float,
+    box: tuple[np.ndarray, np.ndarray],
+    volume: Volume,
+    labels: np.ndarray,
+    reference: np.ndarray | None = None,
+) -> Plane:
     """Sample a plane within a box (lowest and highest LPS corner, mm)."""
     low, high = box
     pixel = max(high[view.right] - low[view.right], high[view.down] - low[view.down]) / LONGEST_SIDE
@@ -119,10 +129,8 @@ def cut(view: View, position: float, box: tuple[np.ndarray, np.ndarray], volume:
     index = index[::-1]
     lowest = float(volume.array.min())
     image = ndimage.map_coordinates(volume.array, index, np.float32, order=1, cval=lowest)
-    found = np.unique(ndimage.map_coordinates(labels, index, order=0))
-    boxes = label_boxes(labels)
-    masks = {int(value): _mask(labels, int(value), boxes[int(value)], index) for value in found if value}
-    return Plane(view, position, right, down, image, masks)
+    references = {} if reference is None else _masks(reference, index)
+    return Plane(view, position, right, down, image, _masks(labels, index), references)
 
 
 def shown_box(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
@@ -146,6 +154,12 @@ def _centres(first: float, last: float, pixel: float) -> np.ndarray:
 def _voxel_extent(geometry: Geometry) -> np.ndarray:
     """Return how far a voxel reaches along each LPS axis, mm."""
     return np.abs(geometry.index_to_lps()[:3, :3]).sum(axis=1)
+
+
+def _masks(labels: np.ndarray, index: np.ndarray) -> dict[int, np.ndarray]:
+    found = np.unique(ndimage.map_coordinates(labels, index, order=0))
+    boxes = label_boxes(labels)
+    return {int(value): _mask(labels, int(value), boxes[int(value)], index) for value in found if value}
 
 
 def _mask(labels: np.ndarray, value: int, box: tuple[slice, slice, slice], index: np.ndarray) -> np.ndarray:

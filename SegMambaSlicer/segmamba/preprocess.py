@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from segmamba.grid import Box, ModelGrid, corners, cropped_geometry, model_grid
+from segmamba.grid import ROI_CONTEXT_MM, Box, ModelGrid, corners, cropped_geometry, model_grid
 from segmamba.manifest import Channel, Model, Preprocessing
 from segmamba.volume import Geometry, Volume, to_image
 
@@ -28,6 +28,8 @@ FWHM = math.sqrt(8 * math.log(2))
 # Voxels across the smoothing kernel at most, and the share of it that may be cut off.
 MAXIMUM_KERNEL = 64
 KERNEL_ERROR = 0.005
+# Intensities divided by less than this would only be noise.
+SMALLEST_UNIT = 1e-6
 # Lead of each class over the next one where they are as probable: more than the rounding of the interpolation.
 TIE_BREAKER = 1e-4
 # The way back is done in blocks of this many voxels along each axis: it bounds the memory, few classes are found in
@@ -35,7 +37,9 @@ TIE_BREAKER = 1e-4
 BLOCK = 64
 
 
-def to_model_grid(volume: Volume, model: Model, roi: Box | None = None) -> tuple[np.ndarray, ModelGrid]:
+def to_model_grid(
+    volume: Volume, model: Model, roi: Box | None = None, context_mm: float = ROI_CONTEXT_MM
+) -> tuple[np.ndarray, ModelGrid]:
     """Crop, resample and normalise a volume to a network's input.
 
     "linear" models: intensities are smoothed against aliasing, resampled linearly, then normalised channel by
@@ -48,6 +52,8 @@ def to_model_grid(volume: Volume, model: Model, roi: Box | None = None) -> tuple
     model : Model
     roi : Box, optional
         Only this part of the patient is to be labelled.
+    context_mm : float
+        What the network sees around it.
 
     Returns
     -------
@@ -62,7 +68,7 @@ def to_model_grid(volume: Volume, model: Model, roi: Box | None = None) -> tuple
         There is no body in the volume, or the ROI lies outside it.
     """
     preprocessing = model.preprocessing
-    grid = model_grid(volume, preprocessing, roi)
+    grid = model_grid(volume, preprocessing, roi, context_mm)
     image = to_image(volume.array[grid.crop], cropped_geometry(volume.geometry, grid.crop))
     if preprocessing.interpolation == "cubic":
         resolved = [resolve(channel, image) for channel in preprocessing.channels]
@@ -93,16 +99,26 @@ def intensity_range(preprocessing: Preprocessing) -> tuple[float, float]:
 
 
 def resolve(channel: Channel, image: sitk.Image) -> Channel:
-    """Return a "clip" channel with all figures known: those of a "percentile" channel are measured on ``image``."""
+    """Return a "clip" channel with all figures known: those of other kinds are measured on ``image``."""
     if channel.kind == "clip":
         return channel
     array = sitk.GetArrayViewFromImage(image)
+    if channel.kind == "relative":
+        assert channel.mean is not None and channel.std is not None
+        unit = bright_mean(array)
+        return Channel("clip", channel.low * unit, channel.high * unit, channel.mean * unit, channel.std * unit)
     inside = array[array != 0]
     low, high = np.percentile(inside, (channel.low, channel.high)) if inside.size else (0.0, 0.0)
     clipped = np.clip(array, low, high)
     # A flat volume becomes zeros.
     std = float(clipped.std(dtype=np.float64)) or 1.0
     return Channel("clip", float(low), float(high), float(clipped.mean(dtype=np.float64)), std)
+
+
+def bright_mean(array: np.ndarray) -> float:
+    """Return the mean of the voxels brighter than the mean: a unit for MR, which has none. 1 for a constant array."""
+    bright = array[array > array.mean(dtype=np.float64)]
+    return max(float(bright.mean(dtype=np.float64)), SMALLEST_UNIT) if bright.size else 1.0
 
 
 def normalise(image: sitk.Image, channel: Channel) -> sitk.Image:

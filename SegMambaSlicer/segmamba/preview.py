@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.patheffects import AbstractPathEffect
 
 FOOTNOTE = "Research use only - not a medical device"
+UNCERTAIN = "The numbers are not certain"
 BACKGROUND = "#101418"
 TEXT = "#e8ecf0"
 FAINT = "#9aa4ae"
+WARNING = "#f0b34c"
 # Inches.
 PANEL_HEIGHT = 7.0
 PANEL_WIDTH = 5.2
@@ -39,7 +41,14 @@ SCALE_BAR_MM = 50
 BRIGHTNESS = 0.7
 
 
-def render(volume: Volume, labels: np.ndarray, model: Model, case: str) -> bytes:
+def render(
+    volume: Volume,
+    labels: np.ndarray,
+    model: Model,
+    case: str,
+    reference: np.ndarray | None = None,
+    certain: bool = True,
+) -> bytes:
     """Draw three planes through a segmentation as a PNG.
 
     An empty segmentation is shown by the planes through the volume's centre, and the picture says so.
@@ -52,13 +61,17 @@ def render(volume: Volume, labels: np.ndarray, model: Model, case: str) -> bytes
     model : Model
     case : str
         Name of the case, for the title.
+    reference : ndarray of uint8, optional
+        Labels to compare with, on the same grid: their outlines are drawn white and dashed, without names.
+    certain : bool
+        Whether the vertebrae's numbers are; where they are not, the picture says so.
     """
-    planes = choose_planes(volume, labels)
+    planes = choose_planes(volume, labels, reference)
     sizes = [_panel_size(plane) for plane in planes]
     height = max(size[1] for size in sizes)
     width = sum(size[0] for size in sizes) + len(planes) * (2 * EDGE + NAME_WIDTH)
     figure = _figure(width, height + HEADER + FOOTER)
-    _write_titles(figure, case, model, empty=not labels.any())
+    _write_titles(figure, case, model, empty=not labels.any(), certain=certain)
     window = display_window(model, planes)
     left = EDGE
     for plane, (panel_width, panel_height) in zip(planes, sizes, strict=True):
@@ -67,6 +80,9 @@ def render(volume: Volume, labels: np.ndarray, model: Model, case: str) -> bytes
         axes = figure.add_axes((left / width, bottom / page, panel_width / width, panel_height / page))
         _draw_plane(axes, plane, window)
         _draw_structures(axes, plane, model.labels, panel_height)
+        for mask in plane.references.values():
+            if mask.max() > 0.5:
+                axes.contour(plane.right, plane.down, mask, levels=[0.5], colors=[TEXT], linewidths=1, linestyles="--")
         left += panel_width + 2 * EDGE + NAME_WIDTH
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=PIXELS_PER_INCH, facecolor=BACKGROUND)
@@ -85,9 +101,9 @@ def write_png(path: str | Path, picture: bytes) -> None:
         temporary.write_bytes(picture)
 
 
-def choose_planes(volume: Volume, labels: np.ndarray) -> list[Plane]:
-    """Return an axial, a coronal and a sagittal plane through what is segmented."""
-    points, values = labelled_points(labels, volume.geometry)
+def choose_planes(volume: Volume, labels: np.ndarray, reference: np.ndarray | None = None) -> list[Plane]:
+    """Return an axial, a coronal and a sagittal plane through what is segmented; the reference where there is one."""
+    points, values = labelled_points(labels if reference is None else reference, volume.geometry)
     box = shown_box(points, volume.geometry)
     planes = []
     for view in (AXIAL, CORONAL, SAGITTAL):
@@ -95,7 +111,7 @@ def choose_planes(volume: Volume, labels: np.ndarray) -> list[Plane]:
             position = most_telling_position(view, points, values, volume.geometry)
         else:
             position = float(box[0][view.across] + box[1][view.across]) / 2
-        planes.append(cut(view, position, box, volume, labels))
+        planes.append(cut(view, position, box, volume, labels, reference))
     return planes
 
 
@@ -144,15 +160,20 @@ def _panel_size(plane: Plane) -> tuple[float, float]:
     return width, width / aspect
 
 
-def _write_titles(figure: Figure, case: str, model: Model, empty: bool) -> None:
+def _write_titles(figure: Figure, case: str, model: Model, empty: bool, certain: bool) -> None:
     width, height = figure.get_size_inches()
     left, top = EDGE / width, 1 - 0.3 / height
     figure.text(left, top, case, color=TEXT, fontsize=14, fontweight="bold", va="center", parse_math=False)
     subtitle = f"{model.title}, version {model.version}"
+    if model.preprocessing.estimated:
+        subtitle += f"; {model.preprocessing.estimated}"
     figure.text(left, 1 - 0.58 / height, subtitle, color=FAINT, fontsize=9.5, va="center", parse_math=False)
-    figure.text(left, 0.22 / height, FOOTNOTE, color="#f0b34c", fontsize=9.5, va="center")
+    figure.text(left, 0.22 / height, FOOTNOTE, color=WARNING, fontsize=9.5, va="center")
     if empty:
-        figure.text(0.5, top, "No structure was found", color="#f0b34c", fontsize=14, ha="center", va="center")
+        figure.text(0.5, top, "No structure was found", color=WARNING, fontsize=14, ha="center", va="center")
+    elif not certain:
+        style: dict[str, Any] = {"color": WARNING, "fontsize": 11, "fontweight": "bold", "ha": "right", "va": "center"}
+        figure.text(1 - left, 0.22 / height, UNCERTAIN, **style)
 
 
 def _draw_plane(axes: Axes, plane: Plane, window: tuple[float, float]) -> None:

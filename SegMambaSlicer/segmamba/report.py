@@ -110,11 +110,18 @@ def describe_grid(geometry: Geometry) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return the report's outcome in one sentence."""
+    """Return the report's outcome in one sentence, and in a second one whether the vertebrae's numbers are in doubt."""
     found = [segment["name"] for segment in report["segments"]]
     if not found:
         return "No structure was found: the segmentation is empty."
-    return f"{len(found)} structure{'s' if len(found) > 1 else ''} found: {', '.join(found)}."
+    outcome = f"{len(found)} structure{'s' if len(found) > 1 else ''} found: {', '.join(found)}."
+    return f"{outcome} {numbering_doubt(report)}".rstrip()
+
+
+def numbering_doubt(report: Mapping[str, Any]) -> str:
+    """Return a sentence where the vertebrae's numbers are not certain, else an empty text."""
+    numbering = report.get("numbering", {"certain": True})
+    return "" if numbering["certain"] else f"The numbers are not certain: {numbering['reason']}"
 
 
 def write_report(path: str | Path, report: Mapping[str, Any]) -> None:

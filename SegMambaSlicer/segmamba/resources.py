@@ -10,6 +10,8 @@ from pathlib import Path
 from segmamba.errors import InstallationError
 
 MANIFEST_NAME = "weights_manifest.json"
+# What vertebrae look like, see `segmamba.spine.shape_model`.
+SHAPES = "Resources/Models/vertebra-shapes.safetensors"
 
 
 def resource_root() -> Path:

@@ -53,6 +53,7 @@ def predict(
     cancelled: Callable[[], bool] | None = None,
     fallbacks: list[str] | None = None,
     fill: Sequence[float] | None = None,
+    softmax: bool = True,
 ) -> torch.Tensor:
     """Return the class probabilities of a volume.
 
@@ -84,6 +85,8 @@ def predict(
         Gets one sentence for each step that was taken because memory ran out or half precision overflowed.
     fill : sequence of float, optional
         Value of each channel beyond the volume; by default its lowest.
+    softmax : bool
+        Without it the blended logits are returned.
 
     Returns
     -------
@@ -109,7 +112,8 @@ def predict(
             scan.set_backend("torch")  # one that was chosen for the GPU may not run here
         try:
             run = _WindowRun(network.to(compute), compute, precision, mirror, notes)
-            return _blend(run, padded, patch, overlap, storage, progress, cancelled)[inside]
+            logits = _blend(run, padded, patch, overlap, storage, progress, cancelled)[inside]
+            return _softmax_in_place(logits) if softmax else logits
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -206,7 +210,7 @@ def _blend(
         if progress is not None:
             progress(done / len(places))
     assert total is not None
-    return _softmax_in_place(total)
+    return total
 
 
 def _pad(

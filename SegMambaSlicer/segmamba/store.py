@@ -11,17 +11,15 @@ import contextlib
 import hashlib
 import os
 import re
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segmamba.errors import ModelError
-from segmamba.manifest import Channel, Model
+from segmamba.manifest import Channel, ListedModel, Model
 from segmamba.record import RECORD_NAME, read_record
 from segmamba.resources import resource_root
+from segmamba.settings import MODELS, SHARED_MODELS, setting, user_folder
 
-ENVIRONMENT_VARIABLE = "SEGMAMBA_MODELS"
-SHARED_VARIABLE = "SEGMAMBA_SHARED_MODELS"
 SOFTWARE, USER, SHARED = "software", "user", "shared"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -32,8 +30,7 @@ class Installed:
 
     Attributes
     ----------
-    model : Model
-        With the intensity figures that the user gave at the import, where that was so.
+    model : ListedModel
     path : Path
     place : str
         `SOFTWARE`, `USER` or `SHARED`.
@@ -44,10 +41,10 @@ class Installed:
     source_sha256 : str or None
         SHA-256 of the file that it was converted from.
     channels : tuple of Channel or None
-        The figures that the user gave.
+        The intensity figures that the user gave at the import.
     """
 
-    model: Model
+    model: ListedModel
     path: Path
     place: str
     origin: str
@@ -60,34 +57,40 @@ class Installed:
 def models_folder() -> Path:
     """Return the folder for checkpoints that do not come with the software.
 
-    The environment variable SEGMAMBA_MODELS names it; else it is ``segmamba/models`` in the user's data folder.
+    The setting "models" names it; else it is ``segmamba/models`` in the user's data folder.
+
+    Raises
+    ------
+    ModelError
+        The settings file is damaged.
     """
-    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
-    return base / "segmamba" / "models"
+    return Path(setting(MODELS).value or default_models_folder())
+
+
+def default_models_folder() -> Path:
+    """Return the models folder where no setting names another."""
+    return user_folder("XDG_DATA_HOME", ".local", "share") / "models"
 
 
 def shared_folder() -> Path | None:
-    """Return the folder with checkpoints for all users of a computer or network, named by SEGMAMBA_SHARED_MODELS."""
-    chosen = os.environ.get(SHARED_VARIABLE)
+    """Return the folder with checkpoints for all users of a computer or network, that the setting names.
+
+    Raises
+    ------
+    ModelError
+        The settings file is damaged.
+    """
+    chosen = setting(SHARED_MODELS).value
     return Path(chosen) if chosen else None
 
 
-def model_folder(model: Model) -> Path:
+def model_folder(model: ListedModel) -> Path:
     """Return the folder of a model in the user's models folder.
 
     Raises
     ------
     ModelError
-        The manifest's id or file name is not a plain name.
+        The manifest's id or file name is not a plain name, or the settings file is damaged.
     """
     for name in (model.id, model.file.name):
         if not PLAIN_NAME.fullmatch(name):
@@ -95,19 +98,19 @@ def model_folder(model: Model) -> Path:
     return models_folder() / model.id
 
 
-def find(model: Model, root: Path | None = None) -> Installed | None:
+def find(model: ListedModel, root: Path | None = None) -> Installed | None:
     """Return a model's checkpoint, or None where there is none.
 
     Parameters
     ----------
-    model : Model
+    model : ListedModel
     root : Path, optional
         What the path of a bundled file starts from: the folder of the manifest. By default `resource_root`.
 
     Raises
     ------
     ModelError
-        The record of an installed checkpoint is damaged.
+        The record of an installed checkpoint, or the settings file, is damaged.
     """
     file = model.file
     if file.bundled is not None:
@@ -125,17 +128,13 @@ def find(model: Model, root: Path | None = None) -> Installed | None:
     return None
 
 
-def in_folder(model: Model, folder: Path, place: str) -> Installed | None:
+def in_folder(model: ListedModel, folder: Path, place: str) -> Installed | None:
     """Return the checkpoint of a model in its folder of a store, or None."""
     record = read_record(folder / RECORD_NAME)
     if record is not None and os.path.isfile(folder / record.file):
-        configured = model
-        if record.channels is not None:
-            figures = replace(model.preprocessing, channels=record.channels, estimated=None)
-            configured = replace(model, preprocessing=figures)
         path = folder / record.file
         return Installed(
-            configured, path, place, record.origin, record.size, record.sha256, record.source_sha256, record.channels
+            model, path, place, record.origin, record.size, record.sha256, record.source_sha256, record.channels
         )
     path = folder / model.file.name
     if os.path.isfile(path):
@@ -143,7 +142,14 @@ def in_folder(model: Model, folder: Path, place: str) -> Installed | None:
     return None
 
 
-def checkpoint_location(model: Model, root: Path | None = None) -> Path:
+def configured(model: Model, found: Installed) -> Model:
+    """Return a model with the intensity figures that the user gave at the import, where that was so."""
+    if found.channels is None:
+        return model
+    return replace(model, preprocessing=replace(model.preprocessing, channels=found.channels, estimated=None))
+
+
+def checkpoint_location(model: ListedModel, root: Path | None = None) -> Path:
     """Return where a model's checkpoint is or, where there is none (or only a damaged record), belongs.
 
     ``root`` as for `find`.
@@ -157,7 +163,7 @@ def checkpoint_location(model: Model, root: Path | None = None) -> Path:
     return model_folder(model) / model.file.name
 
 
-def installed(model: Model, root: Path | None = None) -> Installed:
+def installed(model: ListedModel, root: Path | None = None) -> Installed:
     """Return a model's checkpoint; ``root`` as for `find`.
 
     Raises

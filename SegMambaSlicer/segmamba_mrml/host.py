@@ -37,6 +37,7 @@ def start() -> None:
         "SubjectHierarchy": slicer.vtkSlicerSubjectHierarchyModuleLogic(),
         "Terminologies": slicer.vtkSlicerTerminologiesModuleLogic(),
         "Markups": slicer.vtkSlicerMarkupsLogic(),
+        "Sequences": slicer.vtkSlicerSequencesLogic(),
     }
     for name, logic in logics.items():
         _register(application, scene, name, logic)

@@ -1,14 +1,16 @@
 """The whole job in the scene: a volume node goes to the worker process, a segmentation node comes back.
 
-`Case` holds the two halves, before and after the worker, for callers that do not wait in between; `segment_volume_node`
+`Case` holds its parts, before and after the worker, for callers that do not wait in between; `segment_volume_node`
 does all of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,9 @@ from segmamba.files import Request, requested_model
 from segmamba.job import Worker
 from segmamba.request import Options
 from segmamba_mrml.host import worker_python
-from segmamba_mrml.segmentation import check_segmentation, segment_ids, segmentation_from_labels
+from segmamba_mrml.segmentation import LabelBox, check_segmentation, label_box, segment_ids, segments_in_steps
 from segmamba_mrml.terminology import load_terminology
-from segmamba_mrml.volumes import check_volume, export_volume, roi_box
+from segmamba_mrml.volumes import check_volume, roi_box, volume_of, write_volume
 
 # An attribute and not a text node: it goes where the segmentation goes (copies, the saved scene, the bin) and adds
 # nothing to the Data tree that a clinician has to tidy up.
@@ -70,22 +72,55 @@ class Case:
         self._replace = replace_segments
         self._model = requested_model(request)
         options = replace(request.options, roi=roi_box(roi_node)) if roi_node else request.options
-        self._folder = tempfile.TemporaryDirectory(prefix="segmamba-")
+        # Held until `close`, so that the voxels do not go while another thread writes them.
+        self._volume = volume_of(volume_node)
+        self._box: LabelBox | None = None
+        self._stopped = threading.Event()
+        self._folder = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
         files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
         self.request = replace(request, input=files[0], output=files[1], options=options)
-        try:
-            export_volume(volume_node, self.request.input)
-        except BaseException:
-            self.close()
-            raise
+
+    def export(self) -> None:
+        """Write the file that the worker reads; touches no node, so that any thread can do it.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        write_volume(self._volume, self.request.input, self._stopped.is_set)
+
+    def read(self) -> None:
+        """Read the file that the worker wrote; touches no node, so that any thread can do it.
+
+        Raises
+        ------
+        InputError
+            The file cannot be read.
+        """
+        self._box = label_box(self.request.output)
+
+    def stop(self) -> None:
+        """Let a thread that is in `export` come to its end soon."""
+        self._stopped.set()
 
     def close(self) -> None:
         """Delete the files."""
         self._folder.cleanup()
 
     def finish(self, report: dict[str, Any]) -> Any:
-        """Take the worker's result into the scene and return the segmentation node.
+        """Take the worker's result into the scene at once and return the segmentation node; as `finish_in_steps`."""
+        self.read()
+        node = None
+        for each in self.finish_in_steps(report):
+            node = each
+        return node
+
+    def finish_in_steps(self, report: dict[str, Any]) -> Generator[Any, None, None]:
+        """Take what `read` has read into the scene, and pause (yield the segmentation node) after each segment.
+
+        An iterator that is closed before its end, or that raises, leaves the scene as it was.
 
         Parameters
         ----------
@@ -98,16 +133,17 @@ class Case:
         InputError
             The volume or the output is gone from the scene.
         """
-        # Somebody may have deleted a node or closed the scene while the worker was busy.
-        if any(node is not None and node.GetScene() is None for node in (self._volume_node, self._output_node)):
-            raise InputError("The volume or the output was removed from the scene meanwhile: load it and start again.")
+        assert self._box is not None
+        self._check_still_there(self._volume_node, self._output_node)
         load_terminology()
         name = f"{self._volume_node.GetName()} {self._model.task}"
         before = segment_ids(self._output_node) if self._output_node is not None else []
-        node = segmentation_from_labels(
-            self.request.output, self._volume_node, self._model.labels, name, self._output_node
-        )
-        added = segment_ids(node)[len(before) :]
+        steps = segments_in_steps(self._box, self._volume_node, self._model.labels, name, self._output_node)
+        with contextlib.closing(steps):
+            for node in steps:
+                yield node
+                self._check_still_there(self._volume_node, node)
+        added = [identifier for identifier in segment_ids(node) if identifier not in before]
         if self._replace:
             for identifier in before:
                 node.GetSegmentation().RemoveSegment(identifier)
@@ -118,7 +154,12 @@ class Case:
         # The worker saw temporary files that are gone by now.
         names = {"input": self._volume_node.GetName(), "output": node.GetName()}
         node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({**report, **names, "segments": rows}))
-        return node
+
+    @staticmethod
+    def _check_still_there(*nodes: Any) -> None:
+        """Somebody may have deleted a node or closed the scene while the worker was busy, or between two steps."""
+        if any(node is not None and node.GetScene() is None for node in nodes):
+            raise InputError("The volume or the output was removed from the scene meanwhile: load it and start again.")
 
 
 def segment_volume_node(
@@ -175,6 +216,7 @@ def segment_volume_node(
     )
     case = Case(volume_node, request, output_node, roi_node)
     try:
+        case.export()
         with Worker(python=worker_python()) as worker:
             report = worker.run(case.request, progress, cancelled)
         return case.finish(report)

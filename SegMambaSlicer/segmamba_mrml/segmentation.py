@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,61 @@ from segmamba.labelmap import SEGMENTATION_EXTENSION, check_output, segment_id, 
 from segmamba.manifest import Label
 
 BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelBox:
+    """What is labelled in a label map.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the whole label map: z, y, x.
+    array : ndarray of uint8
+        The box around all labels; of size 0 where there is none.
+    start : tuple of int
+        Index of the box's first voxel in the label map: z, y, x.
+    values : frozenset of int
+        The labels that are present.
+    """
+
+    shape: tuple[int, ...]
+    array: np.ndarray
+    start: tuple[int, ...]
+    values: frozenset[int]
+
+
+def label_box(labels: np.ndarray | Path | str) -> LabelBox:
+    """Find what is labelled in a label map, or in the file that holds it. Uses no VTK, so that any thread can do it.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or it does not hold voxels of uint8 in three dimensions.
+    """
+    if isinstance(labels, np.ndarray):
+        array = labels
+    else:
+        try:
+            image = sitk.ReadImage(str(labels))
+        except RuntimeError as error:
+            raise InputError(f"The label map {labels} cannot be read: run the segmentation again.") from error
+        # A view, which the image must outlive.
+        array = sitk.GetArrayViewFromImage(image)
+    if array.ndim != 3 or array.dtype != np.uint8:
+        raise InputError(
+            f"The label map has {array.ndim} dimensions and type {array.dtype}, and 3 and uint8 are needed: "
+            "run the segmentation again."
+        )
+    shadow = np.any(array, axis=0)
+    occupied = (np.any(array, axis=(1, 2)), np.any(shadow, axis=1), np.any(shadow, axis=0))
+    lines = [np.flatnonzero(line) for line in occupied]
+    box = tuple(slice(line[0], line[-1] + 1) if line.size else slice(0, 0) for line in lines)
+    inside = np.array(array[box])
+    # Plane by plane, because bincount makes its input eight times as large.
+    counts = sum((np.bincount(plane.ravel(), minlength=256) for plane in inside), np.zeros(256, np.int64))
+    values = frozenset(np.flatnonzero(counts).tolist()) - {0}
+    return LabelBox(array.shape, inside, tuple(int(part.start) for part in box), values)
 
 
 def segmentation_from_labels(
@@ -51,26 +107,48 @@ def segmentation_from_labels(
     InputError
         The label map is not on the volume's grid, or the output node cannot take segments.
     """
-    array = _label_array(labels, volume_node)
     node = output_node
-    if node is None:
-        node = volume_node.GetScene().AddNewNodeByClass("vtkMRMLSegmentationNode", name)
-    check_segmentation(node, volume_node)
-    was_modified = node.StartModify()
-    try:
-        if node.GetSegmentation().GetNumberOfSegments() == 0:
-            node.GetSegmentation().SetSourceRepresentationName(BINARY_LABELMAP)
-            node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-            node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
-        if node.GetDisplayNode() is None:
-            node.CreateDefaultDisplayNodes()
-        _add_segments(node, array, volume_node, structures)
-    finally:
-        node.EndModify(was_modified)
-    # Where an output node lies was its owner's choice.
-    if output_node is None:
-        _place_beside(node, volume_node)
+    for each in segments_in_steps(label_box(labels), volume_node, structures, name, output_node):
+        node = each
     return node
+
+
+def segments_in_steps(
+    box: LabelBox, volume_node: Any, structures: Sequence[Label], name: str, output_node: Any = None
+) -> Generator[Any, None, None]:
+    """Do what `segmentation_from_labels` does, and pause (yield the node) after each segment.
+
+    Each segment makes Slicer's views and tables follow. An iterator that is closed before its end, or that raises,
+    takes back what it has added.
+    """
+    shape = volume_node.GetImageData().GetDimensions()[::-1]
+    if box.shape != shape:
+        raise InputError(
+            f"The label map has shape {box.shape}, and '{volume_node.GetName()}' has {shape}: choose the volume that "
+            "was segmented."
+        )
+    if output_node is not None:
+        check_segmentation(output_node, volume_node)
+    node = output_node or volume_node.GetScene().AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    added: list[str] = []
+    try:
+        _prepare(node, volume_node)
+        # Where an output node lies was its owner's choice.
+        if output_node is None:
+            place_beside(node, volume_node)
+        # One image shared by all segments, each with its own label value: Slicer's form for segments that do not
+        # overlap.
+        ijk_to_ras = vtk.vtkMatrix4x4()
+        volume_node.GetIJKToRASMatrix(ijk_to_ras)
+        image = oriented_image(box.array, box.start, ijk_to_ras)
+        yield node
+        for label in structures:
+            if label.value in box.values:
+                added.append(_add_segment(node, label, image))
+                yield node
+    except BaseException:
+        _take_back(node, None if output_node is None else added)
+        raise
 
 
 def check_segmentation(node: Any, volume_node: Any) -> None:
@@ -119,66 +197,8 @@ def save_segmentation(node: Any, path: Path | str) -> None:
             raise OSError("Slicer could not write the file")
 
 
-def _label_array(labels: np.ndarray | Path | str, volume_node: Any) -> np.ndarray:
-    if isinstance(labels, np.ndarray):
-        array = labels
-    else:
-        try:
-            array = sitk.GetArrayFromImage(sitk.ReadImage(str(labels)))
-        except RuntimeError as error:
-            raise InputError(f"The label map {labels} cannot be read: run the segmentation again.") from error
-    shape = volume_node.GetImageData().GetDimensions()[::-1]
-    if array.shape != shape or array.dtype != np.uint8:
-        raise InputError(
-            f"The label map has shape {array.shape} and type {array.dtype}, and '{volume_node.GetName()}' needs "
-            f"{shape} and uint8: choose the volume that was segmented."
-        )
-    return array
-
-
-def _add_segments(node: Any, array: np.ndarray, volume_node: Any, structures: Sequence[Label]) -> None:
-    # Plane by plane, because bincount makes its input eight times as large.
-    counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in array)
-    present = set(np.flatnonzero(counts).tolist()) - {0}
-    if not present:
-        return
-    # One image shared by all segments, each with its own label value: Slicer's form for segments that do not overlap.
-    image = _cropped_image(array, volume_node)
-    segmentation, status = node.GetSegmentation(), slicer.vtkSlicerSegmentationsModuleLogic
-    for label in structures:
-        if label.value not in present:
-            continue
-        segment = slicer.vtkSegment()
-        segment.SetName(label.name)
-        segment.SetColor(*(channel / 255 for channel in label.color))
-        # Name and colour follow when somebody corrects the level by choosing another term in Segment Editor.
-        segment.SetNameAutoGenerated(True)
-        segment.SetColorAutoGenerated(True)
-        segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), label.terminology_tag)
-        # A person has yet to look at it.
-        status.SetSegmentStatus(segment, status.InProgress)
-        segment.SetLabelValue(label.value)
-        segment.AddRepresentation(BINARY_LABELMAP, image)
-        segmentation.AddSegment(segment, segmentation.GenerateUniqueSegmentID(segment_id(label)))
-
-
-def _cropped_image(array: np.ndarray, volume_node: Any) -> Any:
-    """Return the labelled box as oriented image data on the volume's grid, in the volume's own (local) space."""
-    shadow = np.any(array, axis=0)
-    occupied = (np.any(array, axis=(1, 2)), np.any(shadow, axis=1), np.any(shadow, axis=0))
-    (k0, k1), (j0, j1), (i0, i1) = (np.flatnonzero(line)[[0, -1]].tolist() for line in occupied)
-    voxels = np.ascontiguousarray(array[k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1])
-    image = slicer.vtkOrientedImageData()
-    image.SetExtent(i0, i1, j0, j1, k0, k1)
-    image.GetPointData().SetScalars(numpy_to_vtk(voxels.ravel(), deep=True, array_type=vtk.VTK_UNSIGNED_CHAR))
-    ijk_to_ras = vtk.vtkMatrix4x4()
-    volume_node.GetIJKToRASMatrix(ijk_to_ras)
-    image.SetGeometryFromImageToWorldMatrix(ijk_to_ras)
-    return image
-
-
-def _place_beside(node: Any, volume_node: Any) -> None:
-    """Put the segmentation under the parent that the volume has in the subject hierarchy (its study, mostly)."""
+def place_beside(node: Any, volume_node: Any) -> None:
+    """Put a segmentation under the parent that the volume has in the subject hierarchy (its study, mostly)."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volume_node.GetScene())
     if hierarchy is None:
         return
@@ -190,3 +210,66 @@ def _place_beside(node: Any, volume_node: Any) -> None:
         hierarchy.SetItemParent(item, parent)
     else:
         hierarchy.CreateItem(parent, node)
+
+
+def _prepare(node: Any, volume_node: Any) -> None:
+    was_modified = node.StartModify()
+    try:
+        if node.GetSegmentation().GetNumberOfSegments() == 0:
+            node.GetSegmentation().SetSourceRepresentationName(BINARY_LABELMAP)
+            node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+            node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+        if node.GetDisplayNode() is None:
+            node.CreateDefaultDisplayNodes()
+    finally:
+        node.EndModify(was_modified)
+
+
+def _add_segment(node: Any, label: Label, image: Any) -> str:
+    """Add a segment and return its ID."""
+    segment, status = slicer.vtkSegment(), slicer.vtkSlicerSegmentationsModuleLogic
+    segment.SetName(label.name)
+    segment.SetColor(*(channel / 255 for channel in label.color))
+    # Name and colour follow when somebody corrects the level by choosing another term in Segment Editor.
+    segment.SetNameAutoGenerated(True)
+    segment.SetColorAutoGenerated(True)
+    segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), label.terminology_tag)
+    # A person has yet to look at it.
+    status.SetSegmentStatus(segment, status.InProgress)
+    segment.SetLabelValue(label.value)
+    segment.AddRepresentation(BINARY_LABELMAP, image)
+    identifier: str = node.GetSegmentation().GenerateUniqueSegmentID(segment_id(label))
+    node.GetSegmentation().AddSegment(segment, identifier)
+    return identifier
+
+
+def _take_back(node: Any, segments: Sequence[str] | None) -> None:
+    """Remove the segments from a node; with None, remove the node."""
+    if segments is not None:
+        for identifier in segments:
+            node.GetSegmentation().RemoveSegment(identifier)
+    elif node.GetScene() is not None:
+        # A display node does not go by itself.
+        displays = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+        for each in (node, *displays):
+            each.GetScene().RemoveNode(each)
+
+
+def oriented_image(array: np.ndarray, start: Sequence[int], ijk_to_ras: Any) -> Any:
+    """Return voxels as oriented image data.
+
+    Parameters
+    ----------
+    array : ndarray of uint8
+        Shape (z, y, x).
+    start : sequence of int
+        Index of its first voxel on the grid: z, y, x.
+    ijk_to_ras : vtkMatrix4x4
+        Of the grid, in the volume's own (local) space.
+    """
+    image = slicer.vtkOrientedImageData()
+    (k0, k1), (j0, j1), (i0, i1) = ((low, low + size - 1) for low, size in zip(start, array.shape, strict=True))
+    image.SetExtent(i0, i1, j0, j1, k0, k1)
+    image.GetPointData().SetScalars(numpy_to_vtk(array.ravel(), deep=True, array_type=vtk.VTK_UNSIGNED_CHAR))
+    image.SetGeometryFromImageToWorldMatrix(ijk_to_ras)
+    return image

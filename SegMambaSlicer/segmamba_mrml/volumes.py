@@ -5,12 +5,14 @@ The scene is in RAS millimetres, files and the engine are in LPS; both in world 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import slicer
 import vtk
 
@@ -20,6 +22,8 @@ from segmamba.volume import MODALITY_KEY, Geometry, Volume
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # ITK and NIfTI keep directions in double and in single precision; a shear below this cannot be told from rounding.
 LARGEST_SHEAR = 1e-4
+# NRRD's names for numbers where they are not numpy's.
+NRRD_TYPES = {"float32": "float", "float64": "double"}
 
 
 def check_volume(volume_node: Any) -> None:
@@ -47,7 +51,7 @@ def check_volume(volume_node: Any) -> None:
         raise InputError(f"{name} has {components} values a voxel: choose a volume with one, as CT and MR have.")
     if min(image.GetDimensions()) < 2:
         raise InputError(f"{name} is a single slice: choose a volume with several slices.")
-    _parent_to_world(volume_node)
+    world_matrix(volume_node)
 
 
 def index_to_lps(volume_node: Any) -> np.ndarray:
@@ -60,7 +64,7 @@ def index_to_lps(volume_node: Any) -> np.ndarray:
     """
     ijk_to_ras = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(ijk_to_ras)
-    matrix = RAS_TO_LPS @ _parent_to_world(volume_node) @ slicer.util.arrayFromVTKMatrix(ijk_to_ras)
+    matrix = RAS_TO_LPS @ world_matrix(volume_node) @ slicer.util.arrayFromVTKMatrix(ijk_to_ras)
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     if not np.isfinite(matrix).all() or spacing.min() <= 0:
         raise InputError(f"'{volume_node.GetName()}' has no valid voxel spacing: correct it in the Volumes module.")
@@ -73,31 +77,52 @@ def index_to_lps(volume_node: Any) -> np.ndarray:
     return matrix
 
 
-def export_volume(volume_node: Any, path: Path | str) -> None:
-    """Write a volume node to an uncompressed NRRD, MHA or NIfTI file, in world coordinates.
+def volume_of(volume_node: Any) -> Volume:
+    """Return a volume node's voxels, which are not copied, and where they lie in the world.
 
-    The node itself is left as it is. A DICOM modality known to the subject hierarchy goes into the file.
+    A DICOM modality known to the subject hierarchy comes along.
 
     Raises
     ------
     InputError
         The node cannot be segmented, see `check_volume` and `index_to_lps`.
-    OutputError
-        The file cannot be written.
     """
     check_volume(volume_node)
     matrix = index_to_lps(volume_node)
+    array = slicer.util.arrayFromVolume(volume_node)
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(volume_node))
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(matrix[:3, 3].tolist())
-    image.SetDirection((matrix[:3, :3] / spacing).flatten().tolist())
-    modality = _modality(volume_node)
-    if modality:
-        image.SetMetaData(MODALITY_KEY, modality)
+    geometry = Geometry(
+        size=array.shape[::-1],
+        spacing=tuple(spacing.tolist()),
+        origin=tuple(matrix[:3, 3].tolist()),
+        direction=tuple((matrix[:3, :3] / spacing).flatten().tolist()),
+    )
+    return Volume(array, geometry, modality_of(volume_node) or None)
+
+
+def write_volume(volume: Volume, path: Path | str, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Write a volume to an uncompressed NRRD file. Uses no VTK and no MRML, so that any thread can do it.
+
+    Not through SimpleITK, which would copy the voxels twice before it writes.
+
+    Parameters
+    ----------
+    stopped : callable
+        Asked before each slice; when it returns True, the file stays as far as it is.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    """
     try:
-        sitk.WriteImage(image, str(path))
-    except RuntimeError as error:
+        with Path(path).open("wb") as stream:
+            stream.write(_nrrd_header(volume).encode("ascii"))
+            for plane in volume.array:
+                if stopped():
+                    return
+                stream.write(np.ascontiguousarray(plane).data)
+    except OSError as error:
         raise OutputError(f"The volume cannot be copied to {path}: free some disk space there.") from error
 
 
@@ -109,19 +134,12 @@ def coarse_volume(volume_node: Any, voxels: int = 1_000_000) -> Volume:
     InputError
         The node cannot be segmented, see `check_volume` and `index_to_lps`.
     """
-    check_volume(volume_node)
-    matrix = index_to_lps(volume_node)
-    array = slicer.util.arrayFromVolume(volume_node)
-    step = max(1, round((array.size / voxels) ** (1 / 3)))
-    coarse = array[::step, ::step, ::step]
-    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    geometry = Geometry(
-        size=coarse.shape[::-1],
-        spacing=tuple((step * spacing).tolist()),
-        origin=tuple(matrix[:3, 3].tolist()),
-        direction=tuple((matrix[:3, :3] / spacing).flatten().tolist()),
-    )
-    return Volume(np.ascontiguousarray(coarse), geometry, _modality(volume_node) or None)
+    volume = volume_of(volume_node)
+    step = max(1, round((volume.array.size / voxels) ** (1 / 3)))
+    coarse = np.ascontiguousarray(volume.array[::step, ::step, ::step])
+    spacing = tuple(step * each for each in volume.geometry.spacing)
+    geometry = replace(volume.geometry, size=coarse.shape[::-1], spacing=spacing)
+    return Volume(coarse, geometry, volume.modality)
 
 
 def roi_box(roi_node: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -145,7 +163,14 @@ def roi_box(roi_node: Any) -> tuple[tuple[float, float, float], tuple[float, flo
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
-def _parent_to_world(volume_node: Any) -> np.ndarray:
+def world_matrix(volume_node: Any) -> np.ndarray:
+    """Return the 4 x 4 matrix of a volume's parent transforms, from its own space to the world, in RAS millimetres.
+
+    Raises
+    ------
+    InputError
+        One of them is not linear.
+    """
     transform_node = volume_node.GetParentTransformNode()
     if transform_node is None:
         return np.eye(4)
@@ -159,8 +184,34 @@ def _parent_to_world(volume_node: Any) -> np.ndarray:
     return np.array(slicer.util.arrayFromVTKMatrix(matrix))
 
 
-def _modality(volume_node: Any) -> str:
+def modality_of(volume_node: Any) -> str:
+    """Return the DICOM modality that the subject hierarchy knows of a volume, or an empty text."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volume_node.GetScene())
     item = hierarchy.GetItemByDataNode(volume_node) if hierarchy else 0
     key = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
     return hierarchy.GetItemAttribute(item, key) if item else ""
+
+
+def _nrrd_header(volume: Volume) -> str:
+    """Return the header that goes before the raw voxels of a volume."""
+    array, geometry = volume.array, volume.geometry
+    axes = geometry.index_to_lps()[:3, :3].T.tolist()
+    lines = [
+        "NRRD0004",
+        f"type: {NRRD_TYPES.get(array.dtype.name, array.dtype.name)}",
+        "dimension: 3",
+        "space: left-posterior-superior",
+        f"sizes: {' '.join(map(str, geometry.size))}",
+        f"space directions: {' '.join(map(_nrrd_vector, axes))}",
+        "kinds: domain domain domain",
+        f"endian: {sys.byteorder}",
+        "encoding: raw",
+        f"space origin: {_nrrd_vector(geometry.origin)}",
+    ]
+    if volume.modality:
+        lines.append(f"{MODALITY_KEY}:={volume.modality}")
+    return "\n".join(lines) + "\n\n"
+
+
+def _nrrd_vector(numbers: Sequence[float]) -> str:
+    return f"({','.join(map(repr, numbers))})"

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
+
+from segmamba.training.atlas import Anatomy
 
 SPACING = 1.5
 SHAPE = (60, 56, 52)
@@ -58,3 +61,9 @@ def write_subjects(folder: Path) -> Path:
     write(folder / "whole_vertebrae.nii.gz", vertebrae())
     write(folder / "whole_organs.nii.gz", organs())
     return folder
+
+
+def block(codes: np.ndarray, spacing: float = SPACING, **centres: tuple[float, float, float]) -> Anatomy:
+    """Return an anatomy of given codes; keywords like ``v20`` give the vertebrae's centres."""
+    places = {int(name[1:]): place for name, place in centres.items()}
+    return Anatomy("block", torch.from_numpy(codes), places, spacing)

@@ -7,11 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_spine
+from scipy import ndimage
 from small_spine import BODY, CANAL, LOWEST, slices_of
 
 from segmamba.errors import InputError
 from segmamba.training import anatomy
-from segmamba.training.tissues import AIR, BRAIN, CORD, DISC, FAT, LIVER, OUTSIDE, SKULL, SOFT, VERTEBRAE, organ
+from segmamba.training.anatomy import JOINT_MM, add_rib_heads
+from segmamba.training.tissues import (
+    AIR,
+    BRAIN,
+    CORD,
+    DISC,
+    FAT,
+    LIVER,
+    OUTSIDE,
+    RIBS,
+    SKULL,
+    SOFT,
+    SPACING,
+    VERTEBRAE,
+    organ,
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +136,28 @@ def test_organs_on_another_grid_are_refused(folder: Path, tmp_path: Path) -> Non
     organs = small_spine.write(tmp_path / "x_organs.nii.gz", small_spine.organs()[:-3])
     with pytest.raises(InputError, match="another grid"):
         codes_of(folder / "whole_vertebrae.nii.gz", organs)
+
+
+def test_ribs_reach_the_vertebral_body_but_for_the_joint() -> None:
+    codes = np.full((40, 60, 80), SOFT, dtype=np.uint8)
+    codes[10:26, 20:40, 30:50] = 12  # T5
+    codes[12:15, 42:45, 58:78] = RIBS[0]
+    free = codes == SOFT
+    before = codes.copy()
+    add_rib_heads(codes, free)
+    assert np.array_equal(codes[~free], before[~free])
+    gap = ndimage.distance_transform_edt(codes != 12, sampling=SPACING)[codes == RIBS[0]]
+    assert ndimage.distance_transform_edt(codes != 12, sampling=SPACING)[before == RIBS[0]].min() > 10
+    assert JOINT_MM < gap.min() < 2 * JOINT_MM + SPACING
+    _, pieces = ndimage.label(codes == RIBS[0])
+    assert pieces == 1
+
+
+def test_far_ribs_and_columns_without_a_thorax_stay_as_they_are() -> None:
+    for level, x in ((12, 58 + 12), (22, 58)):
+        codes = np.full((40, 60, 90), SOFT, dtype=np.uint8)
+        codes[10:26, 20:40, 30:50] = level
+        codes[12:15, 22:25, x:88] = RIBS[0]
+        before = codes.copy()
+        add_rib_heads(codes, codes == SOFT)
+        assert np.array_equal(codes, before)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from segmamba.evaluation.metrics import dice_of_all
 from segmamba.manifest import load_manifest
 from segmamba.pipeline import segment
 from segmamba.request import Options
-from segmamba.training.evaluate import dice_of_all
 from segmamba.volume import read_volume
 
 MODEL = load_manifest().default("vertebrae")

@@ -165,7 +165,7 @@ def test_models_lists_what_is_installed_and_where_the_rest_belongs(
 def test_models_lists_every_model_of_the_software(manifest: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     printed = capsys.readouterr().out
-    assert all(model.id in printed for model in manifest.models)  # type: ignore[attr-defined]
+    assert all(model.id in printed for model in manifest.listed)  # type: ignore[attr-defined]
 
 
 def test_doctor_checks_the_device_a_network_and_the_worker(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ from segmamba.pipeline import segment
 from segmamba.record import RECORD_NAME
 from segmamba.volume import Geometry, Volume
 
-OFFICIAL = "segmamba-v2-colorectal-official"
+OFFICIAL, BRATS = "segmamba-v2-colorectal-official", "segmamba-v2-brats2023-official"
 FIGURES = Intensities(-100.0, 200.0, 50.0, 40.0)
 
 
@@ -222,7 +222,7 @@ def test_given_intensities_are_kept_used_and_reported_and_an_estimate_is_marked(
     assert estimate["estimated"] == "the weights are random"
     assert estimate["intensities"][0]["low"] == -1000.0
     found = import_checkpoint(path, manifest, tiny.MISSING_ID, FIGURES)
-    assert found.model.preprocessing.channels[0].low == FIGURES.low
+    assert store.configured(model, found).preprocessing.channels[0].low == FIGURES.low
     given = segment(a_volume(), model).report["model"]
     assert given["estimated"] is None
     assert given["intensities"] == [{"kind": "clip", "low": -100.0, "high": 200.0, "mean": 50.0, "std": 40.0}]
@@ -233,8 +233,8 @@ def test_intensities_that_cannot_be_right_are_refused(manifest: Manifest, tmp_pa
         with pytest.raises(ModelError, match="cannot be right"):
             Intensities(*figures)
     bundled = load_manifest()
-    path = Path(__file__).resolve().parents[2] / "Resources/Models/spinemamba-ct.safetensors"
-    with pytest.raises(ModelError, match="are known: leave out --clip"):
+    path = Path(__file__).resolve().parents[2] / "Resources/Models/spinemamba.safetensors"
+    with pytest.raises(ModelError, match="takes no intensity figures of yours: leave out --clip"):
         import_checkpoint(path, bundled, intensities=FIGURES)
 
 
@@ -245,7 +245,7 @@ def test_command_line_imports_lists_verifies_and_notes_the_estimate(
     torch.save(state, path)
     run = ["models", "--manifest", str(tmp_path / "manifest.json")]
     assert cli.main([*run, "import", str(path), "--as", tiny.MISSING_ID]) == 0
-    assert "Note: the weights are random; if you know them, import again with --clip" in capsys.readouterr().out
+    assert "Note: the weights are random; if you know them, import again with them (--clip" in capsys.readouterr().out
     figures = ["--clip", "-100", "200", "--mean", "50", "--std", "40"]
     assert cli.main([*run, "import", str(path), "--as", tiny.MISSING_ID, *figures]) == 0
     assert "Note" not in capsys.readouterr().out
@@ -265,6 +265,49 @@ def test_network_is_told_by_its_names_and_shapes(architecture: str) -> None:
     shapes = expected_shapes(architecture, {"in_channels": 3, "out_channels": 7})
     assert str(identify(shapes)) == f"{architecture} with 3 input and 7 output channels"
     assert differences(shapes, shapes) == ()
+
+
+@pytest.fixture
+def small_official(tmp_path: Path) -> Path:
+    """The software's own manifest, in which the released networks are narrow."""
+    root = Path(__file__).resolve().parents[2]
+    content = json.loads((root / "weights_manifest.json").read_text(encoding="utf-8"))
+    for entry in content["models"]:
+        if entry["architecture"] == "segmamba_v2_release":
+            entry["arguments"] |= {"feat_size": [8, 8, 16, 16], "hidden_size": 16, "depths": [1, 1, 1, 1]}
+    path = tmp_path / "official.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_brats_checkpoint_is_recognised_kept_carried_and_refused_for_a_run(
+    small_official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = load_manifest(small_official).entry(BRATS)
+    weights = dict(build_network(listed.architecture, **listed.arguments).state_dict())
+    checkpoint = tmp_path / "final_model.pt"
+    torch.save({"module": weights}, checkpoint)
+    run = ["models", "--manifest", str(small_official)]
+    assert cli.main([*run, "import", str(checkpoint)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"Installed: {BRATS}, imported from final_model.pt")
+    assert "Note: It is kept, but cannot be used: it needs four co-registered MR volumes" in said
+    kept = load_state_dict(store.installed(listed).path)
+    assert kept.keys() == weights.keys()
+    assert all(torch.equal(kept[name], value) for name, value in weights.items())
+    assert cli.main([*run, "import", str(checkpoint), "--clip", "0", "1", "--mean", "0", "--std", "1"]) == 4
+    assert "takes no intensity figures" in capsys.readouterr().err
+    assert cli.main([*run, "verify", BRATS]) == 0
+    assert cli.main([*run, "bundle", str(tmp_path / "b.zip")]) == 0
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "elsewhere"))
+    assert cli.main([*run, "import", str(tmp_path / "b.zip")]) == 0
+    assert cli.main([*run, "path", BRATS]) == 0
+    capsys.readouterr()
+    volume = ["segment", "mr.nii", "-o", str(tmp_path / "out.nii"), "--in-process", "--manifest", str(small_official)]
+    assert cli.main([*volume, "--model", BRATS]) == ModelError.exit_code
+    said = capsys.readouterr().err
+    assert "cannot be used: it needs four co-registered MR volumes" in said and said.count("\n") == 1
+    assert cli.main([*run, "remove", BRATS]) == 0
 
 
 @pytest.fixture

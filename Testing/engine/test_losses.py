@@ -1,4 +1,4 @@
-"""The loss against a plain implementation with one-hot volumes."""
+"""The losses: mask against a plain implementation with one-hot volumes; offsets and levels each on their own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from segmamba.training.losses import dice_cross_entropy
+from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET
+from segmamba.training.losses import dice_cross_entropy, vertebra_loss
 
 CLASSES = 5
+SACRUM = 26
+CERTAIN = 40.0
+both_stages = pytest.mark.parametrize("channels", [32, 6])
 
 
 def example(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,3 +75,108 @@ def test_following_the_gradient_lowers_the_loss() -> None:
     (gradient,) = torch.autograd.grad(before, logits)
     after = dice_cross_entropy(logits - 10 * gradient, labels)
     assert after < before
+
+
+def one_hot(values: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return certain logits (batch, classes, z, y, x)."""
+    return CERTAIN * torch.nn.functional.one_hot(values, classes).movedim(-1, 1).float()
+
+
+def spine() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return levels with L4, L5 and the sacrum, and random offsets in mm."""
+    levels = torch.zeros((2, 6, 5, 4), dtype=torch.int64)
+    levels[:, 4, 1:4], levels[:, 2, 1:4], levels[0, 0, 1:4] = 23, 24, SACRUM
+    return levels, 15 * torch.randn((2, 3, 6, 5, 4), generator=torch.Generator().manual_seed(0))
+
+
+def perfect(levels: torch.Tensor, offsets: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return the answer that is right everywhere; where there is no vertebra, offsets and levels are whatever."""
+    answer = torch.zeros((len(levels), channels, *levels.shape[1:]))
+    answer[:, MASK] = one_hot((levels > 0).long() + (levels == SACRUM), 3)
+    answer[:, OFFSET] = offsets / 20
+    if channels == 32:
+        answer[:, LEVELS] = one_hot((levels - 1).clamp(min=0), 26)
+    return answer
+
+
+@both_stages
+def test_a_perfect_answer_costs_nothing(channels: int) -> None:
+    levels, offsets = spine()
+    assert vertebra_loss(perfect(levels, offsets, channels), levels, offsets).item() == pytest.approx(0, abs=1e-5)
+
+
+@both_stages
+def test_a_wrong_mask_costs_the_loss_of_the_mask(channels: int) -> None:
+    levels, offsets = spine()
+    answer = perfect(levels, offsets, channels)
+    answer[:, MASK] = answer[:, MASK].roll(1, dims=1)
+    target = (levels > 0).long() + (levels == SACRUM)
+    expected = dice_cross_entropy(answer[:, MASK], target).item()
+    assert expected > CERTAIN
+    assert vertebra_loss(answer, levels, offsets).item() == pytest.approx(expected)
+
+
+@both_stages
+@pytest.mark.parametrize("level", [23, SACRUM])
+def test_the_mask_tells_sacrum_from_vertebra(channels: int, level: int) -> None:
+    levels, offsets = spine()
+    answer = perfect(levels, offsets, channels)
+    swapped = answer.clone()
+    swapped[:, 1], swapped[:, 2] = answer[:, 2], answer[:, 1]
+    answer[:, MASK] = torch.where((levels == level)[:, None], swapped[:, MASK], answer[:, MASK])
+    assert vertebra_loss(answer, levels, offsets).item() > 1
+
+
+@both_stages
+def test_a_wrong_offset_costs_its_length_less_half_a_millimetre_an_axis(channels: int) -> None:
+    levels, offsets = spine()
+    wrong = perfect(levels, offsets + 20.0, channels)
+    assert vertebra_loss(wrong, levels, offsets).item() == pytest.approx(3 * (1 - 0.5 / 20), abs=1e-4)
+    near = perfect(levels, offsets + 0.5, channels)
+    assert vertebra_loss(near, levels, offsets).item() == pytest.approx(3 * 0.5 * 0.5**2 / 20, abs=1e-4)
+
+
+@both_stages
+def test_the_sacrum_and_the_background_have_no_loss_of_offsets(channels: int) -> None:
+    levels, offsets = spine()
+    answer = perfect(levels, offsets, channels)
+    elsewhere = ((levels == 0) | (levels == SACRUM))[:, None]
+    answer[:, OFFSET] += torch.where(elsewhere, 1000.0, 0.0)
+    assert vertebra_loss(answer, levels, offsets).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_wrong_level_costs_its_cross_entropy_on_all_levels_and_the_sacrum() -> None:
+    levels, offsets = spine()
+    for level in (23, 24, SACRUM):
+        answer = perfect(levels, offsets, 32)
+        answer[:, LEVELS] = torch.where((levels == level)[:, None], one_hot(0 * levels, 26), answer[:, LEVELS])
+        share = (levels == level).sum() / (levels > 0).sum()
+        assert vertebra_loss(answer, levels, offsets).item() == pytest.approx(CERTAIN * share.item())
+
+
+def test_levels_of_the_background_cost_nothing() -> None:
+    levels, offsets = spine()
+    answer = perfect(levels, offsets, 32)
+    answer[:, LEVELS] = torch.where((levels == 0)[:, None], 7.0 * torch.randn(2, 26, 6, 5, 4), answer[:, LEVELS])
+    assert vertebra_loss(answer, levels, offsets).item() == pytest.approx(0, abs=1e-5)
+
+
+@both_stages
+def test_without_any_vertebra_only_the_mask_is_trained(channels: int) -> None:
+    levels, offsets = spine()
+    answer = torch.randn((2, channels, 6, 5, 4), generator=torch.Generator().manual_seed(1), requires_grad=True)
+    loss = vertebra_loss(answer, 0 * levels, offsets)
+    assert loss.item() == pytest.approx(dice_cross_entropy(answer[:, MASK], 0 * levels).item())
+    (gradient,) = torch.autograd.grad(loss, answer)
+    assert gradient.isfinite().all()
+    assert gradient[:, MASK].any()
+    assert not gradient[:, OFFSET.start :].any()
+
+
+@both_stages
+def test_half_precision_answers_give_a_loss_in_single_precision(channels: int) -> None:
+    levels, offsets = spine()
+    answer = torch.randn((2, channels, 6, 5, 4), generator=torch.Generator().manual_seed(2)).bfloat16()
+    loss = vertebra_loss(answer, levels, offsets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(vertebra_loss(answer.float(), levels, offsets).item())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -19,12 +20,14 @@ from segmamba.errors import ModelError
 from segmamba.manifest import chosen_labels, load_manifest
 from segmamba.networks import build_network, parameter_count
 from segmamba.networks.checkpoint import load_state_dict, load_weights
+from segmamba.networks.identify import expected_shapes
 from segmamba.resources import resource_root
 from segmamba.store import find, sha256
 
 ROOT = resource_root()
 CONTENT = json.loads((ROOT / "weights_manifest.json").read_text(encoding="utf-8"))
 SCHEMA = json.loads((ROOT / "Resources/schemas/weights_manifest.schema.json").read_text(encoding="utf-8"))
+BRATS = "segmamba-v2-brats2023-official"
 BUNDLED = [model for model in load_manifest().models if model.file.bundled]
 
 
@@ -49,6 +52,42 @@ def test_a_bundled_file_without_a_hash_is_refused_by_the_schema() -> None:
     broken["models"][0]["file"]["sha256"] = None
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("name", ["licence", "memory_gib", "sha256"])
+def test_a_null_without_its_reason_is_refused_by_the_schema(name: str) -> None:
+    broken = copy.deepcopy(CONTENT)
+    del next(entry for entry in broken["models"] if entry["licence"] is None)["unknown"][name]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("name", ["patch", "preprocessing", "channel_values"])
+def test_a_model_that_can_run_without_what_a_run_needs_is_refused_by_the_schema(name: str) -> None:
+    broken = copy.deepcopy(CONTENT)
+    broken["models"][0] |= {name: None, "unknown": {name: "Nobody knows."}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("model", load_manifest().listed, ids=lambda model: model.id)
+def test_number_of_parameters_is_that_of_the_network(model: Any) -> None:
+    shapes = expected_shapes(model.architecture, model.arguments)
+    assert sum(math.prod(shape) for shape in shapes.values()) == model.entry["parameters"]
+
+
+def test_released_brats_checkpoint_is_listed_with_its_inputs_and_cannot_be_chosen_for_a_run() -> None:
+    manifest = load_manifest()
+    (listed,) = (model for model in manifest.listed if model.unsupported)
+    assert manifest.entry(BRATS) is listed
+    assert (listed.id, listed.file.name) == (BRATS, "final_model_0.8388.pt")
+    assert listed.entry["inputs"] == ["t2w", "t2f", "t1n", "t1c"]
+    assert listed.arguments == {"in_channels": 4, "out_channels": 4}
+    assert listed not in manifest.models and listed.task not in manifest.tasks
+    with pytest.raises(ModelError, match="cannot be used: it needs four co-registered MR volumes"):
+        manifest.model(BRATS)
+    with pytest.raises(ModelError, match="no task 'brain-tumour'"):
+        manifest.default(listed.task)
 
 
 def test_an_address_without_size_and_hash_is_refused_by_the_schema() -> None:
@@ -104,7 +143,7 @@ def test_a_bundled_checkpoint_is_what_the_manifest_says(model: Any) -> None:
 def test_each_task_has_a_model_and_unknown_names_are_refused_with_the_known_ones() -> None:
     manifest = load_manifest()
     assert manifest.tasks == ("vertebrae", "colorectal")
-    with pytest.raises(ModelError, match="spinemamba-ct"):
+    with pytest.raises(ModelError, match="spinemamba"):
         manifest.model("nonsense")
     with pytest.raises(ModelError, match="vertebrae, colorectal"):
         manifest.default("nonsense")

@@ -188,6 +188,13 @@ def test_cross_update_adds_the_prior_map_that_a_feature_follows() -> None:
     assert torch.allclose(update(features, prior), features + prior[:, 2:3], atol=1e-3)
 
 
+def test_the_shape_prior_has_a_token_map_an_output_channel_unless_another_number_is_given() -> None:
+    by_default, chosen = tiny("spine_mamba"), tiny("spine_mamba", prior_tokens=7)
+    assert by_default.shape_prior.prior.shape == (1, 5, 3, 2, 2)
+    assert chosen.shape_prior.prior.shape == (1, 7, 3, 2, 2)
+    assert chosen(random_image(32, 32, 32)).shape == (1, 5, 32, 32, 32)
+
+
 def test_shape_prior_can_be_left_out() -> None:
     network = tiny("spine_mamba", shape_prior=False)
     assert not [name for name, _ in network.named_parameters() if "prior" in name]

@@ -6,9 +6,11 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from phantoms import ANISOTROPIC, OBLIQUE, STRAIGHT, VERTEBRAE, phantom, restored, spine_model, true_labels
 
+from segmamba import preview
 from segmamba.planes import AXIAL, CORONAL, SAGITTAL, Plane, labelled_points, most_telling_position
 from segmamba.preview import choose_planes, display_window, render, spread
 from segmamba.volume import Geometry, Volume
@@ -85,6 +87,26 @@ def test_a_picture_is_drawn_in_the_colours_of_the_structures() -> None:
     for label in model.labels:
         distance = np.abs(picture[..., :3] * 255 - label.color).max(axis=-1)
         assert np.count_nonzero(distance < 12) > 50, label.name
+
+
+def test_a_picture_says_what_of_the_model_is_an_estimate() -> None:
+    texts = []
+    for estimated in ("the figures are an estimate", None):
+        figure = Figure()
+        preview._write_titles(figure, "case", spine_model(estimated=estimated), empty=False, certain=True)
+        texts.append(" ".join(text.get_text() for text in figure.texts))
+    assert "the figures are an estimate" in texts[0] and "estimate" not in texts[1]
+
+
+def test_a_picture_says_that_numbers_are_not_certain() -> None:
+    texts = []
+    for certain in (True, False):
+        figure = Figure()
+        preview._write_titles(figure, "case", spine_model(), empty=False, certain=certain)
+        texts.append([text.get_text() for text in figure.texts])
+    assert texts[1] == [*texts[0], "The numbers are not certain"]
+    pictures = [render(phantom(), true_labels(STRAIGHT), spine_model(), "x", certain=each) for each in (True, False)]
+    assert pictures[0] != pictures[1]
 
 
 @pytest.mark.parametrize("size", [(30, 30, 2), (2, 60, 30), (500, 4, 4)])

@@ -46,6 +46,17 @@ def test_the_summary_counts_and_names() -> None:
     assert report.summary({"segments": [{"name": "L1 vertebra"}]}) == "1 structure found: L1 vertebra."
 
 
+def test_the_summary_says_why_numbers_are_not_certain() -> None:
+    found = {"segments": [{"name": "L1 vertebra"}]}
+    doubt = {"certain": False, "reason": "T12 could be L1: check the levels."}
+    said = report.summary({**found, "numbering": doubt})
+    assert said == "1 structure found: L1 vertebra. The numbers are not certain: T12 could be L1: check the levels."
+    certain = {"numbering": {"certain": True, "reason": ""}}
+    assert report.summary({**found, **certain}) == "1 structure found: L1 vertebra."
+    assert report.numbering_doubt(found) == ""
+    assert "certain" not in report.summary({"segments": [], "numbering": doubt})
+
+
 def test_a_report_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         report.write_report(tmp_path / "r.json", {"volume": float("nan")})
@@ -70,7 +81,7 @@ def test_models_are_kept_in_the_users_data_folder(
     platform: str, variable: str, expected: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SEGMAMBA_MODELS", raising=False)
-    monkeypatch.setattr(store.sys, "platform", platform)
+    monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setenv(variable, str(tmp_path))
     assert store.models_folder() == tmp_path.joinpath(*expected)
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "mine"))

@@ -89,6 +89,15 @@ def test_blended_windows_give_what_the_whole_volume_gives(size: tuple[int, int, 
     torch.testing.assert_close(probabilities, whole(image))
 
 
+@pytest.mark.parametrize("mirror", [(), (1, 2)])
+def test_without_softmax_the_blended_logits_come_back(mirror: tuple[int, ...]) -> None:
+    image = volume(40, 70, 33)
+    logits = run(PerVoxel(), image, softmax=False, mirror=mirror)
+    torch.testing.assert_close(logits, PerVoxel()(image[None])[0])
+    assert logits.min() < -1
+    torch.testing.assert_close(logits.softmax(dim=0), run(PerVoxel(), image, mirror=mirror))
+
+
 def test_mirroring_averages_over_all_combinations_of_axes() -> None:
     class Gradient(nn.Module):
         """Adds the position along x: its mean over both mirrorings is the same everywhere."""

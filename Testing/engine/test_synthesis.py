@@ -1,23 +1,38 @@
-"""Painted images: labels are the vertebrae's, intensities are those of a CT, and the seed decides everything."""
+"""Painted samples: labels are the vertebrae's, images those of a CT or an MR, and the seed decides everything."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import small_spine
 import torch
+from small_spine import block
 
-from segmamba.errors import InputError
+from segmamba.manifest import Channel
+from segmamba.preprocess import bright_mean
+from segmamba.training import mr
 from segmamba.training.anatomy import prepare
-from segmamba.training.filters import blur, thick_slices
-from segmamba.training.priors import OUTSIDE_HU, tissue_priors
-from segmamba.training.synthesis import Anatomy, Painter, load_anatomies, rotation
-from segmamba.training.tissues import AIR, FAT, LUNG, MUSCLE, OUTSIDE
+from segmamba.training.atlas import Anatomy, load_anatomies
+from segmamba.training.canvas import Canvas
+from segmamba.training.priors import OUTSIDE_HU, ct_priors, mr_priors
+from segmamba.training.synthesis import Batch, Painter, normalised
+from segmamba.training.tissues import AIR, FAT, LUNG, MUSCLE, OUTSIDE, VERTEBRAE
 
 CPU = torch.device("cpu")
 PATCH = (32, 24, 20)
+# Both leave the painted intensities as they are.
+CHANNELS = {
+    "CT": (Channel("clip", -5000.0, 5000.0, 0.0, 1.0),),
+    "MR": (Channel("relative", -1.0, 1000.0, 0.0, 1.0),),
+}
+both_modalities = pytest.mark.parametrize("modality", ["CT", "MR"])
+
+
+def painter(anatomies: list[Anatomy], patch: tuple[int, int, int] = PATCH, **keywords: Any) -> Painter:
+    return Painter(anatomies, patch, **({"spacing": 2.0, "channels": CHANNELS} | keywords))
 
 
 @pytest.fixture(scope="module")
@@ -28,149 +43,169 @@ def anatomies(tmp_path_factory: pytest.TempPathFactory) -> list[Anatomy]:
 
 
 @pytest.fixture(scope="module")
-def samples(anatomies: list[Anatomy]) -> tuple[torch.Tensor, torch.Tensor]:
-    return Painter(anatomies, PATCH, 2.0, seed=3).batch(16)
+def samples(anatomies: list[Anatomy]) -> dict[str, Batch]:
+    return {name: painter(anatomies, mr_share=float(name == "MR"), seed=3).batch(16) for name in ("CT", "MR")}
 
 
-def block(codes: np.ndarray, **centres: tuple[float, float, float]) -> Anatomy:
-    """Return an anatomy of given codes; keywords like ``v20`` give the vertebrae's centres."""
-    return Anatomy("block", torch.from_numpy(codes), {int(name[1:]): place for name, place in centres.items()})
+@both_modalities
+def test_levels_are_vertebrae_only(samples: dict[str, Batch], modality: str) -> None:
+    batch = samples[modality]
+    assert batch.image.shape == (16, 1, *PATCH)
+    assert batch.image.dtype == torch.float32
+    assert batch.levels.shape == (16, *PATCH)
+    assert batch.levels.dtype == torch.int64
+    assert set(batch.levels.unique().tolist()) == {0, 20, 21, 22}
 
 
-def test_maps_know_their_subject_and_where_its_vertebrae_are(anatomies: list[Anatomy]) -> None:
-    assert [anatomy.subject for anatomy in anatomies] == ["bare", "bare", "bare", "whole"]
-    middle = small_spine.slices_of(0)
-    expected = np.argwhere(small_spine.vertebrae() == 22).mean(axis=0)
-    assert anatomies[3].centres[22] == pytest.approx(tuple(expected))
-    assert anatomies[3].centres[22][0] == pytest.approx((middle.start + middle.stop - 1) / 2)
+@both_modalities
+def test_all_voxels_of_a_vertebra_point_to_its_centre(anatomies: list[Anatomy], modality: str) -> None:
+    patch = (56, 48, 48)
+    batch = painter(anatomies, patch, mr_share=float(modality == "MR")).batch(8)
+    assert batch.offsets.shape == (8, 3, *patch)
+    assert batch.offsets.dtype == torch.float32
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in patch), indexing="ij"))
+    errors = []
+    for levels, places in zip(batch.levels, batch.offsets / 2.0 + grid, strict=True):
+        for level in set(levels.unique().tolist()) - {0}:
+            votes, voxels = places[:, levels == level], (levels == level).nonzero().float()
+            assert torch.allclose(votes, votes[:, :1], atol=1e-3)
+            errors.append(float((votes[:, 0] - voxels.mean(dim=0)).norm() * 2.0))
+    assert len(errors) > 12
+    assert np.median(errors) < 2.0  # mm; borders and fields of view cut some vertebrae
 
 
-def test_labels_are_vertebrae_only(samples: tuple[torch.Tensor, torch.Tensor]) -> None:
-    image, labels = samples
-    assert image.shape == (16, 1, *PATCH)
-    assert image.dtype == torch.float32
-    assert labels.shape == (16, *PATCH)
-    assert set(labels.unique().tolist()) == {0, 20, 21, 22}
-
-
-def test_images_are_in_hounsfield_units(samples: tuple[torch.Tensor, torch.Tensor]) -> None:
-    image, labels = samples
+def test_ct_is_in_hounsfield_units(samples: dict[str, Batch]) -> None:
+    image, levels = samples["CT"].image, samples["CT"].levels
     assert image.isfinite().all()
     assert -1024 <= image.min() < -900
     assert image.max() <= 3071
-    bone = image[:, 0][labels > 0].mean()
+    bone = image[:, 0][levels > 0].mean()
     assert 50 < bone < 800
-    inside_body = image[:, 0][(labels == 0) & (image[:, 0] > -300)].mean()
+    inside_body = image[:, 0][(levels == 0) & (image[:, 0] > -300)].mean()
     assert bone > inside_body + 50
 
 
-def test_bone_is_denser_than_muscle_than_fat_than_lung() -> None:
+def test_mr_is_finite_and_not_negative_and_its_bright_voxels_are_about_one(samples: dict[str, Batch]) -> None:
+    image = samples["MR"].image
+    assert image.isfinite().all()
+    assert image.min() == 0
+    bright = [float(one[one > one.mean()].mean()) for one in image]
+    assert np.log(bright).mean() == pytest.approx(0, abs=0.15)
+    assert 0.05 < np.log(bright).std() < 0.3
+
+
+def test_bone_is_denser_than_muscle_than_fat_than_lung_on_ct() -> None:
     rng = np.random.default_rng(0)
-    means = np.mean([tissue_priors(rng)[0] for _ in range(50)], axis=0)
+    means = np.mean([ct_priors(rng)[0] for _ in range(50)], axis=0)
     order = [means[20], means[MUSCLE], means[FAT], means[LUNG], means[AIR]]
     assert order == sorted(order, reverse=True)
-    assert all(tissue_priors(rng)[0][20] > tissue_priors(rng)[0][FAT] for _ in range(50))
+    assert all(ct_priors(rng)[0][20] > ct_priors(rng)[0][FAT] for _ in range(50))
 
 
-def test_the_seed_decides_every_sample(anatomies: list[Anatomy]) -> None:
-    first, again, other = (Painter(anatomies, PATCH, 2.0, seed).batch(2) for seed in (5, 5, 6))
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], other[0])
-    assert not torch.equal(first[0][0], first[0][1])
+def test_mr_contrasts_differ_but_a_column_has_one_marrow_and_air_no_signal() -> None:
+    rng = np.random.default_rng(0)
+    means, textures = (np.array(values) for values in zip(*(mr_priors(rng) for _ in range(80)), strict=True))
+    assert means.min() >= 0
+    assert textures.min() >= 0
+    column = means[:, 1 : VERTEBRAE + 1]
+    assert column.std(axis=1).max() < 0.06 < column.mean(axis=1).std()
+    assert means[:, AIR].max() < 0.05
+    assert (means[:, OUTSIDE] == 0).all()
+    brighter = (means[:, 20] > means[:, MUSCLE]).mean()
+    assert 0.5 < brighter < 1  # mostly, but not always: no contrast can be relied on
 
 
-def test_outside_the_field_of_view_is_constant_and_unlabelled() -> None:
+@pytest.mark.parametrize("mr_share", [0.0, 0.5, 1.0])
+def test_the_seed_decides_every_sample(anatomies: list[Anatomy], mr_share: float) -> None:
+    first, again, other = (painter(anatomies, mr_share=mr_share, seed=seed).batch(3) for seed in (5, 5, 6))
+    for name in ("image", "levels", "offsets"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert not torch.equal(first.image, other.image)
+    assert not torch.equal(first.image[0], first.image[1])
+
+
+@pytest.mark.parametrize("mr_share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_samples_is_mr(mr_share: float) -> None:
+    constant = {"CT": (Channel("clip", 7.0, 7.0, 0.0, 1.0),), "MR": (Channel("relative", -7.0, -7.0, 0.0, 1.0),)}
+    anatomy = block(np.full((20, 20, 20), 20, dtype=np.uint8), v20=(10, 10, 10))
+    images = painter([anatomy], (6, 6, 6), channels=constant, mr_share=mr_share).batch(150).image
+    assert set(images.unique().tolist()) <= {7.0, -7.0}
+    assert (images[:, 0, 0, 0, 0] < 0).float().mean() == pytest.approx(mr_share, abs=0.12 if mr_share == 0.3 else 0)
+
+
+@both_modalities
+def test_outside_the_field_of_view_is_constant_and_unlabelled(modality: str) -> None:
     codes = np.full((120, 120, 120), 20, dtype=np.uint8)
     codes[62:] = OUTSIDE
-    painter = Painter([block(codes, v20=(60, 60, 60))], (16, 16, 16), 1.5, seed=0)
-    image, labels = painter.batch(12)
-    unlabelled = image[:, 0][labels == 0]
+    # Wide enough that MR's sagittal slabs are cut too.
+    wide = painter([block(codes, v20=(60, 60, 60))], (12, 12, 60), spacing=1.5, mr_share=float(modality == "MR"))
+    batch = wide.batch(12)
+    image = batch.image[:, 0]
+    unlabelled = image[batch.levels == 0]
     assert len(unlabelled) > 1000
-    assert (unlabelled == OUTSIDE_HU).all()
-    assert (image[:, 0][labels == 20] != OUTSIDE_HU).all()
+    assert (unlabelled == (OUTSIDE_HU if modality == "CT" else 0.0)).all()
+    assert (image[batch.levels == 20] != (OUTSIDE_HU if modality == "CT" else 0.0)).all()
 
 
-def test_all_levels_are_met_equally_often_whoever_has_them() -> None:
-    codes = np.zeros((8, 8, 8), dtype=np.uint8)
-    rare, common = block(codes, v20=(4, 4, 4)), block(codes, v21=(4, 4, 4))
-    painter = Painter([rare, common, common, common, common], (8, 8, 8), 1.5, seed=0)
-    met = sum(painter.place()[0] is rare for _ in range(400))
-    assert 160 < met < 240
+def test_an_mr_slab_is_sagittal_and_as_wide_as_sagittal_series_are() -> None:
+    canvas = Canvas((2, 2, 200), 1.0, CPU, np.random.default_rng(0), torch.Generator())
+    codes = torch.full((2, 2, 200), 20, dtype=torch.uint8)
+    widths = []
+    for _ in range(60):
+        known = mr.cut_to_slab(codes, canvas) != OUTSIDE
+        assert torch.equal(known, known[:1, :1].expand_as(known))
+        widths.append(int(known[0, 0].sum()))
+    assert (codes == 20).all()
+    assert 0.2 < np.mean([width == 200 for width in widths]) < 0.6
+    assert all(width == 200 or 44 <= width <= 150 for width in widths)
 
 
-def test_crops_lie_around_the_chosen_vertebra() -> None:
-    codes = np.zeros((400, 400, 400), dtype=np.uint8)
-    painter = Painter([block(codes, v20=(300, 100, 150))], (8, 8, 8), 1.5, seed=0)
-    centres = np.array([painter.place()[1] for _ in range(200)])
-    assert np.median(centres, axis=0) == pytest.approx((300, 100, 150), abs=6)
+@pytest.mark.parametrize("value", [0.0, 0.5, 1e-30])
+def test_an_mr_image_of_one_value_stays_finite(value: float) -> None:
+    image = torch.full((5, 5, 5), value)
+    scaled = mr.relative(image)
+    assert scaled.isfinite().all()
+    assert scaled.min() >= 0
 
 
-def test_blur_keeps_the_shape_and_the_sum() -> None:
-    image = torch.zeros(15, 13, 11)
-    image[7, 6, 5] = 1.0
-    blurred = blur(image, 0.8)
-    assert blurred.shape == image.shape
-    assert blurred.sum() == pytest.approx(1.0, abs=1e-5)
-    assert 0 < blurred[7, 6, 5] < 0.3
-    assert blurred[7, 6, 6] == pytest.approx(float(blurred[7, 5, 5]))
+@pytest.mark.parametrize("scale", [1.0, 700.0])
+def test_relative_intensities_do_not_depend_on_the_scale(scale: float) -> None:
+    image = torch.tensor([0.0, 0.0, 1.0, 3.0]).view(1, 2, 2)
+    assert mr.relative(scale * image).flatten().tolist() == pytest.approx([0, 0, 1 / 3, 1])
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("factor", [2, 3])
-def test_thick_slices_keep_the_shape_and_smooth_one_axis_only(axis: int, factor: int) -> None:
-    ramp = torch.arange(12.0)
-    shape = [12, 12, 12]
-    along = ramp.view([-1 if i == axis else 1 for i in range(3)]).expand(shape)
-    across = ramp.view([-1 if i == (axis + 1) % 3 else 1 for i in range(3)]).expand(shape)
-    assert torch.allclose(thick_slices(across, axis, factor), across)
-    thick = thick_slices(along, axis, factor)
-    assert thick.shape == along.shape
-    assert torch.allclose(thick.narrow(axis, 3, 6), along.narrow(axis, 3, 6))  # a ramp stays one but at its ends
-    assert not torch.allclose(thick, along)
-    assert thick_slices(torch.ones(7, 8, 9), axis, factor).shape == (7, 8, 9)
+def test_a_sample_is_scaled_as_a_channel_of_kind_relative_is() -> None:
+    image = torch.rand((9, 8, 7), generator=torch.Generator().manual_seed(0)) ** 3
+    assert torch.allclose(mr.relative(image), image / bright_mean(image.numpy()))
 
 
-def test_a_rotation_turns_about_its_axis() -> None:
-    quarter = rotation(np.array([np.pi / 2, 0, 0]))
-    assert quarter @ (1, 0, 0) == pytest.approx((1, 0, 0))
-    assert quarter @ (0, 1, 0) == pytest.approx((0, 0, 1))
-    turned = rotation(np.array([0.3, -0.2, 0.5]))
-    assert turned @ turned.T == pytest.approx(np.eye(3))
+@pytest.mark.parametrize("code", [AIR, OUTSIDE, 20])
+def test_a_sample_of_one_code_is_finite_on_mr(code: int) -> None:
+    anatomy = block(np.full((9, 9, 9), code, dtype=np.uint8), v20=(4, 4, 4))
+    batch = painter([anatomy], (6, 6, 6), mr_share=1.0).batch(20)
+    assert batch.image.isfinite().all()
+    assert batch.image.min() >= 0
+    assert batch.offsets.isfinite().all()
 
 
-def test_no_anatomy_is_one_sentence() -> None:
-    with pytest.raises(InputError, match="no anatomy to train on"):
-        load_anatomies([], CPU)
-
-
-def test_a_file_of_something_else_is_one_sentence(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", image=np.zeros(3))
-    (tmp_path / "y.npz").write_bytes(b"no archive")
-    for name in ("x.npz", "y.npz"):
-        with pytest.raises(InputError, match="holds no codes: make it again"):
-            load_anatomies([tmp_path / name], CPU)
+def test_channels_are_clipped_shifted_and_scaled() -> None:
+    image = torch.tensor([-2000.0, 0.0, 200.0, 5000.0]).view(1, 1, 1, 4)
+    bone = Channel("clip", -1000.0, 1000.0, 100.0, 50.0)
+    assert normalised(image, [bone, replace(bone, high=0.0)]).flatten().tolist() == [-22, -2, 2, 18, -22, -2, -2, -2]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_painting_never_waits_for_the_gpu(anatomies: list[Anatomy]) -> None:
-    cuda = torch.device("cuda")
-    on_gpu = [Anatomy(a.subject, a.codes.to(cuda), a.centres) for a in anatomies]
-    painter = Painter(on_gpu, PATCH, 2.0)
-    painter.batch(8)  # libraries start up
+@both_modalities
+def test_painting_never_waits_for_the_gpu(anatomies: list[Anatomy], modality: str) -> None:
+    on_gpu = [replace(anatomy, codes=anatomy.codes.to("cuda")) for anatomy in anatomies]
+    painting = painter(on_gpu, mr_share=float(modality == "MR"))
+    painting.batch(8)  # libraries start up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        image, labels = painter.batch(8)
+        batch = painting.batch(8)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert image.isfinite().all()
-    assert labels.max() <= 22
-
-
-@pytest.mark.parametrize("size", [15, 16, 17])
-def test_thick_slices_leave_an_edge_where_it_is(size: int) -> None:
-    edge = torch.zeros(size, 2, 2)
-    edge[12:] = 1.0  # on a border between slices of two and of three voxels
-    thick = thick_slices(edge, 0, 3)
-    assert torch.equal(thick > 0.5, edge > 0.5)
+    assert batch.image.isfinite().all()
+    assert batch.levels.max() <= 22
+    assert batch.offsets.isfinite().all()

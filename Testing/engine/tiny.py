@@ -1,4 +1,4 @@
-"""A manifest with a model so small that tests can run it: SpineMamba with a few channels and random weights."""
+"""A model so small that tests can run it, SpineMamba with a few channels: a manifest, and a training configuration."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ from pathlib import Path
 from typing import Any
 
 ARGUMENTS = {"in_channels": 1, "out_channels": 4, "features": [8, 8, 8, 16, 16], "depths": [1, 1]}
+TRAINING: dict[str, Any] = {
+    "architecture": "spine_mamba",
+    "arguments": ARGUMENTS | {"out_channels": 32, "prior_tokens": 5},
+    "channels": [{"kind": "clip", "low": -1000.0, "high": 1000.0, "mean": 0.0, "std": 500.0}],
+    "mr_channels": [{"kind": "relative", "low": 0.0, "high": 2.0, "mean": 1.0, "std": 1.0}],
+    "mr_share": 0.5,
+    "anatomies": "maps/*.npz",
+    "evaluation": "cases/*.npz",
+    "patch": [32, 32, 32],
+    "spacing": 3.0,
+    "folder": "run",
+    "batch": 1,
+    "iterations": 4,
+    "warmup": 2,
+    "log_every": 2,
+    "checkpoint_every": 2,
+    "device": "cpu",
+}
 MODEL_ID, MISSING_ID = "tiny-spine", "tiny-missing"
 STRUCTURE = ["SCT", "123037004", "Anatomical Structure"]
 LABELS = [

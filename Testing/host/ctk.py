@@ -22,7 +22,6 @@ class ctkCollapsibleButton(qt.QAbstractButton):
         self._hidden = []
         self.text, self.checkable, self.checked = text, True, True
         self.setContentsMargins(0, self._header_height(), 0, 0)
-        self.setMinimumHeight(self._header_height())
         self.toggled.connect(self._on_toggled)
 
     collapsed = qt.Property(bool, lambda self: not self.checked, lambda self, collapsed: self.setChecked(not collapsed))
@@ -34,6 +33,8 @@ class ctkCollapsibleButton(qt.QAbstractButton):
             self._hidden = []
         else:
             self._hide_contents()
+        # What is laid out below has a minimum of its own.
+        self.setMinimumHeight(0 if shown else self._header_height())
         self.setMaximumHeight(16777215 if shown else self._header_height())
         self.contentsCollapsed.emit(not shown)
 

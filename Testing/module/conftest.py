@@ -15,6 +15,7 @@ import qt
 import slicer
 import tiny
 from PySide6.QtTest import QTest
+from shiboken6 import Shiboken
 from slicer_host import SlicerHost, themes
 
 from segmamba.job import Worker
@@ -43,23 +44,40 @@ def module(a_slicer_host):
 
 @pytest.fixture
 def the_module(a_slicer_host):
-    """The loaded module with its panel shown: ``python`` module, ``widget``, its ``ui``, the ``panel`` it lives in."""
+    """The loaded module with its panel shown: ``python`` module, ``widget``, its ``ui``, the ``panel`` it lives in.
+
+    As in Slicer, the panel is as high as it needs to be, and scrolled.
+    """
     module = a_slicer_host.load(MODULE / "SegMambaSlicer.py")
     panel = module.widgetRepresentation()
-    panel.resize(460, 900)
-    panel.show()
+    area = qt.QScrollArea()
+    area.widgetResizable = True
+    area.horizontalScrollBarPolicy = qt.Qt.ScrollBarAlwaysOff
+    area.setWidget(panel)
+    area.resize(480, 900)
+    area.show()
     slicer.util.selectModule("SegMambaSlicer")
     a_slicer_host.process_events()
-    python = sys.modules["SegMambaSlicer"]
-    return SimpleNamespace(python=python, panel=panel, widget=panel.self(), ui=panel.self().ui, module=module)
+    python, widget = sys.modules["SegMambaSlicer"], panel.self()
+    yield SimpleNamespace(python=python, panel=panel, widget=widget, ui=widget.ui, module=module, area=area)
+    if Shiboken.isValid(panel):
+        area.takeWidget()
+    area.close()
 
 
 @pytest.fixture
-def click(a_slicer_host):
-    """Click a button as a user can: it has to be in sight and enabled. A table's cell takes its row and column too."""
+def click(a_slicer_host, the_module):
+    """Click a button as a user can, who scrolls to it: it has to be in sight and enabled.
+
+    A table's cell takes its row and column too.
+    """
 
     def click(widget, row=None, column=0):
         a_slicer_host.process_events()
+        # Twice: a panel that has just grown is laid out by the first.
+        for _repetition in range(2):
+            the_module.area.ensureWidgetVisible(widget)
+            a_slicer_host.process_events()
         assert widget.isVisible() and not widget.visibleRegion().isEmpty(), f"'{widget.name}' is not in sight"
         assert widget.isEnabled(), f"'{widget.name}' is disabled"
         if row is None:
@@ -141,6 +159,21 @@ def add_volume(a_slicer_host):
 def a_ct(add_volume):
     """A volume node with a drawn spine."""
     return add_volume("case 7", phantoms.phantom())
+
+
+@pytest.fixture
+def a_beating_ct(add_volume):
+    """The volume node that shows the current one of two items: the drawn spine, and the same a bit brighter."""
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "beats")
+    node = add_volume("beat", phantoms.phantom())
+    for index in range(2):
+        slicer.util.arrayFromVolume(node)[:] += 10 * index
+        sequence.SetDataNodeAtValue(node, str(index))
+    slicer.mrmlScene.RemoveNode(node)
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    browser.SetSelectedItemNumber(1)
+    return browser.GetProxyNode(sequence)
 
 
 @pytest.fixture

@@ -35,9 +35,10 @@ for package in sys.argv[1:]:
         try:
             import_module(found.name)
         except ModuleNotFoundError as error:
-            if error.name not in ABSENT:
+            name = error.name.partition(".")[0]
+            if name not in ABSENT:
                 raise
-            needs[found.name] = error.name
+            needs[found.name] = name
 from segmamba.manifest import load_manifest
 from segmamba.resources import resource_root
 files = {name: module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] in sys.argv[1:]}

@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import fields
 
+import numpy as np
 import phantoms
 import pytest
 import SimpleITK as sitk
@@ -83,12 +84,41 @@ def test_asynchronous_job_tells_its_end_once(logic, a_ct, a_quick_model, wait_un
     assert job.node.GetScene() is slicer.mrmlScene
 
 
+def test_error_in_a_callback_at_the_end_is_not_the_job_s(logic, a_ct, a_quick_model, a_slicer_host):
+    ended = []
+
+    def fail(job):
+        ended.append(job)
+        raise RuntimeError("The script has a mistake.")
+
+    job = logic.segmentAsync(a_ct, "vertebrae", onDone=fail, device="cpu", manifest=a_quick_model)
+    while not a_slicer_host.errors:
+        a_slicer_host.process_events()
+    assert [str(error) for error in a_slicer_host.errors] == ["The script has a mistake."]
+    a_slicer_host.errors.clear()
+    assert ended == [job]
+    assert job.error is None and job.node.GetScene() is slicer.mrmlScene
+
+
 def test_cancelled_job_raises_when_waited_for(logic, a_ct, a_slow_model):
     job = logic.segmentAsync(a_ct, "vertebrae", device="cpu", manifest=a_slow_model)
     job.cancel()
     with pytest.raises(Cancelled):
         job.wait()
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_cancel_while_segments_are_added_takes_them_back(logic, a_ct, a_quick_model, wait_until, monkeypatch):
+    from SegMambaSlicerLib import job as module
+
+    monkeypatch.setattr(module, "ADDING_S", 0.0)
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+    job = logic.segmentAsync(a_ct, "vertebrae", device="cpu", manifest=a_quick_model)
+    wait_until(lambda: slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") > 0, 60)
+    assert not job.finished and job.node is None
+    job.cancel()
+    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
+    assert job.node is None
 
 
 def test_second_job_at_the_same_time_is_refused(logic, a_ct, a_slow_model):
@@ -146,3 +176,46 @@ def test_folder_without_cases_is_a_sentence(logic, tmp_path):
         logic.segmentFolder(tmp_path / "no", tmp_path)
     with pytest.raises(InputError, match="Nothing in .* matches"):
         logic.segmentFolder(tmp_path, tmp_path / "out", pattern="*.dcm")
+
+
+def test_current_item_of_a_sequence_is_what_is_segmented(logic, a_beating_ct, a_quick_model):
+    node = logic.segment(a_beating_ct, task="vertebrae", device="cpu", manifest=a_quick_model)
+    assert segment_ids(node)
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceNode") == 1
+
+
+def test_all_items_of_a_sequence_give_a_sequence_of_segmentations(logic, a_beating_ct, a_quick_model):
+    choices = {"task": "vertebrae", "device": "cpu", "manifest": a_quick_model}
+    alone = logic.segment(a_beating_ct, **choices)
+    node = logic.segment(a_beating_ct, allItems=True, **choices)
+    assert node.GetName() == "beats vertebrae"
+    assert segment_ids(node) == segment_ids(alone)
+    browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(node)
+    assert browser.GetSequenceNode(node).GetNumberOfDataNodes() == 2
+    volumes = {}
+    for index in (1, 0):
+        browser.SetSelectedItemNumber(index)
+        rows = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["segments"]
+        volumes[index] = [row["voxels"] for row in rows]
+        for row in rows:
+            found = slicer.util.arrayFromSegmentBinaryLabelmap(node, row["segment_id"], a_beating_ct)
+            assert np.count_nonzero(found) == row["voxels"]
+    assert volumes[0] != volumes[1]
+
+
+def test_cancelled_sequence_leaves_the_scene_as_it_was(logic, a_beating_ct, a_slow_model):
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+    job = logic.segmentAsync(a_beating_ct, "vertebrae", allItems=True, device="cpu", manifest=a_slow_model)
+    assert (job.item, job.items) == (0, 2)
+    job.cancel()
+    with pytest.raises(Cancelled):
+        job.wait()
+    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
+
+
+def test_all_items_of_a_lone_volume_or_into_a_node_are_refused(logic, a_ct, a_beating_ct):
+    with pytest.raises(InputError, match="does not belong to a sequence"):
+        logic.segment(a_ct, "vertebrae", allItems=True)
+    output = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    with pytest.raises(InputError, match="choose no output segmentation"):
+        logic.segment(a_beating_ct, "vertebrae", allItems=True, output=output)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import slicer
+from packaging.requirements import Requirement
 
 from segmamba.errors import InstallationError
+
+MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
+# In Slicer 5.12's SuperBuild (External_python-*.cmake).
+OF_SLICER = {"numpy", "scipy", "SimpleITK", "requests", "urllib3"}
+# A bar in a terminal, a picture on the command line, faster scans where they are installed: the panel needs none.
+OPTIONAL = {"tqdm", "matplotlib", "triton", "mamba_ssm"}
 
 
 @pytest.fixture
@@ -122,7 +131,7 @@ def test_check_runs_the_doctor_in_a_child_process(the_module, click, wait_until,
         f'#!{sys.executable}\nimport sys\nprint("FAIL  torch: broken")\nprint(sys.argv[1:])\nsys.exit(8)\n'
     )
     doctor.chmod(0o755)
-    monkeypatch.setattr(install, "worker_python", lambda: str(doctor))
+    monkeypatch.setattr("SegMambaSlicerLib.command.worker_python", lambda: str(doctor))
     ui = the_module.ui
     click(ui.dependenciesSection)
     click(ui.checkButton)
@@ -136,7 +145,7 @@ def test_missing_interpreter_is_a_sentence(the_module, click, monkeypatch, insta
     def fail():
         raise InstallationError("PythonSlicer was not found.")
 
-    monkeypatch.setattr(install, "worker_python", fail)
+    monkeypatch.setattr("SegMambaSlicerLib.command.worker_python", fail)
     click(the_module.ui.dependenciesSection)
     click(the_module.ui.checkButton)
     assert "PythonSlicer was not found." in the_module.ui.dependenciesLog.plainText
@@ -149,3 +158,21 @@ def test_doctor_of_this_installation_is_heard_out(the_module, click, wait_until,
     wait_until(lambda: ui.checkButton.enabled, 90)
     assert "OK    torch" in ui.dependenciesLog.plainText
     screenshot("checked")
+
+
+def imported_packages(folder):
+    """Return the packages other than Python's and our own that files of a folder import anywhere."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"segmamba"}
+
+
+def test_requirements_name_all_that_the_engine_imports_and_slicer_lacks():
+    lines = (MODULE / "Resources/requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = {Requirement(line).name for line in lines if not line.startswith("#")}
+    assert imported_packages(MODULE / "segmamba") - OF_SLICER - OPTIONAL == required

@@ -10,6 +10,7 @@ import pytest
 import qt
 import tiny
 from file_server import Served, file_server
+from PySide6.QtTest import QTest
 
 from segmamba.errors import InstallationError
 
@@ -246,18 +247,17 @@ def test_folder_is_made_and_opened_or_the_reason_is_said(section, click, models_
 
 
 def test_child_that_cannot_start_or_breaks_is_a_sentence(section, click, done, monkeypatch, tmp_path):
-    from SegMambaSlicerLib import checkpoints
 
     def fail():
         raise InstallationError("PythonSlicer was not found.")
 
-    monkeypatch.setattr(checkpoints, "worker_python", fail)
+    monkeypatch.setattr("SegMambaSlicerLib.command.worker_python", fail)
     click(section.verifyButton)
     assert section.modelsLabel.text == "PythonSlicer was not found."
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho ModuleNotFoundError: no numpy\nexit 9\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(checkpoints, "worker_python", lambda: str(broken))
+    monkeypatch.setattr("SegMambaSlicerLib.command.worker_python", lambda: str(broken))
     click(section.verifyButton)
     assert "status 9 (ModuleNotFoundError: no numpy)" in done()
     assert section.verifyButton.enabled
@@ -270,3 +270,159 @@ def test_models_that_come_with_the_software_have_no_remove(the_module, click, sc
     click(ui.modelsTable, 0)
     assert not ui.removeButton.enabled
     screenshot("models-of-the-software")
+
+
+def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
+    section, answer, done, click, a_weights_file, models_folder, screenshot
+):
+    assert section.importAsComboBox.visible and not section.figuresBox.visible
+    section.importAsComboBox.currentIndex = section.importAsComboBox.findData(tiny.MISSING_ID)
+    boxes = (section.clipLowSpinBox, section.clipHighSpinBox, section.meanSpinBox, section.stdSpinBox)
+    assert section.figuresBox.visible and [box.value for box in boxes] == [-1000.0, 1000.0, 0.0, 500.0]
+    assert not any(box.enabled for box in boxes)
+    assert section.figuresLabel.text.startswith("Estimate: the weights are random")
+    assert "d9480f" in section.figuresLabel.styleSheet
+    screenshot("import-estimate")
+    answer(a_weights_file)
+    click(section.importButton)
+    assert "Note: the weights are random; if you know them" in done()
+    assert "estimate: the weights are random" in section.modelSummaryLabel.text
+
+    click(section.ownFiguresCheckBox)
+    assert all(box.enabled for box in boxes) and not section.figuresLabel.styleSheet
+    for box, value in zip(boxes, (-57.5, 175.0, 65.175, 32.651), strict=True):
+        box.value = value
+    screenshot("import-own-figures")
+    click(section.importButton)
+    assert "Note" not in done()
+    assert "estimate" not in section.modelSummaryLabel.text
+    record = json.loads((models_folder / tiny.MISSING_ID / "installed.json").read_text())
+    assert record["channels"] == [{"kind": "clip", "low": -57.5, "high": 175.0, "mean": 65.175, "std": 32.651}]
+
+    section.clipHighSpinBox.value = -100.0
+    click(section.importButton)
+    assert "cannot be right" in done()
+    section.importAsComboBox.currentIndex = 0
+    assert not section.figuresBox.visible
+
+
+def test_file_is_imported_as_the_model_that_was_chosen(section, answer, done, click, a_weights_file):
+    section.importAsComboBox.currentIndex = section.importAsComboBox.findData(tiny.MODEL_ID)
+    answer(a_weights_file)
+    click(section.importButton)
+    assert f"does not fit the model '{tiny.MODEL_ID}'" in done()
+
+
+def test_bundle_says_itself_what_it_has(section, answer, done, click, a_weights_file, models_folder, tmp_path, panel):
+    import shutil
+
+    answer(a_weights_file)
+    click(section.importButton)
+    done()
+    bundle = shutil.make_archive(str(tmp_path / "models"), "zip", models_folder)
+    shutil.rmtree(models_folder)
+    panel.enter()
+    assert row(section, 1)[1] == "no"
+    section.importAsComboBox.currentIndex = section.importAsComboBox.findData(tiny.MODEL_ID)
+    answer(bundle)
+    click(section.importButton)
+    assert done().startswith(f"Installed: {tiny.MISSING_ID}")
+
+
+@pytest.fixture
+def settings(models_folder, monkeypatch, tmp_path):
+    """The settings file of this test alone, with no environment variable in its way."""
+    monkeypatch.delenv("SEGMAMBA_MODELS")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "config" / "segmamba" / "settings.json"
+
+
+def enter(edit, text):
+    """Type into a field and press Return."""
+    edit.setFocus()
+    edit.selectAll()
+    QTest.keyClicks(edit, text) if text else QTest.keyClick(edit, qt.Qt.Key_Delete)
+    QTest.keyClick(edit, qt.Qt.Key_Return)
+
+
+def test_folders_and_mirror_are_kept_in_the_settings_file_and_used(
+    settings, section, use, answer, done, click, a_weights_file, tmp_path, monkeypatch, screenshot
+):
+    assert section.modelsFolderEdit.text == "" and section.modelsFolderEdit.placeholderText.endswith("segmamba/models")
+    chosen, shared = tmp_path / "chosen", tmp_path / "shared"
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", staticmethod(lambda *_arguments: str(chosen)))
+    click(section.chooseFolderButton)
+    assert section.modelsFolderEdit.text == str(chosen)
+    assert f"Kept in {settings}" in section.modelsLabel.text
+    answer(a_weights_file)
+    click(section.importButton)
+    assert str(chosen) in done()
+    enter(section.sharedFolderEdit, str(shared))
+    enter(section.mirrorEdit, "http://models.hospital.example")
+    assert json.loads(settings.read_text()) == {
+        "models": str(chosen),
+        "shared_models": str(shared),
+        "mirror": "http://models.hospital.example",
+    }
+    click(section.modelsTable, 1)
+    assert section.downloadButton.enabled
+    screenshot("models-places")
+
+    chosen.rename(shared)
+    enter(section.modelsFolderEdit, "")
+    assert "models" not in json.loads(settings.read_text())
+    assert row(section, 1)[1] == "yes" and not section.removeButton.enabled
+
+
+def test_setting_that_cannot_be_right_is_a_sentence_and_the_old_one_stays(settings, section):
+    enter(section.mirrorEdit, "http://first.example")
+    enter(section.mirrorEdit, "hospital")
+    assert "is no address of a server" in section.modelsLabel.text
+    assert "d9480f" in section.modelsLabel.styleSheet
+    assert section.mirrorEdit.text == "http://first.example"
+
+
+def test_what_the_environment_sets_is_shown_and_not_changed_here(section, models_folder):
+    assert section.modelsFolderEdit.text == str(models_folder)
+    assert not section.modelsFolderEdit.enabled and not section.chooseFolderButton.enabled
+    assert "SEGMAMBA_MODELS" in section.modelsFolderEdit.toolTip
+    assert section.sharedFolderEdit.enabled and section.mirrorEdit.enabled
+
+
+def test_damaged_settings_file_is_said_and_the_bundled_model_still_runs(
+    settings, section, panel, a_ct, click, wait_until, screenshot
+):
+    settings.parent.mkdir(parents=True)
+    settings.write_text("{")
+    panel.enter()
+    assert "correct or remove it" in section.modelsLabel.text and str(settings) in section.modelsLabel.text
+    assert not section.mirrorEdit.enabled
+    click(section.modelsFolderButton)
+    assert "correct or remove it" in section.modelsLabel.text
+    assert row(section, 0)[1] == "yes" and not section.removeButton.enabled
+    section.modelComboBox.currentIndex = section.modelComboBox.findData(tiny.MODEL_ID)
+    wait_until(lambda: section.forecastLabel.visible and section.forecastLabel.text.startswith("Forecast"))
+    settings.unlink()
+    panel.enter()
+    assert section.mirrorEdit.enabled
+
+
+def test_model_that_cannot_run_is_listed_and_not_offered_for_a_run(the_module, click):
+    ui = the_module.ui
+    click(ui.modelsSection)
+    titles = [ui.modelsTable.item(index, 0) for index in range(ui.modelsTable.rowCount)]
+    (brats,) = (item for item in titles if "BraTS" in item.text())
+    assert "Cannot be used: it needs four co-registered MR volumes" in brats.toolTip()
+    assert ui.importAsComboBox.findData("segmamba-v2-brats2023-official") > 0
+    assert ui.taskComboBox.findData("brain-tumour") == -1
+
+
+def test_released_colorectal_checkpoint_is_offered_the_documented_estimate(the_module, click, screenshot):
+    ui = the_module.ui
+    click(ui.modelsSection)
+    ui.importAsComboBox.currentIndex = ui.importAsComboBox.findData("segmamba-v2-colorectal-official")
+    boxes = (ui.clipLowSpinBox, ui.clipHighSpinBox, ui.meanSpinBox, ui.stdSpinBox)
+    assert [box.value for box in boxes] == [-57.0, 175.0, 65.175, 32.651]
+    assert "the authors' own figures are not public" in ui.figuresLabel.text
+    screenshot("import-official")

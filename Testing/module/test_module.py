@@ -10,6 +10,8 @@ import unittest
 from pathlib import Path
 from xml.etree import ElementTree
 
+import slicer
+
 from segmamba.manifest import load_manifest
 
 MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
@@ -122,10 +124,23 @@ def test_tests_registered_for_slicer_pass(the_module, monkeypatch):
 
 def test_documentation_names_a_test_for_every_control():
     interactive = {"qMRMLNodeComboBox", "QComboBox", "QPushButton", "QProgressBar", "QTableWidget", "QListWidget"}
-    interactive |= {"QCheckBox", "QPlainTextEdit", "ctkCollapsibleButton"}
+    interactive |= {"QCheckBox", "QPlainTextEdit", "QLineEdit", "QDoubleSpinBox", "ctkCollapsibleButton"}
     widgets = ElementTree.parse(MODULE / "Resources/UI/SegMambaSlicer.ui").iter("widget")
     controls = {widget.get("name") for widget in widgets if widget.get("class") in interactive}
     rows = re.findall(r"^\| (\w[^|]*) \| (test_[^|]*) \|$", (MODULE.parent / "Docs/panel.md").read_text("utf-8"), re.M)
     assert {name for names, _tests in rows for name in names.split(", ")} == controls
     sources = "".join(path.read_text(encoding="utf-8") for path in (TESTING / "module").glob("test_*.py"))
     assert all(f"def {test}(" in sources for _names, tests in rows for test in tests.split(", "))
+
+
+def test_samples_are_offered_once_slicer_has_started_with_verifiable_files(the_module):
+    assert slicer.modules.sampleDataSources == {}
+    for _repetition in range(2):
+        slicer.app.startupCompleted.emit()
+    (category, sources), *others = slicer.modules.sampleDataSources.items()
+    assert (category, others) == ("SegMambaSlicer", [])
+    assert [source.nodeNames for source in sources] == ["CTChest", "CTLiver"]
+    for source in sources:
+        digest = source.checksums.removeprefix("SHA256:")
+        # The address at which Slicer keeps a file is its digest.
+        assert len(digest) == 64 and source.uris == f"{slicer.util.TESTING_DATA_URL}SHA256/{digest}"

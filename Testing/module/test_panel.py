@@ -8,13 +8,17 @@ import signal
 import sys
 import time
 
+import large
 import numpy as np
 import phantoms
 import pytest
 import qt
 import slicer
 import tiny
+from large import Clock
 
+from segmamba.errors import OutputError
+from segmamba.manifest import load_manifest
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
 
@@ -50,11 +54,20 @@ def test_panel_names_the_model_its_limits_and_its_licence(the_module, a_ct, wait
     ui = the_module.ui
     wait_until(lambda: ui.forecastLabel.text)
     assert "CC-BY-SA-4.0" in ui.modelSummaryLabel.text
-    assert "CT · 2 × 2 × 2 mm" in ui.modelSummaryLabel.text
-    assert "Not made for MR" in ui.modelSummaryLabel.toolTip
+    model = load_manifest().default("vertebrae")
+    assert f"{'/'.join(model.modalities)} · 2 × 2 × 2 mm" in ui.modelSummaryLabel.text
+    for limit in model.entry["limits"]:
+        assert limit in " ".join(ui.modelSummaryLabel.toolTip.split())
     assert "not a medical device" in ui.noticeLabel.text and ui.noticeLabel.visible
     assert ui.forecastLabel.text.startswith("Forecast: grid")
     screenshot("ready")
+
+
+def test_empty_scene_says_how_to_begin(panel, wait_until, add_volume):
+    wait_until(lambda: "Load a volume to begin" in panel.ui.forecastLabel.text)
+    assert not panel.ui.segmentButton.enabled
+    add_volume("next", phantoms.phantom())
+    wait_until(lambda: panel.ui.forecastLabel.text.startswith("Forecast"))
 
 
 def test_segment_gives_segments_with_names_colours_and_terms(panel, a_ct, segment, screenshot, click):
@@ -77,6 +90,9 @@ def test_segment_gives_segments_with_names_colours_and_terms(panel, a_ct, segmen
     assert table.item(0, 1).text() == f"{rows[0]['volume_ml']:.1f}"
     assert panel.ui.statusLabel.text.startswith(f"{len(rows)} structure")
     assert panel.ui.resultSection.text == "Result: case 7 vertebrae"
+    assert panel.ui.limitsLabel.visible
+    assert panel.ui.limitsLabel.text == "Estimate: the weights are random.\nKnow the limits: It knows nothing."
+    assert panel.ui.limitsLabel.toolTip == "• It knows nothing."
     assert not panel.ui.progressBar.visible
     assert panel.ui.segmentButton.text == "Segment"
 
@@ -158,7 +174,7 @@ def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, wait_
 def test_unexpected_error_leaves_the_panel_usable(panel, a_ct, segment, monkeypatch, caplog):
     from segmamba_mrml import segment as floor
 
-    monkeypatch.setattr(floor.Case, "finish", lambda *_arguments: {}["surprise"])
+    monkeypatch.setattr(floor.Case, "finish_in_steps", lambda *_arguments: {}["surprise"])
     assert segment() is None
     assert "Python console" in panel.ui.statusLabel.text
     assert "surprise" in caplog.text
@@ -190,6 +206,28 @@ def test_roi_is_laid_around_the_volume_and_limits_the_run(panel, a_ct, segment, 
     report = json.loads(segment().GetAttribute(REPORT_ATTRIBUTE))
     low, high = np.array(report["run"]["options"]["roi"])
     assert (high - low).tolist() == pytest.approx([30, 30, 30])
+
+
+def test_all_items_are_for_sequences_and_the_table_follows_the_item_shown(
+    panel, add_volume, a_beating_ct, segment, click, screenshot
+):
+    lone = add_volume("alone", phantoms.phantom())
+    panel.ui.inputSelector.setCurrentNode(lone)
+    click(panel.ui.advancedSection)
+    assert not panel.ui.allItemsCheckBox.enabled
+    panel.ui.inputSelector.setCurrentNode(a_beating_ct)
+    click(panel.ui.allItemsCheckBox)
+    node = segment()
+    screenshot("sequence")
+    assert panel.ui.statusLabel.text == "2 items of the sequence were segmented."
+    browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(node)
+    table, shown = panel.ui.resultTable, []
+    for index in (0, 1):
+        browser.SetSelectedItemNumber(index)
+        rows = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["segments"]
+        assert table.item(0, 1).text() == f"{rows[0]['volume_ml']:.1f}"
+        shown.append([table.item(row, 1).text() for row in range(table.rowCount)])
+    assert shown[0] != shown[1]
 
 
 def test_cancel_ends_the_worker_within_two_seconds_and_changes_nothing(
@@ -228,22 +266,62 @@ def test_killed_worker_is_one_sentence_and_the_next_run_works(
     assert segment() is not None
 
 
-def test_event_loop_is_never_blocked_while_a_job_runs(panel, a_ct, a_slow_model, start, click, wait_until):
+def test_event_loop_is_never_blocked_while_the_network_runs(panel, a_ct, a_slow_model, click, wait_until):
     panel.useManifest(a_slow_model)
+    clock = Clock()
+    clock.start()
     click(panel.ui.segmentButton)
-    ticks = []
-    timer = qt.QTimer()
-    timer.setInterval(5)
-    timer.connect("timeout()", lambda: ticks.append((time.monotonic(), time.thread_time())))
-    timer.start()
     wait_until(lambda: panel.job is None or "left" in panel.ui.progressBar.format, TIMEOUT)
-    timer.stop()
+    waited, computed = clock.stop()
     click(panel.ui.segmentButton)
-    assert len(ticks) > 20
-    waited, computed = np.diff(ticks, axis=0).T
+    assert len(waited) > 20
     assert computed.max() < 0.1
     # One gap may be the machine's: other programs run too.
     assert np.sort(waited)[-2] < 0.1
+
+
+def test_event_loop_is_never_blocked_by_a_large_volume_and_its_25_segments(
+    panel, a_slicer_host, click, wait_until, tmp_path
+):
+    panel.useManifest(None)
+    panel.logic._worker = large.ReadyWorker(large.add_volume(), tmp_path)
+    longest = []
+    # Other programs run too, so the best of three runs counts for the time that passed, but each for what was computed.
+    while len(longest) < 3 and min(longest, default=1.0) >= 0.1:
+        clock = Clock()
+        clock.start()
+        click(panel.ui.segmentButton)
+        wait_until(lambda: panel.job is None, TIMEOUT)
+        waited, computed = clock.stop()
+        assert panel.ui.resultTable.rowCount == large.STRUCTURES, panel.ui.statusLabel.text
+        assert computed.max() < 0.1
+        longest.append(waited.max())
+    assert min(longest) < 0.1
+
+
+def test_cancel_while_the_volume_is_being_written_leaves_no_file(panel, click, wait_until, tmp_path):
+    panel.useManifest(None)
+    panel.logic._worker = large.ReadyWorker(large.add_volume(), tmp_path)
+    click(panel.ui.segmentButton)
+    folder = panel.job._case._folder.name
+    assert not panel.job._future.done()
+    click(panel.ui.segmentButton)
+    assert panel.job is None
+    assert not os.path.exists(folder)
+
+
+def test_full_disk_is_a_sentence(panel, a_ct, segment, click, wait_until, monkeypatch):
+    from segmamba_mrml import segment as floor
+
+    def fail(*_arguments):
+        raise OutputError("The volume cannot be copied to /tmp/x: free some disk space there.")
+
+    monkeypatch.setattr(floor, "write_volume", fail)
+    click(panel.ui.segmentButton)
+    wait_until(lambda: panel.job is None)
+    assert "free some disk space" in panel.ui.statusLabel.text
+    monkeypatch.undo()
+    assert segment() is not None
 
 
 def test_closing_the_scene_stops_the_run_and_the_worker(panel, a_ct, a_slow_model, start, add_volume, wait_until):

@@ -56,8 +56,55 @@ def test_memory_that_is_short_warns_and_memory_that_is_not_there_refuses(texts):
 
 
 def test_segments_to_look_at_are_flagged(texts):
-    assert texts.segmentFlags({"mean_confidence": 0.9, "at_border": False}) == []
-    assert texts.segmentFlags({"mean_confidence": 0.4, "at_border": True}) == ["low confidence", "cut off"]
+    row = {"value": 20, "mean_confidence": 0.9, "at_border": False}
+    bad = {"value": 20, "mean_confidence": 0.4, "at_border": True}
+    assert texts.segmentFlags(row) == []
+    assert texts.segmentFlags(bad) == ["low confidence", "cut off"]
+    for probability, flags in ((0.9, []), (0.89, ["number unsure"])):
+        assert texts.segmentFlags(row, {"levels": {"20": probability}}) == flags
+    assert texts.segmentFlags(row, {"levels": {"19": 0.1}}) == []
+
+
+@pytest.mark.parametrize(
+    ("rival", "said"),
+    [
+        (None, ""),
+        (["T11", "T12", "L1"], " Next best (12%): T11 to L1 instead of T12 to L2."),
+        (["T12", "L1", "L3"], " Next best (12%): L3 instead of L2."),
+        (["L1", "L2"], " Next best (12%): L1 to L2."),
+        (["L1"], " Next best (12%): L1."),
+        (["T12", "L1", "L2"], " Next best (12%): T12 to L2."),
+    ],
+)
+def test_doubt_about_numbers_names_the_rival_where_there_is_one(texts, rival, said):
+    numbering = {"certain": False, "reason": "Check.", "variants": ["L6 is there."]}
+    numbering |= {"levels": {"19": 0.8, "20": 0.8, "21": 0.8}, "runner_up": rival, "runner_up_probability": 0.12}
+    end = "Select a vertebra and renumber if needed."
+    assert texts.numberingText({"numbering": numbering}) == (
+        f"The numbers are not certain: Check. L6 is there.{said} {end}"
+    )
+
+
+def test_numbers_that_are_certain_or_not_spoken_of_raise_no_doubt(texts):
+    assert texts.numberingText({"numbering": {"certain": True}}) == texts.numberingText({}) == ""
+
+
+def test_steps_of_the_refinement_are_said_in_words(texts):
+    from segmamba.spine.refine import STEPS
+
+    assert set(STEPS) <= set(texts.REFINEMENT_STEPS)
+    change = {"step": "split", "level": "L1", "added_ml": 0.0, "removed_ml": 20.0}
+    assert texts.refinementText([change], "L1") == "Refinement of L1\n• cut from its neighbour: -20 mL"
+    assert texts.changeText({"added_ml": 1.234, "removed_ml": 0.456}) == "+1.23 mL, -0.456 mL"
+    assert texts.changeText({"added_ml": 0.0, "removed_ml": 0.0}) == "less than 0.001 mL"
+    assert texts.refinementText([change], "L2") == texts.refinementText([], "L1") == ""
+
+
+def test_gravest_limit_is_said_and_the_others_are_counted(texts):
+    assert texts.limitsText([]) == ""
+    assert texts.limitsText(["Not for MR."]) == "Know the limits: Not for MR."
+    assert texts.limitsText(["Not for MR.", "b", "c"]).endswith("Not for MR. (2 more: hold the mouse here)")
+    assert texts.bulletList(["a", "b " * 60]).count("\n") == 2
 
 
 def test_gpus_are_read_from_nvidia_smi_and_nonsense_is_not(the_module):

@@ -107,7 +107,8 @@ def a_tiny_model(tmp_path_factory):
     content = json.loads((resource_root() / MANIFEST_NAME).read_text(encoding="utf-8"))
     entry = content["models"][0]
     entry |= {"id": "tiny", "arguments": arguments, "channel_values": [0, 19, 20, 26], "patch": [16, 16, 16]}
-    entry["keep"] = "all"
+    entry["architecture"] = "spine_mamba"
+    del entry["fine"], entry["preprocessing_mr"]
     entry["preprocessing"]["channels"] = entry["preprocessing"]["channels"][:1]
     entry["file"] = {"name": "tiny.safetensors", "size": None, "sha256": None, "bundled": "tiny.safetensors"}
     path = folder / "manifest.json"

@@ -19,7 +19,8 @@ from segmamba.request import Request
 from segmamba.volume import read_volume
 from segmamba_mrml import segment
 from segmamba_mrml.segment import REPORT_ATTRIBUTE, Case, segment_volume_node
-from segmamba_mrml.volumes import export_volume, index_to_lps
+from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.volumes import index_to_lps, volume_of, write_volume
 
 BRIGHT = 0
 
@@ -91,9 +92,9 @@ def test_roi_and_choices_reach_the_worker(a_volume_node, a_slicer_scene, a_fake_
     roi = a_slicer_scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
     roi.SetCenter(1, 2, 3)
     roi.SetSize(10, 20, 30)
-    segment_volume_node(a_volume_node, "vertebrae", "spinemamba-ct", roi_node=roi, device="cpu")
+    segment_volume_node(a_volume_node, "vertebrae", "spinemamba", roi_node=roi, device="cpu")
     (request,) = a_fake_worker.requests
-    assert (request.task, request.model, request.options.device) == ("vertebrae", "spinemamba-ct", "cpu")
+    assert (request.task, request.model, request.options.device) == ("vertebrae", "spinemamba", "cpu")
     assert np.ravel(request.options.roi) == pytest.approx([-6, -12, -12, 4, 8, 18])
 
 
@@ -120,7 +121,7 @@ def test_volume_removed_meanwhile_ends_in_a_sentence(a_volume_node, a_fake_worke
 
 
 @pytest.mark.parametrize(
-    ("task", "model"), [("teeth", None), ("vertebrae", "no-such-model"), ("colorectal", "spinemamba-ct")]
+    ("task", "model"), [("teeth", None), ("vertebrae", "no-such-model"), ("colorectal", "spinemamba")]
 )
 def test_unknown_or_unfitting_model_is_refused_before_any_work(a_volume_node, a_fake_worker, task, model):
     with pytest.raises(ModelError):
@@ -132,7 +133,7 @@ def test_real_worker_gives_the_node_what_it_gives_a_file(a_slicer_scene, oblique
     """Random weights give random labels, but the same ones by both ways."""
     noise = np.random.default_rng(0).normal(0, 300, (18, 20, 22)).astype(np.int16)
     volume_node = slicer.util.addVolumeFromArray(noise, oblique_left_handed, "noise")
-    export_volume(volume_node, tmp_path / "noise.nrrd")
+    write_volume(volume_of(volume_node), tmp_path / "noise.nrrd")
     request = Request(
         str(tmp_path / "noise.nrrd"), str(tmp_path / "labels.nrrd"), "vertebrae", manifest=str(a_tiny_model)
     )
@@ -162,6 +163,7 @@ def test_segments_of_an_output_are_replaced_only_if_that_was_chosen(a_volume_nod
     request = Request("", "", task="vertebrae")
     for chosen, count in ((False, 2), (True, 1)):
         case = Case(a_volume_node, request, first, replace_segments=chosen)
+        case.export()
         report = FakeWorker(None).run(case.request, None, None)
         case.finish({**report, "segments": [{"value": 20, "name": "L1 vertebra"}]})
         case.close()
@@ -170,12 +172,45 @@ def test_segments_of_an_output_are_replaced_only_if_that_was_chosen(a_volume_nod
         assert first.GetSegmentation().GetSegment(row["segment_id"]) is not None
 
 
-def test_case_that_cannot_begin_leaves_no_files(a_volume_node, monkeypatch, tmp_path):
+def test_run_that_fails_leaves_no_files(a_volume_node, a_fake_worker, monkeypatch, tmp_path):
     def fail(*_arguments):
         raise OutputError("The disk is full.")
 
-    monkeypatch.setattr(segment, "export_volume", fail)
+    monkeypatch.setattr(segment, "write_volume", fail)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(OutputError):
-        Case(a_volume_node, Request("", "", task="vertebrae"))
+        segment_volume_node(a_volume_node, "vertebrae")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("into_existing", [False, True])
+def test_import_that_is_broken_off_leaves_the_scene_as_it_was(
+    a_volume_node, a_fake_worker, a_slicer_scene, into_existing
+):
+    existing = segment_volume_node(a_volume_node, "vertebrae")
+    nodes, segments = a_slicer_scene.GetNumberOfNodes(), segment_ids(existing)
+    case = Case(a_volume_node, Request("", "", task="vertebrae"), existing if into_existing else None, None, True)
+    case.export()
+    report = FakeWorker(None).run(case.request, None, None)
+    case.read()
+    steps = case.finish_in_steps(report)
+    node = [next(steps), next(steps)][-1]
+    assert len(segment_ids(node)) == (2 if into_existing else 1)
+    steps.close()
+    case.close()
+    assert a_slicer_scene.GetNumberOfNodes() == nodes
+    assert segment_ids(existing) == segments
+
+
+def test_volume_removed_between_two_segments_ends_in_a_sentence(a_volume_node, a_fake_worker, a_slicer_scene):
+    case = Case(a_volume_node, Request("", "", task="vertebrae"))
+    case.export()
+    report = FakeWorker(None).run(case.request, None, None)
+    case.read()
+    steps = case.finish_in_steps(report)
+    next(steps)
+    a_slicer_scene.RemoveNode(a_volume_node)
+    with pytest.raises(InputError, match="removed from the scene"):
+        next(steps)
+    case.close()
+    assert a_slicer_scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0

@@ -10,21 +10,32 @@ import vtk
 
 from segmamba.errors import InputError, OutputError
 from segmamba.volume import read_volume
-from segmamba_mrml.volumes import check_volume, coarse_volume, export_volume, index_to_lps, roi_box
+from segmamba_mrml.volumes import check_volume, coarse_volume, index_to_lps, roi_box, volume_of, write_volume
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("extension", [".nrrd", ".mha", ".nii"])
+def export_volume(volume_node, path):
+    write_volume(volume_of(volume_node), path)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"])
 def test_exported_file_has_the_voxels_and_the_oblique_left_handed_grid_of_the_node(
-    a_volume_node, oblique_left_handed, tmp_path, extension
+    a_slicer_scene, labels, oblique_left_handed, tmp_path, kind
 ):
-    path = tmp_path / f"volume{extension}"
-    export_volume(a_volume_node, path)
-    volume = read_volume(path)
-    np.testing.assert_array_equal(volume.array, slicer.util.arrayFromVolume(a_volume_node))
-    assert volume.array.dtype == np.int16
-    np.testing.assert_allclose(volume.geometry.index_to_lps(), RAS_TO_LPS @ oblique_left_handed, atol=1e-4)
+    voxels = np.arange(labels.size).reshape(labels.shape).astype(kind)
+    export_volume(slicer.util.addVolumeFromArray(voxels, oblique_left_handed), tmp_path / "volume.nrrd")
+    volume = read_volume(tmp_path / "volume.nrrd")
+    np.testing.assert_array_equal(volume.array, voxels)
+    assert volume.array.dtype == kind
+    np.testing.assert_allclose(volume.geometry.index_to_lps(), RAS_TO_LPS @ oblique_left_handed, atol=1e-9)
+
+
+def test_writing_stops_when_it_is_told_to(a_volume_node, tmp_path):
+    path, asked = tmp_path / "volume.nrrd", iter([False, False, True])
+    write_volume(volume_of(a_volume_node), path, lambda: next(asked))
+    voxels = slicer.util.arrayFromVolume(a_volume_node)
+    assert path.read_bytes().endswith(b"\n\n" + voxels[:2].tobytes())
 
 
 def test_parent_transforms_are_applied_to_the_file_and_not_to_the_node(

@@ -14,6 +14,7 @@ ARCHITECTURES = {
     "segmamba_v2_release": ("segmamba.networks.segmamba_v2", "SegMambaV2"),
     "segmamba_v2_paper": ("segmamba.networks.segmamba_v2_paper", "SegMambaV2Paper"),
     "spine_mamba": ("segmamba.networks.spine_mamba", "SpineMamba"),
+    "spine_mamba_two_stage": ("segmamba.networks.two_stage", "TwoStageSpineMamba"),
 }
 
 

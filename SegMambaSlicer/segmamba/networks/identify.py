@@ -13,11 +13,12 @@ from segmamba.networks import build_network
 Shapes = Mapping[str, tuple[int, ...]]
 
 OUTPUT = "out.conv.conv.weight"
-# A weight that only this architecture has, and the first weight that sees the image.
+# A weight that only this architecture has, the first weight that sees the image, and the last one.
 SIGNS = {
-    "segmamba_v2_release": ("vit.downsample_layers.0.0.weight", "encoder1.layer.conv1.conv.weight"),
-    "segmamba_v2_paper": ("downsamplings.0.branches.0.weight", "downsamplings.0.branches.0.weight"),
-    "spine_mamba": ("encoders.0.conv1.conv.weight", "encoders.0.conv1.conv.weight"),
+    "segmamba_v2_release": ("vit.downsample_layers.0.0.weight", "encoder1.layer.conv1.conv.weight", OUTPUT),
+    "segmamba_v2_paper": ("downsamplings.0.branches.0.weight", "downsamplings.0.branches.0.weight", OUTPUT),
+    "spine_mamba": ("encoders.0.conv1.conv.weight", "encoders.0.conv1.conv.weight", OUTPUT),
+    "spine_mamba_two_stage": ("fine." + OUTPUT, "coarse.encoders.0.conv1.conv.weight", "coarse." + OUTPUT),
 }
 
 
@@ -35,9 +36,9 @@ class Identity:
 
 def identify(shapes: Shapes) -> Identity | None:
     """Return the architecture and channels that the names and shapes speak for, or None."""
-    for architecture, (sign, first) in SIGNS.items():
-        if sign in shapes and len(shapes.get(first, ())) == 5 and len(shapes.get(OUTPUT, ())) == 5:
-            return Identity(architecture, shapes[first][1], shapes[OUTPUT][0])
+    for architecture, (sign, first, last) in SIGNS.items():
+        if sign in shapes and len(shapes.get(first, ())) == 5 and len(shapes.get(last, ())) == 5:
+            return Identity(architecture, shapes[first][1], shapes[last][0])
     return None
 
 

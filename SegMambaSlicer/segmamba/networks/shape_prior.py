@@ -105,7 +105,7 @@ class ShapePrior(nn.Module):
     channels : sequence of int
         Channels of the skips, coarse to fine.
     classes : int
-        Number of classes, background included.
+        Number of token maps: one a class in explicit shape priors.
     grid : tuple of int
         Cells (z, y, x) of the prior.
     """

@@ -17,6 +17,10 @@ from segmamba.networks.mamba import SelectiveSSM, sum_of_orders, three_orders
 from segmamba.networks.shape_prior import ShapePrior
 
 STRIDE = 16
+# Channels of a vertebra network's answer: logits of background, vertebra and sacrum; the way from each voxel to its
+# vertebra's centre, z, y, x in units of 20 mm; and, in the first of two stages, logits of the 26 levels (VerSe).
+MASK, OFFSET, LEVELS = slice(0, 3), slice(3, 6), slice(6, 32)
+OFFSET_UNIT_MM = 20.0
 
 
 class VisualStateSpace(nn.Module):
@@ -70,7 +74,7 @@ class SpineMamba(nn.Module):
     Parameters
     ----------
     in_channels, out_channels : int
-        Input channels, and classes with the background.
+        Input and output channels.
     features : tuple of 5 int
         Channels of the five scales, fine to coarse.
     depths : tuple of 2 int
@@ -79,6 +83,8 @@ class SpineMamba(nn.Module):
         Cells (z, y, x) of the shape prior.
     shape_prior : bool
         Without it the skips stay as they are: the ablation of the module.
+    prior_tokens : int, optional
+        Token maps of the shape prior; by default one an output channel.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class SpineMamba(nn.Module):
         depths: tuple[int, int] = (2, 2),
         grid: tuple[int, int, int] = (10, 6, 6),
         shape_prior: bool = True,
+        prior_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleList([ResidualBlock(in_channels, features[0], affine=True)])
@@ -99,7 +106,7 @@ class SpineMamba(nn.Module):
             nn.Sequential(*(ResidualVisualMamba(width) for _ in range(count)))
             for width, count in zip(features, layers, strict=True)
         )
-        self.shape_prior = ShapePrior(features[3:0:-1], out_channels, grid) if shape_prior else None
+        self.shape_prior = ShapePrior(features[3:0:-1], prior_tokens or out_channels, grid) if shape_prior else None
         self.decoders = nn.ModuleList(
             DecoderBlock(features[level + 1], features[level], affine=True) for level in (3, 2, 1, 0)
         )
@@ -112,8 +119,8 @@ class SpineMamba(nn.Module):
         for encoder, mamba in zip(self.encoders, self.mamba_layers, strict=True):
             volume = mamba(encoder(volume))
             scales.append(volume)
-        finest, *skips, volume = scales
-        skips.reverse()
+        finest, volume = scales[0], scales[-1]
+        skips = scales[-2:0:-1]
         if self.shape_prior is not None:
             skips = self.shape_prior(skips)
         for decoder, skip in zip(self.decoders, (*skips, finest), strict=True):

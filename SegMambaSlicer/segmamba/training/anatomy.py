@@ -31,6 +31,7 @@ from segmamba.training.tissues import (
     MUSCLE,
     ORGAN_OFFSET,
     OUTSIDE,
+    RIBS,
     SOFT,
     SPACING,
     VERTEBRA_CLASSES,
@@ -41,6 +42,10 @@ from segmamba.volume import read_volume, to_image
 VERTEBRAE_SUFFIX, ORGANS_SUFFIX = "_vertebrae.nii.gz", "_organs.nii.gz"
 # Gaps between vertebrae that are narrower than twice this are discs and ligaments.
 SOFT_SPINE_MM = 6.0
+# Cores of vertebrae deeper than this are bodies; joints of ribs are about this wide; ribs whose label ends farther away
+# than this are not lengthened; and necks of ribs are about this thick.
+BODY_DEPTH_MM, JOINT_MM, LONGEST_NECK_MM, RIB_RADIUS_MM = 6.0, 1.5, 15.0, 5.0
+FIRST_THORACIC, LAST_THORACIC = 8, 19
 # Hollows of a body's outline up to twice this wide belong to the body.
 BODY_CLOSING_MM = 45.0
 
@@ -78,6 +83,7 @@ def tissue_codes(vertebrae_path: Path, organs_path: Path | None, rng: np.random.
     unlabelled = codes == 0
     _fill_body(codes, rng)
     fill_soft_spine(codes, unlabelled)
+    add_rib_heads(codes, unlabelled)
     if 1 not in vertebrae:
         top = int(np.flatnonzero((vertebrae > 0).any(axis=(1, 2))).max())
         codes[top + 1 :] = OUTSIDE  # vertebrae above are in the scan but not in the labels
@@ -134,6 +140,43 @@ def fill_soft_spine(codes: np.ndarray, free: np.ndarray) -> None:
     view = codes[box]
     view[free[box] & closed] = DISC
     view[free[box] & canal] = CORD
+
+
+def add_rib_heads(codes: np.ndarray, free: np.ndarray) -> None:
+    """Lengthen each rib in place, (z, y, x), to the body of the nearest thoracic vertebra, in voxels that are ``free``.
+
+    TotalSegmentator's rib labels end up to a centimetre beside the column: without heads and necks, a network takes
+    those of real ribs for vertebra. A narrow gap, the joint, is left.
+    """
+    thorax = (codes >= FIRST_THORACIC) & (codes <= LAST_THORACIC)
+    if not thorax.any():
+        return
+    box = _grown_box(thorax, LONGEST_NECK_MM + RIB_RADIUS_MM)
+    view, thorax = codes[box], thorax[box]
+    distance = ndimage.distance_transform_edt(~thorax, sampling=SPACING)
+    depth = ndimage.distance_transform_edt(thorax, sampling=SPACING)
+    # What is left of a vertebra after erosion is its body.
+    cores = [np.argwhere((view == level) & (depth > BODY_DEPTH_MM)) for level in np.unique(view[thorax])]
+    bodies = [core.mean(axis=0) for core in cores if len(core)]
+    open_space = free[box] & ~within((view > 0) & (view <= VERTEBRAE), JOINT_MM, SPACING) & (view != CORD)
+    for rib in RIBS:
+        place = np.argwhere(view == rib)
+        gaps = distance[tuple(place.T)]
+        if not len(place) or not bodies or gaps.min() > LONGEST_NECK_MM:
+            continue
+        end = place[gaps <= gaps.min() + 2 * SPACING].mean(axis=0)
+        body = min(bodies, key=lambda centre: float(np.linalg.norm(centre - end)))
+        line = np.zeros_like(thorax)
+        steps = np.linspace(end, body, 2 + int(np.linalg.norm(body - end)))
+        line[tuple(np.round(steps).astype(int).T)] = True
+        neck = _grown_box(line, RIB_RADIUS_MM)
+        view[neck][within(line[neck], RIB_RADIUS_MM, SPACING) & open_space[neck]] = rib
+
+
+def _grown_box(mask: np.ndarray, margin_mm: float) -> tuple[slice, ...]:
+    margin = int(np.ceil(margin_mm / SPACING))
+    place = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(slice(max(0, part.start - margin), part.stop + margin) for part in place)
 
 
 def within(mask: np.ndarray, distance_mm: float, spacing: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 from segmamba.errors import InputError
 from segmamba.manifest import Channel
-from segmamba.training.tissues import VERTEBRAE
+from segmamba.networks.spine_mamba import LEVELS, OFFSET
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,14 @@ class Config:
     Attributes
     ----------
     architecture, arguments
-        For `segmamba.networks.build_network`; ``in_channels`` is the number of channels, ``out_channels`` is 27.
+        For `segmamba.networks.build_network`; ``in_channels`` is the number of channels, ``out_channels`` is 32 (mask,
+        offsets, levels: the first of two stages) or 6 (without the levels: the second).
     channels : tuple of Channel
         How the network's input is made from HU; of kind "clip".
+    mr_channels : tuple of Channel
+        How it is made from MR; of kind "relative", as many as ``channels``.
+    mr_share : float
+        Part of the samples that is MR, 0 to 1.
     anatomies : str
         Pattern of the ``.npz`` files of `segmamba.training.anatomy.prepare`.
     patch, spacing
@@ -56,6 +61,8 @@ class Config:
     patch: tuple[int, int, int]
     spacing: float
     folder: str
+    mr_channels: tuple[Channel, ...] = ()
+    mr_share: float = 0.0
     evaluation: str = ""
     start_from: str = ""
     batch: int = 2
@@ -75,10 +82,16 @@ class Config:
     def __post_init__(self) -> None:
         if self.arguments.get("in_channels") != len(self.channels):
             raise ValueError("arguments.in_channels must be the number of channels")
-        if self.arguments.get("out_channels") != VERTEBRAE + 1:
-            raise ValueError(f"arguments.out_channels must be {VERTEBRAE + 1}: background and vertebrae")
+        if self.arguments.get("out_channels") not in (OFFSET.stop, LEVELS.stop):
+            raise ValueError(f"arguments.out_channels must be {LEVELS.stop}, or {OFFSET.stop} without levels")
         if any(channel.kind != "clip" for channel in self.channels):
             raise ValueError("channels must be of kind clip")
+        if any(channel.kind != "relative" for channel in self.mr_channels):
+            raise ValueError("mr_channels must be of kind relative")
+        if not 0 <= self.mr_share <= 1:
+            raise ValueError("mr_share must be from 0 to 1")
+        if self.mr_share > 0 and len(self.mr_channels) != len(self.channels):
+            raise ValueError("mr_channels must be as many as channels")
         for name in ("anatomies", "folder", "evaluation", "start_from", "device"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a text")
@@ -108,7 +121,9 @@ def read_config(path: Path) -> Config:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         _check_keys(content)
-        content["channels"] = tuple(Channel(**channel) for channel in content["channels"])
+        for key in ("channels", "mr_channels"):
+            if key in content:
+                content[key] = tuple(Channel(**channel) for channel in content[key])
         content["patch"] = tuple(content["patch"])
         return Config(**content, base=path.resolve().parent)
     except OSError as error:

@@ -17,39 +17,21 @@ import torch
 from torch import nn
 
 from segmamba.errors import InputError, SegMambaError
+from segmamba.evaluation.metrics import dice_of_all
 from segmamba.labelmap import check_output, whole_file
 from segmamba.manifest import Channel, Model, load_manifest
-from segmamba.modality import check_modality
+from segmamba.modality import CT, check_modality
+from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET
 from segmamba.preprocess import to_model_grid
 from segmamba.sliding_window import predict
 from segmamba.training.arrays import as_labels, read_arrays
+from segmamba.training.synthesis import normalised
 from segmamba.training.tissues import VERTEBRAE
 from segmamba.volume import Volume, read_volume, to_image
 
 CASE_EXTENSIONS = (".npz",)
 # A case keeps CT's own intensities, so that it outlives a change of the normalisation.
 HOUNSFIELD = Channel("clip", low=-1024.0, high=3071.0, mean=0.0, std=1.0)
-
-
-def dice_by_label(labels: np.ndarray, reference: np.ndarray) -> dict[int, float]:
-    """Return the Dice coefficient of each label present in the reference; both (z, y, x)."""
-    result = {}
-    for value in np.unique(reference[reference > 0]):
-        ours, theirs = labels == value, reference == value
-        result[int(value)] = float(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
-    return result
-
-
-def dice_of_all(labels: np.ndarray, reference: np.ndarray) -> float:
-    """Return the Dice coefficient of all labels taken together; both (z, y, x)."""
-    ours, theirs = labels > 0, reference > 0
-    return float(2 * (ours & theirs).sum() / max(1, ours.sum() + theirs.sum()))
-
-
-def normalised(image: torch.Tensor, channels: Sequence[Channel]) -> torch.Tensor:
-    """Return (batch, channels, z, y, x) from intensities (batch, 1, z, y, x), for channels of kind "clip"."""
-    parts = [(image.clamp(c.low, c.high) - (c.mean or 0.0)) / (c.std or 1.0) for c in channels]
-    return torch.cat(parts, dim=1)
 
 
 def evaluate(
@@ -59,7 +41,10 @@ def evaluate(
     patch: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> dict[str, dict[str, float]]:
-    """Return, for each case, the Dice of all labels together ("dice_all") and the mean over labels ("dice_mean").
+    """Return figures for each case, without any post-processing.
+
+    "dice_all": Dice of all vertebrae and the sacrum against the background. "level_accuracy", where the network
+    answers levels: the part of the reference's voxels whose most probable level is right.
 
     Parameters
     ----------
@@ -83,14 +68,13 @@ def evaluate(
     results = {}
     for file in files:
         intensities, reference = read_arrays(file, ["image", "labels"], "'python -m segmamba.training.evaluate'")
-        image = normalised(torch.from_numpy(intensities.astype(np.float32))[None, None], channels)[0]
-        probabilities = predict(network, image, patch=patch, overlap=0.5, device=device, dtype=dtype)
-        labels = probabilities.argmax(dim=0).cpu().numpy()
-        by_label = dice_by_label(labels, reference)
-        results[file.stem] = {
-            "dice_all": dice_of_all(labels, reference),
-            "dice_mean": sum(by_label.values()) / max(1, len(by_label)),
-        }
+        image = normalised(torch.from_numpy(intensities.astype(np.float32))[None], channels)
+        answer = predict(network, image, patch=patch, overlap=0.5, device=device, dtype=dtype, softmax=False).cpu()
+        results[file.stem] = {"dice_all": dice_of_all(answer[MASK].argmax(dim=0).numpy(), reference)}
+        if len(answer) > OFFSET.stop:
+            levels = answer[LEVELS].argmax(dim=0).numpy() + 1
+            right = (levels == reference)[reference > 0]
+            results[file.stem]["level_accuracy"] = float(right.mean())
     return results
 
 
@@ -115,8 +99,8 @@ def evaluation_case(image: Volume, labels: Volume, model: Model) -> tuple[np.nda
     InputError
         The volume is no CT with a body in it, the labels are not in VerSe numbering, or none lies on the volume.
     """
-    check_modality(image, model)
-    in_hounsfield = replace(model, preprocessing=replace(model.preprocessing, channels=(HOUNSFIELD,)))
+    in_hounsfield = replace(model, modalities=(CT,), preprocessing=replace(model.preprocessing, channels=(HOUNSFIELD,)))
+    check_modality(image, in_hounsfield)
     intensities, grid = to_model_grid(image, in_hounsfield)
     on_grid = sitk.Resample(
         to_image(as_labels(labels.array, VERTEBRAE, "The reference"), labels.geometry),

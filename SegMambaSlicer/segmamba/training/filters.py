@@ -34,3 +34,11 @@ def thick_slices(image: Tensor, axis: int, factor: int) -> Tensor:
     whole[axis] = factor * thick.shape[2 + axis]
     back = functional.interpolate(thick, size=whole, mode="trilinear", align_corners=False)[0, 0]
     return back.narrow(axis, 0, image.shape[axis])
+
+
+def surface(codes: Tensor) -> Tensor:
+    """Return the voxels (z, y, x) that have another code among their 26 neighbours."""
+    values = codes.to(torch.float32)[None, None]
+    highest = functional.max_pool3d(values, 3, 1, 1)[0, 0]
+    lowest = -functional.max_pool3d(-values, 3, 1, 1)[0, 0]
+    return highest != lowest

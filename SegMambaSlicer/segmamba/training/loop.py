@@ -23,16 +23,20 @@ from segmamba.errors import InputError, OutputError
 from segmamba.labelmap import whole_file
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
+from segmamba.training.atlas import load_anatomies
 from segmamba.training.config import Config, read_config
-from segmamba.training.evaluate import evaluate, normalised
-from segmamba.training.losses import dice_cross_entropy
-from segmamba.training.synthesis import Painter, load_anatomies
+from segmamba.training.evaluate import evaluate
+from segmamba.training.losses import vertebra_loss
+from segmamba.training.synthesis import Painter
 
 # The cosine decay ends at this part of the learning rate.
 LAST_RATE = 0.005
 LARGEST_GRADIENT_NORM = 1.0
 
-Objective = Callable[[Tensor, Tensor], Tensor]
+# The anatomies are made as fine as the samples, but not finer than this many mm: they know no more.
+FINEST_MAP = 1.0
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Run:
@@ -143,13 +147,15 @@ def train(config: Config, minutes: float = math.inf) -> Path:
     """
     end = time.monotonic() + 60 * minutes
     device = _device(config.device)
-    anatomies = load_anatomies(config.files(config.anatomies), device)
+    anatomies = load_anatomies(config.files(config.anatomies), device, max(FINEST_MAP, config.spacing))
     cases = config.files(config.evaluation) if config.evaluation else []
     if config.evaluation and not cases:
         raise InputError(f"No evaluation case matches '{config.evaluation}': correct it, or leave the key out.")
     run = Run(config, device)
     # A resumed run must not draw again what it has drawn.
-    painter = Painter(anatomies, config.patch, config.spacing, seed=config.seed + run.iteration)
+    channels = {"CT": config.channels, "MR": config.mr_channels}
+    seed = config.seed + run.iteration
+    painter = Painter(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
     objective = make_objective(run)
     losses: list[Tensor] = []
     last = time.monotonic()
@@ -181,12 +187,11 @@ def step(run: Run, objective: Objective, painter: Painter) -> Tensor:
     Nothing is read back from the device, so that the processor can prepare the next step meanwhile.
     """
     with torch.no_grad():
-        image, labels = painter.batch(run.config.batch)
-        image = normalised(image, run.config.channels)
+        batch = painter.batch(run.config.batch)
     for group in run.optimizer.param_groups:
         group["lr"] = run.learning_rate()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
-        loss = objective(image, labels)
+        loss = objective(batch.image, batch.levels, batch.offsets)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), LARGEST_GRADIENT_NORM)
@@ -206,11 +211,11 @@ def _device(name: str) -> torch.device:
 
 
 def make_objective(run: Run) -> Objective:
-    """Return the function from images and labels to the loss, compiled where that is wanted and possible."""
+    """Return the function from images, levels and offsets to the loss, compiled where wanted and possible."""
     network = run.network
 
-    def objective(image: Tensor, labels: Tensor) -> Tensor:
-        return dice_cross_entropy(network(image), labels)
+    def objective(image: Tensor, levels: Tensor, offsets: Tensor) -> Tensor:
+        return vertebra_loss(network(image), levels, offsets)
 
     # The scan for the processor cannot be compiled.
     if not run.config.compile or run.device.type != "cuda":

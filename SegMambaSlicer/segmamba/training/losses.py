@@ -1,4 +1,4 @@
-"""The training loss: Dice and cross-entropy."""
+"""The training loss of a vertebra network: mask, way to the centre, level."""
 
 from __future__ import annotations
 
@@ -6,7 +6,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM
+from segmamba.training.tissues import VERTEBRAE
+
 SMOOTHING = 1.0
+# Below this an error of the offset counts by its square, in units of `OFFSET_UNIT_MM`: 1 mm.
+OFFSET_BETA = 1.0 / OFFSET_UNIT_MM
+
+
+def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor) -> Tensor:
+    """Return the sum of the losses of the mask, the offsets and, where the network answers them, the levels.
+
+    Parameters
+    ----------
+    answer : Tensor (batch, channels, z, y, x)
+        See `segmamba.networks.spine_mamba`: 6 channels, or 32 with levels. Any floating type; the loss is computed in
+        float32.
+    levels : Tensor (batch, z, y, x), int64
+        0 in the background.
+    offsets : Tensor (batch, 3, z, y, x)
+        In mm; used on vertebrae but not on the sacrum.
+    """
+    sacrum = levels == VERTEBRAE
+    vertebra = (levels > 0) & ~sacrum
+    loss = dice_cross_entropy(answer[:, MASK], vertebra + 2 * sacrum)
+    error = functional.smooth_l1_loss(
+        answer[:, OFFSET].float(), offsets / OFFSET_UNIT_MM, reduction="none", beta=OFFSET_BETA
+    )
+    loss = loss + _mean(error.sum(dim=1), vertebra)
+    if answer.shape[1] > OFFSET.stop:
+        log_probabilities = answer[:, LEVELS].float().log_softmax(dim=1)
+        target = (levels - 1).clamp(min=0)
+        loss = loss + _mean(-log_probabilities.gather(1, target[:, None])[:, 0], levels > 0)
+    return loss
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of values in a region, 0 for an empty one."""
+    return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
 
 
 def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Intensities of tissues on CT."""
+"""Intensities of tissues on CT and MR."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from segmamba.training.tissues import (
     AIR,
+    BONES,
     CARTILAGE,
     CORD,
     DISC,
@@ -26,7 +27,7 @@ from segmamba.training.tissues import (
 OUTSIDE_HU = -1024.0
 
 
-def tissue_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def ct_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and texture (standard deviation) in HU for the 256 codes, drawn around adult values.
 
     The figures are ours, from textbooks' ranges, made wider; a quarter of the samples has bone of any density.
@@ -57,3 +58,29 @@ def tissue_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     mean[AIR], texture[AIR] = -1000, rng.uniform(0, 12)
     mean[OUTSIDE], texture[OUTSIDE] = OUTSIDE_HU, 0
     return mean, texture
+
+
+def mr_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and texture (standard deviation) for the 256 codes: T1-like, T2-like or any contrast at all.
+
+    Without unit, fat on T1 being about 1; our own figures.
+    """
+    mean = rng.uniform(0, 1, 256)
+    texture = np.full(256, rng.uniform(0.02, 0.08))
+    weighting = rng.choice(("T1", "T2", "any"), p=(0.35, 0.3, 0.35))
+    if weighting != "any":
+        fat, marrow, disc, canal, muscle, organs = {
+            "T1": (0.95, 0.6, 0.4, 0.35, 0.4, 0.42),
+            "T2": (0.7, 0.42, 0.45, 0.8, 0.25, 0.4),
+        }[str(weighting)]
+        mean = organs + rng.normal(0, 0.12, 256)
+        mean[FAT], mean[MUSCLE] = fat + rng.normal(0, 0.1), muscle + rng.normal(0, 0.07)
+        mean[DISC], mean[CORD] = disc + rng.normal(0, 0.15), canal + rng.normal(0, 0.15)
+        mean[[*BONES]] = marrow + rng.normal(0, 0.12)
+        mean[organ(80) : organ(90)] = mean[MUSCLE]
+        mean[[organ(i) for i in range(51, 69)]] = rng.uniform(0, 0.6)  # vessels: flow takes the signal, or not
+    # One marrow for the whole column, with small differences.
+    mean[1 : VERTEBRAE + 1] = mean[VERTEBRAE] + rng.normal(0, 0.03, VERTEBRAE)
+    mean[LUNG : LUNG + 5], mean[TRACHEA] = rng.uniform(0, 0.12), 0.0
+    mean[AIR], texture[AIR], mean[OUTSIDE], texture[OUTSIDE] = rng.uniform(0, 0.03), 0.0, 0.0, 0.0
+    return np.clip(mean, 0, 1.3), texture

@@ -26,5 +26,7 @@ LUNG, TRACHEA, HEART, AORTA, CAVA = (organ(i) for i in (10, 16, 51, 52, 63))
 SCAPULA, CLAVICLE, CORD, BRAIN, SKULL, RIB = (organ(i) for i in (71, 73, 79, 90, 91, 92))
 CARTILAGE = organ(117)
 LIMB_BONES = range(organ(69), organ(78) + 1)
+RIBS = range(organ(92), organ(115) + 1)
 RIBS_AND_STERNUM = range(organ(92), organ(116) + 1)
 BOWEL = tuple(organ(i) for i in (6, 18, 19, 20))  # stomach, small bowel, duodenum, colon
+BONES = (*range(1, VERTEBRAE + 1), *LIMB_BONES, *RIBS_AND_STERNUM, SKULL)

@@ -15,6 +15,7 @@ from pythonqt import stands_for_cpp
 class SlicerApplication(qt.QApplication):
     """Qt's application, with what Slicer adds to it. Its paths are set by the host for each test."""
 
+    startupCompleted = qt.Signal()
     majorVersion, minorVersion, revision = 5, 12, "0"
     os, arch, platform = "linux", "amd64", "linux-amd64"
 
@@ -126,13 +127,14 @@ class MainWindow(qt.QMainWindow):
 
 
 class SegmentEditor:
-    """The Segment Editor module: remembers what it was given to edit."""
+    """The Segment Editor module: remembers what it was given to edit, and takes changes back."""
 
     name, path = "SegmentEditor", ""
 
     def __init__(self):
         self.editor = self
         self._segmentation = self._volume = None
+        self._history = slicer.vtkSegmentationHistory()
 
     def widgetRepresentation(self):
         return self
@@ -142,6 +144,13 @@ class SegmentEditor:
 
     def setSegmentationNode(self, node):
         self._segmentation = node
+        self._history.SetSegmentation(node.GetSegmentation() if node is not None else None)
+
+    def saveStateForUndo(self):
+        self._history.SaveState()
+
+    def undo(self):
+        self._history.RestorePreviousState()
 
     def segmentationNode(self):
         return self._segmentation

@@ -14,7 +14,7 @@ import qt
 import slicer
 
 from segmamba_mrml import host as mrml_host
-from slicer_host import application, packaging, parameter_node, qmrml, scripted_module
+from slicer_host import application, packaging, parameter_node, qmrml, sample_data, scripted_module
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class SlicerHost:
             "parameterNodeWrapper": parameter_node,
             "packaging": packaging,
         }
+        self._patch.setattr(slicer.modules, "sampleDataSources", {}, raising=False)
+        self._patch.setitem(sys.modules, "SampleData", sample_data)
         for name, module in modules.items():
             self._patch.setitem(sys.modules, f"slicer.{name}", module)
             self._patch.setattr(slicer, name, module, raising=False)

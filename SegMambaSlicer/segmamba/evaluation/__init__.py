@@ -1,0 +1,1 @@
+"""Measuring segmentations against references: Docs/evaluation.md. Needs no torch."""

@@ -1,0 +1,140 @@
+"""The cases of a folder: images, their references, and predictions made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segmamba.errors import InputError
+from segmamba.evaluation.names import IDS, NATIVE, OWN_IDS
+from segmamba.evaluation.references import HIGHEST, read_reference, reasons_not_to_count
+from segmamba.evaluation.scores import Rules
+from segmamba.evaluation.variants import Variant, resampled
+from segmamba.labelmap import LABELMAP_EXTENSIONS
+from segmamba.training.arrays import as_labels
+from segmamba.volume import Geometry, Volume, read_image, read_volume
+
+ENDING = ".nii.gz"
+CT = "ct"
+IMAGES = (CT, "mr", "image")
+# A grid that is off by less than this part of a voxel is the same one: headers round.
+SAME_GRID = 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image and its reference.
+
+    Attributes
+    ----------
+    name : str
+    kind : str
+        One of `IMAGES`.
+    image, reference : Path
+    ids : str
+        Numbering of the reference, one of `segmamba.evaluation.names.IDS`.
+    """
+
+    name: str
+    kind: str
+    image: Path
+    reference: Path
+    ids: str
+
+
+def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OWN_IDS,)) -> list[Case]:
+    """Return the cases in folders, in the order of their names.
+
+    A case is ``NAME_ct.nii.gz``, ``NAME_mr.nii.gz`` or ``NAME_image.nii.gz`` with ``NAME_STRUCTURE.nii.gz``; images
+    without a reference are left out.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+    structure : str
+        The task, or "bodies".
+    ids : sequence of str
+        Numbering of the references: one for all folders, or one a folder.
+
+    Raises
+    ------
+    InputError
+        There is no case, or two of one name, or ``ids`` is wrong.
+    """
+    unknown = [one for one in ids if one not in IDS]
+    if unknown or len(ids) not in (1, len(folders)):
+        raise InputError(f"The reference ids are '{','.join(ids)}': give one of {', '.join(IDS)}, or one a folder.")
+    cases: list[Case] = []
+    for folder, numbering in zip(folders, ids if len(ids) > 1 else list(ids) * len(folders), strict=True):
+        found = _cases_in(folder, structure, numbering)
+        if not found:
+            raise InputError(
+                f"{folder} holds no pair NAME_ct{ENDING} (or _mr, _image) and NAME_{structure}{ENDING}: "
+                "check the folder and the names."
+            )
+        cases += found
+    names = [case.name for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"There are two cases named '{twice[0]}': rename one.")
+    return cases
+
+
+def read_case(case: Case, rules: Rules) -> tuple[Variant, bool]:
+    """Read a case, and say whether its reference had to be brought to the image's grid (nearest neighbour).
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, is no label map, or the two show different places.
+    """
+    image, reference = read_volume(case.image), read_reference(case.reference, case.ids)
+    if rules.vertebrae:
+        reasons = reasons_not_to_count(reference.array)
+    else:
+        reasons = {int(value): None for value in np.unique(reference.array) if value}
+    on_image, moved = on_grid(reference, image.geometry)
+    if not on_image.array.any():
+        raise InputError(f"Nothing of {case.reference} lies on {case.image}: give the reference that belongs to it.")
+    return Variant(NATIVE, NATIVE, image, on_image, reasons), moved
+
+
+def on_grid(labels: Volume, grid: Geometry) -> tuple[Volume, bool]:
+    """Return labels on a grid, and whether they had to be brought to it (nearest neighbour)."""
+    ends = np.array([[0, 0, 0, 1], [*(np.array(grid.size) - 1), 1]])
+    if labels.geometry.size == grid.size:
+        difference = ends @ (labels.geometry.index_to_lps() - grid.index_to_lps()).T
+        directions = np.subtract(labels.geometry.direction, grid.direction)
+        if np.abs(difference).max() <= SAME_GRID * min(grid.spacing) and np.abs(directions).max() <= 1e-3:
+            return labels, False
+    return resampled(labels, grid), True
+
+
+def read_prediction(folder: Path, name: str) -> Volume:
+    """Return the label map NAME with any of our extensions from a folder of predictions, as uint8.
+
+    Raises
+    ------
+    InputError
+        It is not there, cannot be read, or is no label map.
+    """
+    for extension in LABELMAP_EXTENSIONS:
+        path = folder / f"{name}{extension}"
+        if path.is_file():
+            volume = read_image(path)
+            return Volume(as_labels(volume.array, HIGHEST, str(path)), volume.geometry)
+    raise InputError(f"{folder} holds no {name}{ENDING}: name the predictions as the cases, or remove the case.")
+
+
+def _cases_in(folder: Path, structure: str, ids: str) -> list[Case]:
+    cases = []
+    for kind in IMAGES:
+        for image in folder.glob(f"*_{kind}{ENDING}"):
+            name = image.name.removesuffix(f"_{kind}{ENDING}")
+            reference = folder / f"{name}_{structure}{ENDING}"
+            if reference.is_file():
+                cases.append(Case(name, kind, image, reference, ids))
+    return sorted(cases, key=lambda case: case.name)

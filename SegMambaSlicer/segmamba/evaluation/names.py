@@ -1,0 +1,15 @@
+"""The words for what can be chosen. Apart from the modules that act on them, because it needs no package."""
+
+from __future__ import annotations
+
+# What is compared: whole vertebrae, their bodies, or structures that are not numbered along a column.
+WHOLE, BODIES, PLAIN = "whole vertebrae", "vertebral bodies", "structures"
+# Numbering of a reference: that of our labels, or classes of TotalSegmentator v2.
+OWN_IDS, TOTALSEGMENTATOR_IDS = "own", "totalsegmentator"
+IDS = (OWN_IDS, TOTALSEGMENTATOR_IDS)
+# A case as it is, and versions of it.
+NATIVE, THICK, NOISE, CROP, STORAGE, OBLIQUE = "native", "thick", "noise", "crop", "storage", "oblique"
+VARIANTS = (THICK, NOISE, CROP, STORAGE, OBLIQUE)
+# What the bootstrap draws.
+CASES, EACH = "cases", "structures"
+RESAMPLES = (CASES, EACH)

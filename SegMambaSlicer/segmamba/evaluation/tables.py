@@ -1,0 +1,182 @@
+"""An evaluation as Markdown: the summary, the worst cases first, every structure of every case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from segmamba.evaluation.names import NATIVE, PLAIN
+from segmamba.evaluation.statistics import counted
+from segmamba.notice import NOTICE
+
+MEASURE_TITLES = {
+    "dice": "Dice, mean over structures",
+    "assd_mm": "average surface distance, mm",
+    "hd95_mm": "95% Hausdorff distance, mm",
+    "identified": "identified",
+    "dice_all": "Dice, all structures against background",
+}
+KIND_TITLES = {
+    NATIVE: "as it is",
+    "thick": "5 mm slices",
+    "noise": "noise, sigma 60 HU",
+    "crop": "cropped to 5 vertebrae",
+    "storage": "axes permuted and flipped",
+    "oblique": "on an oblique grid",
+}
+OUTCOMES = ("crops", "right", "wrong", "open_and_right", "open_and_wrong")
+NONE = "-"
+
+
+def to_markdown(evaluation: Mapping[str, Any], pictures: str) -> str:
+    """Return what `segmamba.evaluation.run.evaluation` gave as Markdown; ``pictures`` is their folder, relative."""
+    subject = evaluation["subject"]
+    parts = [
+        "# Evaluation",
+        f"{subject.get('title') or subject['id']}, {evaluation['compared']}. {NOTICE}",
+        "Means are over the structures that count; [brackets] hold the 95% confidence interval of a mean "
+        f"(bootstrap over {evaluation['resample']}; {NONE} where there is one only).",
+        _summary(evaluation["summary"], evaluation["compared"] != PLAIN),
+    ]
+    if evaluation["drops"]:
+        parts += ["## Robustness", _drops(evaluation["drops"])]
+    if "crops" in evaluation:
+        parts += ["### Crops: are numbers that cannot be known left open?", _crops(evaluation["crops"])]
+    parts += ["## Levels", _levels([case for case in evaluation["cases"] if case["kind"] == NATIVE])]
+    parts += ["## Cases, the worst first", _overview(evaluation["cases"])]
+    parts += [_case(case, pictures) for case in worst_first(evaluation["cases"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_to_markdown(comparison: Mapping[str, Any], first: str, second: str) -> str:
+    """Return what `segmamba.evaluation.statistics.compare` gave as a Markdown table."""
+    rows = []
+    for kind, measures in comparison.items():
+        for measure, entry in measures.items():
+            figures = [number(entry[key]) for key in ("first", "second")]
+            rows.append(
+                [_kind(kind), MEASURE_TITLES[measure], str(entry["values"]), *figures, with_interval(entry, True)]
+            )
+    return table(["version", "measure", "pairs", first, second, "difference"], rows)
+
+
+def worst_first(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return cases by mean Dice, or where nothing counts by that of all structures, the worst first."""
+    return sorted(cases, key=lambda case: case["dice_mean"] if case["dice_mean"] is not None else case["dice_all"])
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Return a figure with three digits after the point."""
+    return NONE if value is None else f"{value:{'+' if signed else ''}.3f}"
+
+
+def with_interval(entry: Mapping[str, Any], signed: bool = False) -> str:
+    """Return a mean and its interval."""
+    if entry["interval"] is None:
+        return f"{number(entry['mean'], signed)} [{NONE}]"
+    low, high = entry["interval"]
+    return f"{number(entry['mean'], signed)} [{number(low, signed)}, {number(high, signed)}]"
+
+
+def _kind(kind: str) -> str:
+    return KIND_TITLES.get(kind, kind)
+
+
+def _summary(summary: Mapping[str, Any], vertebrae: bool) -> str:
+    measures = [measure for measure in MEASURE_TITLES if vertebrae or measure != "identified"]
+    rows = []
+    for kind, entry in summary.items():
+        count = f"{entry['dice']['values']} in {entry['cases']} cases, {entry['missed']} missed"
+        rows.append([_kind(kind), count, *(with_interval(entry[measure]) for measure in measures)])
+    return table(["version", "structures", *(MEASURE_TITLES[measure] for measure in measures)], rows)
+
+
+def _drops(drops: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            _kind(kind),
+            str(entry["values"]),
+            number(entry["native"]),
+            number(entry["changed"]),
+            with_interval(entry, True),
+            str(entry["abstained"]),
+        ]
+        for kind, entry in drops.items()
+    ]
+    return table(["version", "pairs", "Dice as it is", "Dice changed", "lost", "versions with numbers left open"], rows)
+
+
+def _crops(crops: Mapping[str, Mapping[str, Any]]) -> str:
+    titles = {"landmark": "C1, C2 or sacrum in view", "no_landmark": "none of these"}
+    rows = [
+        [title, *(str(crops[key][outcome]) for outcome in OUTCOMES), number(crops[key]["left_open"])]
+        for key, title in titles.items()
+    ]
+    return table(
+        ["crops with", "crops", "right", "wrong", "open, right", "open, wrong", "open, of open or wrong"], rows
+    )
+
+
+def _levels(cases: Sequence[Mapping[str, Any]]) -> str:
+    rows = [row for case in cases for row in counted(case)]
+    lines = []
+    for value in sorted({row["value"] for row in rows}):
+        level = [row for row in rows if row["value"] == value]
+        found = [row for row in level if row["assd_mm"] is not None]
+        means = [sum(row["dice"] for row in level) / len(level)]
+        distances = [sum(row[key] for row in found) / len(found) if found else None for key in ("assd_mm", "hd95_mm")]
+        lines.append([level[0]["name"], str(len(level)), *map(number, [*means, *distances]), _identified(level)])
+    return table(["structure", "cases", "Dice", "surface distance, mm", "95% Hausdorff, mm", "identified"], lines)
+
+
+def _identified(rows: Sequence[Mapping[str, Any]]) -> str:
+    known = [row["identified"] for row in rows if row["identified"] is not None]
+    return f"{sum(known)} of {len(known)}" if known else NONE
+
+
+def _overview(cases: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for case in worst_first(cases):
+        figures = [number(case[key]) for key in ("dice_all", "dice_mean", "assd_mean_mm", "hd95_mean_mm")]
+        seconds = NONE if case["seconds"] is None else f"{case['seconds']:.0f}"
+        rows.append([case["case"], case["variant"], *figures, _identified(counted(case)), _numbers(case), seconds])
+    head = ["case", "version", "Dice, all", "Dice, mean", "surface distance, mm", "95% Hausdorff, mm", "identified"]
+    return table([*head, "numbers", "seconds"], rows)
+
+
+def _numbers(case: Mapping[str, Any]) -> str:
+    numbering = case.get("numbering")
+    if numbering is None or numbering["dice_mean_shifted"] is None:
+        return NONE
+    state = "left open, " if numbering["certain"] is False else ""
+    if numbering["best_shift"] == 0:
+        return f"{state}{numbering['wrong']} wrong"
+    shifted = number(numbering["dice_mean_shifted"])
+    return f"{state}{numbering['wrong']} wrong, Dice {shifted} shifted by {numbering['best_shift']:+d}"
+
+
+def _case(case: Mapping[str, Any], pictures: str) -> str:
+    names = {row["value"]: row["name"] for row in case["structures"] + case["extra"]}
+    rows = []
+    for row in case["structures"]:
+        figures = [number(row[key]) for key in ("dice", "assd_mm", "hd95_mm", "centroid_distance_mm")]
+        volumes = [f"{row[key]:.1f}" for key in ("volume_ml", "reference_volume_ml")]
+        covered = names.get(row["covered_by"], str(row["covered_by"])) if row["covered_by"] else "background"
+        known = NONE if row["identified"] is None else "yes" if row["identified"] else "no"
+        rows.append([row["name"], *figures, *volumes, covered, known, row["not_counted"] or "yes"])
+    head = ["structure", "Dice", "surface distance, mm", "95% Hausdorff, mm", "centroids apart, mm", "mL"]
+    text = f"### {case['case']}, {_kind(case['kind'])}"
+    if case["variant"] != case["kind"]:
+        text += f" ({case['variant']})"
+    if case["picture"]:
+        text += f"\n\n![{case['case']}]({pictures}/{case['picture']})"
+    text += "\n\n" + table([*head, "reference, mL", "mostly covered by", "identified", "counts"], rows)
+    if case["extra"]:
+        text += "\n\nNot in the reference: " + ", ".join(row["name"] for row in case["extra"]) + "."
+    return text

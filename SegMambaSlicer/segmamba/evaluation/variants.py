@@ -1,0 +1,220 @@
+"""Harder or other versions of a case, made in memory; the reference is transformed alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import SimpleITK as sitk
+
+from segmamba.evaluation.names import CROP, NOISE, OBLIQUE, STORAGE, THICK
+from segmamba.evaluation.references import LAST_LEVEL, at_border
+from segmamba.grid import cropped_geometry
+from segmamba.labelmap import label_boxes
+from segmamba.volume import Geometry, Volume, image_geometry, to_image
+
+THICKNESS_MM = 5.0
+NOISE_HU = 60.0
+CROP_LEVELS = 5
+CROPS = 3
+CROP_MARGIN_MM = 3.0
+AXIS_ORDER, AXIS_FLIPS = (2, 0, 1), (True, False, True)
+OBLIQUE_DEGREES = (12.0, 0.0, 9.0)
+
+Reasons = Mapping[int, str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A version of a case.
+
+    Attributes
+    ----------
+    kind : str
+        "native", or the kind of change.
+    name : str
+        The kind, and for a crop what it shows.
+    image, reference : Volume
+        On one grid.
+    reasons : mapping
+        For each label of the reference why it does not count, or None where it does.
+    """
+
+    kind: str
+    name: str
+    image: Volume
+    reference: Volume
+    reasons: Reasons
+
+
+def make_variants(kind: str, image: Volume, reference: Volume, reasons: Reasons, seed: int = 0) -> Iterator[Variant]:
+    """Give the versions of one kind: one, or for crops none to three.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `KINDS`.
+    image, reference : Volume
+        The case, on one grid. Noise is only of use on CT.
+    reasons : mapping
+        At native resolution: what does not count there counts in no version.
+    seed : int
+        Of the noise.
+    """
+    return KINDS[kind](Variant(kind, kind, image, reference, reasons), seed)
+
+
+def _thick(case: Variant, seed: int) -> Iterator[Variant]:
+    geometry = case.image.geometry
+    axis = slice_axis(geometry)
+    step = geometry.spacing[2 - axis]
+    if step >= THICKNESS_MM:
+        return
+    weights = slab_weights(case.image.array.shape[axis], step, THICKNESS_MM)
+    size, spacing = list(geometry.size), list(geometry.spacing)
+    size[2 - axis], spacing[2 - axis] = len(weights), THICKNESS_MM
+    start = np.zeros(4)
+    # The first slab begins at the outer face of the first voxel.
+    start[2 - axis], start[3] = THICKNESS_MM / 2 / step - 0.5, 1.0
+    x, y, z = (float(value) for value in (geometry.index_to_lps() @ start)[:3])
+    grid = Geometry((size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2]), (x, y, z), geometry.direction)
+    image = averaged(case.image.array, weights, axis)
+    labels = thick_labels(case.reference.array, weights, axis)
+    image = as_type(image, case.image.array.dtype)
+    yield replace(case, image=replace(case.image, array=image, geometry=grid), reference=Volume(labels, grid))
+
+
+def _noise(case: Variant, seed: int) -> Iterator[Variant]:
+    array = case.image.array
+    noise = np.random.default_rng(seed).standard_normal(array.shape, dtype=np.float32) * NOISE_HU
+    yield replace(case, image=replace(case.image, array=as_type(array + noise, array.dtype)))
+
+
+def _crop(case: Variant, seed: int) -> Iterator[Variant]:
+    labels, geometry = case.reference.array, case.reference.geometry
+    axis = slice_axis(geometry)
+    margin = int(np.ceil(CROP_MARGIN_MM / geometry.spacing[2 - axis]))
+    boxes = label_boxes(labels)
+    for first in crop_starts(case.reasons):
+        shown = range(first, first + CROP_LEVELS)
+        low = max(0, min(boxes[level][axis].start for level in shown) - margin)
+        high = min(labels.shape[axis], max(boxes[level][axis].stop for level in shown) + margin)
+        if high - low == labels.shape[axis]:
+            continue
+        index = [slice(0, length) for length in labels.shape]
+        index[axis] = slice(low, high)
+        image, reference = (_part(volume, (index[0], index[1], index[2])) for volume in (case.image, case.reference))
+        reasons = dict(case.reasons)
+        for level, box in label_boxes(reference.array).items():
+            if reasons.get(level) is None and at_border(box, reference.array.shape):
+                reasons[level] = "cut by the crop"
+        yield replace(case, name=f"{CROP} {shown[0]}-{shown[-1]}", image=image, reference=reference, reasons=reasons)
+
+
+def _storage(case: Variant, seed: int) -> Iterator[Variant]:
+    def stored(volume: Volume) -> Volume:
+        image = sitk.PermuteAxes(to_image(volume.array, volume.geometry), AXIS_ORDER)
+        copy = sitk.Flip(image, AXIS_FLIPS, False)
+        return replace(volume, array=sitk.GetArrayFromImage(copy), geometry=image_geometry(copy))
+
+    yield replace(case, image=stored(case.image), reference=stored(case.reference))
+
+
+def _oblique(case: Variant, seed: int) -> Iterator[Variant]:
+    grid = turned_grid(case.image.geometry)
+    lowest = float(case.image.array.min())
+    image = resampled(case.image, grid, sitk.sitkLinear, lowest)
+    yield replace(case, image=image, reference=resampled(case.reference, grid))
+
+
+KINDS: dict[str, Callable[[Variant, int], Iterator[Variant]]] = {
+    THICK: _thick,
+    NOISE: _noise,
+    CROP: _crop,
+    STORAGE: _storage,
+    OBLIQUE: _oblique,
+}
+
+
+def resampled(volume: Volume, grid: Geometry, how: int = sitk.sitkNearestNeighbor, outside: float = 0.0) -> Volume:
+    """Return a volume on another grid."""
+    image = to_image(volume.array, volume.geometry)
+    where = (grid.origin, grid.spacing, grid.direction)
+    copy = sitk.Resample(image, grid.size, sitk.Transform(), how, *where, outside)
+    return replace(volume, array=sitk.GetArrayFromImage(copy), geometry=grid)
+
+
+def slice_axis(geometry: Geometry) -> int:
+    """Return the array's axis (0, 1, 2) that runs most along the patient's long axis."""
+    return 2 - int(np.abs(np.reshape(geometry.direction, (3, 3))[2]).argmax())
+
+
+def slab_weights(length: int, step: float, thickness: float) -> np.ndarray:
+    """Return how much of each slab is filled by each slice, (slabs, slices); rows add up to 1.
+
+    Slabs of ``thickness`` mm follow each other from the outer face of the first of ``length`` slices of ``step`` mm.
+    """
+    slabs = int(np.ceil(length * step / thickness - 1e-6))
+    low = np.arange(slabs)[:, None] * thickness
+    first = np.arange(length) * step
+    part = np.minimum(low + thickness, first + step) - np.maximum(low, first)
+    part = np.clip(part, 0, None)
+    return (part / part.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def averaged(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Return an array with its slices along an axis averaged by weights (new, old), as float32."""
+    return np.moveaxis(np.tensordot(weights, array.astype(np.float32), axes=(1, axis)), 0, axis)
+
+
+def thick_labels(labels: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Return labels (uint8) in thick slices: the label that fills most of a voxel, where half of it is labelled."""
+    shape = list(labels.shape)
+    shape[axis] = len(weights)
+    result, most, filled = np.zeros(shape, np.uint8), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for value, box in label_boxes(labels).items():
+        place = [slice(None) if number == axis else part for number, part in enumerate(box)]
+        where = tuple(place)
+        part = averaged(labels[where] == value, weights, axis)
+        filled[where] += part
+        result[where] = np.where(part > most[where], value, result[where])
+        most[where] = np.maximum(most[where], part)
+    return np.where(filled >= 0.5, result, 0).astype(np.uint8)
+
+
+def crop_starts(reasons: Reasons) -> list[int]:
+    """Return the first levels of up to three runs of five levels that all count, spread along the column."""
+    levels = {value for value, reason in reasons.items() if reason is None and value <= LAST_LEVEL}
+    starts = [level for level in sorted(levels) if levels >= set(range(level, level + CROP_LEVELS))]
+    if not starts:
+        return []
+    chosen = np.unique(np.rint(np.linspace(0, len(starts) - 1, CROPS)).astype(int))
+    return [starts[number] for number in chosen]
+
+
+def turned_grid(geometry: Geometry) -> Geometry:
+    """Return a grid turned by 12 degrees about the patient's x and 9 about z, with the whole of another one in it."""
+    image_size = np.array(geometry.size)
+    matrix = geometry.index_to_lps()
+    middle = (matrix @ [*((image_size - 1) / 2), 1.0])[:3].tolist()
+    turn = sitk.Euler3DTransform(middle, *np.deg2rad(OBLIQUE_DEGREES).tolist())
+    direction = np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(geometry.direction, (3, 3))
+    bits = np.array(list(np.ndindex(2, 2, 2)))
+    points = ((bits * (image_size - 1)) @ matrix[:3, :3].T + matrix[:3, 3]) @ direction
+    low, high = points.min(axis=0), points.max(axis=0)
+    x, y, z = (int(np.ceil(length)) + 1 for length in (high - low) / geometry.spacing)
+    first, second, third = (direction @ low).tolist()
+    return Geometry((x, y, z), geometry.spacing, (first, second, third), tuple(direction.ravel().tolist()))
+
+
+def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return values in another data type; for whole numbers rounded and kept within its range."""
+    if dtype.kind == "f":
+        return array.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(array), limits.min, limits.max).astype(dtype)
+
+
+def _part(volume: Volume, index: tuple[slice, slice, slice]) -> Volume:
+    return replace(volume, array=volume.array[index], geometry=cropped_geometry(volume.geometry, index))

@@ -1,0 +1,107 @@
+"""Maps of tissues in memory: read, made finer, with the place of every vertebra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from segmamba.errors import InputError
+from segmamba.training.arrays import read_arrays
+from segmamba.training.filters import blur
+from segmamba.training.tissues import SPACING, VERTEBRAE
+
+# Indicators of a structure are smoothed by this many voxels before they are compared on the finer grid: it takes the
+# steps off a surface and keeps a plate of two voxels, but thins a rod of two and loses a lone cube of two.
+SMOOTHING = 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """One map of tissues.
+
+    Attributes
+    ----------
+    subject : str
+        Whose; several maps may show one subject.
+    codes : Tensor (z, y, x), uint8
+        Of `segmamba.training.tissues`; axes to left, posterior and superior.
+    centres : dict of int to tuple of float
+        Mean position (z, y, x in voxels) of each vertebra's voxels.
+    spacing : float
+        Of the grid in mm.
+    """
+
+    subject: str
+    codes: Tensor
+    centres: dict[int, tuple[float, float, float]]
+    spacing: float = SPACING
+
+
+def load_anatomies(files: Sequence[Path], device: torch.device, spacing: float = SPACING) -> list[Anatomy]:
+    """Read the files that `segmamba.training.anatomy.prepare` wrote; for a finer ``spacing`` (mm) interpolate them.
+
+    Raises
+    ------
+    InputError
+        There are none, or one is damaged.
+    """
+    if not files:
+        raise InputError("There is no anatomy to train on: make some with 'python -m segmamba.training.anatomy'.")
+    anatomies = []
+    for file in files:
+        (codes,) = read_arrays(file, ["codes"], "'python -m segmamba.training.anatomy'")
+        vertebrae = np.where(codes <= VERTEBRAE, codes, 0)
+        present = [int(label) for label in np.unique(vertebrae) if label]
+        centres = dict(zip(present, ndimage.center_of_mass(vertebrae > 0, vertebrae, present), strict=True))
+        on_device = torch.from_numpy(codes).to(device)
+        finer = min(spacing, SPACING)
+        if finer < SPACING:
+            on_device = refined(on_device, codes, SPACING / finer)
+            ratio = (np.array(on_device.shape) - 1) / (np.array(codes.shape) - 1)
+            centres = {label: tuple(np.array(centre) * ratio) for label, centre in centres.items()}
+        anatomies.append(Anatomy(file.stem.rsplit("_", 1)[0], on_device, centres, finer))
+    return anatomies
+
+
+def refined(codes: Tensor, values: np.ndarray, factor: float) -> Tensor:
+    """Return a map of codes on a grid ``factor`` times finer, with smooth surfaces between structures.
+
+    Each structure's indicator is smoothed and interpolated linearly; the largest wins.
+
+    Parameters
+    ----------
+    codes : Tensor (z, y, x), uint8
+    values : ndarray (z, y, x), uint8
+        The same on the CPU.
+    factor : float
+        Greater than one; corner voxels stay at the corners.
+    """
+    shape = [round((n - 1) * factor) + 1 for n in codes.shape]
+    # In whole numbers, as rounding could lose the last slice.
+    steps = [(n - 1, m - 1) for n, m in zip(codes.shape, shape, strict=True)]
+    best = torch.zeros(shape, dtype=torch.float16, device=codes.device)
+    result = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
+    for code, place in enumerate(ndimage.find_objects(values.astype(np.int32) + 1)):
+        if place is None:
+            continue
+        wide = [slice(max(0, p.start - 2), min(n, p.stop + 2)) for p, n in zip(place, values.shape, strict=True)]
+        first = [-(-p.start * fine // coarse) for p, (coarse, fine) in zip(wide, steps, strict=True)]
+        last = [(p.stop - 1) * fine // coarse for p, (coarse, fine) in zip(wide, steps, strict=True)]
+        indicator = blur((codes[tuple(wide)] == code).float(), SMOOTHING)
+        for axis, (coarse, fine) in enumerate(steps):
+            where = torch.arange(first[axis], last[axis] + 1, device=codes.device) * (coarse / fine) - wide[axis].start
+            low = where.floor().long().clamp(0, max(0, indicator.shape[axis] - 2))
+            part = (where - low).view([-1 if i == axis else 1 for i in range(3)])
+            high = (low + 1).clamp(max=indicator.shape[axis] - 1)
+            indicator = indicator.index_select(axis, low) * (1 - part) + indicator.index_select(axis, high) * part
+        box = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+        wins = indicator > best[box]
+        best[box] = torch.where(wins, indicator.half(), best[box])
+        result[box] = torch.where(wins, code, result[box].int()).to(torch.uint8)
+    return result

@@ -1,0 +1,219 @@
+"""A person knows better: all vertebrae of a segmentation get other numbers, and its report follows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+
+from segmamba.errors import InputError, InstallationError
+from segmamba.labelmap import segment_id
+from segmamba.manifest import Label, load_manifest
+from segmamba.report import summary
+from segmamba.spine.levels import C1, L6, level_name
+from segmamba_mrml.segment import REPORT_ATTRIBUTE
+from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.terminology import load_terminology
+
+LEVELS = {level_name(value): value for value in range(C1, L6 + 1)}
+# How a person has chosen to see a segment; it belongs to a segment's ID, and has to be given to the new one.
+LOOKS = (
+    *("Visibility", "Visibility3D", "Visibility2DFill", "Visibility2DOutline"),
+    *("Opacity3D", "Opacity2DFill", "Opacity2DOutline", "Pickable"),
+)
+
+
+def renumber(node: Any, segment: str, level: str) -> None:
+    """Give a vertebra another number, and with it all other vertebrae of the segmentation, so that they stay in order.
+
+    Names, colours, terms and the segments' IDs ("L1_vertebra") follow, and so does the node's report. The masks are
+    not touched, nor are the label values inside of Slicer's label maps, which mean nothing without the names.
+
+    Parameters
+    ----------
+    node : vtkMRMLSegmentationNode
+    segment : str
+        What the vertebra is called: "T12", or a segment's name or ID.
+    level : str
+        What it really is: "C1" to "L6".
+
+    Raises
+    ------
+    InputError
+        There is no such vertebra or level, or one of the others would become none of C1 to L6.
+    """
+    identifier = find_vertebra(node, segment)
+    levels = vertebrae_of(node)
+    before = levels[identifier]
+    after = _level(level)
+    numbers = np.array(list(levels.values()), np.uint8)
+    shifted = spine_module("refine").renumber(numbers, before, after).tolist()
+    if after == before:
+        return
+    load_terminology()
+    labels = vertebra_labels()
+    chosen = {each: labels[value] for each, value in zip(levels, shifted, strict=True)}
+    was_modified = node.StartModify()
+    try:
+        identifiers = _renamed(node, chosen)
+        report = read_report(node)
+        if report:
+            write_report(node, _renumbered(report, chosen, identifiers, before, after))
+    finally:
+        node.EndModify(was_modified)
+
+
+def vertebra_labels() -> dict[int, Label]:
+    """Return names, colours and codes of C1 to L6 by their numbers, 1 to 25."""
+    labels = load_manifest().default("vertebrae").labels
+    return {label.value: label for label in labels if C1 <= label.value <= L6}
+
+
+def vertebrae_of(node: Any) -> dict[str, int]:
+    """Return the level (1 to 25) of each segment whose term is a vertebra, by its ID, in the segments' order."""
+    codes = {(label.type.scheme, label.type.value): value for value, label in vertebra_labels().items()}
+    found = {}
+    for identifier in segment_ids(node):
+        tag = vtk.reference("")
+        if node.GetSegmentation().GetSegment(identifier).GetTag(_terminology(), tag):
+            # The third of seven parts is the type: scheme, code and meaning.
+            types = [part.split("^") for part in str(tag).split("~")[2:3]]
+            level = codes.get((types[0][0], types[0][1])) if types and len(types[0]) > 1 else None
+            if level is not None:
+                found[identifier] = level
+    return found
+
+
+def find_vertebra(node: Any, segment: str) -> str:
+    """Return the ID of the one vertebra that is meant by a segment's ID, its name or a level ("T12").
+
+    Raises
+    ------
+    InputError
+        None is, or more than one.
+    """
+    levels, segmentation = vertebrae_of(node), node.GetSegmentation()
+    if segment in levels:
+        return segment
+    wanted = LEVELS.get(segment)
+    meant = [each for each in levels if segmentation.GetSegment(each).GetName() == segment or levels[each] == wanted]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise InputError(f"'{node.GetName()}' has {len(meant)} segments '{segment}': give an ID ({', '.join(meant)}).")
+    names = ", ".join(level_name(level) for level in levels.values()) or "none"
+    raise InputError(f"'{node.GetName()}' has no vertebra '{segment}': choose one that is there ({names}).")
+
+
+def read_report(node: Any) -> dict[str, Any]:
+    """Return the report that a segmentation node carries; an empty one where it carries none."""
+    text = node.GetAttribute(REPORT_ATTRIBUTE)
+    return json.loads(text) if text else {}
+
+
+def write_report(node: Any, report: Mapping[str, Any]) -> None:
+    """Let a segmentation node carry a report, with the summary that fits it."""
+    node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({**report, "summary": summary(report)}))
+
+
+def spine_module(name: str) -> Any:
+    """Return a module of `segmamba.spine`; Slicer's Python may lack a package that it needs.
+
+    Raises
+    ------
+    InstallationError
+        It does.
+    """
+    try:
+        return importlib.import_module(f"segmamba.spine.{name}")
+    except ImportError as error:
+        raise InstallationError(
+            f"The package {error.name} is missing: install it in the panel's section Dependencies, or with pip."
+        ) from error
+
+
+def _level(name: str) -> int:
+    if name not in LEVELS:
+        raise InputError(f"'{name}' is no vertebra: give one of C1 to C7, T1 to T12 and L1 to L6.")
+    return LEVELS[name]
+
+
+def _terminology() -> str:
+    name: str = slicer.vtkSegment.GetTerminologyEntryTagName()
+    return name
+
+
+def _renamed(node: Any, labels: Mapping[str, Label]) -> dict[str, str]:
+    """Make other structures of segments, and return their new IDs by the old ones.
+
+    Slicer cannot change an ID: the segments are taken out and put in again, in their places and with their looks.
+    """
+    segmentation, order = node.GetSegmentation(), segment_ids(node)
+    held = {each: segmentation.GetSegment(each) for each in labels}
+    looks = {each: _looks(node, each) for each in labels}
+    masks = {each: _take_masks(segment) for each, segment in held.items()}
+    for each in labels:
+        segmentation.RemoveSegment(each)
+    identifiers: dict[str, str] = {}
+    for each, label in labels.items():
+        segment = held[each]
+        segment.SetName(label.name)
+        segment.SetColor(*(channel / 255 for channel in label.color))
+        segment.SetTag(_terminology(), label.terminology_tag)
+        for name, mask in masks[each].items():
+            segment.AddRepresentation(name, mask)
+        identifiers[each] = segmentation.GenerateUniqueSegmentID(segment_id(label))
+        segmentation.AddSegment(segment, identifiers[each])
+        for setter, value in looks[each]:
+            setter(identifiers[each], value)
+    segmentation.ReorderSegments([identifiers.get(each, each) for each in order])
+    return identifiers
+
+
+def _take_masks(segment: Any) -> dict[str, Any]:
+    """Take a segment's representations from it: one that shares its voxels cannot be removed without copying them."""
+    names: list[str] = []
+    segment.GetContainedRepresentationNames(names)
+    masks = {name: segment.GetRepresentation(name) for name in names}
+    segment.RemoveAllRepresentations()
+    return masks
+
+
+def _looks(node: Any, identifier: str) -> list[tuple[Callable[[str, Any], None], Any]]:
+    display = node.GetDisplayNode()
+    if display is None:
+        return []
+    return [
+        (getattr(display, f"SetSegment{look}"), getattr(display, f"GetSegment{look}")(identifier)) for look in LOOKS
+    ]
+
+
+def _renumbered(
+    report: dict[str, Any], labels: Mapping[str, Label], identifiers: Mapping[str, str], before: int, after: int
+) -> dict[str, Any]:
+    """Return a report whose rows follow their segments, and in which a person answers for the numbers."""
+    changed = dict(report)
+    changed["segments"] = [_row(row, labels, identifiers) for row in report.get("segments", [])]
+    if "refinement" in report:
+        shift = after - before
+        names = {name: level_name(value + shift) for name, value in LEVELS.items() if C1 <= value + shift <= L6}
+        # What was removed from the end of the column has no number now.
+        told = [change for change in report["refinement"] if change["level"] in names or change["level"] not in LEVELS]
+        changed["refinement"] = [{**change, "level": names.get(change["level"], change["level"])} for change in told]
+    if "numbering" in report:
+        said = [*report["numbering"].get("by_hand", []), f"{level_name(before)} is {level_name(after)}"]
+        changed["numbering"] = {"certain": True, "by_hand": said}
+    return changed
+
+
+def _row(row: dict[str, Any], labels: Mapping[str, Label], identifiers: Mapping[str, str]) -> dict[str, Any]:
+    identifier = row.get("segment_id", "")
+    if identifier not in labels:
+        return row
+    label = labels[identifier]
+    return {**row, "value": label.value, "name": label.name, "segment_id": identifiers[identifier]}

@@ -1,0 +1,203 @@
+"""A result is corrected in the panel: the numbers of all vertebrae, and the mask of one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import slicer
+from large import Clock
+from placed_spine import L1, Column
+
+from segmamba.errors import InputError
+from segmamba.manifest import load_manifest
+from segmamba_mrml.segment import REPORT_ATTRIBUTE
+from segmamba_mrml.segmentation import segment_ids, segmentation_from_labels
+
+LEVELS = ((19, "T12"), (20, "L1"), (21, "L2"))
+NUMBERING = {
+    "certain": False,
+    "reason": "T12 could be L1, and neither C1, C2 nor the sacrum is in view: check the levels.",
+    "probability": 0.7,
+    "runner_up": ["L1", "L2", "L3"],
+    "runner_up_probability": 0.284,
+    "variants": [],
+    "levels": {"19": 0.7, "20": 0.72, "21": 0.95},
+}
+CHANGES = [
+    {"step": "close", "level": "L1", "added_ml": 1.234, "removed_ml": 0.0},
+    {"step": "pieces", "level": "L1", "added_ml": 0.0, "removed_ml": 0.456},
+]
+
+
+@pytest.fixture(scope="session")
+def a_column():
+    return Column("oblique")
+
+
+@pytest.fixture
+def show(panel, a_column, a_slicer_host):
+    """Show the column, with an edit's hole and loose piece, as a run's result; ``findings`` go to the report."""
+
+    def show(**findings):
+        labels, _hole, _piece = a_column.edited()
+        volume_node = slicer.util.addVolumeFromArray(labels.astype(np.int16), a_column.matrix, "case 7")
+        node = segmentation_from_labels(
+            labels, volume_node, load_manifest().default("vertebrae").labels, "case 7 vertebrae"
+        )
+        rows = [
+            {"value": value, "name": f"{level} vertebra", "segment_id": f"{level}_vertebra", "volume_ml": 40.0}
+            | {"mean_confidence": 0.9, "at_border": False}
+            for value, level in LEVELS
+        ]
+        node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({"segments": rows, **findings}))
+        panel._parameterNode.resultSegmentation = node
+        panel.sections.results.show(node)
+        a_slicer_host.process_events()
+        return node
+
+    return show
+
+
+def column_of(table, column):
+    return [table.item(row, column).text() for row in range(table.rowCount)]
+
+
+def voxels(node, identifier):
+    volume_node = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+    return slicer.util.arrayFromSegmentBinaryLabelmap(node, identifier, volume_node) > 0
+
+
+def test_doubt_about_the_numbers_is_said_where_they_stand(panel, show, screenshot, click):
+    show(numbering=NUMBERING, refinement=CHANGES)
+    ui = panel.ui
+    assert ui.numberingLabel.visible and "#d9480f" in ui.numberingLabel.styleSheet
+    assert ui.numberingLabel.text == (
+        "The numbers are not certain: T12 could be L1, and neither C1, C2 nor the sacrum is in view: check the levels. "
+        "Next best (28%): L1 to L3 instead of T12 to L2. Select a vertebra and renumber if needed."
+    )
+    assert column_of(ui.resultTable, 3) == ["number unsure", "number unsure", ""]
+    assert ui.resultTable.item(1, 2).toolTip() == (
+        "Refinement of L1\n• gaps closed: +1.23 mL\n• loose pieces and holes: -0.456 mL"
+    )
+    assert ui.resultTable.item(0, 0).toolTip() == ""
+    screenshot("uncertain")
+    click(ui.resultTable, 0)
+    screenshot("correcting")
+
+
+def test_certain_numbers_and_reports_without_numbering_raise_no_doubt(panel, show):
+    for findings in ({"numbering": {**NUMBERING, "certain": True, "reason": "", "levels": {}}}, {}):
+        show(**findings)
+        assert not panel.ui.numberingLabel.visible
+        assert column_of(panel.ui.resultTable, 3) == ["", "", ""]
+
+
+def test_all_vertebrae_are_renumbered_with_the_selected_one(panel, show, click, screenshot):
+    node = show(numbering=NUMBERING)
+    ui = panel.ui
+    assert ui.correctionLabel.text == "To correct a number or a mask, select a vertebra."
+    assert not ui.renumberButton.visible and not ui.refineButton.visible
+    click(ui.resultTable, 0)
+    assert ui.correctionLabel.text == "T12 is really:"
+    assert ui.levelComboBox.currentText == "T12" and not ui.renumberButton.enabled
+    ui.levelComboBox.currentIndex = ui.levelComboBox.findText("L1")
+    click(ui.renumberButton)
+    assert column_of(ui.resultTable, 0) == ["L1 vertebra", "L2 vertebra", "L3 vertebra"]
+    assert segment_ids(node) == ["L1_vertebra", "L2_vertebra", "L3_vertebra"]
+    assert ui.statusLabel.text == "T12 is L1 now, and all others moved with it."
+    # A person has said what they are, and may say it again.
+    assert not ui.numberingLabel.visible and set(column_of(ui.resultTable, 3)) == {""}
+    assert ui.correctionLabel.text == "L1 is really:" and not ui.renumberButton.enabled
+    screenshot("renumbered")
+
+
+def test_number_that_cannot_be_is_a_sentence(panel, show, click):
+    node = show()
+    click(panel.ui.resultTable, 2)
+    panel.ui.levelComboBox.currentIndex = panel.ui.levelComboBox.findText("C1")
+    click(panel.ui.renumberButton)
+    assert "T12 would be no vertebra between C1 and L6" in panel.ui.statusLabel.text
+    assert segment_ids(node) == ["T12_vertebra", "L1_vertebra", "L2_vertebra"]
+
+
+def test_mask_is_refined_without_holding_slicer_up_and_can_be_undone(
+    panel, show, click, wait_until, a_column, screenshot
+):
+    node = show(refinement=CHANGES)
+    edited, hole, piece = a_column.edited()
+    editor = slicer.modules.SegmentEditorWidget.editor
+    editor.setSegmentationNode(node)
+    click(panel.ui.resultTable, 1)
+    clock = Clock()
+    clock.start()
+    click(panel.ui.refineButton)
+    assert not panel.ui.refineButton.enabled
+    wait_until(lambda: panel.ui.refineButton.enabled)
+    _waited, computed = clock.stop()
+    assert computed.max() < 0.1
+    np.testing.assert_array_equal(voxels(node, "L1_vertebra"), a_column.labels == L1)
+    assert panel.ui.statusLabel.text.startswith("L1 was refined: +")
+    volume = abs(np.linalg.det(a_column.matrix[:3, :3])) / 1000
+    assert panel.ui.resultTable.item(1, 1).text() == f"{(a_column.labels == L1).sum() * volume:.1f}"
+    assert "• tidied after an edit: +" in panel.ui.resultTable.item(1, 0).toolTip()
+    screenshot("refined")
+    editor.undo()
+    np.testing.assert_array_equal(voxels(node, "L1_vertebra"), edited == L1)
+
+
+def test_clean_mask_is_said_to_be_clean(panel, show, click, wait_until):
+    node = show()
+    click(panel.ui.resultTable, 0)
+    before = voxels(node, "T12_vertebra")
+    click(panel.ui.refineButton)
+    wait_until(lambda: panel.ui.refineButton.enabled)
+    assert panel.ui.statusLabel.text == "The mask is clean already: nothing was changed."
+    np.testing.assert_array_equal(voxels(node, "T12_vertebra"), before)
+
+
+def test_scene_that_is_closed_meanwhile_ends_the_refinement(panel, show, click, a_slicer_host):
+    show()
+    click(panel.ui.resultTable, 1)
+    click(panel.ui.refineButton)
+    running, _future = panel.sections.results.onFilled.__self__._running
+    assert running is not None
+    slicer.mrmlScene.Clear(0)
+    assert not panel.ui.correctionWidget.visible
+    assert panel.sections.results.onFilled.__self__._running is None
+
+
+def test_edit_made_while_a_mask_is_refined_wins_and_that_is_said(panel, show, click, wait_until):
+    node = show()
+    click(panel.ui.resultTable, 1)
+    click(panel.ui.refineButton)
+    volume_node = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+    drawn = np.zeros(slicer.util.arrayFromVolume(volume_node).shape, np.uint8)
+    drawn[3:9, 3:9, 3:9] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, node, "L1_vertebra", volume_node)
+    wait_until(lambda: panel.ui.refineButton.enabled)
+    assert "changed meanwhile" in panel.ui.statusLabel.text
+    np.testing.assert_array_equal(voxels(node, "L1_vertebra"), drawn > 0)
+
+
+def test_results_without_vertebrae_cannot_be_renumbered(panel, a_ct, a_slicer_host):
+    labels = np.ones(slicer.util.arrayFromVolume(a_ct).shape, np.uint8)
+    node = segmentation_from_labels(labels, a_ct, load_manifest().default("colorectal").labels, "colon")
+    row = {"value": 1, "name": "Colorectal tumour", "segment_id": segment_ids(node)[0], "volume_ml": 1.0}
+    node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({"segments": [{**row, "mean_confidence": 1.0}]}))
+    panel.sections.results.show(node)
+    assert panel.ui.resultTable.rowCount == 1
+    assert not panel.ui.correctionWidget.visible
+
+
+def test_console_renumbers_and_refines(logic, show, a_column):
+    node = show(numbering=NUMBERING)
+    logic.renumber(node, "T12", "L1")
+    assert segment_ids(node) == ["L1_vertebra", "L2_vertebra", "L3_vertebra"]
+    logic.renumber(node, "L1", "T12")
+    (change,) = logic.refine(node, "L1")
+    assert change["level"] == "L1"
+    np.testing.assert_array_equal(voxels(node, "L1_vertebra"), a_column.labels == L1)
+    with pytest.raises(InputError, match="no vertebra 'L5'"):
+        logic.refine(node, "L5")

@@ -1,0 +1,141 @@
+"""The panel with the bundled model on a real CT: the demo's chest CT, or where that is not here, a public neck CT.
+
+The chest CT is looked for at the path in the environment variable SEGMAMBA_CHEST_CT, then where `make demo` puts it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slicer
+import vtk
+
+from segmamba.manifest import load_manifest
+from segmamba.volume import read_volume
+from segmamba_mrml.segmentation import segment_ids
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIMEOUT = 900.0
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Case:
+    """A CT, and how many vertebrae are to be found in it at least."""
+
+    name: str
+    path: Path
+    vertebrae: int
+
+
+@pytest.fixture
+def a_real_ct(request):
+    chest = Path(os.environ.get("SEGMAMBA_CHEST_CT") or REPOSITORY / "demo/input/chest_ct.nii.gz")
+    if chest.is_file():
+        # C7 to L2 are whole in it, C5, C6 and L3 in part.
+        return Case("Chest CT", chest, 15)
+    # C1 to T3 are in it; one may be missed.
+    return Case("Neck CT", request.getfixturevalue("shared") / "data/val/ct/totalseg_s0003_ct.nii.gz", 9)
+
+
+@pytest.fixture
+def its_node(a_real_ct, add_volume):
+    return add_volume(a_real_ct.name, read_volume(a_real_ct.path))
+
+
+@pytest.fixture
+def segment(the_module, click, wait_until):
+    """Click Segment, wait for the end, and return the result's node."""
+    panel = the_module.widget
+    panel.ui.deviceComboBox.currentIndex = panel.ui.deviceComboBox.findData("cpu")
+
+    def segment():
+        click(panel.ui.segmentButton)
+        assert panel.job is not None, panel.ui.statusLabel.text
+        wait_until(lambda: panel.job is None, TIMEOUT)
+        assert panel.sections.results.node is not None, panel.ui.statusLabel.text
+        return panel.sections.results.node
+
+    yield segment
+    panel.logic.stop()
+
+
+@pytest.fixture
+def paint(its_node):
+    """Paint a block into a segment with Slicer's own Segment Editor logic, as its effects do."""
+
+    def paint(node, identifier, corner, size):
+        editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+        logic = slicer.vtkSlicerSegmentEditorLogic()
+        logic.SetMRMLScene(slicer.mrmlScene)
+        logic.SetSegmentEditorNode(editor)
+        editor.SetAndObserveSegmentationNode(node)
+        editor.SetAndObserveSourceVolumeNode(its_node)
+        editor.SetSelectedSegmentID(identifier)
+        editor.SetOverwriteMode(editor.OverwriteNone)
+        logic.UpdateReferenceGeometryImage()
+        logic.ResetModifierLabelmapToDefault()
+        brush = logic.GetModifierLabelmap()
+        extent = [bound for first in corner for bound in (first, first + size - 1)]
+        stroke = slicer.vtkOrientedImageData()
+        stroke.SetExtent(extent)
+        stroke.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        stroke.GetPointData().GetScalars().Fill(1)
+        matrix = vtk.vtkMatrix4x4()
+        brush.GetImageToWorldMatrix(matrix)
+        stroke.SetImageToWorldMatrix(matrix)
+        logic.ModifySegmentByLabelmap(node, identifier, stroke, logic.ModificationModeAdd, False, False)
+
+    return paint
+
+
+def voxels(node, identifier, volume_node):
+    return slicer.util.arrayFromSegmentBinaryLabelmap(node, identifier, volume_node) > 0
+
+
+def test_vertebrae_are_found_named_coded_corrected_and_the_correction_survives_the_next_run(
+    the_module, a_real_ct, its_node, segment, paint, click, wait_until, screenshot
+):
+    ui = the_module.ui
+    node = segment()
+    identifiers = segment_ids(node)
+    assert len(identifiers) >= a_real_ct.vertebrae
+    by_name = {label.name: label for label in load_manifest().default("vertebrae").labels}
+    for identifier in identifiers:
+        found = node.GetSegmentation().GetSegment(identifier)
+        label, tag = by_name[found.GetName()], vtk.reference("")
+        assert [round(255 * part) for part in found.GetColor()] == list(label.color)
+        assert found.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag)
+        assert str(tag) == label.terminology_tag
+        assert label.type.value in str(tag)
+    assert ui.resultTable.rowCount == len(identifiers)
+    click(ui.resultTable, 2)
+    screenshot("real-ct")
+
+    corner, size = (5, 5, 5), 6
+    before = {identifier: voxels(node, identifier, its_node) for identifier in identifiers}
+    paint(node, identifiers[0], corner, size)
+    edited = voxels(node, identifiers[0], its_node)
+    block = np.zeros_like(edited)
+    block[5:11, 5:11, 5:11] = True
+    np.testing.assert_array_equal(edited, before[identifiers[0]] | block)
+
+    # A region makes the second run shorter.
+    click(ui.advancedSection)
+    roi = ui.roiSelector.addNode()
+    wait_until(lambda: roi.GetNumberOfDefinedControlPoints() > 0)
+    roi.SetCenter(*node.GetSegmentCenterRAS(identifiers[-1]))
+    roi.SetSize(120, 120, 120)
+    ui.outputSelector.setCurrentNode(node)
+    assert ui.overwriteComboBox.currentData == "keep"
+    assert segment() is node
+    now = segment_ids(node)
+    assert now[: len(identifiers)] == identifiers and len(now) > len(identifiers)
+    np.testing.assert_array_equal(voxels(node, identifiers[0], its_node), edited)
+    for identifier in identifiers[1:]:
+        np.testing.assert_array_equal(voxels(node, identifier, its_node), before[identifier])
