@@ -22,6 +22,9 @@ BASE_MEMORY = 2**29
 WINDOW_SHARE_ON_PROCESSOR = 0.5
 # Logits are summed up before they become probabilities, in which both are there.
 COPIES_OF_CLASSES = 2
+# The first of two stages answers without a copy. What is made of its answer, and the second stage, which runs around
+# the column, are reckoned as so many channels of the first one's size.
+BESIDE_FIRST_ANSWER = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Forecast:
     size : tuple of int
         Voxels of the model's grid along x, y, z.
     windows : int
-        Times that the network runs, mirrorings included.
+        Times that the network runs, mirrorings included; of a model with two stages the first one, for only its
+        answer tells where the second one runs.
     memory : int
         Bytes of main memory that the worker needs on the processor; a rough figure.
     device_memory : int
@@ -69,7 +73,11 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     overlap = model.overlap if options.overlap is None else options.overlap
     mirrorings = 2 ** len(model.mirror_axes) if options.mirror else 1
     window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
-    values = COPIES_OF_CLASSES * len(model.channel_values) + len(model.preprocessing.channels)
+    if model.fine is None:
+        answer = COPIES_OF_CLASSES * len(model.channel_values)
+    else:
+        answer = model.arguments["coarse"]["out_channels"] + BESIDE_FIRST_ANSWER
+    values = answer + len(model.preprocessing.channels)
     memory = (
         BASE_MEMORY
         + round(WINDOW_SHARE_ON_PROCESSOR * window_memory)

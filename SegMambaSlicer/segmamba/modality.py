@@ -11,13 +11,16 @@ from segmamba.volume import Volume
 # Air, fat, water and bone span more than this in any CT in Hounsfield units.
 SMALLEST_CT_RANGE = 100
 CT, MR = "CT", "MR"
+# Fat and air of any CT in Hounsfield units are darker than this; an MR image that was resampled with splines may go a
+# little below zero.
+DARKEST_MR = -100
 
 
 def for_volume(volume: Volume, model: Model) -> Model:
     """Return a model with the preprocessing for this volume's modality.
 
     Formats other than DICOM do not state the modality: there a model for both takes a volume without values below
-    zero for MR.
+    -100 for MR.
     """
     if model.mr_preprocessing is None or taken_for(volume) != MR:
         return model
@@ -28,14 +31,25 @@ def taken_for(volume: Volume) -> str:
     """Return the modality of a volume, or the one that its values suggest."""
     if volume.modality is not None:
         return volume.modality
-    return MR if float(volume.array.min()) >= 0 else CT
+    return MR if float(volume.array.min()) >= DARKEST_MR else CT
+
+
+def guess(volume: Volume, model: Model) -> str | None:
+    """Return a sentence on what a volume was taken for, where a person has to check it; else None."""
+    if model.mr_preprocessing is None or volume.modality is not None or taken_for(volume) != MR:
+        return None
+    return (
+        f"The file does not say its modality, and nothing in it is below {DARKEST_MR}, so it was taken for MR: if it "
+        "is a CT, convert its values to Hounsfield units."
+    )
 
 
 def check_modality(volume: Volume, model: Model) -> None:
     """Refuse a volume that a model was not made for.
 
     Formats other than DICOM do not state the modality. There, a model for CT only accepts what can be in
-    Hounsfield units: some values are below zero (fat or air), and they span more than 100.
+    Hounsfield units: some values are below zero (fat or air), and they span more than 100. For one that takes both,
+    what has values below -100 is a CT (`taken_for`) and has to span as much.
 
     Raises
     ------
@@ -58,5 +72,5 @@ def check_modality(volume: Volume, model: Model) -> None:
     if high - low < SMALLEST_CT_RANGE:
         raise InputError(
             f"The volume's values go from {low:g} to {high:g}, which cannot be Hounsfield units, and the model "
-            f"'{model.id}' takes CT: convert its values to Hounsfield units."
+            f"'{model.id}' takes {takes}: convert its values to Hounsfield units."
         )

@@ -19,9 +19,9 @@ from segmamba import scan, store, vertebrae
 from segmamba.device import Device, choose_device
 from segmamba.errors import Cancelled, DeviceError
 from segmamba.grid import Box, ModelGrid
-from segmamba.manifest import Label, Model, chosen_labels
+from segmamba.manifest import FineStage, Label, Model, chosen_labels
 from segmamba.memory import gibibytes
-from segmamba.modality import for_volume, taken_for
+from segmamba.modality import for_volume, guess, taken_for
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.notice import NOTICE
@@ -95,17 +95,20 @@ def segment(
     with run.stage("load"):
         engine = _prepare(model, options, checkpoint, root, notes)
         model = for_volume(volume, engine.model)
+        guessed = guess(volume, engine.model)
+        notes += [guessed] if guessed else []
     findings: dict[str, Any] = {}
     if model.fine is None:
         with run.stage("preprocess"):
             image, grid = to_model_grid(volume, model, Box(*options.roi) if options.roi else None)
         with run.stage("predict"):
             probabilities = _predict(engine, torch.from_numpy(image), model, options, run, notes)
-            values = model.channel_values
+            first, values = grid, model.channel_values
     else:
         with run.stage("predict"):
             drawn = _draw(engine, volume, model, options, run, notes)
-            probabilities, values, grid, findings = drawn.probabilities, drawn.values, drawn.grid, drawn.findings
+            probabilities, values, findings = drawn.probabilities, drawn.values, drawn.findings
+            first, grid = drawn.coarse, drawn.grid
             del drawn
     used = next(engine.network.parameters()).device
     if used.type != engine.device.kind:  # memory ran out
@@ -124,7 +127,7 @@ def segment(
         "software": reporting.describe_software(),
         "volume": reporting.describe_grid(volume.geometry)
         | {"modality": volume.modality, "taken_for": taken_for(volume)},
-        "run": _describe_run(engine, notes, grid, model, options),
+        "run": _describe_run(engine, notes, (first, grid), model, options),
         "timings_s": run.timings,
         "segments": reporting.measure_segments(labels, confidence, volume.geometry, wanted),
     } | findings
@@ -211,8 +214,8 @@ def _draw(
     )
 
 
-def _overlap(model: Model, options: Options) -> float:
-    return model.overlap if options.overlap is None else options.overlap
+def _overlap(stage: Model | FineStage, options: Options) -> float:
+    return stage.overlap if options.overlap is None else options.overlap
 
 
 def device_for(model: Model, options: Options, notes: list[str]) -> Device:
@@ -251,19 +254,30 @@ def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wa
 
 
 def _describe_run(
-    engine: _Engine, fallbacks: list[str], grid: ModelGrid, model: Model, options: Options
+    engine: _Engine, fallbacks: list[str], grids: tuple[ModelGrid, ModelGrid], model: Model, options: Options
 ) -> dict[str, Any]:
-    size = grid.geometry.size[::-1]
-    return {
+    """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
+    first, last = grids
+    run = {
         "device": engine.device.name,
         "device_title": engine.device.title,
         "precision": engine.device.precision,
         "scan_backend": engine.backend,
         "fallbacks": fallbacks,
-        "model_grid": reporting.describe_grid(grid.geometry),
-        "patch": list(model.patch),
-        "windows": window_count(size, model.patch, _overlap(model, options)),
-        "overlap": _overlap(model, options),
+        **_describe_windows(first, model, options),
         "mirror_axes": list(model.mirror_axes) if options.mirror else [],
         "options": asdict(options),
+    }
+    if model.fine is not None and last is not first:
+        run["fine"] = _describe_windows(last, model.fine, options)
+    return run
+
+
+def _describe_windows(grid: ModelGrid, stage: Model | FineStage, options: Options) -> dict[str, Any]:
+    overlap = _overlap(stage, options)
+    return {
+        "model_grid": reporting.describe_grid(grid.geometry),
+        "patch": list(stage.patch),
+        "windows": window_count(grid.geometry.size[::-1], stage.patch, overlap),
+        "overlap": overlap,
     }

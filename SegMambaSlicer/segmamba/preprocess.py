@@ -215,6 +215,8 @@ def labels_on_input_grid(
 
 def _foreground_box(probabilities: torch.Tensor) -> np.ndarray | None:
     """Return the first and last index, shape (2, 3) in x, y, z order, of voxels where the background does not win."""
+    if len(probabilities) == 1:  # nothing but background was found
+        return None
     foreground = probabilities[1:].amax(dim=0) > probabilities[0]
     if not foreground.any():
         return None

@@ -41,14 +41,15 @@ class Drawn:
         Shape (classes, z, y, x) on ``grid``, the background first; they sum to one.
     values : tuple of int
         Label value of each class.
-    grid : ModelGrid
-        The fine grid; the coarse one where no vertebra was found.
+    coarse, grid : ModelGrid
+        Of the first pass, and of ``probabilities``: the fine one, or the same where no vertebra was found.
     findings : dict
         For the report: "numbering", see `describe_numbering`, and "refinement", see `segmamba.spine.refine.refine`.
     """
 
     probabilities: torch.Tensor
     values: tuple[int, ...]
+    coarse: ModelGrid
     grid: ModelGrid
     findings: dict[str, Any]
 
@@ -122,13 +123,14 @@ def draw(
         return answer.cpu().numpy()
 
     answer = run(network.coarse, image, model.patch, COARSE_SHARE, 0.0)
-    evidence = torch.from_numpy(answer[LEVELS]).log_softmax(dim=0).numpy()
-    column = decode(answer[MASK], answer[OFFSET], evidence, grid.geometry.spacing[0])
+    # In place, and a slice at a time: of a whole body these channels are gigabytes.
+    for slice_of_levels in torch.from_numpy(answer[LEVELS]).unbind(dim=1):
+        slice_of_levels.copy_(slice_of_levels.log_softmax(dim=0))
+    column = decode(answer[MASK], answer[OFFSET], answer[LEVELS], grid.geometry.spacing[0])
     findings: dict[str, Any] = {"numbering": describe_numbering(column)}
     if column.box is None:
-        empty = np.concatenate([np.ones_like(answer[:1]), np.zeros_like(answer[:1])])
-        return Drawn(torch.from_numpy(empty), (0, 1), grid, findings)
-    del answer, evidence
+        return Drawn(torch.from_numpy(np.ones_like(answer[:1])), (0,), grid, grid, findings)
+    del answer
     fine_grid_of = replace(model, preprocessing=fine_preprocessing(model.preprocessing, model.fine))
     image, fine = to_model_grid(volume, fine_grid_of, _box(column, grid), context_mm=0.0)
     answer = run(network.fine, image, model.fine.patch, 1 - COARSE_SHARE, COARSE_SHARE)
@@ -139,7 +141,7 @@ def draw(
         steps = model.fine.refine
         labels, findings["refinement"] = refine(labels, answer[1], fine.geometry.spacing[0], shapes, steps)
     probabilities, values = spread(labels, 1 - answer[0])
-    return Drawn(torch.from_numpy(probabilities), values, replace(fine, roi=roi), findings)
+    return Drawn(torch.from_numpy(probabilities), values, grid, replace(fine, roi=roi), findings)
 
 
 def fine_preprocessing(preprocessing: Preprocessing, fine: FineStage) -> Preprocessing:

@@ -196,6 +196,16 @@ def test_bodies_are_scored_without_the_arch_behind_them() -> None:
     assert whole["dice_mean"] < 0.85 < 0.95 < bodies["dice_mean"]
 
 
+def test_a_level_that_the_shift_leaves_nothing_for_scores_nothing() -> None:
+    reference = np.zeros(STRAIGHT.size[::-1], np.uint8)
+    for level in (1, 2, 3):
+        reference[4 * level : 4 * level + 3, 5:15, 5:15] = level
+    # C1 is missed, and C2 and C3 are called C1 and C2.
+    labels = np.where(reference > 1, reference - 1, 0).astype(np.uint8)
+    rows = score(labels, Volume(reference, STRAIGHT), Rules(WHOLE, {}), dict.fromkeys((1, 2, 3)))["structures"]
+    assert [row["dice_shifted"] for row in rows] == [0, 1, 1]
+
+
 def test_the_best_consistent_shift_is_found_and_ties_go_to_none() -> None:
     reference = np.repeat(np.arange(8, 14), 50).astype(np.uint8)
     assert best_shift(overlap_table(reference + 2, reference), [8, 9, 10]) == (-2, 1.0)

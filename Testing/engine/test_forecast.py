@@ -69,6 +69,18 @@ def test_a_larger_volume_and_more_classes_need_more_memory(model: Model) -> None
     assert forecast(large, more, Options()).memory > forecast(large, model, Options()).memory
 
 
+def test_of_two_stages_the_first_ones_answer_decides_the_memory() -> None:
+    spine = load_manifest().default("vertebrae")
+    channels = spine.arguments["coarse"]["out_channels"]
+    double = replace(spine, arguments={"coarse": {"out_channels": 2 * channels}})
+    volume = phantom()
+    voxels = np.prod(
+        [max(pair) for pair in zip(forecast(volume, spine, Options()).size, spine.patch[::-1], strict=True)]
+    )
+    more = forecast(volume, double, Options()).memory - forecast(volume, spine, Options()).memory
+    assert more == 4 * channels * voxels
+
+
 def test_a_volume_without_a_body_is_refused(model: Model) -> None:
     empty = Volume(np.full((9, 9, 9), -1000, np.int16), Geometry((9, 9, 9), (4.0,) * 3, (0.0,) * 3, phantom_axes()))
     with pytest.raises(InputError, match="no body"):

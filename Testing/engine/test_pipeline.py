@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from phantoms import STRAIGHT, phantom
 
-from segmamba import pipeline
+from segmamba import pipeline, vertebrae
 from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
-from segmamba.manifest import Model, load_manifest
+from segmamba.grid import model_grid
+from segmamba.manifest import FineStage, Model, load_manifest
 from segmamba.request import Options
 from segmamba.volume import Volume
+from segmamba.windows import window_count
 
 VALUES = {0, 20, 21, 22}
 
@@ -72,6 +75,26 @@ def test_the_report_says_what_ran_on_what(result: pipeline.Result, model: Model)
     assert set(report["timings_s"]) == {"load", "preprocess", "predict", "postprocess"}
     assert report["software"]["torch"]
     assert "not a medical device" in report["notice"]
+
+
+def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
+    volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = FineStage((2.0, 2.0, 2.0), (16, 16, 16), 0.3, ())
+    coarse, fine = (model_grid(volume, replace(model.preprocessing, spacing=(step,) * 3)) for step in (4.0, 2.0))
+    sure = {"numbering": {"certain": True}}
+    empty = torch.ones(1, *fine.geometry.size[::-1])
+    monkeypatch.setattr(vertebrae, "draw", lambda *_: vertebrae.Drawn(empty, (0,), coarse, fine, sure))
+    report = segment(volume, replace(model, fine=stage), manifest_path.parent).report
+    for run, grid, patch, overlap in (
+        (report["run"], coarse, model.patch, model.overlap),
+        (report["run"]["fine"], fine, stage.patch, stage.overlap),
+    ):
+        assert run["model_grid"]["size"] == list(grid.geometry.size)
+        assert run["patch"] == list(patch)
+        assert run["windows"] == window_count(grid.geometry.size[::-1], patch, overlap)
+    assert report["segments"] == []
+    assert report["summary"] == "No structure was found: the segmentation is empty."
 
 
 def test_the_reports_volumes_are_those_of_the_labels(result: pipeline.Result) -> None:

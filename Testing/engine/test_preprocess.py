@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -30,7 +32,7 @@ from scipy import ndimage
 from segmamba.errors import InputError, ModelError
 from segmamba.grid import Box, ModelGrid
 from segmamba.manifest import Channel
-from segmamba.modality import check_modality
+from segmamba.modality import check_modality, for_volume, guess, taken_for
 from segmamba.preprocess import labels_on_input_grid, normalise, resolve, to_model_grid
 from segmamba.volume import Geometry, Volume
 
@@ -255,6 +257,35 @@ def test_a_volume_that_is_no_ct_is_refused_by_a_model_for_ct(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         check_modality(Volume(array, STRAIGHT, modality), MODEL)
+
+
+BOTH = replace(MODEL, modalities=("CT", "MR"), mr_preprocessing=replace(MODEL.preprocessing, fill=0.0))
+
+
+@pytest.mark.parametrize(
+    ("array", "modality", "taken", "said"),
+    [
+        (phantom().array, None, "CT", False),
+        (phantom().array, "MR", "MR", False),
+        (phantom().array + 1024, "MR", "MR", False),
+        (phantom().array + 1024, None, "MR", True),
+        (np.random.default_rng(0).normal(size=(4, 4, 4)), None, "MR", True),
+    ],
+    ids=["air", "stated", "stated and bright", "bright", "around zero"],
+)
+def test_a_model_for_both_prepares_a_volume_as_what_it_is_and_says_when_it_had_to_guess(
+    array: np.ndarray, modality: str | None, taken: str, said: bool
+) -> None:
+    volume = Volume(array, STRAIGHT, modality)
+    check_modality(volume, BOTH)
+    assert taken_for(volume) == taken
+    assert (for_volume(volume, BOTH).preprocessing.fill == 0.0) == (taken == "MR")
+    assert (guess(volume, BOTH) is not None) == said
+
+
+def test_a_stated_ct_that_is_not_in_hounsfield_units_is_refused_by_a_model_for_both() -> None:
+    with pytest.raises(InputError, match="start at 24"):
+        check_modality(Volume(phantom().array + 1024, STRAIGHT, "CT"), BOTH)
 
 
 @pytest.mark.parametrize("modality", ["CT", None])

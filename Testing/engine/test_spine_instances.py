@@ -113,6 +113,15 @@ def test_a_column_is_decoded_with_levels_box_and_sacrum() -> None:
     assert (inside.min(axis=0) > column.box[0]).all() and (inside.max(axis=0) < column.box[1]).all()
 
 
+def test_a_blob_taken_for_sacrum_above_the_column_costs_no_vertebra() -> None:
+    truth = spine([15, 16, 17, 18, 19, 20], 30.0)
+    simulated = answers(truth)
+    simulated.probabilities[:, -24:-14, :14, :14] = np.array([0.0, 0.0, 1.0])[:, None, None, None]
+    column = decode(*simulated.arrays, SPACING)
+    assert column.levels.tolist() == [15, 16, 17, 18, 19, 20]
+    assert column.sacrum is None and not (column.labels == 26).any()
+
+
 def test_the_fine_pass_gets_the_coarse_numbers() -> None:
     truth = spine([19, 20, 21, 22, 23, 24, 26], 32.0)
     simulated = answers(truth)

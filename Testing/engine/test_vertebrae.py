@@ -136,6 +136,7 @@ def test_the_fine_grid_covers_the_column_and_not_the_whole_volume(drawn: vertebr
     fine = np.prod(drawn.grid.geometry.size) * np.prod(drawn.grid.geometry.spacing)
     whole = np.prod(drawn.grid.input.size) * np.prod(drawn.grid.input.spacing)
     assert drawn.grid.geometry.spacing == (1.25, 1.25, 1.25)
+    assert drawn.coarse.geometry.spacing == (2.0, 2.0, 2.0)
     assert fine < whole
 
 
@@ -155,6 +156,12 @@ def test_a_volume_without_vertebrae_gives_an_empty_segmentation(draw: Draw, trut
     assert not labels_of(drawn).any()
     assert not drawn.findings["numbering"]["certain"]
     assert drawn.findings["numbering"]["levels"] == {}
+
+
+def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(drawn: vertebrae.Drawn) -> None:
+    shape = drawn.grid.geometry.size[::-1]
+    probabilities, values = vertebrae.spread(np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
+    assert not labels_of(replace(drawn, probabilities=torch.from_numpy(probabilities), values=values)).any()
 
 
 def test_refinement_is_reported_only_where_it_is_on(draw: Draw, drawn: vertebrae.Drawn) -> None:

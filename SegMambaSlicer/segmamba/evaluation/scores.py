@@ -81,7 +81,7 @@ def score(
     if rules.vertebrae:
         numbering = _numbering(table, counted(result), certain)
         for row in rows:
-            row["dice_shifted"] = table_dice(table, row["value"], max(0, row["value"] - numbering["best_shift"]))
+            row["dice_shifted"] = _moved_dice(table, row["value"], numbering["best_shift"])
         result["numbering"] = numbering
     return result
 
@@ -177,7 +177,14 @@ def best_shift(table: np.ndarray, levels: list[int]) -> tuple[int, float | None]
         return 0, None
     best, kept = -1.0, 0
     for shift in sorted(range(1 - LAST_LEVEL, LAST_LEVEL), key=abs):
-        moved = [table_dice(table, level, level - shift) if 1 <= level - shift <= LAST_LEVEL else 0 for level in levels]
+        moved = [_moved_dice(table, level, shift) for level in levels]
         if np.mean(moved) > best:
             best, kept = float(np.mean(moved)), shift
     return kept, best
+
+
+def _moved_dice(table: np.ndarray, value: int, shift: int) -> float:
+    """Return the Dice of a reference's value after a shift of our levels: see `best_shift`."""
+    if value > LAST_LEVEL:
+        return table_dice(table, value, value)
+    return table_dice(table, value, value - shift) if 1 <= value - shift <= LAST_LEVEL else 0.0

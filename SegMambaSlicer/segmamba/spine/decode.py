@@ -70,6 +70,8 @@ def decode(probabilities: np.ndarray, offsets: np.ndarray, evidence: np.ndarray,
     """
     instances = find_instances(probabilities[VERTEBRA_CHANNEL], offsets, spacing_mm)
     sacrum_mask, sacrum = find_sacrum(probabilities[SACRUM_CHANNEL], spacing_mm)
+    if sacrum is not None and _is_above_most(sacrum, instances):
+        sacrum_mask[:], sacrum = False, None
     instances = _above(instances, sacrum)
     numbering = number(
         mean_evidence(evidence, probabilities[VERTEBRA_CHANNEL], instances),
@@ -141,6 +143,12 @@ def mean_evidence(evidence: np.ndarray, vertebra: np.ndarray, instances: Instanc
     total = np.bincount(numbers, weights, count + 1)[1:]
     means = [np.bincount(numbers, weights * level[voxels], count + 1)[1:] / total for level in evidence]
     return np.stack(means, axis=1)
+
+
+def _is_above_most(sacrum: np.ndarray, instances: Instances) -> bool:
+    """Say whether most of the vertebrae, by volume, lie below a centroid: then it is of no sacrum."""
+    below = instances.centres[:, 0] < sacrum[0]
+    return bool(instances.volumes[below].sum() > instances.volumes[~below].sum())
 
 
 def _above(instances: Instances, sacrum: np.ndarray | None) -> Instances:
