@@ -29,12 +29,13 @@ class SegMambaSlicer(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("SegMambaSlicer")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        self.parent.dependencies = ["Markups", "Segmentations", "SubjectHierarchy", "Terminologies", "Volumes"]
+        needed = ("Markups", "Segmentations", "Sequences", "SubjectHierarchy", "Terminologies", "Volumes")
+        self.parent.dependencies = list(needed)
         self.parent.contributors = ["SegMambaSlicer contributors"]
         self.parent.helpText = _(
-            "Segments vertebrae and colorectal cancer in CT with the networks SegMamba-V2 and SpineMamba: choose a "
-            "volume and a task, then press Segment. The module Sample Data has volumes to try it with, in the category "
-            "SegMambaSlicer. "
+            "Segments vertebrae in CT and MR, and colorectal cancer in CT, with the networks SpineMamba and "
+            "SegMamba-V2: choose a volume and a task, then press Segment. The module Sample Data has volumes to try "
+            "it with, in the category SegMambaSlicer. "
             "Research software, not a medical device: check every result, and do not use it for diagnosis or "
             "treatment. See the "
             '<a href="https://github.com/SegMambaSlicer/SlicerSegMambaSlicer">project page</a>.'

@@ -50,6 +50,7 @@ class Sections:
     def refresh(self) -> None:
         """Follow a change of the parameter node."""
         self.models.refresh()
+        self.results.refresh()
         self.ui.allItemsCheckBox.enabled = number_of_items(self.forecast.parameters.inputVolume) > 1
         self.forecast.askLater()
 

@@ -80,6 +80,11 @@ class ResultSection:
         title = _("Result: {name}").format(name=node.GetName()) if node is not None else _("Result")
         self._ui.resultSection.text = title
 
+    def refresh(self) -> None:
+        """Show an empty table where the node that was shown has been deleted."""
+        if self._shown is not None and self.node is None:
+            self.show(None)
+
     def _onModified(self, _caller: Any, _event: str) -> None:
         if self._shown.GetAttribute(REPORT_ATTRIBUTE) != self._text:
             self._fillTable()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import vtk_to_numpy
 
 from segmamba.errors import InputError, InstallationError
 from segmamba.labelmap import segment_id
@@ -17,7 +18,7 @@ from segmamba.manifest import Label, load_manifest
 from segmamba.report import summary
 from segmamba.spine.levels import C1, L6, level_name
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
-from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.segmentation import BINARY_LABELMAP, segment_ids
 from segmamba_mrml.terminology import load_terminology
 
 LEVELS = {level_name(value): value for value in range(C1, L6 + 1)}
@@ -31,8 +32,8 @@ LOOKS = (
 def renumber(node: Any, segment: str, level: str) -> None:
     """Give a vertebra another number, and with it all other vertebrae of the segmentation, so that they stay in order.
 
-    Names, colours, terms and the segments' IDs ("L1_vertebra") follow, and so does the node's report. The masks are
-    not touched, nor are the label values inside of Slicer's label maps, which mean nothing without the names.
+    Names, colours, terms, the segments' IDs ("L1_vertebra") and their label values follow, and so does the node's
+    report; a file that is read as plain voxels has the new numbers, too. Shapes are not touched.
 
     Parameters
     ----------
@@ -154,6 +155,7 @@ def _renamed(node: Any, labels: Mapping[str, Label]) -> dict[str, str]:
     Slicer cannot change an ID: the segments are taken out and put in again, in their places and with their looks.
     """
     segmentation, order = node.GetSegmentation(), segment_ids(node)
+    _relabel(segmentation, {each: label.value for each, label in labels.items()})
     held = {each: segmentation.GetSegment(each) for each in labels}
     looks = {each: _looks(node, each) for each in labels}
     masks = {each: _take_masks(segment) for each, segment in held.items()}
@@ -173,6 +175,38 @@ def _renamed(node: Any, labels: Mapping[str, Label]) -> dict[str, str]:
             setter(identifiers[each], value)
     segmentation.ReorderSegments([identifiers.get(each, each) for each in order])
     return identifiers
+
+
+def _relabel(segmentation: Any, values: Mapping[str, int]) -> None:
+    """Give segments, by ID, other label values, and their voxels with them.
+
+    Another segment in the same label map that has one of these values gets a free one.
+    """
+    for layer in range(segmentation.GetNumberOfLayers(BINARY_LABELMAP)):
+        identifiers = segmentation.GetSegmentIDsForLayer(layer, BINARY_LABELMAP)
+        segments = {each: segmentation.GetSegment(each) for each in identifiers}
+        old = {each: segment.GetLabelValue() for each, segment in segments.items()}
+        new = {old[each]: values[each] for each in segments if each in values}
+        scalars = segmentation.GetLayerDataObject(layer, BINARY_LABELMAP).GetPointData().GetScalars()
+        array = vtk_to_numpy(scalars) if scalars is not None else np.zeros(0, np.uint8)
+        # Segments of one level can only be told apart by the values that they have.
+        if len(set(new.values())) < len(values.keys() & segments.keys()):
+            continue
+        if array.dtype.kind not in "iu" or array.min(initial=0) < 0:
+            continue
+        unused = iter(sorted(set(range(1, 256)) - set(old.values()) - set(new.values())))
+        others = set(old.values()) - set(new)
+        new |= {value: next(unused) if value in new.values() else value for value in others}
+        # What belongs to no segment must not become part of one.
+        table = np.zeros(max([*old.values(), int(array.max(initial=0))]) + 1, array.dtype)
+        for value, other in new.items():
+            table[value] = other
+        array[:] = table[array]
+        if scalars is not None:
+            # Not the image: no shape changes, so surfaces stay right. Segment Editor's undo and views ask the voxels.
+            scalars.Modified()
+        for each, segment in segments.items():
+            segment.SetLabelValue(new[old[each]])
 
 
 def _take_masks(segment: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from segmamba.errors import InputError
 from segmamba.files import Request, requested_model
 from segmamba.job import Worker
 from segmamba.request import Options
+from segmamba.volume import Volume
 from segmamba_mrml.host import worker_python
 from segmamba_mrml.segmentation import LabelBox, check_segmentation, label_box, segment_ids, segments_in_steps
 from segmamba_mrml.terminology import load_terminology
@@ -73,7 +74,7 @@ class Case:
         self._model = requested_model(request)
         options = replace(request.options, roi=roi_box(roi_node)) if roi_node else request.options
         # Held until `close`, so that the voxels do not go while another thread writes them.
-        self._volume = volume_of(volume_node)
+        self._volume: Volume | None = volume_of(volume_node)
         self._box: LabelBox | None = None
         self._stopped = threading.Event()
         self._folder = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)
@@ -89,6 +90,7 @@ class Case:
         OutputError
             The file cannot be written.
         """
+        assert self._volume is not None
         write_volume(self._volume, self.request.input, self._stopped.is_set)
 
     def read(self) -> None:
@@ -106,8 +108,9 @@ class Case:
         self._stopped.set()
 
     def close(self) -> None:
-        """Delete the files."""
+        """Delete the files, and let go of the voxels."""
         self._folder.cleanup()
+        self._volume = self._box = None
 
     def finish(self, report: dict[str, Any]) -> Any:
         """Take the worker's result into the scene at once and return the segmentation node; as `finish_in_steps`."""
@@ -139,11 +142,14 @@ class Case:
         name = f"{self._volume_node.GetName()} {self._model.task}"
         before = segment_ids(self._output_node) if self._output_node is not None else []
         steps = segments_in_steps(self._box, self._volume_node, self._model.labels, name, self._output_node)
+        known, added = set(before), []
         with contextlib.closing(steps):
             for node in steps:
+                added += [identifier for identifier in segment_ids(node) if identifier not in known]
                 yield node
                 self._check_still_there(self._volume_node, node)
-        added = [identifier for identifier in segment_ids(node) if identifier not in before]
+                # A person may have added one of their own meanwhile.
+                known = set(segment_ids(node))
         if self._replace:
             for identifier in before:
                 node.GetSegmentation().RemoveSegment(identifier)

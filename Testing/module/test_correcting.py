@@ -201,3 +201,14 @@ def test_console_renumbers_and_refines(logic, show, a_column):
     np.testing.assert_array_equal(voxels(node, "L1_vertebra"), a_column.labels == L1)
     with pytest.raises(InputError, match="no vertebra 'L5'"):
         logic.refine(node, "L5")
+
+
+def test_result_that_is_deleted_leaves_the_panel(panel, show, click, a_slicer_host):
+    node = show(numbering=NUMBERING)
+    click(panel.ui.resultTable, 0)
+    slicer.mrmlScene.RemoveNode(node)
+    a_slicer_host.process_events()
+    assert panel.ui.resultTable.rowCount == 0
+    assert not panel.ui.correctionWidget.visible and not panel.ui.numberingLabel.visible
+    assert not panel.ui.show3DButton.enabled and not panel.ui.segmentEditorButton.enabled
+    assert panel.ui.resultSection.text == "Result"

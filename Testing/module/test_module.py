@@ -74,6 +74,7 @@ def test_module_says_what_it_is_whom_to_thank_and_that_it_is_for_research(the_mo
     entry = the_module.module
     assert entry.categories == ["Segmentation"]
     assert "not a medical device" in entry.helpText
+    assert all(modality in entry.helpText for model in load_manifest().models for modality in model.modalities)
     assert "10.1109/TMI.2025.3589797" in entry.acknowledgementText
     assert "SpineMamba" in entry.acknowledgementText
     assert not entry.icon.isNull()

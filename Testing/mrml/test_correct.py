@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import slicer
 import vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from segmamba.errors import InputError
 from segmamba_mrml.correct import find_vertebra, renumber, vertebrae_of
@@ -74,6 +76,66 @@ def test_masks_are_the_same_memory_and_a_saved_file_has_them(a_column, a_volume_
     for node in (a_column, loaded):
         for identifier, value in (("L1_vertebra", 19), ("L2_vertebra", 20), ("Sacrum", 26)):
             np.testing.assert_array_equal(voxels(node, identifier, a_volume_node), labels == value)
+
+
+def plain(node, path):
+    """Return the voxels that another program finds in a saved file, and the label value of each segment."""
+    save_segmentation(node, path)
+    image = sitk.ReadImage(str(path))
+    keys = [key.removesuffix("_ID") for key in image.GetMetaDataKeys() if key.endswith("_ID")]
+    array = sitk.GetArrayFromImage(image)
+    return array, {image.GetMetaData(f"{key}_ID"): int(image.GetMetaData(f"{key}_LabelValue")) for key in keys}
+
+
+def test_file_read_as_plain_voxels_has_the_new_numbers(a_column, labels, tmp_path):
+    renumber(a_column, "T12", "L1")
+    array, values = plain(a_column, tmp_path / "right.seg.nrrd")
+    assert values == {"L1_vertebra": 20, "L2_vertebra": 21, "Sacrum": 26}
+    for old, new in ((19, 20), (20, 21), (26, 26)):
+        assert (array == new).sum() == (labels == old).sum()
+    assert set(np.unique(array)) == {0, *values.values()}
+
+
+def test_segment_whose_value_is_needed_gets_another_and_keeps_its_mask(a_column, labels, a_volume_node, tmp_path):
+    segment = a_column.GetSegmentation().GetSegment("Sacrum")
+    image = segment.GetRepresentation("Binary labelmap")
+    array = vtk_to_numpy(image.GetPointData().GetScalars())
+    array[array == 26] = 21
+    # Values that no segment has must not come to life as a part of one.
+    array[np.flatnonzero(array == 0)[:5]] = 18
+    array[np.flatnonzero(array == 0)[-5:]] = 255
+    segment.SetLabelValue(21)
+    renumber(a_column, "T12", "L1")
+    for identifier, value in (("L1_vertebra", 19), ("L2_vertebra", 20), ("Sacrum", 26)):
+        np.testing.assert_array_equal(voxels(a_column, identifier, a_volume_node), labels == value)
+    array, values = plain(a_column, tmp_path / "right.seg.nrrd")
+    assert (values["L1_vertebra"], values["L2_vertebra"]) == (20, 21)
+    assert values["Sacrum"] not in (20, 21) and (array == values["Sacrum"]).sum() == (labels == 26).sum()
+    renumber(a_column, "L1", "T11")
+    np.testing.assert_array_equal(voxels(a_column, "T11_vertebra", a_volume_node), labels == 19)
+
+
+def test_voxels_of_other_numbers_than_whole_ones_keep_their_values(a_column, labels, a_volume_node):
+    image = a_column.GetSegmentation().GetLayerDataObject(0)
+    array = vtk_to_numpy(image.GetPointData().GetScalars()).astype(np.float32)
+    image.GetPointData().SetScalars(numpy_to_vtk(array, deep=True))
+    renumber(a_column, "T12", "L1")
+    assert segment_ids(a_column) == ["L1_vertebra", "L2_vertebra", "Sacrum"]
+    np.testing.assert_array_equal(voxels(a_column, "L1_vertebra", a_volume_node), labels == 19)
+
+
+def test_segment_editor_s_undo_brings_back_numbers_and_masks(a_column, labels, a_volume_node):
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(a_column.GetSegmentation())
+    history.SaveState()
+    renumber(a_column, "T12", "L1")
+    history.SaveState()
+    renumber(a_column, "L1", "L2")
+    for top in ("L1", "T12"):
+        history.RestorePreviousState()
+        assert segment_ids(a_column)[0] == f"{top}_vertebra"
+        np.testing.assert_array_equal(voxels(a_column, f"{top}_vertebra", a_volume_node), labels == 19)
+        np.testing.assert_array_equal(voxels(a_column, "Sacrum", a_volume_node), labels == 26)
 
 
 def test_surfaces_and_looks_go_with_the_segments(a_column):

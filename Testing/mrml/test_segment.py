@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -71,6 +73,30 @@ def test_temporary_files_are_gone_afterwards(a_volume_node, a_fake_worker):
     segment_volume_node(a_volume_node, "vertebrae")
     (request,) = a_fake_worker.requests
     assert not Path(request.input).parent.exists()
+
+
+def test_voxels_are_held_only_until_the_end(a_volume_node, a_tiny_model):
+    scalars = a_volume_node.GetImageData().GetPointData().GetScalars()
+    before = sys.getrefcount(scalars)
+    case = Case(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
+    assert sys.getrefcount(scalars) > before
+    case.close()
+    gc.collect()
+    assert sys.getrefcount(scalars) == before
+
+
+def test_segment_that_a_person_adds_meanwhile_is_not_taken_for_one_of_the_report(a_volume_node, labels, vertebrae):
+    case = Case(a_volume_node, Request("", "", "vertebrae"))
+    write_labelmap(case.request.output, labels, volume_of(a_volume_node).geometry, vertebrae)
+    case.read()
+    rows = [{"value": 19}, {"value": 20}, {"value": 26}]
+    for node in case.finish_in_steps({"segments": rows}):
+        if segment_ids(node) == ["T12_vertebra"]:
+            node.GetSegmentation().AddEmptySegment("mine")
+    case.close()
+    assert segment_ids(node) == ["T12_vertebra", "mine", "L1_vertebra", "Sacrum"]
+    found = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["segments"]
+    assert [row["segment_id"] for row in found] == ["T12_vertebra", "L1_vertebra", "Sacrum"]
 
 
 def test_report_names_the_nodes_and_survives_saving_the_scene(a_volume_node, a_fake_worker, a_slicer_scene):
