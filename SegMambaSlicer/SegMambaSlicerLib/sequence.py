@@ -14,6 +14,9 @@ from SegMambaSlicerLib.job import SegmentationJob, waitForEnd
 class SequenceJob:
     """The items of a volume's sequence being segmented; to its owner it is like one `SegmentationJob`.
 
+    An item that cannot be segmented (no body in it, say) gets an empty segmentation, and the report's summary names it.
+    Any other error, or one with all items, ends the job and leaves the scene as it was.
+
     Parameters
     ----------
     startItem : callable
@@ -53,6 +56,8 @@ class SequenceJob:
         self.error: Exception | None = None
         self._startItem, self._volumeNode, self._choices, self._onDone = startItem, volumeNode, choices, onDone
         self._sequence = SequenceItems(volumeNode)
+        self._last: SegmentationJob | None = None
+        self._failures: list[str] = []
         self.item, self.items = 0, len(self._sequence)
         self._job = self._start()
 
@@ -70,19 +75,32 @@ class SequenceJob:
 
     def _onItemDone(self, job: SegmentationJob) -> None:
         try:
-            if job.error is not None:
-                raise job.error
-            self._sequence.add(self.item, job.node)
+            self._take(job)
             if self.item + 1 < self.items:
                 self.item += 1
                 self._job = self._start()
                 return
-            assert job.report is not None
-            self.node = self._sequence.finish(job.node.GetName())
-            self.report = {**job.report, "summary": f"{self.items} items of the sequence were segmented."}
+            if self._last is None:
+                assert job.error is not None
+                raise job.error
+            assert self._last.report is not None
+            self.node = self._sequence.finish(self._last.node.GetName())
+            done = self.items - len(self._failures)
+            summary = f"{done} of {self.items} items of the sequence were segmented. {' '.join(self._failures)}"
+            self.report = {**self._last.report, "summary": summary.strip()}
         except Exception as error:
             # Kept for whoever waits, who may be the panel or a script.
             self.error = error
         self.finished = True
         if self._onDone is not None:
             self._onDone(self)
+
+    def _take(self, job: SegmentationJob) -> None:
+        if job.error is None:
+            self._last = job
+            self._sequence.add(self.item, job.node)
+        elif isinstance(job.error, InputError):
+            self._failures.append(f"Item {self.item + 1} has no segments: {job.error}")
+            self._sequence.add_empty(self.item)
+        else:
+            raise job.error

@@ -73,6 +73,10 @@ class SequenceItems:
         self._results.SetDataNodeAtValue(segmentation_node, self._source.GetNthIndexValue(index))
         self._scene = None
 
+    def add_empty(self, index: int) -> None:
+        """Give an item an empty segmentation: with none, the browser would show that of the item before."""
+        self.add(index, slicer.vtkMRMLSegmentationNode())
+
     def finish(self, name: str) -> Any:
         """Add the sequence of segmentations to the scene, and return the node that shows its current item.
 

@@ -203,6 +203,39 @@ def test_all_items_of_a_sequence_give_a_sequence_of_segmentations(logic, a_beati
     assert volumes[0] != volumes[1]
 
 
+def fill_with_air(node):
+    array = slicer.util.arrayFromVolume(node)
+    array[:] = -1000
+    array[0, 0, 0] = -900
+
+
+def test_an_item_without_a_body_is_named_and_costs_no_other_item(logic, a_beating_ct, a_quick_model):
+    sequences = slicer.modules.sequences.logic()
+    source = sequences.GetFirstBrowserNodeForProxyNode(a_beating_ct).GetSequenceNode(a_beating_ct)
+    fill_with_air(source.GetNthDataNode(0))
+    job = logic.segmentAsync(a_beating_ct, "vertebrae", allItems=True, device="cpu", manifest=a_quick_model)
+    node = job.wait()
+    assert job.report["summary"].startswith("1 of 2 items of the sequence were segmented. Item 1 has no segments: The ")
+    browser = sequences.GetFirstBrowserNodeForProxyNode(node)
+    found = []
+    for index in (0, 1):
+        browser.SetSelectedItemNumber(index)
+        found.append(len(segment_ids(node)))
+    assert found[0] == 0 and found[1] > 0
+
+
+def test_a_sequence_of_nothing_but_air_is_one_sentence(logic, a_beating_ct, a_quick_model):
+    source = (
+        slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(a_beating_ct).GetSequenceNode(a_beating_ct)
+    )
+    for index in range(2):
+        fill_with_air(source.GetNthDataNode(index))
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+    with pytest.raises(InputError, match="no body"):
+        logic.segment(a_beating_ct, "vertebrae", allItems=True, device="cpu", manifest=a_quick_model)
+    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
+
+
 def test_cancelled_sequence_leaves_the_scene_as_it_was(logic, a_beating_ct, a_slow_model):
     nodes = slicer.mrmlScene.GetNumberOfNodes()
     job = logic.segmentAsync(a_beating_ct, "vertebrae", allItems=True, device="cpu", manifest=a_slow_model)

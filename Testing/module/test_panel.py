@@ -219,7 +219,7 @@ def test_all_items_are_for_sequences_and_the_table_follows_the_item_shown(
     click(panel.ui.allItemsCheckBox)
     node = segment()
     screenshot("sequence")
-    assert panel.ui.statusLabel.text == "2 items of the sequence were segmented."
+    assert panel.ui.statusLabel.text == "2 of 2 items of the sequence were segmented."
     browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(node)
     table, shown = panel.ui.resultTable, []
     for index in (0, 1):
