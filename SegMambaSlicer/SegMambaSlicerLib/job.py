@@ -194,7 +194,7 @@ class SegmentationJob:
         if message["type"] == "progress" and self._onProgress is not None:
             self._onProgress(message["stage"], message["fraction"])
         elif message["type"] == "error":
-            self._end(ERRORS_BY_NAME.get(message["error"], WorkerError)(message["message"]))
+            self._end(ERRORS_BY_NAME.get(message["error"], WorkerError)(self._case.named(message["message"])))
         elif message["type"] == "result":
             self.report = message["report"]
             self._inThread(self._case.read)

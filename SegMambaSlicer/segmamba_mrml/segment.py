@@ -82,6 +82,10 @@ class Case:
         files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
         self.request = replace(request, input=files[0], output=files[1], options=options)
 
+    def named(self, sentence: str) -> str:
+        """Return a sentence of the engine's with the volume's name for the file that was made of it."""
+        return sentence.replace(self.request.input, f"'{self._volume_node.GetName()}'")
+
     def export(self) -> None:
         """Write the file that the worker reads; touches no node, so that any thread can do it.
 

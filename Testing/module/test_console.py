@@ -203,6 +203,12 @@ def test_all_items_of_a_sequence_give_a_sequence_of_segmentations(logic, a_beati
     assert volumes[0] != volumes[1]
 
 
+def test_sentences_call_the_volume_by_its_name(logic, a_ct, a_quick_model):
+    slicer.util.arrayFromVolume(a_ct)[:] = -1000
+    with pytest.raises(InputError, match=f"^'{a_ct.GetName()}' has the value -1000 everywhere"):
+        logic.segment(a_ct, task="vertebrae", device="cpu", manifest=a_quick_model)
+
+
 def fill_with_air(node):
     array = slicer.util.arrayFromVolume(node)
     array[:] = -1000
