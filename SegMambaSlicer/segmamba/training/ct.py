@@ -25,11 +25,8 @@ def _ideal(codes: Tensor, canvas: Canvas) -> Tensor:
     """Return the image of a perfect scanner."""
     rng = canvas.rng
     mean, texture = ct_priors(rng)
-    priors = canvas.upload(np.stack([mean, texture]))
     index = codes.long()
-    grain = 0.6 * canvas.noise() + 0.7 * canvas.smooth_noise(1, 40)[0]
-    image = priors[0][index] + priors[1][index] * grain
-    image = mixed(image, codes == SOFT, (mean[MUSCLE], mean[FAT]), 26, 14.0, canvas)
+    image = filled(codes, mean, texture, 14.0, canvas)
     gas_or_not = (rng.uniform(-20, 60), -850.0 if rng.random() < 0.6 else rng.uniform(80, 500))
     image = mixed(image, canvas.members(BOWEL)[index], gas_or_not, 14, 14.0, canvas)
     bone = canvas.members(BONES)[index]
@@ -44,6 +41,14 @@ def _ideal(codes: Tensor, canvas: Canvas) -> Tensor:
     if rng.random() < 0.5:
         image = _with_table(image, codes, canvas)
     return image
+
+
+def filled(codes: Tensor, mean: np.ndarray, texture: np.ndarray, grain: float, canvas: Canvas) -> Tensor:
+    """Return an image of the codes' intensities with their texture; soft tissue is a mixture of muscle and fat."""
+    priors = canvas.upload(np.stack([mean, texture]))
+    index = codes.long()
+    image = priors[0][index] + priors[1][index] * (0.6 * canvas.noise() + 0.7 * canvas.smooth_noise(1, 40)[0])
+    return mixed(image, codes == SOFT, (mean[MUSCLE], mean[FAT]), 26, grain, canvas)
 
 
 def mixed(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from segmamba.training.canvas import Canvas
-from segmamba.training.ct import mixed
+from segmamba.training.ct import filled, mixed
 from segmamba.training.filters import blur, surface, thick_slices
 from segmamba.training.priors import mr_priors
-from segmamba.training.tissues import BONES, BOWEL, FAT, MUSCLE, OUTSIDE, SOFT
+from segmamba.training.tissues import BONES, BOWEL, OUTSIDE
 
 KERNEL_MM = (0.5, 1.6)
 SLICE_MM = (2.5, 5.0)
@@ -27,11 +27,8 @@ def paint(codes: Tensor, canvas: Canvas) -> Tensor:
     """Return an MR image (z, y, x), not negative, of a map of tissues (z, y, x)."""
     rng = canvas.rng
     mean, texture = mr_priors(rng)
-    priors = canvas.upload(np.stack([mean, texture]))
     index = codes.long()
-    grain = 0.6 * canvas.noise() + 0.7 * canvas.smooth_noise(1, 40)[0]
-    image = priors[0][index] + priors[1][index] * grain
-    image = mixed(image, codes == SOFT, (mean[MUSCLE], mean[FAT]), 26, 0.05, canvas)
+    image = filled(codes, mean, texture, 0.05, canvas)
     image = mixed(image, canvas.members(BOWEL)[index], (rng.uniform(0, 1), rng.uniform(0, 1)), 14, 0.05, canvas)
     # Cortical bone and end plates have no signal, whatever the weighting.
     shell = canvas.members(BONES)[index] & surface(codes)
