@@ -29,7 +29,7 @@ class SegMambaSlicer(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("SegMambaSlicer")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        needed = ("Markups", "Segmentations", "Sequences", "SubjectHierarchy", "Terminologies", "Volumes")
+        needed = ("Markups", "Segmentations", "Sequences", "SubjectHierarchy", "Tables", "Terminologies", "Volumes")
         self.parent.dependencies = list(needed)
         self.parent.contributors = ["SegMambaSlicer contributors"]
         self.parent.helpText = _(
@@ -278,8 +278,8 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
             Segment all items of the volume's sequence into a sequence of segmentations; by default the current item.
         **choices
             ``model``, ``output`` (a segmentation node), ``overwrite``, ``structures``, ``roi`` (an ROI node),
-            ``mirror``, ``overlap``, ``noPostprocess``, ``device``, ``precision``, ``scan``, ``seed``,
-            ``checkpoint``, ``manifest``: see ``SegMambaSlicerLib.choices.Choices``.
+            ``mirror``, ``overlap``, ``noRefine``, ``noPostprocess``, ``device``, ``precision``, ``scan``,
+            ``seed``, ``checkpoint``, ``manifest``: see ``SegMambaSlicerLib.choices.Choices``.
 
         Raises
         ------
@@ -308,14 +308,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         return self._job
 
     def segmentFolder(
-        self,
-        inputFolder,
-        outputFolder,
-        task=None,
-        pattern="**/*.nii.gz",
-        skipExisting=True,
-        onProgress=None,
-        **choices,
+        self, inputFolder, outputFolder, task=None, pattern="**/*.nii.gz", skipExisting=True, onProgress=None, **choices
     ):
         """Segment the files of a folder, and return a row (a dict) for each case; a bad case is a row with its error.
 
@@ -327,17 +320,23 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         every = Choices(task=task, **choices)
         return segmentFolder(self._freeWorker(), inputFolder, outputFolder, every, pattern, skipExisting, onProgress)
 
-    def renumber(self, segmentationNode, vertebra, level):
-        """Give a vertebra ("T12", or a segment's name or ID) its right level ("L1"), and all others of its node too."""
+    def renumber(self, segmentationNode, vertebra, level, below=False):
+        """Give a vertebra ("T12", a segment's name or ID) its level ("L1"), and all others too, or those below."""
         from segmamba_mrml.correct import renumber
 
-        renumber(segmentationNode, vertebra, level)
+        renumber(segmentationNode, vertebra, level, below)
 
     def refine(self, segmentationNode, vertebra):
         """Tidy a vertebra's mask after an edit: loose pieces, holes, gaps. Return what was changed, a list of dict."""
         from segmamba_mrml.refinement import refine
 
         return refine(segmentationNode, vertebra)
+
+    def measure(self, segmentationNode, volumeNode=None):
+        """Measure the vertebrae of a segmentation as they are now; return its table node, which later calls refill."""
+        from segmamba_mrml.measurements import measurements_table
+
+        return measurements_table(segmentationNode, volumeNode)
 
     def stop(self):
         """Cancel what runs and end the worker; the next run starts another one."""

@@ -21,12 +21,14 @@ from simulated_answers import SACRUM, centroids, level_evidence, load, simulate,
 from segmamba.spine.chain import Numbering, number  # noqa: E402
 from segmamba.spine.decode import decode  # noqa: E402
 from segmamba.spine.frames import column_scale  # noqa: E402
+from segmamba.spine.levels import T1, T12  # noqa: E402
 
 SPACING = 2.0
 SMALLEST_ML = 3.0
 FOUND_MM = 20.0
 CROP = 5
 TRIALS = 5
+RIBS_WRONG = 0.05
 NOISE = {"noise": {}, "much noise": {"offset_noise_mm": 4.5, "mask_noise": 0.9, "sharpness": 0.5, "blobs": 3}}
 
 
@@ -96,11 +98,21 @@ def scenarios(columns: list[Column]) -> dict[str, list[tuple[np.ndarray, Numberi
     """Return true levels and numbering of all trials of each kind."""
     rng = np.random.default_rng(0)
     trials: dict[str, list[tuple[np.ndarray, Numbering]]] = {}
-    for levels, claims, centres, volumes, sacrum, name in cases(columns, rng):
+    for levels, claims, centres, volumes, sacrum, ribs, name in with_ribs(cases(columns, rng)):
         evidence = np.array([level_evidence(int(np.clip(claim, 1, SACRUM)), 0.6, rng) for claim in claims])
         shaken = centres + rng.normal(0, 1.5, centres.shape)
-        trials.setdefault(name, []).append((levels, number(evidence, shaken, volumes, sacrum)))
+        trials.setdefault(name, []).append((levels, number(evidence, shaken, volumes, sacrum, ribs=ribs)))
     return trials
+
+
+def with_ribs(plain: Iterator[tuple]) -> Iterator[tuple]:
+    """Yield each trial without ribs and, where it has a thoracic vertebra, also with them, 1 of 20 of them wrong."""
+    rng = np.random.default_rng(1)
+    for *trial, name in plain:
+        yield *trial, None, name
+        bears = (trial[0] >= T1) & (trial[0] <= T12)
+        if bears.any():
+            yield *trial, (bears ^ (rng.random(len(bears)) < RIBS_WRONG)).astype(float), f"{name}; ribs"
 
 
 def cases(columns: list[Column], rng: np.random.Generator) -> Iterator[tuple]:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing" / "engine
 from phantoms import dice  # noqa: E402
 from simulated_answers import SACRUM, load, smooth_noise, whole_levels  # noqa: E402
 
-from segmamba.resources import resource_root  # noqa: E402
+from segmamba.resources import SHAPES, resource_root  # noqa: E402
 from segmamba.spine.frames import column_frames  # noqa: E402
 from segmamba.spine.levels import L6, T1, T12, level_name  # noqa: E402
 from segmamba.spine.refine import ON, STEPS, refine  # noqa: E402
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--most", type=int, default=8, help="number of maps")
     options = parser.parse_args()
-    model = load_shapes(resource_root() / "Resources/Models/vertebra-shapes.safetensors")
+    model = load_shapes(resource_root() / SHAPES)
     paths = sorted(options.folder.glob("*_vertebrae.nii.gz"))
     maps = [cropped(load(path, SPACING)) for path in paths[:: max(1, len(paths) // options.most)][: options.most]]
     for name, figures in fits(maps, model).items():

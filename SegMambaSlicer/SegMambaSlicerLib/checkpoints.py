@@ -23,8 +23,8 @@ from SegMambaSlicerLib.places import PlaceSettings
 from SegMambaSlicerLib.tables import prepareTable
 from SegMambaSlicerLib.texts import commandOutcome
 
-COLUMNS = ("Model", "Installed", "Size", "Origin")
-FILES = "Models (*.pt *.pth *.safetensors *.zip);;All files (*)"
+COLUMNS = (_("Model"), _("Installed"), _("Size"), _("Origin"))
+FILES = _("Models (*.pt *.pth *.safetensors *.zip);;All files (*)")
 PROGRESS = re.compile(r"\w+ (\d+)%")
 
 
@@ -57,7 +57,7 @@ class CheckpointSection:
         self._process: Any = None
         self._locked = False
         table = ui.modelsTable
-        prepareTable(table, [_(title) for title in COLUMNS])
+        prepareTable(table, COLUMNS)
         table.connect("itemSelectionChanged()", self._allow)
         ui.importButton.connect("clicked(bool)", self._onImport)
         ui.downloadButton.connect("clicked(bool)", self._onDownload)
@@ -110,10 +110,10 @@ class CheckpointSection:
             size = found.path.stat().st_size
         there = _("damaged") if state.problem else _("yes") if found is not None else _("no")
         texts = (
-            _(state.model.title),
+            state.model.title,
             there,
             f"{size / 1e6:.1f} MB" if size is not None else "–",
-            _(found.origin) if found is not None else "–",
+            found.origin if found is not None else "–",
         )
         details = state.problem or (str(found.path) if found is not None else state.model.file.note or "")
         if state.model.unsupported:
@@ -142,7 +142,7 @@ class CheckpointSection:
         ui.removeButton.enabled = free and not self._locked and chosen is not None and chosen.removable
 
     def _onImport(self, _checked: bool = False) -> None:
-        path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), _("Import a model"), "", _(FILES))
+        path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), _("Import a model"), "", FILES)
         if path:
             chosen = self._options.arguments(Path(path))
             self._run(_("Importing {name}...").format(name=Path(path).name), "import", path, *chosen)

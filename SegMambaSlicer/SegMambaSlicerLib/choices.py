@@ -29,8 +29,10 @@ class Choices:
         Average over mirrored copies.
     overlap : float, optional
         Of the windows, 0 to 0.9; by default the model's.
+    noRefine : bool
+        Do not refine the masks by the shapes of vertebrae.
     noPostprocess : bool
-        Give the network's answer as it is.
+        Keep also what is not part of the column.
     device, precision, scan, seed, checkpoint, manifest
         As for ``segmamba segment``.
     """
@@ -43,6 +45,7 @@ class Choices:
     roi: Any = None
     mirror: bool = False
     overlap: float | None = None
+    noRefine: bool = False
     noPostprocess: bool = False
     device: str = "auto"
     precision: str = "auto"
@@ -61,6 +64,7 @@ class Choices:
             overlap=self.overlap,
             mirror=self.mirror,
             structures=tuple(str(name).strip() for name in names) if names else None,
+            refine=not self.noRefine,
             keep=not self.noPostprocess,
             seed=self.seed,
         )

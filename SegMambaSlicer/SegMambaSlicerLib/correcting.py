@@ -46,6 +46,8 @@ class CorrectionSection:
         ui.correctionWidget.minimumHeight = ui.refineButton.sizeHint.height()
         for level in LEVELS:
             ui.levelComboBox.addItem(level)
+        ui.renumberScopeComboBox.addItem(_("whole column"), False)
+        ui.renumberScopeComboBox.addItem(_("from here down"), True)
         ui.resultTable.connect("itemSelectionChanged()", self.refresh)
         ui.levelComboBox.connect("currentIndexChanged(int)", self._allow)
         ui.renumberButton.connect("clicked(bool)", self._onRenumber)
@@ -64,10 +66,10 @@ class CorrectionSection:
             self._ui.correctionLabel.text = _("To correct a number or a mask, select a vertebra.")
         else:
             name = level_name(self._level)
-            self._ui.correctionLabel.text = _("{level} is really:").format(level=name)
+            self._ui.correctionLabel.text = _("{level} is:").format(level=name)
             self._ui.levelComboBox.currentIndex = self._ui.levelComboBox.findText(name)
-        for widget in (self._ui.levelComboBox, self._ui.renumberButton, self._ui.refineButton):
-            widget.visible = self._level is not None
+        for name in ("levelComboBox", "renumberScopeComboBox", "renumberButton", "refineButton"):
+            getattr(self._ui, name).visible = self._level is not None
         self._allow()
 
     def _segment(self) -> str:
@@ -82,12 +84,18 @@ class CorrectionSection:
 
     def _onRenumber(self, _checked: bool = False) -> None:
         before, after = level_name(self._level), self._ui.levelComboBox.currentText
+        below = self._ui.renumberScopeComboBox.currentData
+        _saveForUndo(self._results.node)
         try:
-            renumber(self._results.node, self._segment(), after)
+            renumber(self._results.node, self._segment(), after, below)
         except SegMambaError as error:
             self._say(str(error), True)
             return
-        self._say(_("{before} is {after} now, and all others moved with it.").format(before=before, after=after), False)
+        if below:
+            said = _("{before} is {after} now, and all below moved with it.")
+        else:
+            said = _("{before} is {after} now, and all others moved with it.")
+        self._say(said.format(before=before, after=after), False)
 
     def _onRefine(self, _checked: bool = False) -> None:
         try:
@@ -122,11 +130,16 @@ class CorrectionSection:
 
 
 def _applied(refinement: Refinement) -> str:
-    """Write the new mask, which Segment Editor can undo where it edits that segmentation, and say what was changed."""
-    widget = getattr(slicer.modules, "SegmentEditorWidget", None)
-    if widget is not None and widget.editor.segmentationNode() is refinement.node:
-        widget.editor.saveStateForUndo()
+    """Write the new mask, and say what was changed."""
+    _saveForUndo(refinement.node)
     changes = refinement.apply()
     if not changes:
         return _("The mask is clean already: nothing was changed.")
     return _("{level} was refined: {change}.").format(level=changes[0]["level"], change=changeText(changes[0]))
+
+
+def _saveForUndo(node: Any) -> None:
+    """Let Segment Editor undo what comes, where it edits that segmentation."""
+    widget = getattr(slicer.modules, "SegmentEditorWidget", None)
+    if widget is not None and widget.editor.segmentationNode() is node:
+        widget.editor.saveStateForUndo()

@@ -87,8 +87,6 @@ class ForecastSection:
             told = self._forecast()
         except SegMambaError as error:
             return str(error)
-        if self._devices.gpuMemory is not None:
-            return ""
         text, hopeless = memoryProblem(told.memory, *system_memory())
         return text if hopeless else ""
 
@@ -117,7 +115,7 @@ class ForecastSection:
         gpu = self._devices.gpuMemory
         if gpu is not None:
             need, free = told.device_memory, gpu
-            shortage = gpuProblem(need, free)
+            shortage = gpuProblem(told.window_memory, need, free) or shortage
         known = slicer.util.settingsValue(_key(self.models.model.id, self._devices.device), None, float)
         return f"{forecastText(told, need, free, known)} {shortage}".strip(), bool(shortage)
 

@@ -42,7 +42,7 @@ class ImportOptions:
         combo.clear()
         combo.addItem(_("The model that the weights fit"), BY_WEIGHTS)
         for model in models:
-            combo.addItem(_(model.title), model.id)
+            combo.addItem(model.title, model.id)
         combo.blockSignals(blocked)
         self._onModel()
 

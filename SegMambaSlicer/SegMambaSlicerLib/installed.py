@@ -6,6 +6,8 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from slicer.i18n import tr as _
+
 from segmamba.errors import ModelError
 from segmamba.manifest import ListedModel
 from segmamba.settings import MIRROR, setting
@@ -31,7 +33,7 @@ class State:
         """Where the file is from, in words, or why there is none."""
         if self.found is not None:
             return self.found.origin
-        return "damaged" if self.problem else "not installed"
+        return _("damaged") if self.problem else _("not installed")
 
     @property
     def downloadable(self) -> bool:

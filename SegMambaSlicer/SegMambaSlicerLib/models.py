@@ -11,7 +11,7 @@ import qt
 from slicer.i18n import tr as _
 
 from segmamba.errors import ModelError
-from segmamba.manifest import Manifest, Model, load_manifest
+from segmamba.manifest import KEEP_ALL, Manifest, Model, load_manifest
 from segmamba.store import checkpoint_location, configured
 from SegMambaSlicerLib.installed import look
 from SegMambaSlicerLib.texts import missingCheckpoint, modelDetails, modelSummary, taskTitle
@@ -23,9 +23,9 @@ QUALITIES: dict[str, tuple[float | None, bool]] = {
     "mirrored": (None, True),
 }
 QUALITY_TITLES = {
-    "fast": "Fast (little overlap)",
-    "standard": "Standard",
-    "mirrored": "Mirrored (slower, a little better)",
+    "fast": _("Fast (little overlap)"),
+    "standard": _("Standard"),
+    "mirrored": _("Mirrored (slower, a little better)"),
 }
 
 
@@ -76,7 +76,7 @@ class ModelSection:
         with self._silently():
             self._ui.taskComboBox.clear()
             for task in self.manifest.tasks:
-                self._ui.taskComboBox.addItem(_(taskTitle(task)), task)
+                self._ui.taskComboBox.addItem(taskTitle(task), task)
         if self._parameters is not None:
             self.show(self._parameters)
 
@@ -123,7 +123,7 @@ class ModelSection:
         for quality, title in QUALITY_TITLES.items():
             # A model that is not mirrored would run the same as with the standard.
             if quality != "mirrored" or (model is not None and model.mirror_axes):
-                combo.addItem(_(title), quality)
+                combo.addItem(title, quality)
         _select(combo, chosen, "standard")
 
     def _fillStructures(self, chosen: set[str]) -> None:
@@ -143,9 +143,25 @@ class ModelSection:
             state = look(model, self.root)
             if state.found is not None:
                 model = configured(model, state.found)
-            summary = modelSummary(model, _(state.origin))
+            summary = modelSummary(model, state.origin)
         self._ui.modelSummaryLabel.text = summary
         self._ui.modelSummaryLabel.toolTip = modelDetails(model) if model else ""
+        self._offer(
+            self._ui.refineCheckBox,
+            model is not None and bool(model.refinement),
+            _("Clean the masks by what vertebrae look like: loose pieces, holes, parts of ribs, gaps."),
+        )
+        self._offer(
+            self._ui.postprocessCheckBox,
+            model is not None and model.keep != KEEP_ALL,
+            _("Drop what is not connected to the largest column of vertebrae and is no piece of it."),
+        )
+
+    @staticmethod
+    def _offer(checkBox: Any, possible: bool, text: str) -> None:
+        """Let a step of the run be chosen where the model has it."""
+        checkBox.enabled = possible
+        checkBox.toolTip = text if possible else _("The chosen model has no such step.")
 
     def _onTask(self, _index: int) -> None:
         self._write(task=self._ui.taskComboBox.currentData, model="", structures="")

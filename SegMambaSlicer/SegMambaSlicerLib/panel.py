@@ -17,6 +17,7 @@ from SegMambaSlicerLib.devices import DeviceSection
 from SegMambaSlicerLib.forecasting import ForecastSection
 from SegMambaSlicerLib.install import DependencySection
 from SegMambaSlicerLib.log import LogSection
+from SegMambaSlicerLib.measuring import MeasuringSection
 from SegMambaSlicerLib.models import QUALITIES, ModelSection
 from SegMambaSlicerLib.results import ResultSection
 
@@ -67,6 +68,7 @@ class Sections:
             "roi": parameters.roi,
             "mirror": mirror,
             "overlap": overlap,
+            "noRefine": not parameters.refine,
             "noPostprocess": not parameters.postprocess,
             "device": self.devices.device,
             "allItems": self.ui.allItemsCheckBox.enabled and parameters.allItems,
@@ -117,6 +119,7 @@ def buildSections(
     checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
     dependencies = DependencySection(ui, requirements, stopWorker)
     results = ResultSection(ui)
-    # Lives as long as the result that it corrects.
+    # They live as long as the result that they correct and measure.
     results.onFilled = CorrectionSection(ui, results, say).refresh
+    results.onShown = MeasuringSection(ui, results, say).refresh
     return Sections(ui, models, devices, forecast, results, checkpoints, dependencies, log)

@@ -25,7 +25,8 @@ class ParameterNode:
         A key of `SegMambaSlicerLib.models.QUALITIES`.
     structures : str
         Values of the labels to keep, separated by commas; empty for all.
-    postprocess : bool
+    refine, postprocess : bool
+        Where the model has such a step.
     allItems : bool
         Of the volume's sequence; by default the current one.
     """
@@ -38,5 +39,6 @@ class ParameterNode:
     model: str = ""
     quality: str = "standard"
     structures: str = ""
+    refine: bool = True
     postprocess: bool = True
     allItems: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import vtk
 from slicer.i18n import tr as _
 
 from segmamba.spine.levels import SACRUM, level_name
-from segmamba_mrml.segment import REPORT_ATTRIBUTE
+from segmamba_mrml.reports import REPORT_ATTRIBUTE, follow_undo, parts, read_report
 from segmamba_mrml.segmentation import segment_ids
 from SegMambaSlicerLib.tables import prepareTable, showRows
 from SegMambaSlicerLib.texts import (
@@ -24,8 +23,10 @@ from SegMambaSlicerLib.texts import (
     segmentFlags,
 )
 
-COLUMNS = ("Segment", "Volume (mL)", "Confidence", "Check")
+COLUMNS = (_("Segment"), _("Volume (mL)"), _("Confidence"), _("Check"))
 SWATCH_SIZE = 14
+# What undo does to segments.
+SEGMENT_EVENTS = ("SegmentAdded", "SegmentRemoved", "SegmentModified")
 # A chest CT has some 16 vertebrae, which are best seen at once.
 FEWEST_ROWS, MOST_ROWS = 4, 18
 
@@ -40,19 +41,20 @@ class ResultSection:
 
     Attributes
     ----------
-    onFilled : callable
-        Called when the table shows something else.
+    onFilled, onShown : callable
+        Called when the table shows something else, and when another node is shown.
     """
 
     def __init__(self, ui: Any) -> None:
         self._ui = ui
         self._shown: Any = None
-        self._observer: int | None = None
+        self._observers: list[int] = []
         self._text: str | None = None
         self.onFilled: Callable[[], None] = lambda: None
+        self.onShown: Callable[[], None] = lambda: None
         ui.numberingLabel.styleSheet = PROBLEM_STYLE
         table = ui.resultTable
-        prepareTable(table, [_(title) for title in COLUMNS])
+        prepareTable(table, COLUMNS)
         table.connect("cellClicked(int,int)", self._onCell)
         ui.show3DButton.connect("toggled(bool)", self._onShow3D)
         ui.segmentEditorButton.connect("clicked(bool)", self._onSegmentEditor)
@@ -65,13 +67,16 @@ class ResultSection:
 
     def show(self, node: Any) -> None:
         """Show a segmentation node, and follow it to other items of its sequence; None shows an empty table."""
-        if self._shown is not None:
-            self._shown.RemoveObserver(self._observer)
+        for tag in self._observers:
+            self._shown.RemoveObserver(tag)
+        self._observers = []
         if node is None or node is not self._shown:
             self._ui.resultSection.collapsed = node is None
         self._shown = node
         if node is not None:
-            self._observer = node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onModified)
+            self._observers = [node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onModified)]
+            for name in SEGMENT_EVENTS:
+                self._observers.append(node.AddObserver(getattr(slicer.vtkSegmentation, name), self._onSegments))
         self._fillTable()
         self._ui.show3DButton.enabled = self._ui.segmentEditorButton.enabled = node is not None
         blocked = self._ui.show3DButton.blockSignals(True)
@@ -79,6 +84,7 @@ class ResultSection:
         self._ui.show3DButton.blockSignals(blocked)
         title = _("Result: {name}").format(name=node.GetName()) if node is not None else _("Result")
         self._ui.resultSection.text = title
+        self.onShown()
 
     def refresh(self) -> None:
         """Show an empty table where the node that was shown has been deleted."""
@@ -89,15 +95,20 @@ class ResultSection:
         if self._shown.GetAttribute(REPORT_ATTRIBUTE) != self._text:
             self._fillTable()
 
+    def _onSegments(self, _caller: Any, _event: str) -> None:
+        if self.node is not None:
+            follow_undo(self.node)
+
     def _fillTable(self) -> None:
+        report = read_report(self._shown) if self._shown is not None else {}
         self._text = self._shown.GetAttribute(REPORT_ATTRIBUTE) if self._shown is not None else None
-        report = json.loads(self._text) if self._text else {}
         rows = segmentRows(report, self._shown)
         self._ui.resultTable.rowCount = len(rows)
         showRows(self._ui.resultTable, len(rows), FEWEST_ROWS, MOST_ROWS)
-        for index, row in enumerate(rows):
-            self._fill(index, row, report)
-        doubt = numberingText(report) if rows else ""
+        for index, (row, part) in enumerate(rows):
+            self._fill(index, row, part, part is not report)
+        doubts = [numberingText(part) for part in parts(report) if any(part is other for _row, other in rows)]
+        doubt = " ".join(filter(None, dict.fromkeys(doubts)))
         self._ui.numberingLabel.text = doubt
         self._ui.numberingLabel.visible = bool(doubt)
         model = report.get("model", {})
@@ -107,16 +118,16 @@ class ResultSection:
         self._ui.limitsLabel.visible = bool(self._ui.limitsLabel.text)
         self.onFilled()
 
-    def _fill(self, index: int, row: dict[str, Any], report: dict[str, Any]) -> None:
+    def _fill(self, index: int, row: dict[str, Any], report: dict[str, Any], earlier: bool) -> None:
         segment = self._shown.GetSegmentation().GetSegment(row["segment_id"])
-        flags = segmentFlags(row, report.get("numbering"))
+        flags = segmentFlags(row, report.get("numbering"), earlier)
         changes = report.get("refinement", [])
         tip = refinementText(changes, level_name(row["value"])) if row["value"] <= SACRUM else ""
         texts = (
             segment.GetName(),
             f"{row['volume_ml']:.1f}",
             f"{100 * row['mean_confidence']:.0f} %",
-            _(", ".join(flags)),
+            ", ".join(flags),
         )
         for column, text in enumerate(texts):
             item = qt.QTableWidgetItem(text)
@@ -158,11 +169,11 @@ class ResultSection:
             editor.setSourceVolumeNode(volumeNode)
 
 
-def segmentRows(report: dict[str, Any], node: Any) -> list[dict[str, Any]]:
-    """Return what a report says of the segments that a node still has."""
-    rows = report.get("segments", [])
+def segmentRows(report: dict[str, Any], node: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return what a report says of the segments that a node still has, each with the report of the run it is from."""
+    rows = [(row, part) for part in parts(report) for row in part.get("segments", [])]
     there = segment_ids(node) if rows else []
-    return [row for row in rows if row.get("segment_id") in there]
+    return [(row, part) for row, part in rows if row.get("segment_id") in there]
 
 
 def _hasSurfaces(node: Any) -> bool:

@@ -1,4 +1,7 @@
-"""What the panel says, from what the engine knows. Functions that take and give values; no Qt."""
+"""What the panel says, from what the engine knows. Functions that take and give values; no Qt.
+
+Slicer's translators see what stands as it is in ``_(...)``: whole sentences, and names for what is put into them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from slicer.i18n import tr as _
 
 from segmamba.forecast import Forecast
 from segmamba.manifest import Model
@@ -17,26 +22,26 @@ from segmamba.spine.levels import level_name
 # Share of a run that a stage takes, about: 512 x 512 x 133 voxels on a processor.
 STAGES = {"read": 0.02, "load": 0.05, "preprocess": 0.05, "predict": 0.78, "postprocess": 0.08, "write": 0.02}
 STAGE_TITLES = {
-    "read": "Reading",
-    "load": "Loading the model",
-    "preprocess": "Preparing",
-    "predict": "Segmenting",
-    "postprocess": "Cleaning up",
-    "write": "Writing",
+    "read": _("Reading"),
+    "load": _("Loading the model"),
+    "preprocess": _("Preparing"),
+    "predict": _("Segmenting"),
+    "postprocess": _("Cleaning up"),
+    "write": _("Writing"),
 }
-TASK_TITLES = {"vertebrae": "Vertebrae", "colorectal": "Colorectal cancer"}
+TASK_TITLES = {"vertebrae": _("Vertebrae"), "colorectal": _("Colorectal cancer")}
 # Legible on light and on dark grounds.
 PROBLEM_STYLE = "color: #d9480f;"
 # Below this mean probability of its voxels a segment is marked, and below this one of its level.
 LOW_CONFIDENCE, UNSURE_NUMBER = 0.6, 0.9
 # What refinement does to a mask, by its steps.
 REFINEMENT_STEPS = {
-    "pieces": "loose pieces and holes",
-    "split": "cut from its neighbour",
-    "remove": "looked like no vertebra",
-    "trim": "trimmed to the shape of a vertebra",
-    "close": "gaps closed",
-    "edit": "tidied after an edit",
+    "pieces": _("loose pieces and holes"),
+    "split": _("cut from its neighbour"),
+    "remove": _("looked like no vertebra"),
+    "trim": _("trimmed to the shape of a vertebra"),
+    "close": _("gaps closed"),
+    "edit": _("tidied after an edit"),
 }
 # What the command line puts before its errors, and the lines that say what it did.
 COMMAND_ERROR = re.compile(r"segmamba: error: |FAIL  [^:]+: ")
@@ -61,19 +66,21 @@ def overallFraction(stage: str, fraction: float) -> float:
 def duration(seconds: float) -> str:
     """Write a time span roughly, for example ``about 20 s`` or ``about 3 min``."""
     if seconds < 10:
-        return "a few seconds"
+        return _("a few seconds")
     if seconds < 90:
-        return f"about {round(seconds / 5) * 5:.0f} s"
-    return f"about {round(seconds / 60):.0f} min"
+        return _("about {number} s").format(number=round(seconds / 5) * 5)
+    return _("about {number} min").format(number=round(seconds / 60))
 
 
 def modelSummary(model: Model, origin: str) -> str:
     """Return one line about a model: modality, spacing, accuracy, where its file is from, licence, what is a guess."""
     x, y, z = model.preprocessing.spacing
     spacing = f"{x:.3g} × {y:.3g} × {z:.3g} mm"
-    licence = model.entry.get("licence") or "licence not stated"
-    estimated = (f"estimate: {model.preprocessing.estimated}",) if model.preprocessing.estimated else ()
-    return " · ".join(("/".join(model.modalities), spacing, accuracy(model.entry), origin, licence, *estimated))
+    licence = model.entry.get("licence") or _("licence not stated")
+    said = ["/".join(model.modalities), spacing, accuracy(model.entry), origin, licence]
+    if model.preprocessing.estimated:
+        said.append(_("estimate: {what}").format(what=model.preprocessing.estimated))
+    return " · ".join(said)
 
 
 def accuracy(entry: Mapping[str, Any]) -> str:
@@ -82,7 +89,7 @@ def accuracy(entry: Mapping[str, Any]) -> str:
     for row in entry.get("accuracy", []):
         values.setdefault(row["measure"], []).append(row["value"])
     if not values:
-        return "accuracy not measured"
+        return _("accuracy not measured")
     return "; ".join(f"{name} {_span(numbers)}" for name, numbers in values.items())
 
 
@@ -94,7 +101,7 @@ def modelDetails(model: Model) -> str:
     return "\n".join(parts)
 
 
-_DETAILS = (("Training data", "training_data"), ("Citation", "citation"))
+_DETAILS = ((_("Training data"), "training_data"), (_("Citation"), "citation"))
 
 
 def bulletList(sentences: Sequence[str]) -> str:
@@ -104,18 +111,22 @@ def bulletList(sentences: Sequence[str]) -> str:
 
 def limitsText(limits: Sequence[str], estimated: str | None = None) -> str:
     """Return what of a model is an estimate, the first of its limits, which is the gravest, and how many there are."""
-    lines = [f"Estimate: {estimated}."] if estimated else []
-    if limits:
-        more = f" ({len(limits) - 1} more: hold the mouse here)" if len(limits) > 1 else ""
-        lines.append(f"Know the limits: {limits[0]}{more}")
+    lines = [_("Estimate: {what}.").format(what=estimated)] if estimated else []
+    if len(limits) > 1:
+        text = _("Know the limits: {first} ({number} more: hold the mouse here)")
+        lines.append(text.format(first=limits[0], number=len(limits) - 1))
+    elif limits:
+        lines.append(_("Know the limits: {first}").format(first=limits[0]))
     return "\n".join(lines)
 
 
 def missingCheckpoint(model: Model, path: Path) -> str:
     """Say that a model's checkpoint is not there and what to do."""
-    note = f" {model.file.note}" if model.file.note else ""
-    way = "download" if model.file.urls else "import"
-    return f"This model is not installed: {way} it in the section Models below, or put its file at {path}.{note}"
+    if model.file.urls:
+        said = _("This model is not installed: download it in the section Models below, or put its file at {path}.")
+    else:
+        said = _("This model is not installed: import it in the section Models below, or put its file at {path}.")
+    return " ".join(filter(None, (said.format(path=path), model.file.note)))
 
 
 def commandOutcome(lines: Sequence[str], status: int) -> str:
@@ -125,54 +136,71 @@ def commandOutcome(lines: Sequence[str], status: int) -> str:
     errors = [COMMAND_ERROR.sub("", line, count=1) for line in lines if COMMAND_ERROR.match(line)]
     if errors:
         return errors[-1]
-    said = f" ({lines[-1]})" if lines else ""
-    return f"The command ended with status {status}{said}: press 'Check installation' in the section Dependencies."
+    if not lines:
+        text = _("The command ended with status {status}: press 'Check installation' in the section Dependencies.")
+        return text.format(status=status)
+    text = _("The command ended with status {status} ({line}): press 'Check installation' in the section Dependencies.")
+    return text.format(status=status, line=lines[-1])
 
 
 def forecastText(forecast: Forecast, need: int, free: int, secondsPerWindow: float | None) -> str:
     """Return one line about a run to come; ``need`` and ``free`` are bytes of memory, 0 if unknown."""
-    x, y, z = forecast.size
-    windows = f"{forecast.windows} window{'s' if forecast.windows != 1 else ''}"
-    available = f" of {gibibytes(free)} free" if free else ""
+    grid = _("grid {size}").format(size=" × ".join(map(str, forecast.size)))
+    said = [grid, _("1 window") if forecast.windows == 1 else _("{number} windows").format(number=forecast.windows)]
+    if need and free:
+        said.append(_("about {need} memory of {free} free").format(need=gibibytes(need), free=gibibytes(free)))
+    elif need:
+        said.append(_("about {need} memory").format(need=gibibytes(need)))
     if secondsPerWindow is None:
-        time = "time unknown until the first run"
+        said.append(_("time unknown until the first run"))
     else:
-        time = duration(secondsPerWindow * forecast.windows)
-    memory = f", about {gibibytes(need)} memory{available}" if need else ""
-    return f"Forecast: grid {x} × {y} × {z}, {windows}{memory}, {time}."
+        said.append(duration(secondsPerWindow * forecast.windows))
+    return _("Forecast: {what}.").format(what=", ".join(said))
 
 
 def memoryProblem(need: int, total: int, free: int) -> tuple[str, bool]:
     """Return a sentence where main memory is short (else an empty one), and whether the run cannot work at all."""
     if total and need > total:
-        return (
-            f"This needs about {gibibytes(need)} of memory and the computer has {gibibytes(total)}: limit the region "
-            "with an ROI (Advanced), or use a computer with more memory.",
-            True,
+        text = _(
+            "This needs about {need} of memory and the computer has {total}: limit the region with an ROI (Advanced), "
+            "or use a computer with more memory."
         )
+        return text.format(need=gibibytes(need), total=gibibytes(total)), True
     if free and need > free:
-        return (
-            f"This needs about {gibibytes(need)} of memory and {gibibytes(free)} are free: close other programs, or "
-            "limit the region with an ROI (Advanced).",
-            False,
+        text = _(
+            "This needs about {need} of memory and {free} are free: close other programs, or limit the region with an "
+            "ROI (Advanced)."
         )
+        return text.format(need=gibibytes(need), free=gibibytes(free)), False
     return "", False
 
 
-def gpuProblem(need: int, free: int) -> str:
-    """Return a sentence where a GPU's memory is short, else an empty one."""
-    if need <= free:
-        return ""
-    return (
-        f"This needs about {gibibytes(need)} on the GPU and {gibibytes(free)} are free: close other programs, or "
-        "choose the processor (Advanced)."
-    )
+def gpuProblem(window: int, need: int, free: int) -> str:
+    """Return a sentence where a GPU's memory is short, else an empty one.
+
+    ``window`` is what it cannot do without, and ``need`` what it takes to keep the whole answer there.
+    """
+    if window > free:
+        text = _(
+            "This needs about {need} on the GPU and {free} are free: close other programs, or choose the processor "
+            "(Advanced)."
+        )
+        return text.format(need=gibibytes(window), free=gibibytes(free))
+    if need > free:
+        text = _(
+            "The answer takes about {need} on the GPU and {free} are free: it is put together in main memory, which "
+            "takes longer."
+        )
+        return text.format(need=gibibytes(need), free=gibibytes(free))
+    return ""
 
 
 def progressText(stage: str, remaining: float | None) -> str:
     """Return what the progress bar says."""
     text = STAGE_TITLES.get(stage, stage)
-    return f"{text}, {duration(remaining)} left" if remaining is not None else text
+    if remaining is None:
+        return text
+    return _("{stage}, {time} left").format(stage=text, time=duration(remaining))
 
 
 def remainingSeconds(stage: str, fraction: float, seconds: float) -> float | None:
@@ -185,15 +213,17 @@ def remainingSeconds(stage: str, fraction: float, seconds: float) -> float | Non
     return seconds / fraction * (1 - fraction)
 
 
-def segmentFlags(row: Mapping[str, Any], numbering: Mapping[str, Any] | None = None) -> list[str]:
+def segmentFlags(
+    row: Mapping[str, Any], numbering: Mapping[str, Any] | None = None, earlier: bool = False
+) -> list[str]:
     """Return what is to be looked at in a segment of the report; ``numbering`` is the report's, where it has one."""
-    flags = []
+    flags = [_("earlier run")] if earlier else []
     if (numbering or {}).get("levels", {}).get(str(row["value"]), 1.0) < UNSURE_NUMBER:
-        flags.append("number unsure")
+        flags.append(_("number unsure"))
     if row.get("mean_confidence", 1.0) < LOW_CONFIDENCE:
-        flags.append("low confidence")
+        flags.append(_("low confidence"))
     if row.get("at_border"):
-        flags.append("cut off")
+        flags.append(_("cut off"))
     return flags
 
 
@@ -205,8 +235,10 @@ def numberingText(report: Mapping[str, Any]) -> str:
     numbering = report["numbering"]
     sentences = [doubt, *numbering["variants"]]
     if numbering["runner_up"]:
-        sentences.append(f"Next best ({numbering['runner_up_probability']:.0%}): {_rival(numbering)}.")
-    return " ".join([*sentences, "Select a vertebra and renumber if needed."])
+        text = _("Next best ({probability}): {numbers}.")
+        probability = f"{numbering['runner_up_probability']:.0%}"
+        sentences.append(text.format(probability=probability, numbers=_rival(numbering)))
+    return " ".join([*sentences, _("Select a vertebra and renumber if needed.")])
 
 
 def refinementText(changes: Sequence[Mapping[str, Any]], level: str) -> str:
@@ -216,13 +248,14 @@ def refinementText(changes: Sequence[Mapping[str, Any]], level: str) -> str:
         for change in changes
         if change["level"] == level
     ]
-    return f"Refinement of {level}\n{bulletList(lines)}" if lines else ""
+    title = _("Refinement of {level}").format(level=level)
+    return f"{title}\n{bulletList(lines)}" if lines else ""
 
 
 def changeText(change: Mapping[str, Any]) -> str:
     """Return how much a change of a mask has added and removed."""
     amounts = (("+", change["added_ml"]), ("-", change["removed_ml"]))
-    return ", ".join(f"{sign}{amount:.3g} mL" for sign, amount in amounts if amount) or "less than 0.001 mL"
+    return ", ".join(f"{sign}{amount:.3g} mL" for sign, amount in amounts if amount) or _("less than 0.001 mL")
 
 
 def secondsPerWindow(report: Mapping[str, Any]) -> float:
@@ -239,13 +272,13 @@ def _rival(numbering: Mapping[str, Any]) -> str:
         return _ends(rival)
     others = [index for index, (name, other) in enumerate(zip(now, rival, strict=True)) if name != other]
     part = slice(others[0], others[-1] + 1)
-    return f"{_ends(rival[part])} instead of {_ends(now[part])}"
+    return _("{rival} instead of {now}").format(rival=_ends(rival[part]), now=_ends(now[part]))
 
 
 def _ends(names: Sequence[str]) -> str:
-    return f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+    return _("{first} to {last}").format(first=names[0], last=names[-1]) if len(names) > 1 else names[0]
 
 
 def _span(numbers: list[float]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+    low, high = f"{min(numbers):.2f}", f"{max(numbers):.2f}"
+    return low if low == high else _("{first} to {last}").format(first=low, last=high)

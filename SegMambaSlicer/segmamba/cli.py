@@ -106,11 +106,14 @@ def _add_segment(commands: Any) -> None:
     )
     parser.set_defaults(run=_segment)
     parser.add_argument("input", metavar="INPUT", help="NIfTI, NRRD or MetaImage file, or a folder with a DICOM series")
-    parser.add_argument("--output", "-o", required=True, metavar="FILE", help=".seg.nrrd, .nii.gz, .nii, .nrrd or .mha")
+    text = ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG)"
+    parser.add_argument("--output", "-o", required=True, metavar="FILE", help=text)
     parser.add_argument("--task", help="vertebrae or colorectal: the task's default model is taken")
     parser.add_argument("--model", metavar="ID", help="a model, see 'segmamba models'")
     parser.add_argument("--report", metavar="FILE", help="write what was found and how as JSON")
     parser.add_argument("--preview", metavar="FILE", help="write a picture of three planes as PNG")
+    text = "write volume, heights, density and angles of each vertebra as CSV"
+    parser.add_argument("--measurements", metavar="FILE", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--structures", metavar="A,B", help="keep only these, by name or value")
     parser.add_argument(
@@ -122,7 +125,8 @@ def _add_segment(commands: Any) -> None:
     )
     parser.add_argument("--mirror", action="store_true", help="average over mirrored copies: slower, a little better")
     parser.add_argument("--overlap", type=float, metavar="PART", help="overlap of windows, 0 to 0.9")
-    parser.add_argument("--no-postprocess", action="store_true", help="give the network's answer as it is")
+    parser.add_argument("--no-refine", action="store_true", help="do not refine the masks by the shapes of vertebrae")
+    parser.add_argument("--no-postprocess", action="store_true", help="keep also what is not part of the column")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--precision", default="auto", help="auto (default), float32, float16 or bfloat16")
     parser.add_argument("--scan", default="auto", help="selective scan: auto (default), torch, triton or mamba_ssm")
@@ -142,6 +146,7 @@ def _request(options: argparse.Namespace) -> Request:
         model=options.model,
         report=options.report,
         preview=options.preview,
+        measurements=options.measurements,
         checkpoint=options.checkpoint,
         manifest=options.manifest,
         overwrite=options.overwrite,
@@ -153,6 +158,7 @@ def _request(options: argparse.Namespace) -> Request:
             mirror=options.mirror,
             roi=_lps_corners(options.roi) if options.roi else None,
             structures=structures,
+            refine=not options.no_refine,
             keep=not options.no_postprocess,
             seed=options.seed,
         ),
@@ -185,8 +191,10 @@ def _segment(options: argparse.Namespace) -> int:
             print(f"Note: {sentence}")
         if report["model"]["estimated"]:
             print(f"Note: {report['model']['estimated']}.")
-        print(f"Written: {', '.join(path for path in (request.output, request.report, request.preview) if path)}")
-        print(f"{run['device']}, {run['precision']}, scan {run['scan_backend']}, {report['timings_s']['total']:.1f} s")
+        written = (request.output, request.report, request.preview, request.measurements)
+        print(f"Written: {', '.join(path for path in written if path)}")
+        devices = " and ".join(dict.fromkeys((run["device"], run.get("fine", run)["device"])))
+        print(f"{devices}, {run['precision']}, scan {run['scan_backend']}, {report['timings_s']['total']:.1f} s")
         print(NOTICE)
     return 0
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from segmamba.errors import InputError, OutputError
 from segmamba.evaluation.names import BODIES, CASES, IDS, OWN_IDS, PLAIN, RESAMPLES, VARIANTS, WHOLE
-from segmamba.manifest import Model
+from segmamba.manifest import VERTEBRAE_TASK, Model
 from segmamba.request import Options, Request
 
 if TYPE_CHECKING:
     from segmamba.evaluation.run import Predictor
 
-VERTEBRAE_TASK = "vertebrae"
 REPORT, TABLE, PICTURES = "evaluation.json", "evaluation.md", "pictures"
 DESCRIPTION = """
 Segment images, compare the results with references, and write figures, a table and pictures; or compare two such
@@ -37,7 +36,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights to use instead of the model's own")
     parser.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
-    parser.add_argument("--no-postprocess", action="store_true", help="measure the network's answer as it is")
+    parser.add_argument("--no-refine", action="store_true", help="measure masks that are not refined")
+    parser.add_argument("--no-postprocess", action="store_true", help="measure also what is not part of the column")
     parser.add_argument("--predictions", metavar="FOLDER", type=Path, help="measure the label maps NAME.nii.gz in it")
     parser.add_argument("--bodies", action="store_true", help="compare with NAME_bodies.nii.gz: vertebral bodies only")
     ids = f"numbering of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one a folder"
@@ -101,7 +101,9 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
     if options.predictions:
         return read_predictions(options.predictions)
     root = Path(options.manifest).parent if options.manifest else None
-    settings = Options(device=options.device, keep=not options.no_postprocess, seed=options.seed)
+    settings = Options(
+        device=options.device, refine=not options.no_refine, keep=not options.no_postprocess, seed=options.seed
+    )
     return run_model(model, settings, options.checkpoint, root)
 
 

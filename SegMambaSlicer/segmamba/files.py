@@ -8,11 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from segmamba import dicom
 from segmamba import preview as previewing
 from segmamba import report as reporting
+from segmamba.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
 from segmamba.errors import Cancelled, DeviceError, InstallationError, ModelError, OutputError, SegMambaError
-from segmamba.labelmap import check_output, write_labelmap
-from segmamba.manifest import Model, chosen_labels, load_manifest
+from segmamba.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
+from segmamba.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
+from segmamba.measuring.vertebrae import write_table
 from segmamba.request import Options, Request
 from segmamba.volume import read_volume
 
@@ -78,6 +81,8 @@ def _segment_file(
 ) -> dict[str, Any]:
     model = requested_model(request)
     chosen_labels(model, request.options.structures)
+    if request.measurements and model.task != VERTEBRAE_TASK:
+        raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
     _check_outputs(request)
     root = Path(request.manifest).parent if request.manifest else None
     started = time.perf_counter()
@@ -101,9 +106,14 @@ def _segment_file(
     if request.preview:
         certain = not reporting.numbering_doubt(result.report)
         picture = previewing.render(volume, result.labels, result.model, Path(request.input).name, certain=certain)
-    write_labelmap(request.output, result.labels, volume.geometry, model.labels)
+    if _is_dicom_seg(request.output):
+        write_dicom_seg(request.output, result.labels, dicom.find_files(Path(request.input)), model.labels, model)
+    else:
+        write_labelmap(request.output, result.labels, volume.geometry, model.labels)
     if request.preview and picture is not None:
         previewing.write_png(request.preview, picture)
+    if request.measurements:
+        write_table(request.measurements, result.report["measurements"])
     now = time.perf_counter()
     timings = {"read": round(read_seconds, 3), **result.report["timings_s"], "write": round(now - writing, 3)}
     report = {
@@ -121,9 +131,14 @@ def _segment_file(
 
 def _check_outputs(request: Request) -> None:
     """Find out before any work whether the results can be written."""
-    check_output(request.output)
+    check_output(request.output, (*LABELMAP_EXTENSIONS, SEG_EXTENSION))
+    source = Path(request.input)
+    if _is_dicom_seg(request.output) and source.exists():
+        if not source.is_dir() and not dicom.is_dicom(source):
+            raise OutputError(f"{request.output} needs a DICOM series as input: choose another kind of output.")
+        check_sources(dicom.find_files(source))
     outputs = [Path(request.output)]
-    for path, extension in ((request.report, ".json"), (request.preview, ".png")):
+    for path, extension in ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv")):
         if path is not None:
             check_output(path, (extension,))
             outputs.append(Path(path))
@@ -135,6 +150,10 @@ def _check_outputs(request: Request) -> None:
             raise OutputError(f"{output} is an input: choose another name for the result.")
         if output.exists() and not request.overwrite:
             raise OutputError(f"{output} exists already: choose another name, or allow it with --overwrite.")
+
+
+def _is_dicom_seg(output: str) -> bool:
+    return output.lower().endswith(SEG_EXTENSION)
 
 
 def _typed(error: Exception) -> SegMambaError:

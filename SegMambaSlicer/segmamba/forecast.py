@@ -15,8 +15,7 @@ from segmamba.windows import window_count
 FLOAT = 4
 # Per voxel of the input: the copy that is read, its resampled parts, and the answer's labels and confidence.
 BYTES_PER_INPUT_VOXEL = 12
-# Python, torch and the weights, without a window's own memory. With these figures the forecast is a little above what
-# was measured with spinemamba: 1.3 GiB for 96 x 96 x 95 voxels of 2 mm, 3 GiB for 512 x 512 x 133.
+# Python, torch and the weights, without a window's own memory.
 BASE_MEMORY = 2**29
 # Of what a window needs on a GPU, where the allocator keeps more than is in use.
 WINDOW_SHARE_ON_PROCESSOR = 0.5
@@ -39,14 +38,18 @@ class Forecast:
         Times that the network runs, mirrorings included; of a model with two stages the first one, for only its
         answer tells where the second one runs.
     memory : int
-        Bytes of main memory that the worker needs on the processor; a rough figure.
-    device_memory : int
+        Bytes of main memory that the worker needs on the processor; a rough figure. On a GPU it is somewhat less: the
+        answer comes to main memory there too.
+    window_memory : int
         Bytes that a window needs on a GPU; 0 where the manifest does not tell.
+    device_memory : int
+        Bytes for a window and for the answer on a GPU. With less, the answer is put together in main memory.
     """
 
     size: tuple[int, int, int]
     windows: int
     memory: int
+    window_memory: int
     device_memory: int
 
 
@@ -74,14 +77,21 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     mirrorings = 2 ** len(model.mirror_axes) if options.mirror else 1
     window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
     if model.fine is None:
-        answer = COPIES_OF_CLASSES * len(model.channel_values)
+        answer = len(model.channel_values)
+        beside = (COPIES_OF_CLASSES - 1) * answer
     else:
-        answer = model.arguments["coarse"]["out_channels"] + BESIDE_FIRST_ANSWER
-    values = answer + len(model.preprocessing.channels)
+        answer, beside = model.arguments["coarse"]["out_channels"], BESIDE_FIRST_ANSWER
+    channel = FLOAT * math.prod(max(pair) for pair in zip(size, reversed(model.patch), strict=True))
     memory = (
         BASE_MEMORY
         + round(WINDOW_SHARE_ON_PROCESSOR * window_memory)
-        + FLOAT * values * math.prod(max(pair) for pair in zip(size, reversed(model.patch), strict=True))
+        + channel * (answer + beside + len(model.preprocessing.channels))
         + BYTES_PER_INPUT_VOXEL * (input_voxels or volume.array.size)
     )
-    return Forecast(size, mirrorings * window_count(size[::-1], model.patch, overlap), memory, window_memory)
+    return Forecast(
+        size,
+        mirrorings * window_count(size[::-1], model.patch, overlap),
+        memory,
+        window_memory,
+        window_memory + channel * answer if window_memory else 0,
+    )

@@ -13,13 +13,13 @@ import sysconfig
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, WorkerError
-from segmamba.protocol import PROTOCOL_VERSION, decode, encode
+from segmamba.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 from segmamba.request import Request
 
 Message = dict[str, Any]
@@ -48,11 +48,22 @@ class Worker:
         Interpreter to run; by default the one that runs this.
     log : callable, optional
         Gets each line that the worker writes to its log (standard error).
+    environment : mapping, optional
+        Environment variables that it gets besides those of this process.
+    preload : bool
+        Import torch before it says "ready", not at the first job.
     """
 
-    def __init__(self, python: str | None = None, log: Callable[[str], None] | None = None) -> None:
-        self._command = [python or sys.executable, "-m", "segmamba.worker"]
+    def __init__(
+        self,
+        python: str | None = None,
+        log: Callable[[str], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+        preload: bool = False,
+    ) -> None:
+        self._command = [python or sys.executable, "-m", "segmamba.worker", *([PRELOAD] if preload else [])]
         self._log = log
+        self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: queue.Queue[Message] = queue.Queue()
         self._numbers = itertools.count(1)
@@ -183,7 +194,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=worker_environment(),
+                env=worker_environment() | self._environment,
                 # Python 3.10 imports from the folder it is started in, and a user's folder may hold a numpy.py.
                 cwd=PACKAGES,
                 # Ctrl-C in the terminal is the parent's affair, which then cancels politely.

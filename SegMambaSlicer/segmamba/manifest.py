@@ -14,6 +14,10 @@ from segmamba.resources import MANIFEST_NAME, resource_root
 SCHEMA_VERSION = 1
 TERMINOLOGY_CONTEXT = "SegMambaSlicer terminology"
 ANATOMIC_CONTEXT = "SegMambaSlicer anatomic regions"
+# The task whose labels are the levels of the spine.
+VERTEBRAE_TASK = "vertebrae"
+# The rule of what to keep by which nothing is changed.
+KEEP_ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class FineStage:
     overlap : float
         Part of a window that its neighbour covers.
     refine : tuple of str
-        Steps of `segmamba.spine.refine` that are applied where post-processing is on.
+        Steps of `segmamba.spine.refine` that are applied where refinement is on.
     """
 
     spacing: tuple[float, float, float]
@@ -164,6 +168,11 @@ class Model(ListedModel):
     keep: str
     fine: FineStage | None = None
     mr_preprocessing: Preprocessing | None = None
+
+    @property
+    def refinement(self) -> tuple[str, ...]:
+        """Steps of `segmamba.spine.refine` that its masks can be refined by."""
+        return self.fine.refine if self.fine is not None else ()
 
 
 @dataclass(frozen=True)

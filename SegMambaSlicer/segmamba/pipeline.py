@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from segmamba import scan, store, vertebrae
 from segmamba.device import Device, choose_device
 from segmamba.errors import Cancelled, DeviceError
 from segmamba.grid import Box, ModelGrid
-from segmamba.manifest import FineStage, Label, Model, chosen_labels
+from segmamba.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Label, Model, chosen_labels
+from segmamba.measuring.vertebrae import measure_labels
 from segmamba.memory import gibibytes
 from segmamba.modality import for_volume, guess, taken_for
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
+from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.notice import NOTICE
 from segmamba.postprocess import postprocess
 from segmamba.preprocess import labels_on_input_grid, outside_values, to_model_grid
@@ -76,7 +78,7 @@ def segment(
     progress : callable, optional
         Called with a stage ("load", "preprocess", "predict", "postprocess") and the fraction of it that is done.
     cancelled : callable, optional
-        Asked between stages and between windows.
+        Asked between stages, windows and vertebrae.
     checkpoint : Path, optional
         Weights to use instead of the model's own, which are compared with the manifest's hash.
     root : Path, optional
@@ -110,14 +112,13 @@ def segment(
             probabilities, values, findings = drawn.probabilities, drawn.values, drawn.findings
             first, grid = drawn.coarse, drawn.grid
             del drawn
-    used = next(engine.network.parameters()).device
-    if used.type != engine.device.kind:  # memory ran out
-        engine = replace(engine, device=choose_device(used.type, "auto"), backend=scan.chosen_backend(used.type))
     with run.stage("postprocess"):
         labels, confidence = labels_on_input_grid(probabilities, grid, values)
         del probabilities
         run.progress("postprocess", 0.5)
         labels = _kept(labels, volume, model, options, wanted)
+        if model.task == VERTEBRAE_TASK:
+            findings = {**findings, "measurements": measure_labels(labels, volume, wanted)}
     if engine.device.kind == "cuda":
         torch.cuda.empty_cache()
     report = {
@@ -204,7 +205,7 @@ def _draw(
         volume,
         model,
         Box(*options.roi) if options.roi else None,
-        options.keep,
+        options.refine,
         options.overlap,
         torch.device(engine.device.name),
         engine.device.dtype,
@@ -258,19 +259,34 @@ def _describe_run(
 ) -> dict[str, Any]:
     """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
     first, last = grids
+    network = engine.network
+    stages = (network.coarse, network.fine) if isinstance(network, TwoStageSpineMamba) else (network, network)
     run = {
-        "device": engine.device.name,
-        "device_title": engine.device.title,
-        "precision": engine.device.precision,
-        "scan_backend": engine.backend,
+        **_describe_device(engine, stages[0]),
         "fallbacks": fallbacks,
         **_describe_windows(first, model, options),
         "mirror_axes": list(model.mirror_axes) if options.mirror else [],
+        "refine": list(model.refinement) if options.refine else [],
+        "keep": model.keep if options.keep else KEEP_ALL,
         "options": asdict(options),
     }
     if model.fine is not None and last is not first:
-        run["fine"] = _describe_windows(last, model.fine, options)
+        run["fine"] = _describe_device(engine, stages[1]) | _describe_windows(last, model.fine, options)
     return run
+
+
+def _describe_device(engine: _Engine, network: torch.nn.Module) -> dict[str, Any]:
+    """Return where a network ran: where memory ran out that is not the device that was chosen."""
+    kind = next(network.parameters()).device.type
+    device, backend = engine.device, engine.backend
+    if kind != device.kind:
+        device, backend = choose_device(kind, "auto"), scan.chosen_backend(kind)
+    return {
+        "device": device.name,
+        "device_title": device.title,
+        "precision": device.precision,
+        "scan_backend": backend,
+    }
 
 
 def _describe_windows(grid: ModelGrid, stage: Model | FineStage, options: Options) -> dict[str, Any]:

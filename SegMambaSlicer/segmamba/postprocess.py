@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from segmamba.errors import ModelError
 from segmamba.labelmap import label_boxes
+from segmamba.manifest import KEEP_ALL
 from segmamba.volume import Geometry
 
 # A piece of the column that is cut off from the rest (a gap in the labels, a collapsed disc) is kept if it is at least
@@ -50,7 +51,7 @@ def postprocess(labels: np.ndarray, geometry: Geometry, keep: str) -> np.ndarray
     ModelError
         There is no such rule.
     """
-    if keep == "all":
+    if keep == KEEP_ALL:
         return labels
     if keep != "largest_column":
         raise ModelError(f"There is no rule '{keep}' to keep structures by: correct the model's manifest entry.")

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 PROTOCOL_VERSION = 1
+# Argument of the worker: have what segmenting needs imported before "ready".
+PRELOAD = "--preload"
 
 
 def encode(message: Mapping[str, Any]) -> bytes:

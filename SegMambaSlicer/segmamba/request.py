@@ -10,7 +10,7 @@ from typing import Any
 from segmamba.errors import InputError
 
 Corner = tuple[float, float, float]
-PATHS = ("input", "output", "report", "preview", "checkpoint", "manifest")
+PATHS = ("input", "output", "report", "preview", "measurements", "checkpoint", "manifest")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Options:
         Smallest and largest LPS coordinates in millimetres; nothing outside is labelled.
     structures : tuple of str or None
         Names or values of the structures to keep; None keeps all.
+    refine : bool
+        Refine the masks by anatomy, by the steps that the model names; one without such steps is not refined.
     keep : bool
-        Apply the model's post-processing (for vertebrae: the largest column).
+        Apply the model's rule of what to keep (the largest column of vertebrae, say), if it has one.
     seed : int
         Of the random numbers; a run with the same seed gives the same labels.
     """
@@ -46,6 +48,7 @@ class Options:
     mirror: bool = False
     roi: tuple[Corner, Corner] | None = None
     structures: tuple[str, ...] | None = None
+    refine: bool = True
     keep: bool = True
     seed: int = 0
 
@@ -71,8 +74,8 @@ class Request:
         Paths of the volume and of the segmentation.
     task, model : str or None
         The model's id, or a task, whose default model is then taken.
-    report, preview : str or None
-        Paths of the JSON report and of the PNG preview, where wanted.
+    report, preview, measurements : str or None
+        Paths of the JSON report, of the PNG preview and of the CSV table of measurements, where wanted.
     checkpoint : str or None
         A checkpoint to use instead of the model's own.
     manifest : str or None
@@ -89,6 +92,7 @@ class Request:
     model: str | None = None
     report: str | None = None
     preview: str | None = None
+    measurements: str | None = None
     checkpoint: str | None = None
     manifest: str | None = None
     overwrite: bool = False

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import ndimage, special
 
 from segmamba.device import cpu_precision
-from segmamba.errors import ModelError
+from segmamba.errors import Cancelled, ModelError
 from segmamba.grid import Box, ModelGrid
-from segmamba.manifest import FineStage, Model, Preprocessing
-from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM
+from segmamba.manifest import Model
+from segmamba.modality import CT, taken_for
+from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
 from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.preprocess import outside_values, to_model_grid
 from segmamba.resources import SHAPES, resource_root
@@ -72,7 +73,7 @@ def draw(
     Parameters
     ----------
     network : Module
-        A `TwoStageSpineMamba`.
+        A `TwoStageSpineMamba`. Where a device's memory ran out, its two networks are on different devices afterwards.
     volume : Volume
     model : Model
         With a fine stage.
@@ -82,71 +83,122 @@ def draw(
         Refine the masks by the steps that the model names.
     overlap : float or None
         Of the windows of both stages; None is the model's.
-    device, dtype, progress, cancelled
+    device, dtype, progress
         As for `segmamba.sliding_window.predict`.
+    cancelled : callable
+        Asked between windows, between vertebrae, and between steps.
     notes : list of str
         Gets one sentence for each fallback.
 
     Raises
     ------
     SegMambaError
-        See `to_model_grid` and `predict`.
+        See `to_model_grid`, `predict` and `load_shapes`.
     """
     if not isinstance(network, TwoStageSpineMamba) or model.fine is None:
         raise ModelError(f"The model '{model.id}' has no two stages: correct its manifest entry.")
-    image, grid = to_model_grid(volume, model, roi)
+    # Before the passes, which take minutes: a file that is missing is found at once.
+    shapes = load_shapes(resource_root() / SHAPES) if refined and model.refinement else None
+    run = _Run(device, dtype, overlap, progress, cancelled, notes)
+    column, coarse = _find(run, network.coarse, volume, model, roi)
+    findings: dict[str, Any] = {"numbering": describe_numbering(column)}
+    if column.box is None:
+        return Drawn(torch.ones(1, *coarse.geometry.size[::-1]), (0,), coarse, coarse, findings)
+    labels, mask, grid = _outline(run.after(network.coarse), network.fine, volume, model, column, coarse)
+    if shapes is not None:
+        spacing = grid.geometry.spacing[0]
+        labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, run.check)
+    probabilities, values = spread(labels, 1 - mask[0])
+    return Drawn(torch.from_numpy(probabilities), values, coarse, replace(grid, roi=roi), findings)
 
-    def run(stage: torch.nn.Module, image: np.ndarray, patch: Sequence[int], share: float, start: float) -> np.ndarray:
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What both passes are run with; see `draw`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    overlap: float | None
+    progress: Callable[[float], None]
+    cancelled: Callable[[], bool]
+    notes: list[str]
+
+    def check(self) -> None:
+        """Stop here where the run was cancelled."""
+        if self.cancelled():
+            raise Cancelled()
+
+    def after(self, network: torch.nn.Module) -> _Run:
+        """Return how the next network is run: on the processor where the device's memory did not suffice for one."""
+        here = next(network.parameters()).device
+        if here.type == self.device.type:
+            return self
+        return replace(self, device=here, dtype=getattr(torch, cpu_precision()))
+
+    def answer(
+        self, network: torch.nn.Module, image: np.ndarray, stage: Model, part: tuple[float, float]
+    ) -> np.ndarray:
+        """Return a network's answer: probabilities of the mask, offsets in mm, and the rest as it is.
+
+        ``part`` is where its progress begins and ends.
+        """
         tensor = torch.from_numpy(image)
-        # Where the coarse pass ran out of the device's memory, the fine one starts on the processor.
-        here = next(network.coarse.parameters()).device if start else device
-        precision = dtype if here.type == device.type else getattr(torch, cpu_precision())
-        assert model.fine is not None
-        part = overlap if overlap is not None else (model.fine.overlap if start else model.overlap)
-        fill = outside_values(model.preprocessing, tensor)
+        begin, end = part
         answer = predict(
-            stage,
+            network,
             tensor,
-            patch,
-            part,
-            here,
-            precision,
+            stage.patch,
+            stage.overlap if self.overlap is None else self.overlap,
+            self.device,
+            self.dtype,
             (),
-            lambda fraction: progress(start + share * fraction),
-            cancelled,
-            notes,
-            fill,
+            lambda fraction: self.progress(begin + (end - begin) * fraction),
+            self.cancelled,
+            self.notes,
+            outside_values(stage.preprocessing, tensor),
             softmax=False,
         )
         answer[MASK] = answer[MASK].softmax(dim=0)
         answer[OFFSET] *= OFFSET_UNIT_MM
+        self.check()
         return answer.cpu().numpy()
 
-    answer = run(network.coarse, image, model.patch, COARSE_SHARE, 0.0)
+
+def _find(
+    run: _Run, network: torch.nn.Module, volume: Volume, model: Model, roi: Box | None
+) -> tuple[Column, ModelGrid]:
+    """Return the column that the coarse pass finds, and that pass's grid. Its answer, which is large, ends here."""
+    image, grid = to_model_grid(volume, model, roi)
+    answer = run.answer(network, image, model, (0.0, COARSE_SHARE))
     # In place, and a slice at a time: of a whole body these channels are gigabytes.
     for slice_of_levels in torch.from_numpy(answer[LEVELS]).unbind(dim=1):
         slice_of_levels.copy_(slice_of_levels.log_softmax(dim=0))
-    column = decode(answer[MASK], answer[OFFSET], answer[LEVELS], grid.geometry.spacing[0])
-    findings: dict[str, Any] = {"numbering": describe_numbering(column)}
-    if column.box is None:
-        return Drawn(torch.from_numpy(np.ones_like(answer[:1])), (0,), grid, grid, findings)
-    del answer
-    fine_grid_of = replace(model, preprocessing=fine_preprocessing(model.preprocessing, model.fine))
-    image, fine = to_model_grid(volume, fine_grid_of, _box(column, grid), context_mm=0.0)
-    answer = run(network.fine, image, model.fine.patch, 1 - COARSE_SHARE, COARSE_SHARE)
-    shift = np.subtract(fine.geometry.origin, grid.geometry.origin)[::-1]
-    labels = decode_fine(answer[MASK], answer[OFFSET], fine.geometry.spacing[0], shift, column)
-    if refined and model.fine.refine:
-        shapes = load_shapes(resource_root() / SHAPES)
-        steps = model.fine.refine
-        labels, findings["refinement"] = refine(labels, answer[1], fine.geometry.spacing[0], shapes, steps)
-    probabilities, values = spread(labels, 1 - answer[0])
-    return Drawn(torch.from_numpy(probabilities), values, grid, replace(fine, roi=roi), findings)
+    run.check()
+    # MR shows ribs too badly to miss one.
+    rib = special.expit(answer[RIB][0]) if taken_for(volume) == CT else None
+    column = decode(answer[MASK], answer[OFFSET], answer[LEVELS], grid.geometry.spacing[0], rib)
+    run.check()
+    return column, grid
 
 
-def fine_preprocessing(preprocessing: Preprocessing, fine: FineStage) -> Preprocessing:
-    """Return how the fine stage's input is made: the box around the column is known, so nothing has to be cropped."""
-    return replace(preprocessing, spacing=fine.spacing, crop_above=None)
+def _outline(
+    run: _Run, network: torch.nn.Module, volume: Volume, model: Model, column: Column, coarse: ModelGrid
+) -> tuple[np.ndarray, np.ndarray, ModelGrid]:
+    """Return the levels that the fine pass draws, its probabilities of the mask, and its grid."""
+    stage = _fine_model(model)
+    image, grid = to_model_grid(volume, stage, _box(column, coarse), context_mm=0.0)
+    answer = run.answer(network, image, stage, (COARSE_SHARE, 1.0))
+    shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
+    labels = decode_fine(answer[MASK], answer[OFFSET], grid.geometry.spacing[0], shift, column)
+    run.check()
+    return labels, answer[MASK], grid
+
+
+def _fine_model(model: Model) -> Model:
+    """Return a model with two stages as if it were its second one; where that looks is known, so nothing is cropped."""
+    assert model.fine is not None
+    preprocessing = replace(model.preprocessing, spacing=model.fine.spacing, crop_above=None)
+    return replace(model, preprocessing=preprocessing, patch=model.fine.patch, overlap=model.fine.overlap)
 
 
 def _box(column: Column, grid: ModelGrid) -> Box:

@@ -116,14 +116,9 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     from segmamba import dicom
 
     path = Path(path)
-    if path.is_dir():
-        volume = dicom.read_series(path)
-    elif not path.exists():
+    if not path.exists():
         raise InputError(f"{path} does not exist: check the path.")
-    elif dicom.is_dicom(path):
-        volume = dicom.read_file(path)
-    else:
-        volume = read_image(path)
+    volume = dicom.read(path) if path.is_dir() or dicom.is_dicom(path) else read_image(path)
     check_values(volume.array, str(path))
     return volume
 

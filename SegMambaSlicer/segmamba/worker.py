@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import queue
 import sys
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 from segmamba import __version__
 from segmamba.errors import Cancelled, SegMambaError
 from segmamba.files import Request, segment_file
-from segmamba.protocol import PROTOCOL_VERSION, decode, encode
+from segmamba.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 
 # Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
 LAST_SECONDS = 5.0
@@ -117,6 +118,8 @@ def main() -> None:
             channel.write(encode(message))
             channel.flush()
 
+    if PRELOAD in sys.argv:
+        importlib.import_module("segmamba.pipeline")
     # Opened anew: sys.stdin may be text with a buffer that a library reads from.
     serve(Inbox(os.fdopen(os.dup(0), "rb")), send)
     # Not through the interpreter's clean-up: on some systems GPU libraries hang in it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from segmamba.labelmap import segment_id
 from segmamba.manifest import Label, load_manifest
 from segmamba.report import summary
 from segmamba.spine.levels import C1, L6, level_name
-from segmamba_mrml.segment import REPORT_ATTRIBUTE
+from segmamba_mrml.reports import parts, read_report, write_report
 from segmamba_mrml.segmentation import BINARY_LABELMAP, segment_ids
 from segmamba_mrml.terminology import load_terminology
 
@@ -29,10 +28,11 @@ LOOKS = (
 )
 
 
-def renumber(node: Any, segment: str, level: str) -> None:
+def renumber(node: Any, segment: str, level: str, below: bool = False) -> None:
     """Give a vertebra another number, and with it all other vertebrae of the segmentation, so that they stay in order.
 
-    Names, colours, terms, the segments' IDs ("L1_vertebra") and their label values follow, and so does the node's
+    Where the column has a vertebra more or less than others have (a T13, say), the numbers are wrong only from there
+    down. Names, colours, terms, the segments' IDs ("L1_vertebra") and their label values follow, and so does the node's
     report; a file that is read as plain voxels has the new numbers, too. Shapes are not touched.
 
     Parameters
@@ -42,29 +42,36 @@ def renumber(node: Any, segment: str, level: str) -> None:
         What the vertebra is called: "T12", or a segment's name or ID.
     level : str
         What it really is: "C1" to "L6".
+    below : bool
+        Leave the vertebrae above it as they are.
 
     Raises
     ------
     InputError
-        There is no such vertebra or level, or one of the others would become none of C1 to L6.
+        There is no such vertebra or level, one of the others would become none of C1 to L6, or a number would be there
+        twice.
     """
     identifier = find_vertebra(node, segment)
     levels = vertebrae_of(node)
     before = levels[identifier]
     after = _level(level)
     numbers = np.array(list(levels.values()), np.uint8)
-    shifted = spine_module("refine").renumber(numbers, before, after).tolist()
+    shifted = engine_module("spine.refine").renumber(numbers, before, after, below).tolist()
     if after == before:
         return
     load_terminology()
     labels = vertebra_labels()
-    chosen = {each: labels[value] for each, value in zip(levels, shifted, strict=True)}
+    moved = {each: value for each, value in zip(levels, shifted, strict=True) if value != levels[each]}
+    chosen = {each: labels[value] for each, value in moved.items()}
+    names = _new_names(before, after, below)
+    by_hand = f"{level_name(before)} is {level_name(after)}{', from there down' if below else ''}"
     was_modified = node.StartModify()
     try:
-        identifiers = _renamed(node, chosen)
+        # Read before the segments, which say which report fits them, are changed.
         report = read_report(node)
+        identifiers = _renamed(node, chosen)
         if report:
-            write_report(node, _renumbered(report, chosen, identifiers, before, after))
+            write_report(node, _renumbered(report, chosen, identifiers, names, by_hand), identifiers.values())
     finally:
         node.EndModify(was_modified)
 
@@ -111,19 +118,8 @@ def find_vertebra(node: Any, segment: str) -> str:
     raise InputError(f"'{node.GetName()}' has no vertebra '{segment}': choose one that is there ({names}).")
 
 
-def read_report(node: Any) -> dict[str, Any]:
-    """Return the report that a segmentation node carries; an empty one where it carries none."""
-    text = node.GetAttribute(REPORT_ATTRIBUTE)
-    return json.loads(text) if text else {}
-
-
-def write_report(node: Any, report: Mapping[str, Any]) -> None:
-    """Let a segmentation node carry a report, with the summary that fits it."""
-    node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({**report, "summary": summary(report)}))
-
-
-def spine_module(name: str) -> Any:
-    """Return a module of `segmamba.spine`; Slicer's Python may lack a package that it needs.
+def engine_module(name: str) -> Any:
+    """Return a module of `segmamba`, for example "spine.refine"; Slicer's Python may lack a package that it needs.
 
     Raises
     ------
@@ -131,7 +127,7 @@ def spine_module(name: str) -> Any:
         It does.
     """
     try:
-        return importlib.import_module(f"segmamba.spine.{name}")
+        return importlib.import_module(f"segmamba.{name}")
     except ImportError as error:
         raise InstallationError(
             f"The package {error.name} is missing: install it in the panel's section Dependencies, or with pip."
@@ -227,21 +223,40 @@ def _looks(node: Any, identifier: str) -> list[tuple[Callable[[str, Any], None],
     ]
 
 
+def _new_names(before: int, after: int, below: bool) -> dict[str, str]:
+    """Return the new name of each level by its old one; what leaves C1 to L6 has none."""
+    shifted = {
+        name: value + after - before if value >= before or not below else value for name, value in LEVELS.items()
+    }
+    return {name: level_name(value) for name, value in shifted.items() if C1 <= value <= L6}
+
+
 def _renumbered(
-    report: dict[str, Any], labels: Mapping[str, Label], identifiers: Mapping[str, str], before: int, after: int
+    report: dict[str, Any],
+    labels: Mapping[str, Label],
+    identifiers: Mapping[str, str],
+    names: Mapping[str, str],
+    by_hand: str,
 ) -> dict[str, Any]:
     """Return a report whose rows follow their segments, and in which a person answers for the numbers."""
-    changed = dict(report)
-    changed["segments"] = [_row(row, labels, identifiers) for row in report.get("segments", [])]
-    if "refinement" in report:
-        shift = after - before
-        names = {name: level_name(value + shift) for name, value in LEVELS.items() if C1 <= value + shift <= L6}
+    last, *earlier = (_renumbered_part(part, labels, identifiers, names, by_hand) for part in parts(report))
+    return {**last, "summary": summary(last)} | ({"earlier": earlier} if earlier else {})
+
+
+def _renumbered_part(
+    part: Mapping[str, Any],
+    labels: Mapping[str, Label],
+    identifiers: Mapping[str, str],
+    names: Mapping[str, str],
+    by_hand: str,
+) -> dict[str, Any]:
+    changed = {**part, "segments": [_row(row, labels, identifiers) for row in part.get("segments", [])]}
+    if "refinement" in part:
         # What was removed from the end of the column has no number now.
-        told = [change for change in report["refinement"] if change["level"] in names or change["level"] not in LEVELS]
+        told = [change for change in part["refinement"] if change["level"] in names or change["level"] not in LEVELS]
         changed["refinement"] = [{**change, "level": names.get(change["level"], change["level"])} for change in told]
-    if "numbering" in report:
-        said = [*report["numbering"].get("by_hand", []), f"{level_name(before)} is {level_name(after)}"]
-        changed["numbering"] = {"certain": True, "by_hand": said}
+    if "numbering" in part:
+        changed["numbering"] = {"certain": True, "by_hand": [*part["numbering"].get("by_hand", []), by_hand]}
     return changed
 
 

@@ -38,6 +38,7 @@ def start() -> None:
         "Terminologies": slicer.vtkSlicerTerminologiesModuleLogic(),
         "Markups": slicer.vtkSlicerMarkupsLogic(),
         "Sequences": slicer.vtkSlicerSequencesLogic(),
+        "Tables": slicer.vtkSlicerTablesLogic(),
     }
     for name, logic in logics.items():
         _register(application, scene, name, logic)

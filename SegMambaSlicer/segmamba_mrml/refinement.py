@@ -17,8 +17,9 @@ from vtk.util.numpy_support import vtk_to_numpy
 from segmamba.errors import InputError
 from segmamba.grid import corners
 from segmamba.resources import SHAPES, resource_root
-from segmamba_mrml.correct import find_vertebra, read_report, spine_module, vertebrae_of, write_report
-from segmamba_mrml.segmentation import BINARY_LABELMAP, label_box, oriented_image
+from segmamba_mrml.correct import engine_module, find_vertebra, vertebrae_of
+from segmamba_mrml.reports import parts, read_report, write_report
+from segmamba_mrml.segmentation import BINARY_LABELMAP, GEOMETRY, label_box, oriented_image
 from segmamba_mrml.volumes import RAS_TO_LPS, world_matrix
 
 SPACING_MM = 1.25
@@ -97,7 +98,7 @@ class Refinement:
         # Held, so that the voxels stay while another thread reads them.
         self._images = [segmentation.GetLayerDataObject(index) for index in range(segmentation.GetNumberOfLayers())]
         self._changed_at = self._time()
-        self._layers = [_layer(segmentation, index, image, to_lps) for index, image in enumerate(self._images)]
+        self._layers = [read_layer(segmentation, index, image, to_lps) for index, image in enumerate(self._images)]
         own = [index for index, layer in enumerate(self._layers) if self._segment in layer.values]
         if not own:
             raise InputError(EMPTY.format(self._segment))
@@ -113,7 +114,7 @@ class Refinement:
         ------
         InputError, InstallationError
         """
-        spine, shapes = spine_module("refine"), spine_module("shape_model")
+        spine, shapes = engine_module("spine.refine"), engine_module("spine.shape_model")
         layer = self._layers[self._own]
         found = label_box((layer.array == layer.values[self._segment]).view(np.uint8))
         if not found.array.size:
@@ -142,7 +143,7 @@ class Refinement:
         if self.node.GetScene() is None or self._time() != self._changed_at:
             raise InputError("The segmentation was changed meanwhile: refine the vertebra again.")
         volume = abs(float(np.linalg.det(self._layers[self._own].to_lps[:3, :3])))
-        changes = spine_module("refine").differences("edit", self._before, self._after, volume ** (1 / 3))
+        changes = engine_module("spine.refine").differences("edit", self._before, self._after, volume ** (1 / 3))
         if changes:
             mask = self._after == self._level
             self._write(mask)
@@ -185,12 +186,14 @@ class Refinement:
         report = read_report(self.node)
         index = [part.mean() for part in np.nonzero(mask)][::-1]
         x, y, z = (shifted(self._layers[self._own].to_lps, self._start[::-1]) @ [*index, 1.0])[:3]
-        for row in report.get("segments", []):
-            if row.get("segment_id") == self._segment:
-                row["voxels"] = int(mask.sum())
-                row["volume_ml"] = round(row["voxels"] * volume / 1000, 3)
-                row["centroid_ras_mm"] = [round(-x, 2), round(-y, 2), round(z, 2)]
-                write_report(self.node, {**report, "refinement": [*report.get("refinement", []), *changes]})
+        for part in parts(report):
+            for row in part.get("segments", []):
+                if row.get("segment_id") == self._segment:
+                    row["voxels"] = int(mask.sum())
+                    row["volume_ml"] = round(row["voxels"] * volume / 1000, 3)
+                    row["centroid_ras_mm"] = [round(-x, 2), round(-y, 2), round(z, 2)]
+                    part["refinement"] = [*part.get("refinement", []), *changes]
+                    write_report(self.node, report, [self._segment])
 
 
 def patient_grid(to_lps: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -273,7 +276,8 @@ def shifted(to_lps: np.ndarray, start: Any) -> np.ndarray:
     return matrix
 
 
-def _layer(segmentation: Any, index: int, image: Any, to_lps: np.ndarray) -> Layer:
+def read_layer(segmentation: Any, index: int, image: Any, to_lps: np.ndarray) -> Layer:
+    """Return a label map of a segmentation, ``image`` being its voxels; ``to_lps`` is the node's RAS to LPS."""
     array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
     identifiers = segmentation.GetSegmentIDsForLayer(index)
     values = {each: segmentation.GetSegment(each).GetLabelValue() for each in identifiers}
@@ -282,11 +286,10 @@ def _layer(segmentation: Any, index: int, image: Any, to_lps: np.ndarray) -> Lay
 
 def _reference(segmentation: Any, image: Any, to_lps: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return where the segmented image lies: index to LPS, and size (x, y, z); where that is not known, the mask's."""
-    converter = slicer.vtkSegmentationConverter
-    text = segmentation.GetConversionParameter(converter.GetReferenceImageGeometryParameterName())
+    text = segmentation.GetConversionParameter(GEOMETRY)
     if text:
         image = slicer.vtkOrientedImageData()
-        converter.DeserializeImageGeometry(text, image, False)
+        slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, image, False)
     return _image_to_lps(image, to_lps), image.GetDimensions()
 
 

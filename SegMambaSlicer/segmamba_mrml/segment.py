@@ -7,7 +7,6 @@ does all of it.
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import threading
 from collections.abc import Callable, Generator
@@ -21,13 +20,12 @@ from segmamba.job import Worker
 from segmamba.request import Options
 from segmamba.volume import Volume
 from segmamba_mrml.host import worker_python
+from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, write_report
 from segmamba_mrml.segmentation import LabelBox, check_segmentation, label_box, segment_ids, segments_in_steps
 from segmamba_mrml.terminology import load_terminology
 from segmamba_mrml.volumes import check_volume, roi_box, volume_of, write_volume
 
-# An attribute and not a text node: it goes where the segmentation goes (copies, the saved scene, the bin) and adds
-# nothing to the Data tree that a clinician has to tidy up.
-REPORT_ATTRIBUTE = "SegMamba.Report"
+__all__ = ["REPORT_ATTRIBUTE", "Case", "segment_volume_node"]
 
 
 class Case:
@@ -133,7 +131,7 @@ class Case:
         ----------
         report : dict
             The worker's. The node's attribute ``SegMamba.Report`` holds it as JSON, with each segment's
-            ``segment_id`` in the node.
+            ``segment_id`` in the node, and in ``earlier`` those of the runs whose segments the node has kept.
 
         Raises
         ------
@@ -163,7 +161,11 @@ class Case:
         ]
         # The worker saw temporary files that are gone by now.
         names = {"input": self._volume_node.GetName(), "output": node.GetName()}
-        node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({**report, **names, "segments": rows}))
+        earlier = kept_parts(node)
+        # Measurements are made of the segments as they are (`segmamba_mrml.measurements`): edits make these wrong.
+        lasting = {key: value for key, value in report.items() if key != "measurements"}
+        written = {**lasting, **names, "segments": rows} | ({"earlier": earlier} if earlier else {})
+        write_report(node, written, added)
 
     @staticmethod
     def _check_still_there(*nodes: Any) -> None:

@@ -18,6 +18,8 @@ from segmamba.labelmap import SEGMENTATION_EXTENSION, check_output, segment_id, 
 from segmamba.manifest import Label
 
 BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+# Where a segmentation keeps the grid of the volume that it is of.
+GEOMETRY = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +132,7 @@ def segments_in_steps(
     if output_node is not None:
         check_segmentation(output_node, volume_node)
     node = output_node or volume_node.GetScene().AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    settings = _settings(node)
     added: list[str] = []
     try:
         _prepare(node, volume_node)
@@ -147,7 +150,10 @@ def segments_in_steps(
                 added.append(_add_segment(node, label, image))
                 yield node
     except BaseException:
-        _take_back(node, None if output_node is None else added)
+        if output_node is None:
+            _remove(node)
+        else:
+            _take_back(node, added, settings)
         raise
 
 
@@ -243,12 +249,46 @@ def _add_segment(node: Any, label: Label, image: Any) -> str:
     return identifier
 
 
-def _take_back(node: Any, segments: Sequence[str] | None) -> None:
-    """Remove the segments from a node; with None, remove the node."""
-    if segments is not None:
-        for identifier in segments:
-            node.GetSegmentation().RemoveSegment(identifier)
-    elif node.GetScene() is not None:
+@dataclass(frozen=True)
+class _Settings:
+    """What `_prepare` may change of a node."""
+
+    source: str
+    transform: str | None
+    geometry: str
+    reference: str | None
+    displays: tuple[str, ...]
+
+
+def _settings(node: Any) -> _Settings:
+    segmentation = node.GetSegmentation()
+    return _Settings(
+        segmentation.GetSourceRepresentationName(),
+        node.GetTransformNodeID(),
+        segmentation.GetConversionParameter(GEOMETRY),
+        node.GetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole()),
+        tuple(node.GetNthDisplayNodeID(index) for index in range(node.GetNumberOfDisplayNodes())),
+    )
+
+
+def _take_back(node: Any, segments: Sequence[str], settings: _Settings) -> None:
+    """Remove segments from a node, and give it the settings that it had."""
+    segmentation, was_modified = node.GetSegmentation(), node.StartModify()
+    for identifier in segments:
+        segmentation.RemoveSegment(identifier)
+    for display in [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]:
+        if display is not None and display.GetID() not in settings.displays and display.GetScene() is not None:
+            display.GetScene().RemoveNode(display)
+    if segmentation.GetNumberOfSegments() == 0:
+        segmentation.SetSourceRepresentationName(settings.source)
+        segmentation.SetConversionParameter(GEOMETRY, settings.geometry)
+        node.SetAndObserveTransformNodeID(settings.transform)
+        node.SetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole(), settings.reference)
+    node.EndModify(was_modified)
+
+
+def _remove(node: Any) -> None:
+    if node.GetScene() is not None:
         # A display node does not go by itself.
         displays = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
         for each in (node, *displays):

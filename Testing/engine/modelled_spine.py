@@ -14,7 +14,6 @@ SPACING = 2.0
 SHAPE = (90, 60, 60)
 # The highest vertebra's centre, (z, y, x) in mm.
 HIGHEST = (142.0, 62.0, 60.0)
-SHIPPED = "Resources/Models/vertebra-shapes.safetensors"
 
 
 def modelled(model: ShapeModel, levels: Sequence[int]) -> np.ndarray:

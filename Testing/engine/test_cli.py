@@ -126,6 +126,14 @@ def test_the_input_is_never_overwritten(folder: Path, capsys: pytest.CaptureFixt
     assert "is an input" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("flag", "off", "on"), [("refine", "refine", "keep"), ("postprocess", "keep", "refine")])
+def test_refinement_and_post_processing_are_switched_off_apart(folder: Path, flag: str, off: str, on: str) -> None:
+    more = ("--task", "vertebrae", "--quiet", f"--no-{flag}", "--report", str(folder / f"{flag}.json"))
+    assert cli.main(arguments(folder, "ct.nii.gz", f"{flag}.nii", *more)) == 0
+    options = json.loads((folder / f"{flag}.json").read_text(encoding="utf-8"))["run"]["options"]
+    assert options[on] and not options[off]
+
+
 def test_a_region_of_interest_is_given_in_ras(folder: Path) -> None:
     # Right 0 to 20 mm is -20 to 0 in LPS.
     roi = ("--roi", "0", "-20", "80", "20", "10", "120")

@@ -179,12 +179,15 @@ def test_a_sacrum_that_the_reference_leaves_out_is_not_held_against_us() -> None
     assert score(labels, REFERENCE, RULES, COUNT_ALL)["dice_all"] == 1
     assert score(labels, REFERENCE, Rules(PLAIN, {}), COUNT_ALL)["dice_all"] < 0.9
     labelled = Volume(np.where(labels == 26, 26, REFERENCE.array), STRAIGHT)
-    assert score(REFERENCE.array, labelled, RULES, COUNT_ALL | {26: "no"})["dice_all"] < 0.9
+    missed = score(REFERENCE.array, labelled, RULES, COUNT_ALL | {26: "no"})
+    assert missed["dice_all"] < 0.9
+    assert missed["dice_vertebrae"] == 1
 
 
 def test_structures_that_are_no_vertebrae_are_not_identified() -> None:
     result = score(REFERENCE.array, REFERENCE, Rules(PLAIN, {20: "Tumour"}), COUNT_ALL)
     assert "numbering" not in result and result["structures"][0]["identified"] is None
+    assert result["dice_vertebrae"] is None
 
 
 def test_bodies_are_scored_without_the_arch_behind_them() -> None:

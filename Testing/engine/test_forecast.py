@@ -77,8 +77,9 @@ def test_of_two_stages_the_first_ones_answer_decides_the_memory() -> None:
     voxels = np.prod(
         [max(pair) for pair in zip(forecast(volume, spine, Options()).size, spine.patch[::-1], strict=True)]
     )
-    more = forecast(volume, double, Options()).memory - forecast(volume, spine, Options()).memory
-    assert more == 4 * channels * voxels
+    twice, once = forecast(volume, double, Options()), forecast(volume, spine, Options())
+    assert twice.memory - once.memory == twice.device_memory - once.device_memory == 4 * channels * voxels
+    assert once.device_memory - once.window_memory == 4 * channels * voxels
 
 
 def test_a_volume_without_a_body_is_refused(model: Model) -> None:

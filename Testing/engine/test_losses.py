@@ -1,4 +1,4 @@
-"""The losses: mask against a plain implementation with one-hot volumes; offsets and levels each on their own."""
+"""The losses: mask against a plain implementation with one-hot volumes; offsets, levels and ribs each on their own."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET
+from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, RIB
 from segmamba.training.losses import dice_cross_entropy, vertebra_loss
 
 CLASSES = 5
 SACRUM = 26
 CERTAIN = 40.0
-both_stages = pytest.mark.parametrize("channels", [32, 6])
+both_stages = pytest.mark.parametrize("channels", [33, 6])
 
 
 def example(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,15 +94,27 @@ def perfect(levels: torch.Tensor, offsets: torch.Tensor, channels: int) -> torch
     answer = torch.zeros((len(levels), channels, *levels.shape[1:]))
     answer[:, MASK] = one_hot((levels > 0).long() + (levels == SACRUM), 3)
     answer[:, OFFSET] = offsets / 20
-    if channels == 32:
+    if channels == 33:
         answer[:, LEVELS] = one_hot((levels - 1).clamp(min=0), 26)
+        answer[:, RIB] = torch.where(ribs_of(levels), CERTAIN, -CERTAIN)[:, None]
     return answer
+
+
+def ribs_of(levels: torch.Tensor) -> torch.Tensor:
+    """Return ribs (batch, z, y, x) in the background, at one side."""
+    ribs = levels == 0
+    ribs[..., 1:] = False
+    return ribs
+
+
+def loss_of(answer: torch.Tensor, levels: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    return vertebra_loss(answer, levels, offsets, ribs_of(levels))
 
 
 @both_stages
 def test_a_perfect_answer_costs_nothing(channels: int) -> None:
     levels, offsets = spine()
-    assert vertebra_loss(perfect(levels, offsets, channels), levels, offsets).item() == pytest.approx(0, abs=1e-5)
+    assert loss_of(perfect(levels, offsets, channels), levels, offsets).item() == pytest.approx(0, abs=1e-5)
 
 
 @both_stages
@@ -113,7 +125,7 @@ def test_a_wrong_mask_costs_the_loss_of_the_mask(channels: int) -> None:
     target = (levels > 0).long() + (levels == SACRUM)
     expected = dice_cross_entropy(answer[:, MASK], target).item()
     assert expected > CERTAIN
-    assert vertebra_loss(answer, levels, offsets).item() == pytest.approx(expected)
+    assert loss_of(answer, levels, offsets).item() == pytest.approx(expected)
 
 
 @both_stages
@@ -124,16 +136,16 @@ def test_the_mask_tells_sacrum_from_vertebra(channels: int, level: int) -> None:
     swapped = answer.clone()
     swapped[:, 1], swapped[:, 2] = answer[:, 2], answer[:, 1]
     answer[:, MASK] = torch.where((levels == level)[:, None], swapped[:, MASK], answer[:, MASK])
-    assert vertebra_loss(answer, levels, offsets).item() > 1
+    assert loss_of(answer, levels, offsets).item() > 1
 
 
 @both_stages
 def test_a_wrong_offset_costs_its_length_less_half_a_millimetre_an_axis(channels: int) -> None:
     levels, offsets = spine()
     wrong = perfect(levels, offsets + 20.0, channels)
-    assert vertebra_loss(wrong, levels, offsets).item() == pytest.approx(3 * (1 - 0.5 / 20), abs=1e-4)
+    assert loss_of(wrong, levels, offsets).item() == pytest.approx(3 * (1 - 0.5 / 20), abs=1e-4)
     near = perfect(levels, offsets + 0.5, channels)
-    assert vertebra_loss(near, levels, offsets).item() == pytest.approx(3 * 0.5 * 0.5**2 / 20, abs=1e-4)
+    assert loss_of(near, levels, offsets).item() == pytest.approx(3 * 0.5 * 0.5**2 / 20, abs=1e-4)
 
 
 @both_stages
@@ -142,41 +154,52 @@ def test_the_sacrum_and_the_background_have_no_loss_of_offsets(channels: int) ->
     answer = perfect(levels, offsets, channels)
     elsewhere = ((levels == 0) | (levels == SACRUM))[:, None]
     answer[:, OFFSET] += torch.where(elsewhere, 1000.0, 0.0)
-    assert vertebra_loss(answer, levels, offsets).item() == pytest.approx(0, abs=1e-5)
+    assert loss_of(answer, levels, offsets).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_a_wrong_level_costs_its_cross_entropy_on_all_levels_and_the_sacrum() -> None:
     levels, offsets = spine()
     for level in (23, 24, SACRUM):
-        answer = perfect(levels, offsets, 32)
+        answer = perfect(levels, offsets, 33)
         answer[:, LEVELS] = torch.where((levels == level)[:, None], one_hot(0 * levels, 26), answer[:, LEVELS])
         share = (levels == level).sum() / (levels > 0).sum()
-        assert vertebra_loss(answer, levels, offsets).item() == pytest.approx(CERTAIN * share.item())
+        assert loss_of(answer, levels, offsets).item() == pytest.approx(CERTAIN * share.item())
 
 
 def test_levels_of_the_background_cost_nothing() -> None:
     levels, offsets = spine()
-    answer = perfect(levels, offsets, 32)
+    answer = perfect(levels, offsets, 33)
     answer[:, LEVELS] = torch.where((levels == 0)[:, None], 7.0 * torch.randn(2, 26, 6, 5, 4), answer[:, LEVELS])
-    assert vertebra_loss(answer, levels, offsets).item() == pytest.approx(0, abs=1e-5)
+    assert loss_of(answer, levels, offsets).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_missed_rib_costs_cross_entropy_and_dice() -> None:
+    levels, offsets = spine()
+    answer = perfect(levels, offsets, 33)
+    answer[:, RIB] = -CERTAIN
+    share = ribs_of(levels).float().mean().item()
+    ribs = ribs_of(levels).sum().item()
+    assert loss_of(answer, levels, offsets).item() == pytest.approx(CERTAIN * share + 1 - 1 / (ribs + 1), rel=1e-4)
 
 
 @both_stages
-def test_without_any_vertebra_only_the_mask_is_trained(channels: int) -> None:
+def test_without_any_vertebra_only_mask_and_ribs_are_trained(channels: int) -> None:
     levels, offsets = spine()
     answer = torch.randn((2, channels, 6, 5, 4), generator=torch.Generator().manual_seed(1), requires_grad=True)
-    loss = vertebra_loss(answer, 0 * levels, offsets)
-    assert loss.item() == pytest.approx(dice_cross_entropy(answer[:, MASK], 0 * levels).item())
+    loss = loss_of(answer, 0 * levels, offsets)
     (gradient,) = torch.autograd.grad(loss, answer)
     assert gradient.isfinite().all()
     assert gradient[:, MASK].any()
-    assert not gradient[:, OFFSET.start :].any()
+    assert not gradient[:, OFFSET].any()
+    if channels == 33:
+        assert not gradient[:, LEVELS].any()
+        assert gradient[:, RIB].any()
 
 
 @both_stages
 def test_half_precision_answers_give_a_loss_in_single_precision(channels: int) -> None:
     levels, offsets = spine()
     answer = torch.randn((2, channels, 6, 5, 4), generator=torch.Generator().manual_seed(2)).bfloat16()
-    loss = vertebra_loss(answer, levels, offsets)
+    loss = loss_of(answer, levels, offsets)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(vertebra_loss(answer.float(), levels, offsets).item())
+    assert loss.item() == pytest.approx(loss_of(answer.float(), levels, offsets).item())

@@ -15,7 +15,7 @@ STAGE = {"in_channels": 1, "features": [8, 8, 8, 16, 16], "depths": [1, 1], "pri
 
 
 def test_both_stages_load_from_the_merged_file(tmp_path: Path) -> None:
-    arguments = {"coarse": STAGE | {"out_channels": 32}, "fine": STAGE | {"out_channels": 6, "shape_prior": False}}
+    arguments = {"coarse": STAGE | {"out_channels": 33}, "fine": STAGE | {"out_channels": 6, "shape_prior": False}}
     paths = []
     for name, given in arguments.items():
         torch.manual_seed(len(name))

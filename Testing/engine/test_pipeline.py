@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from segmamba import pipeline, vertebrae
 from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
 from segmamba.grid import model_grid
 from segmamba.manifest import FineStage, Model, load_manifest
+from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.request import Options
 from segmamba.volume import Volume
 from segmamba.windows import window_count
@@ -95,6 +99,49 @@ def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
         assert run["windows"] == window_count(grid.geometry.size[::-1], patch, overlap)
     assert report["segments"] == []
     assert report["summary"] == "No structure was found: the segmentation is empty."
+
+
+def test_a_second_stage_that_ran_out_of_memory_is_reported_on_the_cpu(
+    volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnGpu(torch.nn.Module):
+        def parameters(self, recurse: bool = True) -> Iterator[Any]:
+            yield SimpleNamespace(device=torch.device("cuda"))
+
+    gpu = pipeline.Device("cuda:0", "cuda", "Fine GPU", "float16", 2**34, 2**34)
+    cpu = pipeline.choose_device("cpu")
+    monkeypatch.setattr(pipeline, "choose_device", lambda name, precision: cpu if name == "cpu" else gpu)
+    monkeypatch.setattr(pipeline.scan, "chosen_backend", lambda name: "torch" if name == "cpu" else "triton")
+    network = TwoStageSpineMamba(tiny.ARGUMENTS, tiny.ARGUMENTS)
+    network.coarse = OnGpu()
+    monkeypatch.setattr(pipeline, "_network", lambda *_: network)
+    grids = [model_grid(volume, model.preprocessing) for _ in range(2)]
+    empty = torch.ones(1, *grids[0].geometry.size[::-1])
+    monkeypatch.setattr(vertebrae, "draw", lambda *_: vertebrae.Drawn(empty, (0,), *grids, {}))
+    two = replace(model, fine=FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ()))
+    run = pipeline.segment(volume, two, Options(device="cuda"), root=manifest_path.parent).report["run"]
+    where = ("device", "precision", "scan_backend")
+    assert [run[name] for name in where] == ["cuda:0", "float16", "triton"]
+    assert [run["fine"][name] for name in where] == ["cpu", cpu.precision, "torch"]
+
+
+def test_refinement_and_post_processing_are_chosen_apart_and_reported(
+    volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def draw(network: Any, volume: Any, model: Model, roi: Any, refined: bool, *_: Any) -> vertebrae.Drawn:
+        asked.append(refined)
+        grid = model_grid(volume, model.preprocessing)
+        return vertebrae.Drawn(torch.ones(1, *grid.geometry.size[::-1]), (0,), grid, grid, {})
+
+    monkeypatch.setattr(vertebrae, "draw", draw)
+    fine = FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ("pieces", "close"))
+    two = replace(model, fine=fine, keep="largest_column")
+    for refine, keep, steps, rule in ((True, False, ["pieces", "close"], "all"), (False, True, [], "largest_column")):
+        run = segment(volume, two, manifest_path.parent, refine=refine, keep=keep).report["run"]
+        assert (run["refine"], run["keep"]) == (steps, rule)
+        assert asked[-1] == refine
 
 
 def test_the_reports_volumes_are_those_of_the_labels(result: pipeline.Result) -> None:

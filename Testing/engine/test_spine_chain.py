@@ -15,6 +15,7 @@ from segmamba.spine.levels import (
     L6,
     SACRUM,
     SACRUM_MM,
+    SACRUM_TOP_MM,
     fit_distances,
     level_name,
 )
@@ -35,10 +36,18 @@ def evidence(claims: list[int], sureness: float = 0.8) -> np.ndarray:
     return np.log(shares)
 
 
-def numbered(levels: list[int], claims: list[int], sacrum: bool = False, scale: float = 1.0, sureness: float = 0.8):
+def numbered(
+    levels: list[int],
+    claims: list[int],
+    sacrum: bool = False,
+    scale: float = 1.0,
+    sureness: float = 0.8,
+    ribs: list[float] | None = None,
+):
     centres = column(levels, scale)
     below = centres[-1] - [SACRUM_MM * scale, 0.0, 0.0] if sacrum else None
-    return number(evidence(claims, sureness), centres, np.full(len(levels), 30.0), below)
+    found = None if ribs is None else np.array(ribs)
+    return number(evidence(claims, sureness), centres, np.full(len(levels), 30.0), below, ribs=found)
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
@@ -69,7 +78,7 @@ def test_a_slip_in_the_thorax_without_a_landmark_is_never_called_certain() -> No
 def test_five_thoracic_vertebrae_are_not_certain_and_the_reason_says_why() -> None:
     numbering = numbered([11, 12, 13, 14, 15], [11, 12, 13, 14, 15])
     assert not numbering.certain and numbering.probability < CERTAIN
-    assert "neither C1, C2 nor the sacrum is in view" in numbering.reason
+    assert "neither C1, C2, the first or last rib nor the sacrum is clearly in view" in numbering.reason
     assert "T4 could be T" in numbering.reason
 
 
@@ -137,6 +146,62 @@ def test_the_sacrum_makes_the_vertebra_above_it_l5_against_weak_evidence() -> No
     assert numbered(levels, claims, sacrum=False, sureness=0.4).levels.tolist() == claims
 
 
+def test_the_centroid_of_a_sacrum_that_is_cut_may_be_nearer_to_l5() -> None:
+    levels = [19, 20, 21, 22, 23, 24]
+    centres, claims = column(levels), evidence([19, 20, 21, 22, 23, 24], 0.4)
+    below = centres[-1] - [SACRUM_TOP_MM, 0.0, 0.0]
+    whole, cut = (number(claims, centres, np.full(6, 30.0), below, sacrum_cut=c) for c in (False, True))
+    assert cut.levels.tolist() == levels
+    assert cut.probability > whole.probability
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+@pytest.mark.parametrize("missed", [[], [19], [14, 15]])
+def test_ribs_mend_evidence_that_is_off_by_one(by: int, missed: list[int]) -> None:
+    levels = list(range(7, 22))  # C7 to L2
+    claims = [level + by for level in levels]
+    ribs = [float(8 <= level <= 19 and level not in missed) for level in levels]
+    assert numbered(levels, claims).levels.tolist() == claims
+    assert numbered(levels, claims, ribs=ribs).levels.tolist() == levels
+
+
+@pytest.mark.parametrize(
+    ("levels", "sacrum", "ribs", "landmark"),
+    [
+        (range(1, 9), False, None, True),
+        (range(2, 12), False, None, True),
+        (range(15, 25), True, None, True),
+        (range(9, 22), False, None, False),
+        (range(9, 22), False, range(8, 20), True),
+        (range(7, 18), False, range(8, 20), True),
+        (range(8, 20), False, range(8, 20), False),  # all with ribs: neither the first nor the last one is told
+    ],
+)
+def test_numbers_are_certain_only_with_a_landmark(levels, sacrum, ribs, landmark) -> None:
+    bears = None if ribs is None else [float(level in ribs) for level in levels]
+    numbering = numbered(list(levels), list(levels), sacrum=sacrum, sureness=0.95, ribs=bears)
+    assert numbering.levels.tolist() == list(levels)
+    assert numbering.probability >= CERTAIN
+    assert numbering.certain == landmark
+
+
+def test_ribs_make_right_evidence_more_certain() -> None:
+    levels = list(range(14, 22))
+    without, with_ribs = (numbered(levels, levels, ribs=r) for r in (None, [float(level <= 19) for level in levels]))
+    assert with_ribs.probability > without.probability + 0.01
+
+
+def test_where_no_rib_was_found_at_all_the_evidence_still_counts() -> None:
+    levels = list(range(8, 20))
+    assert numbered(levels, levels, ribs=[0.0] * 12).levels.tolist() == levels
+
+
+def test_ribs_that_cannot_be_seen_change_nothing() -> None:
+    levels = list(range(12, 22))
+    one, other = numbered(levels, levels), numbered(levels, levels, ribs=[np.nan] * 10)
+    assert other.probability == pytest.approx(one.probability)
+
+
 def test_the_probabilities_are_those_of_all_numberings_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     # Three vertebrae, no slips and one scale: all sequences can be listed.
     from segmamba.spine import chain
@@ -147,14 +212,17 @@ def test_the_probabilities_are_those_of_all_numberings_added_up(monkeypatch: pyt
     rng = np.random.default_rng(0)
     claims = rng.normal(0, 2, (3, SACRUM))
     centres = column([17, 18, 19]) + rng.normal(0, 2, (3, 3))
-    model = chain._Chain(claims, centres, np.array([30.0, 20.0, 30.0]), None, np.zeros(3, bool))
+    model = chain._Chain(
+        claims, centres, np.array([30.0, 20.0, 30.0]), None, (54, 54), np.zeros(3, bool), np.full(3, np.nan)
+    )
+    _, answers, _ = model.worlds[0]
     total, by_level = 0.0, np.zeros((3, L6))
     for levels in itertools.product(range(L6 + 1), repeat=3):
         kept = [i for i in range(3) if levels[i]]
         if not kept:
             continue
         weight = np.prod([model.spurious[i] for i in range(3) if not levels[i]])
-        weight *= np.prod([model.answers[i, levels[i] - 1, 2] for i in kept]) * model.start[levels[kept[0]] - 1]
+        weight *= np.prod([answers[i, levels[i] - 1, 2] for i in kept]) * model.start[levels[kept[0]] - 1]
         for i, j in itertools.pairwise(kept):
             weight *= model.steps[0][i, j][levels[i] - 1, levels[j] - 1] * model.arrival[levels[j] - 1, 2]
         total += weight

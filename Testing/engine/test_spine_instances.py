@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from simulated_answers import centroids, load, simulate
 
-from segmamba.spine.decode import decode, decode_fine
+from segmamba.spine.decode import RIB_ML, decode, decode_fine, near_rib
 from segmamba.spine.instances import assign, find_instances
 
 SPACING = 2.0
@@ -120,6 +120,49 @@ def test_a_blob_taken_for_sacrum_above_the_column_costs_no_vertebra() -> None:
     column = decode(*simulated.arrays, SPACING)
     assert column.levels.tolist() == [15, 16, 17, 18, 19, 20]
     assert column.sacrum is None and not (column.labels == 26).any()
+
+
+def test_the_top_of_the_sacrum_taken_for_a_vertebra_is_none() -> None:
+    levels = [19, 20, 21, 22, 23, 24, 26]
+    truth = spine(levels, 32.0)
+    truth[: np.argwhere(truth == 26)[:, 0].mean().astype(int)] = 0  # the volume ends in the sacrum
+    front = (truth == 26) & (np.indices(truth.shape)[1] < np.argwhere(truth == 26)[:, 1].mean())
+    wrong = truth.copy()
+    wrong[front] = 25
+    simulated = simulate(wrong, SPACING, np.random.default_rng(0), claims={25: 24, **{n: n - 1 for n in levels[:-1]}})
+    column = decode(*simulated.arrays, SPACING)
+    assert column.levels.tolist() == [19, 20, 21, 22, 23, 24]
+    assert len(column.instances.centres) == 6
+    assert (column.labels[front] == 26).mean() > 0.8
+    fine = decode_fine(simulated.probabilities, simulated.offsets, SPACING, np.zeros(3), column)
+    assert (fine[front] == 26).mean() > 0.8
+    assert (fine[truth == 26] == 24).mean() < 0.05
+
+
+def rods(truth: np.ndarray, levels: range) -> np.ndarray:
+    """Return the probability of ribs: one at either side of each of these levels, 2 mm away."""
+    rib = np.zeros(truth.shape, np.float32)
+    for level in levels:
+        place = np.argwhere(truth == level)
+        z, y, _ = place.mean(axis=0).astype(int)
+        for x in (place[:, 2].min() - 6, place[:, 2].max() + 2):
+            rib[z - 2 : z + 3, y - 2 : y + 3, max(0, x) : x + 5] = 1.0
+    return rib
+
+
+def test_ribs_near_a_vertebra_are_counted_for_it_alone() -> None:
+    truth = spine([17, 18, 19, 20, 21, 22, 23], 32.0)
+    found = find_instances(*answers(truth).mask_and_offsets, SPACING)
+    near = near_rib(rods(truth, range(17, 20)), found, SPACING)
+    assert (near[:3] > RIB_ML).all() and (near[3:] == 0).all()
+
+
+def test_ribs_mend_the_numbers_of_a_column_without_another_landmark() -> None:
+    levels = list(range(8, 20))
+    truth = spine(levels, 30.0)
+    simulated = answers(truth, claims={level: level + 1 for level in levels})
+    assert decode(*simulated.arrays, SPACING).levels.tolist() == [level + 1 for level in levels]
+    assert decode(*simulated.arrays, SPACING, rods(truth, range(8, 20))).levels.tolist() == levels
 
 
 def test_the_fine_pass_gets_the_coarse_numbers() -> None:

@@ -6,47 +6,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modelled_spine import SHIPPED, SPACING, modelled
+from modelled_spine import SPACING
+from safetensors import safe_open
 from scipy import ndimage
 
 from segmamba.errors import InputError, ModelError
-from segmamba.resources import resource_root
+from segmamba.resources import SHAPES, resource_root
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.shape_model import ShapeModel, fit, load_shapes, moved, region_of
-from segmamba.training.shapes import learn, main, read_map, save_shapes
+from segmamba.training.shapes import CONTENT, VERSION, learn, main, read_map, save_shapes
 
 
-@pytest.fixture(scope="module")
-def model() -> ShapeModel:
-    return load_shapes(resource_root() / SHIPPED)
-
-
-@pytest.fixture(scope="module")
-def column(model: ShapeModel) -> np.ndarray:
-    """Return T12 to L3."""
-    return modelled(model, (19, 20, 21, 22))
-
-
-def test_the_shipped_model_has_closed_shapes_of_anatomical_size_and_is_small(model: ShapeModel) -> None:
+def test_the_shipped_model_has_closed_shapes_of_anatomical_size_and_is_small(shapes: ShapeModel) -> None:
     for level in range(1, 26):
-        half = model.halves[region_of(level)]
-        cell = np.prod(2 * half / (np.array(model.means.shape[1:]) - 1))
-        millilitres = np.count_nonzero(model.means[level - 1] < 0) * cell / 1000
+        half = shapes.halves[region_of(level)]
+        cell = np.prod(2 * half / (np.array(shapes.means.shape[1:]) - 1))
+        millilitres = np.count_nonzero(shapes.means[level - 1] < 0) * cell / 1000
         assert (5 if level < 8 else 12) < millilitres < 100
-        assert ndimage.label(model.means[level - 1] < 0)[1] == 1
-    assert (resource_root() / SHIPPED).stat().st_size < 4e6
+        assert ndimage.label(shapes.means[level - 1] < 0)[1] == 1
+    assert (resource_root() / SHAPES).stat().st_size < 4e6
 
 
-def test_a_fit_finds_a_moved_and_grown_vertebra(model: ShapeModel, column: np.ndarray) -> None:
+def test_the_shipped_model_says_what_it_was_learned_from_and_its_licence() -> None:
+    with safe_open(resource_root() / SHAPES, "np") as file:
+        metadata = file.metadata()
+    subjects = metadata.pop("subjects").split(", ")
+    assert len(subjects) == 11 and subjects == sorted(subjects) and "verse004" in subjects
+    assert metadata == {"content": CONTENT, "version": VERSION, "licence": "CC-BY-SA-4.0"}
+
+
+def test_a_fit_finds_a_moved_and_grown_vertebra(shapes: ShapeModel, column: np.ndarray) -> None:
     frame = column_frames(column, SPACING)[21]
     off = moved(frame, [4.0, -3.0, 3.0, 0.1, -0.1, 0.05, 0.08])
-    assert fit(column == 21, 21, model, off, SPACING).dice > 0.93
+    assert fit(column == 21, 21, shapes, off, SPACING).dice > 0.93
 
 
-def test_a_fit_tells_a_vertebra_from_a_ball(model: ShapeModel, column: np.ndarray) -> None:
+def test_a_fit_tells_a_vertebra_from_a_ball(shapes: ShapeModel, column: np.ndarray) -> None:
     frame = column_frames(column, SPACING)[21]
     ball = np.linalg.norm(np.moveaxis(np.indices(column.shape), 0, -1) * SPACING - frame.centre, axis=-1) < 35
-    assert fit(ball, 21, model, frame, SPACING).dice < 0.7
+    assert fit(ball, 21, shapes, frame, SPACING).dice < 0.7
 
 
 def test_a_frame_goes_there_and_back() -> None:
@@ -65,7 +63,7 @@ def test_a_missing_or_damaged_model_is_told_in_a_sentence(tmp_path: Path) -> Non
 
 def test_a_model_learned_from_one_subject_looks_like_that_subject(shared, tmp_path: Path) -> None:
     labels = read_map(shared / "data/labels/open/totalseg_s0224_vertebrae.nii.gz")[::2, ::2, ::2]
-    save_shapes(learn([labels], 3.0, modes=2), tmp_path / "one.safetensors")
+    save_shapes(learn([labels], 3.0, modes=2), tmp_path / "one.safetensors", ["s0224"], "CC-BY-4.0")
     learned = load_shapes(tmp_path / "one.safetensors")
     frames = column_frames(labels, 3.0)
     for level in (2, 5, 10, 16, 22):
@@ -78,5 +76,5 @@ def test_maps_without_a_level_are_refused(column: np.ndarray) -> None:
 
 
 def test_an_empty_folder_is_told_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path), str(tmp_path / "out.safetensors")]) == 3
+    assert main([str(tmp_path), str(tmp_path / "out.safetensors"), "--licence", "CC0-1.0"]) == 3
     assert "give the right folder" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from segmamba import cli
 from segmamba.errors import InputError
 from segmamba.manifest import load_manifest
 from segmamba.networks import build_network
-from segmamba.networks.spine_mamba import LEVELS, OFFSET, STRIDE
+from segmamba.networks.spine_mamba import OFFSET, RIB, STRIDE
 from segmamba.training.anatomy import prepare
 from segmamba.training.config import read_config
 
@@ -42,8 +42,8 @@ BAD_CONFIGURATIONS: dict[str, tuple[Change, str]] = {
     "wrong type": (lambda c: c.update(batch="two"), "batch must be"),
     "text for a number": (lambda c: c.update(learning_rate="fast"), "not supported"),
     "two axes": (lambda c: c.update(patch=[32, 32]), "patch must be"),
-    "classes": (lambda c: c["arguments"].update(out_channels=27), "out_channels must be 32, or 6 without levels"),
-    "no classes": (lambda c: c["arguments"].pop("out_channels"), "out_channels must be 32"),
+    "classes": (lambda c: c["arguments"].update(out_channels=27), "out_channels must be 33, or 6 without levels"),
+    "no classes": (lambda c: c["arguments"].pop("out_channels"), "out_channels must be 33"),
     "channels": (lambda c: c["arguments"].update(in_channels=2), "in_channels must be"),
     "kind of a channel": (lambda c: c["channels"][0].update(kind="relative"), "channels must be of kind clip"),
     "kind of an MR channel": (lambda c: c["mr_channels"][0].update(kind="clip"), "mr_channels must be of kind rel"),
@@ -106,7 +106,7 @@ def test_a_recipe_is_that_of_a_stage_of_the_bundled_model(stage: str) -> None:
     assert (recipe.spacing,) * 3 == spacing
 
 
-@pytest.mark.parametrize(("stage", "channels"), [("coarse", LEVELS.stop), ("fine", OFFSET.stop)])
+@pytest.mark.parametrize(("stage", "channels"), [("coarse", RIB.stop), ("fine", OFFSET.stop)])
 def test_a_recipe_makes_the_network_of_its_stage(stage: str, channels: int) -> None:
     recipe = read_config(RECIPES / f"spinemamba-{stage}.json")
     with torch.device("meta"):

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from segmamba import vertebrae
-from segmamba.errors import ModelError
+from segmamba.errors import Cancelled, ModelError
 from segmamba.evaluation.metrics import dice_by_label
 from segmamba.grid import Box
 from segmamba.manifest import FineStage, Model, load_manifest
@@ -66,7 +66,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def draw(truth: sitk.Image, model: Model) -> Iterator[Draw]:
+def devices() -> list[str]:
+    """Where each of the last call's passes was to run."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
     """`vertebrae.draw` on an image of the truth's grid, with networks that answer from the truth."""
     rng = np.random.default_rng(0)
     grids: list[Geometry] = []
@@ -77,15 +83,18 @@ def draw(truth: sitk.Image, model: Model) -> Iterator[Draw]:
         grids.append(grid.geometry)
         return image, grid
 
-    def answer(network: Any, image: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    def answer(
+        network: Any, image: torch.Tensor, patch: Any, overlap: Any, device: torch.device, *rest: Any, **options: Any
+    ) -> torch.Tensor:
         grid = grids[-1]
+        devices.append(device.type)
         assert tuple(image.shape[:0:-1]) == grid.size
         empty = sitk.Image(list(grid.size), sitk.sitkUInt8)
         empty.SetOrigin(grid.origin)
         empty.SetSpacing(grid.spacing)
         labels = sitk.GetArrayFromImage(sitk.Resample(given[0], empty, sitk.Transform(), sitk.sitkNearestNeighbor))
         simulated = simulated_answers.simulate(labels, grid.spacing[0], rng, offset_noise_mm=1.0, mask_noise=0.1)
-        result = torch.zeros(32, *labels.shape)
+        result = torch.zeros(33, *labels.shape)
         result[MASK] = torch.from_numpy(simulated.probabilities).float().clamp(min=1e-6).log()
         result[OFFSET] = torch.from_numpy(simulated.offsets).float() / OFFSET_UNIT_MM
         result[LEVELS] = torch.from_numpy(simulated.evidence).float()
@@ -93,18 +102,25 @@ def draw(truth: sitk.Image, model: Model) -> Iterator[Draw]:
 
     given = [truth]
     networks = build_network(
-        "spine_mamba_two_stage", coarse=STAGE | {"out_channels": 32}, fine=STAGE | {"out_channels": 6}
+        "spine_mamba_two_stage", coarse=STAGE | {"out_channels": 33}, fine=STAGE | {"out_channels": 6}
     )
 
-    def run(reference: sitk.Image = truth, roi: Box | None = None, refined: bool = False) -> vertebrae.Drawn:
+    def run(
+        reference: sitk.Image = truth,
+        roi: Box | None = None,
+        refined: bool = False,
+        device: str = "cpu",
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> vertebrae.Drawn:
+        devices.clear()
         given[0] = reference
         geometry = Geometry(
             reference.GetSize(), reference.GetSpacing(), reference.GetOrigin(), reference.GetDirection()
         )
         volume = Volume(sitk.GetArrayFromImage(reference).astype(np.int16), geometry, "CT")
-        here, notes = torch.device("cpu"), []
+        here, notes = torch.device(device), []
         return vertebrae.draw(
-            networks, volume, model, roi, refined, None, here, torch.float32, progress.append, lambda: False, notes
+            networks, volume, model, roi, refined, None, here, torch.float32, progress.append, cancelled, notes
         )
 
     progress: list[float] = []
@@ -169,6 +185,35 @@ def test_refinement_is_reported_only_where_it_is_on(draw: Draw, drawn: vertebrae
     assert isinstance(draw(refined=True).findings["refinement"], list)
 
 
+def test_after_a_first_pass_that_ended_on_the_processor_the_second_one_starts_there(
+    draw: Draw, devices: list[str]
+) -> None:
+    draw(device="cuda")
+    assert devices == ["cuda", "cpu"]
+
+
+def test_a_missing_shape_model_is_found_before_the_passes(
+    draw: Draw, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vertebrae, "SHAPES", "Resources/Models/none.safetensors")
+    with pytest.raises(ModelError, match="is no shape model"):
+        draw(refined=True)
+    assert devices == []
+
+
+def test_a_run_can_be_cancelled_between_finding_and_refining(
+    draw: Draw, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Cancelled):
+        draw(cancelled=lambda: len(devices) == 1)
+    assert devices == ["cpu"]
+    steps: list[str] = []
+    monkeypatch.setattr(vertebrae, "load_shapes", lambda _path: "shapes")
+    monkeypatch.setattr(vertebrae, "refine", lambda *arguments: steps.append("refine") or arguments[-1]())
+    with pytest.raises(Cancelled):
+        draw(refined=True, cancelled=lambda: bool(steps))
+
+
 def test_a_network_of_one_stage_is_refused(model: Model) -> None:
     with pytest.raises(ModelError, match="has no two stages"):
         vertebrae.draw(
@@ -201,7 +246,7 @@ def test_surfaces_are_smooth_and_numbers_sharp() -> None:
 def test_checkpoints_of_two_stages_are_told_by_their_weights() -> None:
     from segmamba.networks.identify import expected_shapes, identify
 
-    arguments = {"coarse": STAGE | {"out_channels": 32}, "fine": STAGE | {"out_channels": 6}}
+    arguments = {"coarse": STAGE | {"out_channels": 33}, "fine": STAGE | {"out_channels": 6}}
     found = identify(expected_shapes("spine_mamba_two_stage", arguments))
     assert found is not None
-    assert (found.architecture, found.in_channels, found.out_channels) == ("spine_mamba_two_stage", 1, 32)
+    assert (found.architecture, found.in_channels, found.out_channels) == ("spine_mamba_two_stage", 1, 33)

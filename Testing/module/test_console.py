@@ -49,13 +49,19 @@ def test_choices_reach_the_engine(logic, a_ct, a_quick_model):
         structures="L1 vertebra, 22",
         overlap=0.25,
         mirror=True,
-        noPostprocess=True,
+        noRefine=True,
         device="cpu",
         seed=3,
     )
     options = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["run"]["options"]
     assert options["structures"] == ["L1 vertebra", "22"]
-    assert (options["overlap"], options["mirror"], options["keep"], options["seed"]) == (0.25, True, False, 3)
+    assert (options["overlap"], options["mirror"], options["refine"], options["keep"], options["seed"]) == (
+        0.25,
+        True,
+        False,
+        True,
+        3,
+    )
 
 
 def test_names_of_the_choices_are_those_of_the_command_line(the_module):

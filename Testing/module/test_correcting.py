@@ -100,7 +100,7 @@ def test_all_vertebrae_are_renumbered_with_the_selected_one(panel, show, click, 
     assert ui.correctionLabel.text == "To correct a number or a mask, select a vertebra."
     assert not ui.renumberButton.visible and not ui.refineButton.visible
     click(ui.resultTable, 0)
-    assert ui.correctionLabel.text == "T12 is really:"
+    assert ui.correctionLabel.text == "T12 is:"
     assert ui.levelComboBox.currentText == "T12" and not ui.renumberButton.enabled
     ui.levelComboBox.currentIndex = ui.levelComboBox.findText("L1")
     click(ui.renumberButton)
@@ -109,8 +109,44 @@ def test_all_vertebrae_are_renumbered_with_the_selected_one(panel, show, click, 
     assert ui.statusLabel.text == "T12 is L1 now, and all others moved with it."
     # A person has said what they are, and may say it again.
     assert not ui.numberingLabel.visible and set(column_of(ui.resultTable, 3)) == {""}
-    assert ui.correctionLabel.text == "L1 is really:" and not ui.renumberButton.enabled
+    assert ui.correctionLabel.text == "L1 is:" and not ui.renumberButton.enabled
     screenshot("renumbered")
+
+
+def test_only_what_is_below_can_be_renumbered_with_the_selected_one(panel, show, click):
+    node = show(numbering=NUMBERING)
+    ui = panel.ui
+    click(ui.resultTable, 1)
+    assert [ui.renumberScopeComboBox.itemText(index) for index in (0, 1)] == ["whole column", "from here down"]
+    ui.renumberScopeComboBox.currentIndex = 1
+    ui.levelComboBox.currentIndex = ui.levelComboBox.findText("T12")
+    click(ui.renumberButton)
+    assert "there would be T12 twice" in ui.statusLabel.text
+    ui.levelComboBox.currentIndex = ui.levelComboBox.findText("L2")
+    click(ui.renumberButton)
+    assert ui.statusLabel.text == "L1 is L2 now, and all below moved with it."
+    assert segment_ids(node) == ["T12_vertebra", "L2_vertebra", "L3_vertebra"]
+    assert column_of(ui.resultTable, 0) == ["T12 vertebra", "L2 vertebra", "L3 vertebra"]
+
+
+def test_undo_in_segment_editor_brings_the_table_back_too(panel, show, click, wait_until):
+    node = show(numbering=NUMBERING)
+    ui, editor = panel.ui, slicer.modules.SegmentEditorWidget.editor
+    editor.setSegmentationNode(node)
+    click(ui.resultTable, 1)
+    click(ui.refineButton)
+    wait_until(lambda: ui.refineButton.enabled)
+    refined = column_of(ui.resultTable, 1)
+    click(ui.resultTable, 0)
+    ui.levelComboBox.currentIndex = ui.levelComboBox.findText("L1")
+    click(ui.renumberButton)
+    assert column_of(ui.resultTable, 0) == ["L1 vertebra", "L2 vertebra", "L3 vertebra"]
+    editor.undo()
+    assert column_of(ui.resultTable, 0) == ["T12 vertebra", "L1 vertebra", "L2 vertebra"]
+    assert column_of(ui.resultTable, 1) == refined
+    assert ui.numberingLabel.visible
+    editor.undo()
+    assert column_of(ui.resultTable, 1) == ["40.0", "40.0", "40.0"] != refined
 
 
 def test_number_that_cannot_be_is_a_sentence(panel, show, click):

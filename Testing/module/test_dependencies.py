@@ -15,9 +15,11 @@ from segmamba.errors import InstallationError
 
 MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
 # In Slicer 5.12's SuperBuild (External_python-*.cmake).
-OF_SLICER = {"numpy", "scipy", "SimpleITK", "requests", "urllib3"}
-# A bar in a terminal, a picture on the command line, faster scans where they are installed: the panel needs none.
-OPTIONAL = {"tqdm", "matplotlib", "triton", "mamba_ssm"}
+OF_SLICER = {"numpy", "pydicom", "scipy", "SimpleITK", "requests", "urllib3"}
+# A bar in a terminal, a picture on the command line, DICOM SEG, batches, faster scans where they are installed: the
+# panel needs none.
+BATCHES = {"dask", "distributed", "highdicom", "PIL", "pyarrow"}
+OPTIONAL = {"tqdm", "matplotlib", "triton", "mamba_ssm", *BATCHES}
 
 
 @pytest.fixture

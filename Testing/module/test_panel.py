@@ -137,7 +137,10 @@ def test_second_run_uses_the_same_worker_and_keeps_an_edit(panel, a_ct, segment)
     assert panel.logic._worker.pid == pid
     again = slicer.util.arrayFromSegmentBinaryLabelmap(first, identifier, a_ct)
     assert again.sum() == 8
-    assert len(segment_ids(first)) > panel.ui.resultTable.rowCount
+    table = panel.ui.resultTable
+    assert len(segment_ids(first)) == table.rowCount
+    flags = ["earlier run" in table.item(row, 3).text() for row in range(table.rowCount)]
+    assert flags == sorted(flags) and 0 < sum(flags) < table.rowCount
 
 
 def test_replacing_an_output_is_the_user_s_choice_and_is_remembered(panel, a_ct, segment):
@@ -158,7 +161,9 @@ def test_device_is_the_user_s_and_comes_back_with_the_next_panel(panel, a_slicer
     again.self().cleanup()
 
 
-def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, wait_until, tmp_path, monkeypatch):
+def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, click, wait_until, tmp_path, monkeypatch):
+    from SegMambaSlicerLib import forecasting
+
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho '0, NVIDIA Test, 1024'\n")
     program.chmod(0o755)
@@ -169,6 +174,10 @@ def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, wait_
     panel.enter()
     wait_until(lambda: combo.findText("NVIDIA Test, 1.0 GiB free") >= 0)
     wait_until(lambda: "on the GPU and 1.0 GiB are free" in panel.ui.forecastLabel.text)
+    # The answer comes to main memory all the same.
+    monkeypatch.setattr(forecasting, "system_memory", lambda: (2**29, 2**28))
+    click(panel.ui.segmentButton)
+    assert panel.job is None and "limit the region with an ROI" in panel.ui.statusLabel.text
 
 
 def test_unexpected_error_leaves_the_panel_usable(panel, a_ct, segment, monkeypatch, caplog):
@@ -383,8 +392,9 @@ def test_model_without_its_file_says_where_to_put_it(panel, a_ct, click, wait_un
 
 def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wait_until):
     panel.ui.qualityComboBox.currentIndex = panel.ui.qualityComboBox.findData("fast")
-    panel.ui.postprocessCheckBox.checked = False
-    segment()
+    panel.ui.postprocessCheckBox.checked = panel.ui.refineCheckBox.checked = False
+    options = json.loads(segment().GetAttribute(REPORT_ATTRIBUTE))["run"]["options"]
+    assert not options["keep"] and not options["refine"]
     scene = slicer.mrmlScene
     scene.SetSaveToXMLString(1)
     scene.Commit()
@@ -395,8 +405,23 @@ def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wa
     scene.SetSceneXMLString(text)
     scene.Import()
     assert panel.ui.qualityComboBox.currentData == "fast"
-    assert not panel.ui.postprocessCheckBox.checked
+    assert not panel.ui.postprocessCheckBox.checked and not panel.ui.refineCheckBox.checked
     assert panel.ui.inputSelector.currentNode().GetName() == "case 7"
+
+
+def test_steps_that_the_model_does_not_have_are_greyed_and_say_so(panel, a_ct, tmp_path, click, screenshot):
+    ui = panel.ui
+    click(ui.advancedSection)
+    boxes = ui.refineCheckBox, ui.postprocessCheckBox
+    assert [box.enabled for box in boxes] == [False, False]
+    assert {box.toolTip for box in boxes} == {"The chosen model has no such step."}
+    panel.useManifest(None)
+    assert [box.enabled for box in boxes] == [True, False]
+    assert "loose pieces" in ui.refineCheckBox.toolTip
+    screenshot("steps")
+    panel.useManifest(tiny.write_model(tmp_path, keep="largest_column"))
+    assert [box.enabled for box in boxes] == [False, True]
+    assert "largest column" in ui.postprocessCheckBox.toolTip
 
 
 def test_log_can_be_copied_and_the_next_forecast_knows_the_time(panel, a_ct, segment, click, wait_until):

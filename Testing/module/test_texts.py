@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
+
+MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
 
 
 @pytest.fixture
@@ -11,6 +17,26 @@ def texts(the_module):
     from SegMambaSlicerLib import texts
 
     return texts
+
+
+@pytest.mark.parametrize(
+    "path", [MODULE / "SegMambaSlicer.py", *sorted(MODULE.glob("SegMambaSlicerLib/*.py"))], ids=str
+)
+def test_translators_can_find_what_is_translated(path):
+    """Qt's lupdate reads the source: it sees texts in `_()`, and neither variables nor f-strings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_"]
+    for call in calls:
+        (text,) = call.args
+        assert isinstance(text, ast.Constant) and isinstance(text.value, str), f"{path.name}:{call.lineno}"
+
+
+def test_no_sentence_of_the_panel_is_put_together_from_english_words():
+    tree = ast.parse((MODULE / "SegMambaSlicerLib/texts.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            words = [part.value for part in node.values if isinstance(part, ast.Constant)]
+            assert not re.search(r"[A-Za-z]{3}", " ".join(words)), f"line {node.lineno}"
 
 
 def test_stages_make_up_a_whole_run(texts):
@@ -51,8 +77,9 @@ def test_memory_that_is_short_warns_and_memory_that_is_not_there_refuses(texts):
     refusal, hopeless = texts.memoryProblem(need, 2 * 2**30, 2**30)
     assert "limit the region" in refusal and hopeless
     assert texts.memoryProblem(need, 0, 0) == ("", False)
-    assert texts.gpuProblem(need, need) == ""
-    assert "choose the processor" in texts.gpuProblem(need, 2**30)
+    assert texts.gpuProblem(2**30, need, need) == ""
+    assert "about 4.0 GiB on the GPU and 2.0 GiB are free: it is put together" in texts.gpuProblem(2**30, need, 2**31)
+    assert "about 4.0 GiB on the GPU and 1.0 GiB are free: close other" in texts.gpuProblem(need, 2 * need, 2**30)
 
 
 def test_segments_to_look_at_are_flagged(texts):

@@ -13,7 +13,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from segmamba.errors import InputError
 from segmamba_mrml.correct import find_vertebra, renumber, vertebrae_of
-from segmamba_mrml.segment import REPORT_ATTRIBUTE
+from segmamba_mrml.reports import REPORT_ATTRIBUTE, parts, read_report
 from segmamba_mrml.segmentation import save_segmentation, segment_ids, segmentation_from_labels
 
 REPORT = {
@@ -136,6 +136,83 @@ def test_segment_editor_s_undo_brings_back_numbers_and_masks(a_column, labels, a
         assert segment_ids(a_column)[0] == f"{top}_vertebra"
         np.testing.assert_array_equal(voxels(a_column, f"{top}_vertebra", a_volume_node), labels == 19)
         np.testing.assert_array_equal(voxels(a_column, "Sacrum", a_volume_node), labels == 26)
+
+
+def test_report_is_the_one_of_the_numbers_that_undo_and_redo_bring_back(a_column):
+    def rows():
+        return [(row["segment_id"], row["volume_ml"]) for row in read_report(a_column)["segments"]]
+
+    found = [("T12_vertebra", 1.0), ("L1_vertebra", 2.0), ("Sacrum", 3.0)]
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(a_column.GetSegmentation())
+    history.SaveState()
+    renumber(a_column, "T12", "L1")
+    history.SaveState()
+    renumber(a_column, "L2", "T12")
+    assert rows() == [("T11_vertebra", 1.0), ("T12_vertebra", 2.0), ("Sacrum", 3.0)]
+    history.RestorePreviousState()
+    assert rows() == [("L1_vertebra", 1.0), ("L2_vertebra", 2.0), ("Sacrum", 3.0)]
+    history.RestorePreviousState()
+    assert rows() == found
+    assert read_report(a_column) == REPORT
+    history.RestoreNextState()
+    assert rows()[0] == ("L1_vertebra", 1.0)
+    assert read_report(a_column)["numbering"]["by_hand"] == ["T12 is L1"]
+    # What is corrected after undo is undone to the same.
+    history.RestorePreviousState()
+    renumber(a_column, "T12", "T11")
+    assert rows()[0] == ("T11_vertebra", 1.0)
+    history.RestorePreviousState()
+    assert rows() == found
+
+
+def test_what_others_added_to_the_report_survives_undo(a_column):
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(a_column.GetSegmentation())
+    history.SaveState()
+    renumber(a_column, "T12", "L1")
+    a_column.SetAttribute(REPORT_ATTRIBUTE, json.dumps({**read_report(a_column), "note": "mine"}))
+    history.RestorePreviousState()
+    assert read_report(a_column) == REPORT
+    history.RestoreNextState()
+    assert read_report(a_column)["note"] == "mine"
+
+
+def test_from_a_vertebra_down_only_it_and_those_below_get_other_numbers(a_column, labels, a_volume_node, tmp_path):
+    renumber(a_column, "L1", "L2", below=True)
+    assert names(a_column) == ["T12 vertebra", "L2 vertebra", "Sacrum"]
+    np.testing.assert_array_equal(voxels(a_column, "T12_vertebra", a_volume_node), labels == 19)
+    np.testing.assert_array_equal(voxels(a_column, "L2_vertebra", a_volume_node), labels == 20)
+    report = read_report(a_column)
+    assert [(row["value"], row["segment_id"]) for row in report["segments"]] == [
+        (19, "T12_vertebra"),
+        (21, "L2_vertebra"),
+        (26, "Sacrum"),
+    ]
+    assert report["numbering"]["by_hand"] == ["L1 is L2, from there down"]
+    assert [change["level"] for change in report["refinement"]] == ["T12", "sacrum"]
+    array, values = plain(a_column, tmp_path / "right.seg.nrrd")
+    assert values == {"T12_vertebra": 19, "L2_vertebra": 21, "Sacrum": 26}
+    assert (array == 21).sum() == (labels == 20).sum()
+
+
+def test_rows_of_an_earlier_run_are_renumbered_too(a_column):
+    part = {**REPORT, "segments": REPORT["segments"][1:]}
+    whole = {**REPORT, "segments": REPORT["segments"][:1], "earlier": [part]}
+    a_column.SetAttribute(REPORT_ATTRIBUTE, json.dumps(whole))
+    renumber(a_column, "T12", "L1")
+    last, before = parts(read_report(a_column))
+    assert [row["segment_id"] for row in last["segments"]] == ["L1_vertebra"]
+    assert [row["segment_id"] for row in before["segments"]] == ["L2_vertebra", "Sacrum"]
+    assert last["numbering"] == before["numbering"] == {"certain": True, "by_hand": ["T12 is L1"]}
+
+
+def test_number_that_another_vertebra_keeps_is_refused(a_column):
+    with pytest.raises(InputError, match="there would be T12 twice: choose another number, or renumber the whole"):
+        renumber(a_column, "L1", "T12", below=True)
+    with pytest.raises(InputError, match="L1 would be no vertebra between C1 and L6"):
+        renumber(a_column, "T12", "L6", below=True)
+    assert segment_ids(a_column) == ["T12_vertebra", "L1_vertebra", "Sacrum"]
 
 
 def test_surfaces_and_looks_go_with_the_segments(a_column):

@@ -20,6 +20,7 @@ from segmamba.manifest import load_manifest
 from segmamba.request import Request
 from segmamba.volume import read_volume
 from segmamba_mrml import segment
+from segmamba_mrml.reports import parts, read_report
 from segmamba_mrml.segment import REPORT_ATTRIBUTE, Case, segment_volume_node
 from segmamba_mrml.segmentation import segment_ids
 from segmamba_mrml.volumes import index_to_lps, volume_of, write_volume
@@ -226,6 +227,67 @@ def test_import_that_is_broken_off_leaves_the_scene_as_it_was(
     case.close()
     assert a_slicer_scene.GetNumberOfNodes() == nodes
     assert segment_ids(existing) == segments
+
+
+def settings_of(node):
+    """What of a node's own is not its segments."""
+    segmentation = node.GetSegmentation()
+    converter = slicer.vtkSegmentationConverter
+    return (
+        node.GetTransformNodeID(),
+        segmentation.GetSourceRepresentationName(),
+        segmentation.GetConversionParameter(converter.GetReferenceImageGeometryParameterName()),
+        node.GetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole()),
+        node.GetNumberOfDisplayNodes(),
+    )
+
+
+def test_empty_output_is_as_it_was_after_an_import_that_is_broken_off(
+    a_volume_node, a_fake_worker, a_slicer_scene, a_linear_transform
+):
+    a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    empty = a_slicer_scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    before, nodes = settings_of(empty), a_slicer_scene.GetNumberOfNodes()
+    case = Case(a_volume_node, Request("", "", task="vertebrae"), empty)
+    case.export()
+    report = FakeWorker(None).run(case.request, None, None)
+    case.read()
+    steps = case.finish_in_steps(report)
+    next(steps), next(steps)
+    assert settings_of(empty) != before and segment_ids(empty) == ["L1_vertebra"]
+    steps.close()
+    case.close()
+    assert settings_of(empty) == before and segment_ids(empty) == []
+    assert a_slicer_scene.GetNumberOfNodes() == nodes
+
+
+def test_report_of_a_run_whose_segments_are_kept_is_kept(a_volume_node, a_fake_worker):
+    node = None
+    for number, (kept, expected) in enumerate([(True, [0]), (True, [1, 0]), (True, [2, 1, 0]), (False, [3])]):
+        case = Case(a_volume_node, Request("", "", task="vertebrae"), node, replace_segments=not kept)
+        case.export()
+        FakeWorker(None).run(case.request, None, None)
+        node = case.finish({"run": number, "segments": [{"value": 20, "name": "L1 vertebra"}]})
+        case.close()
+        last = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))
+        assert [part["run"] for part in parts(last)] == expected
+        rows = [row["segment_id"] for part in parts(last) for row in part["segments"]]
+        assert sorted(rows) == sorted(segment_ids(node))
+    assert "earlier" not in last
+
+
+def test_report_of_a_run_that_found_nothing_is_the_last_one_and_stays(a_volume_node, a_fake_worker, monkeypatch):
+    node = segment_volume_node(a_volume_node, "vertebrae")
+    found = segment_ids(node)
+    monkeypatch.setitem(globals(), "BRIGHT", 10**6)
+    for replaced in (False, True):
+        case = Case(a_volume_node, Request("", "", task="vertebrae"), node, replace_segments=replaced)
+        case.export()
+        FakeWorker(None).run(case.request, None, None)
+        case.finish({"run": replaced, "segments": []})
+        case.close()
+        assert read_report(node)["run"] is replaced
+        assert segment_ids(node) == ([] if replaced else found)
 
 
 def test_volume_removed_between_two_segments_ends_in_a_sentence(a_volume_node, a_fake_worker, a_slicer_scene):

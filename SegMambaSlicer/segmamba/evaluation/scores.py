@@ -58,10 +58,11 @@ def score(
     Returns
     -------
     dict
-        ``dice_all`` (all structures against the background), ``dice_mean``, ``assd_mean_mm``, ``hd95_mean_mm``
-        (over the structures that count; distances over those that were found), ``missed``, ``identified`` and ``of``
-        (how many), ``structures`` (a row each, see `_row`), ``extra`` (labels that the reference does not have), and
-        for vertebrae ``numbering``.
+        ``dice_all`` (all structures against the background), ``dice_vertebrae`` (the same without the sacrum, of
+        which many references hold a part; None where there are no vertebrae), ``dice_mean``, ``assd_mean_mm``,
+        ``hd95_mean_mm`` (over the structures that count; distances over those that were found), ``missed``,
+        ``identified`` and ``of`` (how many), ``structures`` (a row each, see `_row`), ``extra`` (labels that the
+        reference does not have), and for vertebrae ``numbering``.
     """
     theirs, geometry = reference.array, reference.geometry
     compared = against_background = labels
@@ -73,6 +74,10 @@ def score(
     places = centroids(compared, geometry), centroids(theirs, geometry)
     rows = [_row(value, compared, reference, table, places, rules, reasons.get(value)) for value in places[1]]
     result = {"dice_all": dice_of_all(against_background, theirs), "structures": rows}
+    result["dice_vertebrae"] = None
+    if rules.vertebrae:
+        ours_without, theirs_without = (np.where(np.isin(a, FUSED), 0, a) for a in (against_background, theirs))
+        result["dice_vertebrae"] = dice_of_all(ours_without, theirs_without)
     result |= _means(counted(result))
     extra = sorted(places[0].keys() - places[1].keys())
     result["extra"] = [

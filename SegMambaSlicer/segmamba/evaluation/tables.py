@@ -143,11 +143,12 @@ def _identified(rows: Sequence[Mapping[str, Any]]) -> str:
 def _overview(cases: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for case in worst_first(cases):
-        figures = [number(case[key]) for key in ("dice_all", "dice_mean", "assd_mean_mm", "hd95_mean_mm")]
+        keys = ("dice_all", "dice_vertebrae", "dice_mean", "assd_mean_mm", "hd95_mean_mm")
+        figures = [number(case[key]) for key in keys]
         seconds = NONE if case["seconds"] is None else f"{case['seconds']:.0f}"
         rows.append([case["case"], case["variant"], *figures, _identified(counted(case)), _numbers(case), seconds])
-    head = ["case", "version", "Dice, all", "Dice, mean", "surface distance, mm", "95% Hausdorff, mm", "identified"]
-    return table([*head, "numbers", "seconds"], rows)
+    head = ["case", "version", "Dice, all", "Dice, all but the sacrum", "Dice, mean"]
+    return table([*head, "surface distance, mm", "95% Hausdorff, mm", "identified", "numbers", "seconds"], rows)
 
 
 def _numbers(case: Mapping[str, Any]) -> str:

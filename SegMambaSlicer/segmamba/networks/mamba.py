@@ -77,21 +77,27 @@ class TriOrientedMamba(SelectiveSSM):
     """Mamba-1 (state 16, convolution 4, expansion 2) on the three orders of a volume, summed.
 
     Parameters are those of one plain Mamba block, so released SegMamba weights fit. (B, L, C) tokens of a (D, H, W)
-    volume in, the same shape out.
+    volume in, the same shape out. With one orientation it is the plain block: for ablations.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, orientations: int = 3) -> None:
+        if orientations not in (1, 3):
+            raise ValueError("orientations must be 1 or 3")
         inner = EXPAND * channels
         super().__init__(inner, rank=-(-channels // 16))
+        self.orientations = orientations
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, CONV_WIDTH, groups=inner, padding=CONV_WIDTH - 1)
         self.out_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
         inner, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        ordered = three_orders(inner.transpose(1, 2).unflatten(2, size))
-        ordered = functional.silu(self.conv1d(ordered)[..., : tokens.shape[1]])
-        scanned = sum_of_orders(self.scan(ordered), size).flatten(2).transpose(1, 2)
+        first = inner.transpose(1, 2)
+        ordered = three_orders(first.unflatten(2, size)) if self.orientations == 3 else first
+        scanned = self.scan(functional.silu(self.conv1d(ordered)[..., : tokens.shape[1]]))
+        if self.orientations == 3:
+            scanned = sum_of_orders(scanned, size).flatten(2)
+        scanned = scanned.transpose(1, 2)
         # out_proj is linear: projecting the sum of the three orders is the sum of their projections.
         return self.out_proj(scanned * functional.silu(gate.float()))
 
@@ -99,10 +105,10 @@ class TriOrientedMamba(SelectiveSSM):
 class TriOrientedMambaLayer(nn.Module):
     """``mamba(LayerNorm(x))`` of a volume over three orders, without the residual. (B, C, D, H, W), same shape out."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, orientations: int = 3) -> None:
         super().__init__()
         self.norm = LayerNorm(channels)
-        self.mamba = TriOrientedMamba(channels)
+        self.mamba = TriOrientedMamba(channels, orientations)
 
     def forward(self, volume: Tensor) -> Tensor:
         depth, height, width = volume.shape[2:]

@@ -7,6 +7,9 @@ the decoder and the full-resolution branch, chosen lean: the figure states none 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,6 +41,16 @@ class HierarchicalDownsampling(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         return self.norm(self.fusion(torch.cat([branch(volume) for branch in self.branches], dim=1)))
+
+
+class StridedDownsampling(nn.Sequential):
+    """One stride-2 convolution (3^3) and a norm in place of `HierarchicalDownsampling`, for ablations [ours]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv3d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
+            nn.InstanceNorm3d(out_channels, affine=True),
+        )
 
 
 class DepthwiseBlock(nn.Module):
@@ -76,10 +89,10 @@ class GatedSpatialConvolution(nn.Module):
 class TSMambaBlock(nn.Module):
     """GSC, then x + ToOM(LayerNorm(x)), then x + MLP(LayerNorm(x)) [SegMamba-V2, figure]; keeps (B, C, D, H, W)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, orientations: int = 3) -> None:
         super().__init__()
         self.gsc = GatedSpatialConvolution(channels)
-        self.mamba = TriOrientedMambaLayer(channels)
+        self.mamba = TriOrientedMambaLayer(channels, orientations)
         self.mlp = nn.Sequential(
             LayerNorm(channels),
             nn.Linear(channels, MLP_FACTOR * channels),
@@ -118,6 +131,10 @@ class SegMambaV2Paper(nn.Module):
         Blocks in each stage, as in the released code.
     full_features : int
         Channels at full resolution, where one residual block on the image makes the last skip [ours].
+    orientations : int
+        3, or 1 for an ablation: the tokens are read in one order only.
+    hierarchical : bool
+        False for an ablation: one strided convolution in place of the hierarchical downsampling.
     """
 
     def __init__(
@@ -127,12 +144,15 @@ class SegMambaV2Paper(nn.Module):
         features: tuple[int, int, int, int] = (32, 64, 128, 256),
         depths: tuple[int, int, int, int] = (2, 2, 2, 2),
         full_features: int = 16,
+        orientations: int = 3,
+        hierarchical: bool = True,
     ) -> None:
         super().__init__()
-        kinds = (DepthwiseBlock, DepthwiseBlock, TSMambaBlock, TSMambaBlock)
+        ts_mamba = partial(TSMambaBlock, orientations=orientations)
+        kinds: tuple[Callable[[int], nn.Module], ...] = (DepthwiseBlock, DepthwiseBlock, ts_mamba, ts_mamba)
+        downsampling: type[nn.Module] = HierarchicalDownsampling if hierarchical else StridedDownsampling
         self.downsamplings = nn.ModuleList(
-            HierarchicalDownsampling(fine, coarse)
-            for fine, coarse in zip((in_channels, *features[:-1]), features, strict=True)
+            downsampling(fine, coarse) for fine, coarse in zip((in_channels, *features[:-1]), features, strict=True)
         )
         self.stages = nn.ModuleList(
             nn.Sequential(*(kind(channels) for _ in range(depth)))

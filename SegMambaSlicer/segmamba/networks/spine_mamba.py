@@ -18,8 +18,9 @@ from segmamba.networks.shape_prior import ShapePrior
 
 STRIDE = 16
 # Channels of a vertebra network's answer: logits of background, vertebra and sacrum; the way from each voxel to its
-# vertebra's centre, z, y, x in units of 20 mm; and, in the first of two stages, logits of the 26 levels (VerSe).
-MASK, OFFSET, LEVELS = slice(0, 3), slice(3, 6), slice(6, 32)
+# vertebra's centre, z, y, x in units of 20 mm; and, in the first of two stages, logits of the 26 levels (VerSe) and the
+# logit of a rib.
+MASK, OFFSET, LEVELS, RIB = slice(0, 3), slice(3, 6), slice(6, 32), slice(32, 33)
 OFFSET_UNIT_MM = 20.0
 
 

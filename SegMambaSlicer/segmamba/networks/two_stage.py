@@ -16,7 +16,7 @@ class TwoStageSpineMamba(nn.Module):
     Parameters
     ----------
     coarse, fine : mapping
-        Arguments of each. The coarse one has 32 output channels, the fine one 6; see `segmamba.networks.spine_mamba`.
+        Arguments of each. The coarse one has 33 output channels, the fine one 6; see `segmamba.networks.spine_mamba`.
     """
 
     def __init__(self, coarse: Mapping[str, Any], fine: Mapping[str, Any]) -> None:
@@ -25,7 +25,7 @@ class TwoStageSpineMamba(nn.Module):
         self.fine = SpineMamba(**_with_tuples(fine))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the coarse network's answer: (B, in, D, H, W) -> (B, 32, D, H, W)."""
+        """Return the coarse network's answer: (B, in, D, H, W) -> (B, 33, D, H, W)."""
         return self.coarse(image)
 
 

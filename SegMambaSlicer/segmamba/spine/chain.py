@@ -14,17 +14,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segmamba.spine.factors import (
+    CHANGES,
+    MOST_SPURIOUS,
+    SIXTH_LUMBAR,
+    SLIPS,
+    answer_weights,
+    end_weights,
+    rib_weights,
+    spurious_weights,
+    step_weights,
+    unlikeness,
+)
 from segmamba.spine.levels import (
     C1,
     C2,
-    DISTANCE_SPREAD,
-    DISTANCES_MM,
+    C7,
     L1,
     L4,
-    L5,
     L6,
-    SACRUM,
     SACRUM_MM,
+    SACRUM_TOP_MM,
     SCALE_SPREAD,
     T1,
     T11,
@@ -32,37 +42,17 @@ from segmamba.spine.levels import (
     level_name,
 )
 
-SLIPS = range(-2, 3)
 # Prior probabilities, set by judgement of anatomy and networks, not fitted: that the network is off by one or by two
 # levels where a column begins, and that it slips by one or by two between two vertebrae, each up or down.
 FIRST_SLIP = {0: 0.78, 1: 0.10, 2: 0.01}
 NEXT_SLIP = {0: 0.956, 1: 0.02, 2: 0.002, 3: 1e-4, 4: 1e-4}
-# How unlike its neighbours a vertebra is: logarithms by which being off is less probable where the vertebra is, or is
-# taken for, one of these (the rings of C1 and C2) ...
-LANDMARKS = {C1: 2.5, C2: 2.5}
-# ... or follows upon the one above it, which is needed to see a change (first rib, last rib and shape of the joints).
-CHANGES = {T1: 0.4, T12: 0.2, L1: 0.7}
-# A network's answer for a vertebra is worth nothing this often.
-NONSENSE = 0.05
-# One, two or three vertebrae in a row that were not found (then they are also that much further apart).
-GAP = (1.0, 0.02, 0.004, 0.001)
-NOT_FOUND_AT_ALL = 1e-6
-# Two vertebrae that were found as one, between them: the steps to it and from it are one and a half each. Probability
-# of either step.
-MERGED = 0.05
-# An instance that is no vertebra of its own: a doubled one, or something else.
-SPURIOUS = 0.02
-MOST_SPURIOUS = 3
-# Distances fit no model this often: distorted columns.
-ODD_DISTANCE = 0.002
-# Variants, each in a few people of a hundred: L6 or T13, no T12, and L4 as the last one.
-SIXTH_LUMBAR, NO_T12, L4_LAST = 0.06, 0.02, 0.01
-# The sacrum's centroid is less certain than a vertebra's, more so where it is cut.
-SACRUM_SPREAD = 0.2
-CUT_SPREAD = 2.0
+# Logarithms of the scales that a column may have.
 SCALES = np.arange(-4, 5) * 0.07
-# Numberings that are less probable than this in all are not certain.
-CERTAIN = 0.95
+# Whether a rib was found means nothing in this part of all columns: then all of them are missing, say.
+RIBS_UNRELIABLE = 0.05
+# Numberings that are less probable than this in all are not certain, nor are those without a landmark: the sacrum, C1
+# or C2 where the network gives it at least half, the first or the last rib.
+CERTAIN, SURE_OF_RING = 0.95, 0.5
 
 
 @dataclass(frozen=True)
@@ -105,6 +95,8 @@ def number(
     volumes: np.ndarray,
     sacrum: np.ndarray | None = None,
     cut: np.ndarray | None = None,
+    ribs: np.ndarray | None = None,
+    sacrum_cut: bool = False,
 ) -> Numbering:
     """Number the vertebrae of a column, from the top down.
 
@@ -120,11 +112,18 @@ def number(
         Centroid of the sacrum, where it is seen below the last vertebra.
     cut : ndarray of bool or None
         Shape (n,): vertebrae at the border of the volume, whose centroids are less certain.
+    ribs : ndarray or None
+        Shape (n,): whether a vertebra bears a rib, 0 or 1; NaN where that cannot be seen.
+    sacrum_cut : bool
+        Whether the sacrum is at the border of the volume, so that its centroid may be that of its top alone.
     """
     count = len(centres)
     if count == 0:
         return Numbering(np.zeros(0, int), np.zeros(0), 0.0, False, "There is no vertebra in view.", None, 0.0, ())
-    chain = _Chain(evidence, centres, volumes, sacrum, np.zeros(count, bool) if cut is None else cut)
+    cut = np.zeros(count, bool) if cut is None else cut
+    ribs = np.full(count, np.nan) if ribs is None else ribs
+    nearest = (SACRUM_TOP_MM if sacrum_cut else SACRUM_MM, SACRUM_MM)
+    chain = _Chain(evidence, centres, volumes, sacrum, nearest, cut, ribs)
     all_of_them, marginals = chain.marginals()
     candidates = _candidates(chain, marginals)
     levels = max(candidates, key=chain.weight_of)
@@ -135,13 +134,14 @@ def number(
     dropped = 1 - marginals.sum(axis=1)
     confidence = np.where(kept, marginals[np.arange(count), levels - 1], dropped)
     probability = min(1.0, chain.weight_of(levels, lenient=True) / all_of_them)
-    certain = probability >= CERTAIN
+    landmark = _landmark(levels, evidence, sacrum, ribs)
+    certain = landmark and probability >= CERTAIN
     return Numbering(
         levels,
         np.clip(confidence, 0.0, 1.0),
         probability,
         certain,
-        "" if certain else _reason(levels, runner_up, sacrum is not None),
+        "" if certain else _reason(levels, runner_up, landmark),
         runner_up,
         min(1.0, max(weights, default=0.0)),
         _variants(levels, sacrum is not None),
@@ -151,21 +151,37 @@ def number(
 class _Chain:
     """The model's factors for one column, as probabilities up to a factor.
 
-    ``answers`` is (n, 25 levels, slips); ``steps[scale][i, j]`` is (25, 25) from instance i to the next kept one, j.
+    ``worlds`` are what is unknown of the whole column: a scale's index, the answers (n, 25 levels, slips) if ribs are
+    reliable and if they are not, and the weight of both. ``steps[scale][i, j]`` is (25, 25) from instance i to the
+    next kept one, j.
     """
 
     def __init__(
-        self, evidence: np.ndarray, centres: np.ndarray, volumes: np.ndarray, sacrum: np.ndarray | None, cut: np.ndarray
+        self,
+        evidence: np.ndarray,
+        centres: np.ndarray,
+        volumes: np.ndarray,
+        sacrum: np.ndarray | None,
+        to_sacrum: tuple[float, float],
+        cut: np.ndarray,
+        ribs: np.ndarray,
     ) -> None:
         self.count = len(centres)
-        self.answers = _answers(evidence)
-        self.arrival = _unlikeness(CHANGES)
-        self.spurious = _spurious(volumes)
+        answers = answer_weights(evidence)
+        with_ribs = answers * rib_weights(ribs)[:, :, None]
+        without = answers * np.where(np.isnan(ribs), 1.0, 0.5)[:, None, None]
+        scale_weights = np.exp(-((SCALES / SCALE_SPREAD) ** 2) / 2)
+        self.worlds = [
+            (scale, answers, weight * share)
+            for scale, weight in enumerate(scale_weights)
+            for answers, share in ((with_ribs, 1 - RIBS_UNRELIABLE), (without, RIBS_UNRELIABLE))
+        ]
+        self.arrival = unlikeness(CHANGES)
+        self.spurious = spurious_weights(volumes)
         self.first = np.array([FIRST_SLIP[abs(slip)] for slip in SLIPS])
         self.next = np.array([[NEXT_SLIP[abs(a - b)] for b in SLIPS] for a in SLIPS])
-        self.steps = [_steps(centres, cut, np.exp(scale)) for scale in SCALES]
-        self.ends = [_ends(centres, sacrum, np.exp(scale)) for scale in SCALES]
-        self.scale_weights = np.exp(-((SCALES / SCALE_SPREAD) ** 2) / 2)
+        self.steps = [step_weights(centres, cut, np.exp(scale)) for scale in SCALES]
+        self.ends = [end_weights(centres, sacrum, to_sacrum, np.exp(scale)) for scale in SCALES]
         self.start = np.ones(L6)
         self.start[L6 - 1] = SIXTH_LUMBAR
 
@@ -181,15 +197,15 @@ class _Chain:
             ways[j] = into * answers[j]
         return ways
 
-    def backward(self, scale: int) -> np.ndarray:
+    def backward(self, scale: int, answers: np.ndarray) -> np.ndarray:
         """Return, for each instance and state, the weight of all ways from there to the bottom: (n, 25, slips)."""
-        ways = np.zeros_like(self.answers)
+        ways = np.zeros_like(answers)
         for i in reversed(range(self.count)):
             out = np.prod(self.spurious[i + 1 :]) * np.repeat(self.ends[scale][i][:, None], len(SLIPS), axis=1)
             for j in range(i + 1, min(self.count, i + 2 + MOST_SPURIOUS)):
                 skipped = np.prod(self.spurious[i + 1 : j])
                 if skipped:
-                    step = self.steps[scale][i, j] @ (ways[j] * self.answers[j] * self.arrival)
+                    step = self.steps[scale][i, j] @ (ways[j] * answers[j] * self.arrival)
                     out = out + skipped * (step @ self.next.T)
             ways[i] = out
         return ways
@@ -203,10 +219,10 @@ class _Chain:
     def marginals(self) -> tuple[float, np.ndarray]:
         """Return the weight of all numberings, and each instance's probability of each level: (n, 25)."""
         everything, by_level = 0.0, np.zeros((self.count, L6))
-        for scale, weight in enumerate(self.scale_weights):
-            ways = self.forward(scale, self.answers, self.spurious)
+        for scale, answers, weight in self.worlds:
+            ways = self.forward(scale, answers, self.spurious)
             everything += weight * self.total(scale, ways, self.spurious)
-            by_level += weight * (ways * self.backward(scale)).sum(axis=2)
+            by_level += weight * (ways * self.backward(scale, answers)).sum(axis=2)
         return everything, by_level / everything
 
     def weight_of(self, levels: np.ndarray, lenient: bool = False) -> float:
@@ -217,16 +233,15 @@ class _Chain:
                 allowed[index, level - 1] = 1
             elif lenient:
                 allowed[index] = 1
-        answers = self.answers * allowed[:, :, None]
         spurious = self.spurious if lenient else np.where(levels > 0, 0.0, self.spurious)
         return sum(
-            weight * self.total(scale, self.forward(scale, answers, spurious), spurious)
-            for scale, weight in enumerate(self.scale_weights)
+            weight * self.total(scale, self.forward(scale, answers * allowed[:, :, None], spurious), spurious)
+            for scale, answers, weight in self.worlds
         )
 
-    def best(self, scale: int, allowed: np.ndarray) -> np.ndarray:
+    def best(self, scale: int, answers: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """Return the levels of the best numbering; ``allowed`` is (n, 26), column 0 for a spurious instance."""
-        answers = self.answers * allowed[:, 1:, None]
+        answers = answers * allowed[:, 1:, None]
         spurious = self.spurious * allowed[:, 0]
         best = np.zeros_like(answers)
         origin = np.full((*answers.shape, 3), -1)
@@ -259,11 +274,11 @@ def _candidates(chain: _Chain, marginals: np.ndarray, most: int = 8) -> list[np.
     """Return numberings that may be the best: the best one, and the best with each other probable level."""
     everything = np.ones((chain.count, L6 + 1))
     totals = [
-        weight * chain.total(scale, chain.forward(scale, chain.answers, chain.spurious), chain.spurious)
-        for scale, weight in enumerate(chain.scale_weights)
+        weight * chain.total(scale, chain.forward(scale, answers, chain.spurious), chain.spurious)
+        for scale, answers, weight in chain.worlds
     ]
-    scale = int(np.argmax(totals))
-    best = chain.best(scale, everything)
+    scale, answers, _ = chain.worlds[int(np.argmax(totals))]
+    best = chain.best(scale, answers, everything)
     found = [best]
     others = marginals.copy()
     kept = np.flatnonzero(best)
@@ -273,92 +288,10 @@ def _candidates(chain: _Chain, marginals: np.ndarray, most: int = 8) -> list[np.
         allowed = everything.copy()
         allowed[index] = 0
         allowed[index, column + 1] = 1
-        levels = chain.best(scale, allowed)
+        levels = chain.best(scale, answers, allowed)
         if not any(np.array_equal(levels, other) for other in found):
             found.append(levels)
     return found
-
-
-def _answers(evidence: np.ndarray) -> np.ndarray:
-    """Return how probable the network's answers are under each level and slip: (n, 25, slips)."""
-    shares = np.exp(evidence - evidence.max(axis=1, keepdims=True))
-    shares = (1 - NONSENSE) * shares / shares.sum(axis=1, keepdims=True) + NONSENSE / SACRUM
-    answers = np.full((len(evidence), L6, len(SLIPS)), NONSENSE / SACRUM)
-    for level in range(C1, L6 + 1):
-        for column, slip in enumerate(SLIPS):
-            if C1 <= level + slip <= SACRUM:
-                answers[:, level - 1, column] = shares[:, level + slip - 1]
-    return answers * _unlikeness(LANDMARKS)
-
-
-def _unlikeness(landmarks: dict[int, float]) -> np.ndarray:
-    """Return factors (25, slips): how much less probable a slip is that takes a landmark away or invents one."""
-    factors = np.ones((L6, len(SLIPS)))
-    for level in range(C1, L6 + 1):
-        for column, slip in enumerate(SLIPS):
-            if slip:
-                factors[level - 1, column] = np.exp(-max(landmarks.get(level, 0), landmarks.get(level + slip, 0)))
-    return factors
-
-
-def _spurious(volumes: np.ndarray) -> np.ndarray:
-    """Return how probable it is that an instance is no vertebra of its own and its answers are by chance."""
-    around = [np.median(volumes[max(0, i - 2) : i + 3]) for i in range(len(volumes))]
-    whole = np.clip(volumes / np.maximum(around, 1e-6), 0.0, 1.0)
-    return SPURIOUS / SACRUM**whole
-
-
-def _ways_down() -> tuple[np.ndarray, np.ndarray]:
-    """Return distance (for scale 1) and rarity, each (25, 25), of going from one level to another at the next instance.
-
-    Without T12 the distance is that of one step.
-    """
-    below = np.r_[0.0, np.cumsum(DISTANCES_MM)]
-    distances = np.maximum(below - below[:, None], 1.0)
-    rarity = np.zeros((L6, L6))
-    for missing, rare in enumerate(GAP):
-        rarity += rare * np.eye(L6, k=1 + missing)
-    rarity[:, L6 - 1] *= SIXTH_LUMBAR
-    return distances, rarity
-
-
-def _steps(centres: np.ndarray, cut: np.ndarray, scale: float) -> np.ndarray:
-    """Return the weights (n, n, 25, 25) of going from a level at one instance to another level at the next."""
-    count = len(centres)
-    expected, rarity = _ways_down()
-    next_one, next_but_one = np.eye(L6, k=1, dtype=bool), np.eye(L6, k=2, dtype=bool)
-    half_more = np.where(next_one, 1.5, 0.75) * expected
-    steps = np.zeros((count, count, L6, L6))
-    for i in range(count):
-        for j in range(i + 1, min(count, i + 2 + MOST_SPURIOUS)):
-            distance = float(np.linalg.norm(centres[i] - centres[j]))
-            spread = DISTANCE_SPREAD * (CUT_SPREAD if cut[i] or cut[j] else 1.0)
-            steps[i, j] = rarity * _fits(distance, scale * expected, spread)
-            steps[i, j] += MERGED * (next_one | next_but_one) * _fits(distance, scale * half_more, spread)
-            one_step = _fits(distance, scale * expected[T11 - 1, T12 - 1], spread)
-            steps[i, j, T11 - 1, L1 - 1] += NO_T12 * one_step
-    return steps
-
-
-def _ends(centres: np.ndarray, sacrum: np.ndarray | None, scale: float) -> np.ndarray:
-    """Return the weights (n, 25) of each instance and level as the last one above the sacrum, or above the border."""
-    ends = np.ones((len(centres), L6))
-    if sacrum is None:
-        return ends
-    above_l5 = np.r_[np.cumsum(DISTANCES_MM[: L5 - 1][::-1])[::-1], 0.0, 0.0]
-    rarity = np.full(L6, NOT_FOUND_AT_ALL)
-    rarity[L5 - len(GAP) : L5] = GAP[::-1]
-    rarity[L6 - 1] = 1.0
-    for index, centre in enumerate(centres):
-        distance = float(np.linalg.norm(sacrum - centre))
-        ends[index] = rarity * _fits(distance, scale * (SACRUM_MM + above_l5), SACRUM_SPREAD)
-        ends[index, L4 - 1] += L4_LAST * _fits(distance, scale * np.array(SACRUM_MM), SACRUM_SPREAD)
-    return ends
-
-
-def _fits(distance: float, expected: np.ndarray, spread: float) -> np.ndarray:
-    """Return how well a distance fits what is expected: 1 for the same."""
-    return np.exp(-((np.log(max(distance, 1.0) / expected) / spread) ** 2) / 2) + ODD_DISTANCE
 
 
 def _variants(levels: np.ndarray, sacrum: bool) -> tuple[str, ...]:
@@ -377,10 +310,18 @@ def _variants(levels: np.ndarray, sacrum: bool) -> tuple[str, ...]:
     return tuple(variants)
 
 
-def _reason(levels: np.ndarray, runner_up: np.ndarray | None, sacrum: bool) -> str:
-    kept = levels[levels > 0]
-    seen = sacrum or bool(np.isin(kept, (C1, C2)).any())
-    why = "" if seen else ", and neither C1, C2 nor the sacrum is in view"
+def _landmark(levels: np.ndarray, evidence: np.ndarray, sacrum: np.ndarray | None, ribs: np.ndarray) -> bool:
+    """Return whether something in view tells one of the levels for sure."""
+    rings = [index for index, level in enumerate(levels) if level in (C1, C2)]
+    if sacrum is not None or any(np.exp(evidence[index, levels[index] - 1]) >= SURE_OF_RING for index in rings):
+        return True
+    kept = np.flatnonzero(levels)
+    changes = {(levels[a], levels[b], ribs[a], ribs[b]) for a, b in zip(kept, kept[1:], strict=False)}
+    return bool(changes & {(C7, T1, 0, 1), (T12, L1, 1, 0)})
+
+
+def _reason(levels: np.ndarray, runner_up: np.ndarray | None, landmark: bool) -> str:
+    why = "" if landmark else ", and neither C1, C2, the first or last rib nor the sacrum is clearly in view"
     if runner_up is None:
         return f"The levels are hard to tell{why}: check them."
     index = int(np.flatnonzero((runner_up != levels) & (runner_up > 0) & (levels > 0))[0])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-C1, C2, T1, T11, T12, L1, L4, L5, L6, SACRUM = 1, 2, 8, 18, 19, 20, 23, 24, 25, 26
+C1, C2, C7, T1, T11, T12, L1, L4, L5, L6, SACRUM = 1, 2, 7, 8, 18, 19, 20, 23, 24, 25, 26
 # Millimetres from the centroid of a level (C1 first) to the next one's, for a column of scale 1: `fit_distances` of
 # the training label maps (11 subjects). None of them has an L6: its distance is taken as that above.
 DISTANCES_MM = np.array(
@@ -16,6 +16,8 @@ DISTANCES_MM = np.array(
 )
 # From the last vertebra's centroid to the whole sacrum's (5 subjects).
 SACRUM_MM = 54.0
+# The same where the volume ends just below the top of the sacrum: half a vertebra, a disc, and half of what is seen.
+SACRUM_TOP_MM = 24.0
 # Standard deviation of the logarithm of a distance about the table times the column's scale. The label maps give 0.033;
 # collapsed discs, scoliosis and a network's centroids spread more.
 DISTANCE_SPREAD = 0.08

@@ -5,7 +5,7 @@ Our own rules; the shapes are those of `segmamba.spine.shape_model`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ def refine(
     spacing_mm: float,
     model: ShapeModel,
     steps: Collection[str] = ON,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Make the masks of a column anatomically clean.
 
@@ -61,6 +62,8 @@ def refine(
         second piece stays only where the shape has one. "split": a mask that is two vertebrae is cut, if the number of
         one of them is free. "remove": what no vertebra looks like goes. "trim": in the thorax, what lies far
         outside of the shape goes. "close": gaps are closed where the shape is solid and the network not against it.
+    check : callable
+        Called between vertebrae; what it raises ends the refinement.
 
     Returns
     -------
@@ -76,15 +79,15 @@ def refine(
     fits: dict[int, Fit] = {}
     for step in (step for step in STEPS if step in steps):
         if step == "pieces":
-            refined = _join_pieces(labels, spacing_mm, model)
+            refined = _join_pieces(labels, spacing_mm, model, check)
         elif step == "split":
-            refined = _split(labels, spacing_mm, model)
+            refined = _split(labels, spacing_mm, model, check)
         else:
-            fits = fits or _fits(labels, spacing_mm, model)
+            fits = fits or _fits(labels, spacing_mm, model, check)
             if step == "remove":
                 refined = _remove(labels, fits)
             elif step == "trim":
-                refined, fits = _trim(labels, fits, spacing_mm, model)
+                refined, fits = _trim(labels, fits, spacing_mm, model, check)
             else:
                 refined = _close(labels, vertebra, fits)
         changes += differences(step, labels, refined, spacing_mm)
@@ -133,7 +136,7 @@ def refine_one(
     return refined, differences("edit", labels, refined, spacing_mm)
 
 
-def renumber(labels: np.ndarray, value: int, new_value: int) -> np.ndarray:
+def renumber(labels: np.ndarray, value: int, new_value: int, below: bool = False) -> np.ndarray:
     """Give a vertebra another number, and with it all others, so that they stay in order; the sacrum stays.
 
     Parameters
@@ -142,24 +145,32 @@ def renumber(labels: np.ndarray, value: int, new_value: int) -> np.ndarray:
         Levels, sacrum 26.
     value, new_value : int
         Levels, 1 to 25: what the vertebra is called, and what it is.
+    below : bool
+        Only what is called so, and the levels below it, get other numbers.
 
     Raises
     ------
     InputError
-        There is no such vertebra, or one of them would become none of C1 to L6.
+        There is no such vertebra, one of them would become none of C1 to L6, or two would have the same number.
     """
     present = [level for level in np.unique(labels).tolist() if C1 <= level <= L6]
     if value not in present:
         raise InputError(f"There is no {_name(value)} in the segmentation: choose a vertebra that is there.")
     shift = new_value - value
-    for level in present:
+    moved = [level for level in present if level >= value or not below]
+    for level in moved:
+        if level + shift in set(present) - set(moved):
+            raise InputError(
+                f"If {_name(value)} were {_name(new_value)}, there would be {_name(level + shift)} twice: choose "
+                "another number, or renumber the whole column."
+            )
         if not C1 <= level + shift <= L6:
             raise InputError(
                 f"If {_name(value)} were {_name(new_value)}, {_name(level)} would be no vertebra between C1 and L6: "
                 "choose another number, or remove that vertebra first."
             )
     table = np.arange(256, dtype=labels.dtype)
-    for level in present:
+    for level in moved:
         table[level] = level + shift
     return table[labels]
 
@@ -187,13 +198,14 @@ def _name(level: int) -> str:
     return level_name(level) if C1 <= level <= SACRUM else f"level {level}"
 
 
-def _join_pieces(labels: np.ndarray, spacing_mm: float, model: ShapeModel) -> np.ndarray:
+def _join_pieces(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]) -> np.ndarray:
     refined = labels.copy()
     merge_islands(refined, ISLAND_MM3 / spacing_mm**3)
     fill_holes(refined, HOLE_MM3 / spacing_mm**3)
     frames = column_frames(refined, spacing_mm)
     boxes = label_boxes(refined)
     for level, frame in frames.items():
+        check()
         _, count = ndimage.label(refined[boxes[level]] == level, structure=TOUCHING)
         if count > 1:
             found = fit(refined == level, level, model, frame, spacing_mm)
@@ -214,13 +226,14 @@ def _strays(mask: np.ndarray, found: Fit, spacing_mm: float) -> np.ndarray:
     return stray[pieces]
 
 
-def _split(labels: np.ndarray, spacing_mm: float, model: ShapeModel) -> np.ndarray:
+def _split(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]) -> np.ndarray:
     """Cut what is two vertebrae, where the shapes say so and the level above or below is free."""
     refined = labels
     frames = column_frames(labels, spacing_mm)
     sizes = np.bincount(labels.ravel(), minlength=SACRUM + 1)
     levels = list(frames)
     for place, level in enumerate(levels):
+        check()
         beside = [sizes[other] for other in levels[max(0, place - 2) : place + 3] if other != level]
         if not beside or sizes[level] < TWO * np.median(beside):
             continue
@@ -256,9 +269,12 @@ def _centred(mask: np.ndarray, frame: Frame, spacing_mm: float) -> Frame:
     return Frame(np.argwhere(mask).mean(axis=0) * spacing_mm, frame.axes, frame.scale)
 
 
-def _fits(labels: np.ndarray, spacing_mm: float, model: ShapeModel) -> dict[int, Fit]:
-    frames = column_frames(labels, spacing_mm)
-    return {level: fit(labels == level, level, model, frame, spacing_mm) for level, frame in frames.items()}
+def _fits(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]) -> dict[int, Fit]:
+    fits = {}
+    for level, frame in column_frames(labels, spacing_mm).items():
+        check()
+        fits[level] = fit(labels == level, level, model, frame, spacing_mm)
+    return fits
 
 
 def _remove(labels: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:
@@ -273,7 +289,7 @@ def _remove(labels: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:
 
 
 def _trim(
-    labels: np.ndarray, fits: dict[int, Fit], spacing_mm: float, model: ShapeModel
+    labels: np.ndarray, fits: dict[int, Fit], spacing_mm: float, model: ShapeModel, check: Callable[[], None]
 ) -> tuple[np.ndarray, dict[int, Fit]]:
     """Take away the parts of ribs that lie far outside of the shapes, and return the fits without them too.
 
@@ -283,6 +299,7 @@ def _trim(
     """
     refined, fits = labels.copy(), dict(fits)
     for level, box in label_boxes(labels).items():
+        check()
         cut = box[0].start == 0 or box[0].stop == len(labels)
         if not T1 <= level <= T12 or cut or fits[level].dice < LOOKS_LIKE_ONE:
             continue

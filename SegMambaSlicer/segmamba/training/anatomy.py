@@ -27,7 +27,9 @@ from segmamba.training.tissues import (
     CORD,
     DISC,
     FAT,
+    FIRST_THORACIC,
     LAST_ORGAN,
+    LAST_THORACIC,
     MUSCLE,
     ORGAN_OFFSET,
     OUTSIDE,
@@ -36,6 +38,7 @@ from segmamba.training.tissues import (
     SPACING,
     VERTEBRA_CLASSES,
     VERTEBRAE,
+    rib_level,
 )
 from segmamba.volume import read_volume, to_image
 
@@ -45,7 +48,6 @@ SOFT_SPINE_MM = 6.0
 # Cores of vertebrae deeper than this are bodies; joints of ribs are about this wide; ribs whose label ends farther away
 # than this are not lengthened; and necks of ribs are about this thick.
 BODY_DEPTH_MM, JOINT_MM, LONGEST_NECK_MM, RIB_RADIUS_MM = 6.0, 1.5, 15.0, 5.0
-FIRST_THORACIC, LAST_THORACIC = 8, 19
 # Hollows of a body's outline up to twice this wide belong to the body.
 BODY_CLOSING_MM = 45.0
 
@@ -72,7 +74,9 @@ def tissue_codes(vertebrae_path: Path, organs_path: Path | None, rng: np.random.
         raise InputError(f"{vertebrae_path} holds no vertebra of {SPACING} mm or more: leave it out.")
     if organs_path is None:
         codes = procedural_body(vertebrae, rng)
-        fill_soft_spine(codes, np.isin(codes, (SOFT, FAT, MUSCLE)))
+        free = np.isin(codes, (SOFT, FAT, MUSCLE))
+        fill_soft_spine(codes, free)
+        add_rib_heads(codes, free)
         return codes
     organs = _read(organs_path, LAST_ORGAN)
     if organs.shape != vertebrae.shape:
@@ -143,7 +147,7 @@ def fill_soft_spine(codes: np.ndarray, free: np.ndarray) -> None:
 
 
 def add_rib_heads(codes: np.ndarray, free: np.ndarray) -> None:
-    """Lengthen each rib in place, (z, y, x), to the body of the nearest thoracic vertebra, in voxels that are ``free``.
+    """Lengthen each rib in place, (z, y, x), to the body of the vertebra that bears it, in voxels that are ``free``.
 
     TotalSegmentator's rib labels end up to a centimetre beside the column: without heads and necks, a network takes
     those of real ribs for vertebra. A narrow gap, the joint, is left.
@@ -153,19 +157,18 @@ def add_rib_heads(codes: np.ndarray, free: np.ndarray) -> None:
         return
     box = _grown_box(thorax, LONGEST_NECK_MM + RIB_RADIUS_MM)
     view, thorax = codes[box], thorax[box]
-    distance = ndimage.distance_transform_edt(~thorax, sampling=SPACING)
     depth = ndimage.distance_transform_edt(thorax, sampling=SPACING)
-    # What is left of a vertebra after erosion is its body.
-    cores = [np.argwhere((view == level) & (depth > BODY_DEPTH_MM)) for level in np.unique(view[thorax])]
-    bodies = [core.mean(axis=0) for core in cores if len(core)]
     open_space = free[box] & ~within((view > 0) & (view <= VERTEBRAE), JOINT_MM, SPACING) & (view != CORD)
     for rib in RIBS:
-        place = np.argwhere(view == rib)
-        gaps = distance[tuple(place.T)]
-        if not len(place) or not bodies or gaps.min() > LONGEST_NECK_MM:
+        own = view == rib_level(rib)
+        # What is left of a vertebra after erosion is its body.
+        core, place = np.argwhere(own & (depth > BODY_DEPTH_MM)), np.argwhere(view == rib)
+        if not len(core) or not len(place):
             continue
-        end = place[gaps <= gaps.min() + 2 * SPACING].mean(axis=0)
-        body = min(bodies, key=lambda centre: float(np.linalg.norm(centre - end)))
+        gaps = ndimage.distance_transform_edt(~own, sampling=SPACING)[tuple(place.T)]
+        if gaps.min() > LONGEST_NECK_MM:
+            continue
+        end, body = place[gaps <= gaps.min() + 2 * SPACING].mean(axis=0), core.mean(axis=0)
         line = np.zeros_like(thorax)
         steps = np.linspace(end, body, 2 + int(np.linalg.norm(body - end)))
         line[tuple(np.round(steps).astype(int).T)] = True

@@ -17,8 +17,8 @@ from segmamba.training.filters import blur
 from segmamba.training.tissues import SPACING, VERTEBRAE
 
 # Indicators of a structure are smoothed by this many voxels before they are compared on the finer grid: it takes the
-# steps off a surface and keeps a plate of two voxels, but thins a rod of two and loses a lone cube of two.
-SMOOTHING = 0.7
+# steps off a surface. More of it thins rods and plates of two or three voxels.
+SMOOTHING = 0.5
 
 
 @dataclass(frozen=True, eq=False)

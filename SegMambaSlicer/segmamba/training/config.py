@@ -12,7 +12,10 @@ from typing import Any
 
 from segmamba.errors import InputError
 from segmamba.manifest import Channel
-from segmamba.networks.spine_mamba import LEVELS, OFFSET
+from segmamba.networks.spine_mamba import OFFSET, RIB
+from segmamba.training.colorectal.codes import LABELS
+
+VERTEBRAE_TASK, COLORECTAL_TASK = "vertebrae", "colorectal"
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,11 @@ class Config:
     Attributes
     ----------
     architecture, arguments
-        For `segmamba.networks.build_network`; ``in_channels`` is the number of channels, ``out_channels`` is 32 (mask,
-        offsets, levels: the first of two stages) or 6 (without the levels: the second).
+        For `segmamba.networks.build_network`; ``in_channels`` is the number of channels, ``out_channels`` is 33 (mask,
+        offsets, levels, ribs: the first of two stages) or 6 (without levels and ribs: the second); for colorectal
+        cancer 4 (background, tumour, colon, rectum).
+    task : str
+        "vertebrae" or "colorectal": what samples are painted and which loss is taken.
     channels : tuple of Channel
         How the network's input is made from HU; of kind "clip".
     mr_channels : tuple of Channel
@@ -31,7 +37,8 @@ class Config:
     mr_share : float
         Part of the samples that is MR, 0 to 1.
     anatomies : str
-        Pattern of the ``.npz`` files of `segmamba.training.anatomy.prepare`.
+        Pattern of the ``.npz`` files of `segmamba.training.anatomy.prepare`, or of
+        `segmamba.training.colorectal.anatomy.prepare`.
     patch, spacing
         Voxels of a sample along z, y, x, and their size in mm.
     folder : str
@@ -61,6 +68,7 @@ class Config:
     patch: tuple[int, int, int]
     spacing: float
     folder: str
+    task: str = VERTEBRAE_TASK
     mr_channels: tuple[Channel, ...] = ()
     mr_share: float = 0.0
     evaluation: str = ""
@@ -82,12 +90,19 @@ class Config:
     def __post_init__(self) -> None:
         if self.arguments.get("in_channels") != len(self.channels):
             raise ValueError("arguments.in_channels must be the number of channels")
-        if self.arguments.get("out_channels") not in (OFFSET.stop, LEVELS.stop):
-            raise ValueError(f"arguments.out_channels must be {LEVELS.stop}, or {OFFSET.stop} without levels")
+        if self.task not in (VERTEBRAE_TASK, COLORECTAL_TASK):
+            raise ValueError(f"task must be {VERTEBRAE_TASK} or {COLORECTAL_TASK}")
+        classes = self.arguments.get("out_channels")
+        if self.task == COLORECTAL_TASK and classes != 1 + len(LABELS):
+            raise ValueError(f"arguments.out_channels must be {1 + len(LABELS)}")
+        if self.task == VERTEBRAE_TASK and classes not in (OFFSET.stop, RIB.stop):
+            raise ValueError(f"arguments.out_channels must be {RIB.stop}, or {OFFSET.stop} without levels and ribs")
         if any(channel.kind != "clip" for channel in self.channels):
             raise ValueError("channels must be of kind clip")
         if any(channel.kind != "relative" for channel in self.mr_channels):
             raise ValueError("mr_channels must be of kind relative")
+        if self.task == COLORECTAL_TASK and self.mr_share:
+            raise ValueError("mr_share must be 0: there is no MR of colorectal cancer")
         if not 0 <= self.mr_share <= 1:
             raise ValueError("mr_share must be from 0 to 1")
         if self.mr_share > 0 and len(self.mr_channels) != len(self.channels):

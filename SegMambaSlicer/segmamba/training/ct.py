@@ -14,17 +14,17 @@ from segmamba.training.tissues import AIR, BONES, BOWEL, FAT, LAST_TISSUE, MUSCL
 # Blurs of a scanner's kernel, and slice thicknesses, in mm.
 KERNEL_MM = (0.6, 1.7)
 SLICE_MM = (2.5, 6.0)
+NOISE_HU = (3.0, 100.0)
 
 
 def paint(codes: Tensor, canvas: Canvas) -> Tensor:
     """Return a CT (z, y, x) in HU of a map of tissues (z, y, x)."""
-    return _scanned(_ideal(codes, canvas), codes, canvas)
+    return scanned(ideal(codes, canvas, *ct_priors(canvas.rng)), codes, canvas)
 
 
-def _ideal(codes: Tensor, canvas: Canvas) -> Tensor:
-    """Return the image of a perfect scanner."""
+def ideal(codes: Tensor, canvas: Canvas, mean: np.ndarray, texture: np.ndarray) -> Tensor:
+    """Return the image of a perfect scanner, of tissues with these means and textures in HU (256 each)."""
     rng = canvas.rng
-    mean, texture = ct_priors(rng)
     index = codes.long()
     image = filled(codes, mean, texture, 14.0, canvas)
     gas_or_not = (rng.uniform(-20, 60), -850.0 if rng.random() < 0.6 else rng.uniform(80, 500))
@@ -71,15 +71,15 @@ def _with_table(image: Tensor, codes: Tensor, canvas: Canvas) -> Tensor:
     return torch.where((codes == AIR) & slab[:, None], canvas.rng.uniform(-700, 150), image)
 
 
-def _scanned(image: Tensor, codes: Tensor, canvas: Canvas) -> Tensor:
-    """Return the image as a scanner would give it: blurred, in slices, sharpened, noisy, cut off."""
+def scanned(image: Tensor, codes: Tensor, canvas: Canvas, noise_range: tuple[float, float] = NOISE_HU) -> Tensor:
+    """Return the image as a scanner would give it: blurred, in slices, sharpened, noisy (range in HU), cut off."""
     rng = canvas.rng
     image = blur(image, rng.uniform(*KERNEL_MM) / canvas.spacing)
     chance = rng.random()
     if chance < 0.45:
         axis = 0 if chance < 0.35 else int(rng.integers(1, 3))
         image = thick_slices(image, axis, max(2, round(rng.uniform(*SLICE_MM) / canvas.spacing)))
-    noise = np.exp(rng.uniform(np.log(3), np.log(70)))
+    noise = np.exp(rng.uniform(*np.log(noise_range)))
     grain = canvas.noise()
     if rng.random() < 0.6:
         grain = blur(grain, rng.uniform(0.4, 1.0))

@@ -24,9 +24,12 @@ from segmamba.labelmap import whole_file
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
 from segmamba.training.atlas import load_anatomies
-from segmamba.training.config import Config, read_config
+from segmamba.training.colorectal.atlas import load_bowel_maps
+from segmamba.training.colorectal.evaluate import evaluate_bowel
+from segmamba.training.colorectal.samples import BowelPainter
+from segmamba.training.config import COLORECTAL_TASK, Config, read_config
 from segmamba.training.evaluate import evaluate
-from segmamba.training.losses import vertebra_loss
+from segmamba.training.losses import dice_cross_entropy, vertebra_loss
 from segmamba.training.synthesis import Painter
 
 # The cosine decay ends at this part of the learning rate.
@@ -36,7 +39,8 @@ LARGEST_GRADIENT_NORM = 1.0
 # The anatomies are made as fine as the samples, but not finer than this many mm: they know no more.
 FINEST_MAP = 1.0
 
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+# From the fields of a batch, the image first, to the loss.
+Objective = Callable[..., Tensor]
 
 
 class Run:
@@ -147,15 +151,13 @@ def train(config: Config, minutes: float = math.inf) -> Path:
     """
     end = time.monotonic() + 60 * minutes
     device = _device(config.device)
-    anatomies = load_anatomies(config.files(config.anatomies), device, max(FINEST_MAP, config.spacing))
     cases = config.files(config.evaluation) if config.evaluation else []
     if config.evaluation and not cases:
         raise InputError(f"No evaluation case matches '{config.evaluation}': correct it, or leave the key out.")
+    make_painter = painter_maker(config, device)
     run = Run(config, device)
     # A resumed run must not draw again what it has drawn.
-    channels = {"CT": config.channels, "MR": config.mr_channels}
-    seed = config.seed + run.iteration
-    painter = Painter(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
+    painter = make_painter(config.seed + run.iteration)
     objective = make_objective(run)
     losses: list[Tensor] = []
     last = time.monotonic()
@@ -181,7 +183,24 @@ def train_from_config(path: Path, minutes: float = math.inf) -> Path:
     return train(read_config(path), minutes)
 
 
-def step(run: Run, objective: Objective, painter: Painter) -> Tensor:
+def painter_maker(config: Config, device: torch.device) -> Callable[[int], Painter | BowelPainter]:
+    """Read the anatomies and return what makes of a seed a painter of the task's samples.
+
+    Raises
+    ------
+    InputError
+        There are no anatomies, or one is damaged.
+    """
+    files = config.files(config.anatomies)
+    if config.task == COLORECTAL_TASK:
+        maps = load_bowel_maps(files, device)
+        return lambda seed: BowelPainter(maps, config.patch, config.spacing, config.channels, seed)
+    anatomies = load_anatomies(files, device, max(FINEST_MAP, config.spacing))
+    channels = {"CT": config.channels, "MR": config.mr_channels}
+    return lambda seed: Painter(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
+
+
+def step(run: Run, objective: Objective, painter: Painter | BowelPainter) -> Tensor:
     """Take one optimizer step on new samples and return its loss, a scalar on the device.
 
     Nothing is read back from the device, so that the processor can prepare the next step meanwhile.
@@ -191,7 +210,7 @@ def step(run: Run, objective: Objective, painter: Painter) -> Tensor:
     for group in run.optimizer.param_groups:
         group["lr"] = run.learning_rate()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
-        loss = objective(batch.image, batch.levels, batch.offsets)
+        loss = objective(*vars(batch).values())
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), LARGEST_GRADIENT_NORM)
@@ -211,11 +230,12 @@ def _device(name: str) -> torch.device:
 
 
 def make_objective(run: Run) -> Objective:
-    """Return the function from images, levels and offsets to the loss, compiled where wanted and possible."""
+    """Return the function from images and targets to the loss, compiled where wanted and possible."""
     network = run.network
+    loss = dice_cross_entropy if run.config.task == COLORECTAL_TASK else vertebra_loss
 
-    def objective(image: Tensor, levels: Tensor, offsets: Tensor) -> Tensor:
-        return vertebra_loss(network(image), levels, offsets)
+    def objective(image: Tensor, *targets: Tensor) -> Tensor:
+        return loss(network(image), *targets)
 
     # The scan for the processor cannot be compiled.
     if not run.config.compile or run.device.type != "cuda":
@@ -234,5 +254,6 @@ def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:
 def _evaluate(run: Run, cases: Sequence[Path]) -> None:
     config = run.config
     dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32
-    results = evaluate(run.average, cases, config.channels, config.patch, dtype)
+    measure = evaluate_bowel if config.task == COLORECTAL_TASK else evaluate
+    results = measure(run.average, cases, config.channels, config.patch, dtype)
     run.log(evaluation={name: {key: round(value, 4) for key, value in case.items()} for name, case in results.items()})

@@ -1,4 +1,4 @@
-"""The training loss of a vertebra network: mask, way to the centre, level."""
+"""The training loss of a vertebra network: mask, way to the centre, level, rib."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM
+from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
 from segmamba.training.tissues import VERTEBRAE
 
 SMOOTHING = 1.0
@@ -14,18 +14,19 @@ SMOOTHING = 1.0
 OFFSET_BETA = 1.0 / OFFSET_UNIT_MM
 
 
-def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor) -> Tensor:
-    """Return the sum of the losses of the mask, the offsets and, where the network answers them, the levels.
+def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor, ribs: Tensor) -> Tensor:
+    """Return the sum of the losses of the mask, the offsets and, where the network answers them, levels and ribs.
 
     Parameters
     ----------
     answer : Tensor (batch, channels, z, y, x)
-        See `segmamba.networks.spine_mamba`: 6 channels, or 32 with levels. Any floating type; the loss is computed in
-        float32.
+        See `segmamba.networks.spine_mamba`: 6 channels, or 33 with levels and ribs. Any floating type; the
+        loss is computed in float32.
     levels : Tensor (batch, z, y, x), int64
         0 in the background.
     offsets : Tensor (batch, 3, z, y, x)
         In mm; used on vertebrae but not on the sacrum.
+    ribs : Tensor (batch, z, y, x), bool
     """
     sacrum = levels == VERTEBRAE
     vertebra = (levels > 0) & ~sacrum
@@ -38,6 +39,8 @@ def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor) -> Tensor:
         log_probabilities = answer[:, LEVELS].float().log_softmax(dim=1)
         target = (levels - 1).clamp(min=0)
         loss = loss + _mean(-log_probabilities.gather(1, target[:, None])[:, 0], levels > 0)
+        rib = answer[:, RIB].float()
+        loss = loss + dice_cross_entropy(torch.cat([torch.zeros_like(rib), rib], dim=1), ribs.long())
     return loss
 
 

@@ -17,12 +17,15 @@ from segmamba.training.tissues import (
     COLON,
     CORD,
     FAT,
+    FIRST_THORACIC,
     HEART,
     KIDNEY,
+    LAST_THORACIC,
+    LEFT_RIBS,
     LIVER,
     LUNG,
     MUSCLE,
-    RIB,
+    RIGHT_RIBS,
     SCAPULA,
     SKULL,
     SMALL_BOWEL,
@@ -213,7 +216,7 @@ def _ribs(body: _Body) -> None:
     """Twelve pairs at most, from each thoracic vertebra's side forwards along the chest wall."""
     rng = body.rng
     drop = rng.uniform(45, 90) / SPACING
-    for label in range(8, 20):
+    for label in range(FIRST_THORACIC, LAST_THORACIC + 1):
         z, y, x = np.nonzero(body.spine == label)
         if not len(z):
             continue
@@ -223,14 +226,14 @@ def _ribs(body: _Body) -> None:
         at = int(np.clip(top, 0, len(body.level) - 1))
         inset = body.fat[at] + np.interp(label, [8, 11], [55, 10]) / SPACING
         rx, ry = body.rx[at] - inset, body.ry[at] - inset
-        for side in (-1, 1):
+        for side, ribs in ((-1, RIGHT_RIBS), (1, LEFT_RIBS)):
             wall_x = body.x[at] + side * rx * np.sin(angle)
             wall_y = body.cy[at] + ry * np.cos(angle)
             start = np.clip((angle - 0.28) / 0.45, 0, 1)  # from the transverse process out to the wall
             px = (1 - start) * (x.mean() + side * 30 / SPACING) + start * wall_x
             py = (1 - start) * (y.mean() + 2) + start * wall_y
             points = np.stack([top - drop * (angle / np.pi) ** 1.2, py, px], axis=1)
-            body.tube(points, rng.uniform(3.6, 5.2), RIB)
+            body.tube(points, rng.uniform(3.6, 5.2), ribs[label - FIRST_THORACIC])
 
 
 def _scapulae(body: _Body) -> None:
@@ -255,7 +258,38 @@ def _skull(body: _Body) -> None:
     body.codes[distance <= 1 - 6 / radii.mean()] = BRAIN
     foramen = ((grid[1] - y.mean()) ** 2 + (grid[2] - cx) ** 2) * SPACING**2 < 14**2
     body.codes[foramen & (grid[0] >= top) & (grid[0] < centre[0]) & (body.codes == SKULL)] = CORD
+    _skull_base(body, np.stack([z, y, x], axis=1))
     t = np.linspace(-1, 1, 240)
     jaw = np.stack([top - (10 + 40 * (1 - np.abs(t) ** 3)) / SPACING, cy - (62 * (1 - t**2) - 5) / SPACING,
                     cx + 45 * t / SPACING], axis=1)  # fmt: skip
     body.tube(jaw, rng.uniform(5, 7), SKULL)
+
+
+def _skull_base(body: _Body, atlas: np.ndarray) -> None:
+    """Bone next to C1 (voxels (n, 3)) that is no vertebra: condyles on its facets, clivus, petrous bones, mastoids."""
+    rng, middle = body.rng, atlas.mean(axis=0)
+    for side in (-1, 1):
+        across = side * (atlas[:, 2] - middle[2]) * SPACING
+        mass = atlas[(across > 8) & (across < 26)]
+        if not len(mass):
+            continue
+        facet = mass[mass[:, 0] >= np.quantile(mass[:, 0], 0.85)].mean(axis=0)
+        condyle = np.linspace(
+            facet + np.array((3, 4, 0)) / SPACING, facet + np.array((12, -7, -4 * side)) / SPACING, 20
+        )
+        body.tube(condyle, rng.uniform(5, 8), SKULL)
+        ear = facet + np.array((rng.uniform(8, 16), rng.uniform(-12, 4), side * rng.uniform(26, 36))) / SPACING
+        body.tube(np.linspace(condyle[-1], ear, 40), rng.uniform(5, 9), SKULL)
+        tip = ear + np.array((-rng.uniform(12, 30), rng.uniform(2, 10), side * rng.uniform(0, 8))) / SPACING
+        body.tube(np.linspace(ear, tip, 30), rng.uniform(5, 9), SKULL)
+    basion = np.array(
+        (atlas[:, 0].max() + rng.uniform(2, 6) / SPACING, middle[1] - rng.uniform(10, 16) / SPACING, middle[2])
+    )
+    clivus = np.linspace(basion, basion + np.array((rng.uniform(25, 40), -rng.uniform(12, 25), 0)) / SPACING, 40)
+    body.tube(clivus, rng.uniform(5, 9), SKULL)
+    near = np.zeros(body.codes.shape, bool)
+    near[tuple(atlas.T)] = True
+    low, high = np.maximum(atlas.min(axis=0) - 3, 0), atlas.max(axis=0) + 4
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    joint = ndimage.binary_dilation(near[box], iterations=1) & (body.codes[box] == SKULL)
+    body.codes[box][joint] = SOFT

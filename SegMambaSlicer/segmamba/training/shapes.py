@@ -1,4 +1,4 @@
-"""Learn what vertebrae look like: ``python -m segmamba.training.shapes LABELS_FOLDER OUT.safetensors``.
+"""Learn what vertebrae look like: ``python -m segmamba.training.shapes LABELS_FOLDER OUT.safetensors --licence ...``.
 
 See `segmamba.spine.shape_model` for the model. Our own construction.
 """
@@ -33,6 +33,8 @@ from segmamba.training.anatomy import VERTEBRAE_SUFFIX
 from segmamba.training.arrays import as_labels
 from segmamba.volume import read_volume, to_image
 
+# Of the file: of what the arrays in it mean.
+CONTENT, VERSION = "shapes of vertebrae (segmamba.spine.shape_model)", "1"
 SPACING = 1.5
 MODES = 6
 # Vertebrae of less than this part of the others' volume at their level are cut.
@@ -81,8 +83,17 @@ def learn(maps: Sequence[np.ndarray], spacing_mm: float, modes: int = MODES) -> 
     return ShapeModel(means, _modes([level for level, _, _ in found], shapes, means, modes), halves)
 
 
-def save_shapes(model: ShapeModel, path: Path) -> None:
+def save_shapes(model: ShapeModel, path: Path, subjects: Sequence[str], licence: str) -> None:
     """Write a model with 8 bits a value, as `segmamba.spine.shape_model.load_shapes` reads it.
+
+    Parameters
+    ----------
+    model : ShapeModel
+    path : Path
+    subjects : sequence of str
+        What it was learned from, for the file's metadata.
+    licence : str
+        Of the file, for its metadata.
 
     Raises
     ------
@@ -97,8 +108,9 @@ def save_shapes(model: ShapeModel, path: Path) -> None:
         steps = np.abs(modes).max(axis=(1, 2, 3), initial=1e-6) / 127
         arrays[f"modes{index}"] = np.round(modes / steps[:, None, None, None]).astype(np.int8)
         arrays[f"steps{index}"] = steps.astype(np.float32)
+    metadata = {"content": CONTENT, "version": VERSION, "subjects": ", ".join(subjects), "licence": licence}
     with whole_file(path, (".safetensors",)) as file:
-        save_file(arrays, file)
+        save_file(arrays, file, metadata)
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -191,21 +203,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("labels", metavar="LABELS_FOLDER", type=Path, help=f"holds NAME{VERTEBRAE_SUFFIX}")
     parser.add_argument("output", metavar="OUT.safetensors", type=Path)
+    parser.add_argument("--licence", required=True, help="of the file, by those of the label maps")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="subjects to leave out")
     options = parser.parse_args(arguments)
     try:
-        paths = [
-            path
-            for path in sorted(options.labels.glob(f"*{VERTEBRAE_SUFFIX}"))
-            if path.name.removesuffix(VERTEBRAE_SUFFIX) not in options.without
-        ]
-        if not paths:
+        found = {path.name.removesuffix(VERTEBRAE_SUFFIX): path for path in options.labels.glob(f"*{VERTEBRAE_SUFFIX}")}
+        subjects = sorted(set(found) - set(options.without))
+        if not subjects:
             raise InputError(f"{options.labels} holds no file named *{VERTEBRAE_SUFFIX}: give the right folder.")
-        save_shapes(learn([read_map(path) for path in paths], SPACING), options.output)
+        model = learn([read_map(found[subject]) for subject in subjects], SPACING)
+        save_shapes(model, options.output, subjects, options.licence)
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"The shapes of {len(paths)} subjects are in {options.output}.")
+    print(f"The shapes of {len(subjects)} subjects are in {options.output}.")
     return 0
 
 

@@ -19,7 +19,7 @@ from segmamba.training import ct, mr
 from segmamba.training.atlas import Anatomy
 from segmamba.training.canvas import Canvas
 from segmamba.training.placing import choose, cut_field_of_view, deformed
-from segmamba.training.tissues import VERTEBRAE
+from segmamba.training.tissues import RIBS, VERTEBRAE
 
 # Standard deviation of the logarithm of an MR sample's scale: a sample is not the whole volume that is measured later.
 MR_SCALE_JITTER = 0.15
@@ -37,11 +37,14 @@ class Batch:
     offsets : Tensor (batch, 3, z, y, x), float32
         From each voxel to the centre of its vertebra (mean position of the vertebra's voxels), z, y, x in mm; only
         where there is a vertebra.
+    ribs : Tensor (batch, z, y, x), bool
+        Where there is a rib.
     """
 
     image: Tensor
     levels: Tensor
     offsets: Tensor
+    ribs: Tensor
 
 
 class Painter:
@@ -80,11 +83,11 @@ class Painter:
 
     def batch(self, size: int) -> Batch:
         """Return ``size`` new samples."""
-        image, levels, offsets = zip(*(self.sample() for _ in range(size)), strict=True)
-        return Batch(torch.stack(image), torch.stack(levels), torch.stack(offsets))
+        parts = zip(*(self.sample() for _ in range(size)), strict=True)
+        return Batch(*(torch.stack(part) for part in parts))
 
-    def sample(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return one image (channels, z, y, x), its levels (z, y, x) and offsets (3, z, y, x)."""
+    def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return one image (channels, z, y, x), its levels (z, y, x), offsets (3, z, y, x) and ribs (z, y, x)."""
         canvas = self.canvas
         anatomy, centre = choose(self.anatomies, canvas)
         codes, centres = deformed(anatomy, centre, canvas)
@@ -96,7 +99,8 @@ class Painter:
         else:
             image = normalised(ct.paint(codes, canvas)[None], self.channels["CT"])
         levels = codes.masked_fill(codes > VERTEBRAE, 0).long()
-        return image, levels, self._offsets(levels, centres)
+        ribs = (codes >= RIBS.start) & (codes < RIBS.stop)
+        return image, levels, self._offsets(levels, centres), ribs
 
     def _offsets(self, levels: Tensor, centres: Tensor) -> Tensor:
         grid = [torch.arange(n, device=levels.device, dtype=torch.float32) for n in levels.shape]

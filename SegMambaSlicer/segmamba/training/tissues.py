@@ -23,10 +23,17 @@ def organ(class_id: int) -> int:
 
 SPLEEN, KIDNEY, LIVER, STOMACH, SMALL_BOWEL, COLON = (organ(i) for i in (1, 2, 5, 6, 18, 20))
 LUNG, TRACHEA, HEART, AORTA, CAVA = (organ(i) for i in (10, 16, 51, 52, 63))
-SCAPULA, CLAVICLE, CORD, BRAIN, SKULL, RIB = (organ(i) for i in (71, 73, 79, 90, 91, 92))
+SCAPULA, CLAVICLE, CORD, BRAIN, SKULL = (organ(i) for i in (71, 73, 79, 90, 91))
 CARTILAGE = organ(117)
 LIMB_BONES = range(organ(69), organ(78) + 1)
+LEFT_RIBS, RIGHT_RIBS = range(organ(92), organ(103) + 1), range(organ(104), organ(115) + 1)
 RIBS = range(organ(92), organ(115) + 1)
+FIRST_THORACIC, LAST_THORACIC = 8, 19
 RIBS_AND_STERNUM = range(organ(92), organ(116) + 1)
 BOWEL = tuple(organ(i) for i in (6, 18, 19, 20))  # stomach, small bowel, duodenum, colon
 BONES = (*range(1, VERTEBRAE + 1), *LIMB_BONES, *RIBS_AND_STERNUM, SKULL)
+
+
+def rib_level(code: int) -> int:
+    """Return the level of the thoracic vertebra that bears a rib: 8 for both first ones, to 19."""
+    return FIRST_THORACIC + (code - LEFT_RIBS.start) % len(LEFT_RIBS)

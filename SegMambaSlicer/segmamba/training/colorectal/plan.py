@@ -1,0 +1,216 @@
+"""The figures of one sample: which tumours, what fills the bowel, which phase. Nothing here touches the device.
+
+Sizes and intensities follow the literature that `Docs/colorectal.md` lists; the rest is our own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from segmamba.training.colorectal.seeds import IN_RECTUM, RADIUS, STEP
+
+KINDS = ("polypoid", "asymmetric", "circumferential", "apple core")
+SHARES = (0.27, 0.28, 0.25, 0.20)
+TUMOUR_SHARE, SECOND_SHARE, RECTUM_SHARE = 0.75, 0.12, 0.33
+# A lumen narrowed by a tumour keeps this radius at least, in mm.
+LUMEN_MM = (1.5, 5.0)
+LARGEST_OUTWARD_MM = 8.0
+# Rows of a table of places.
+SHRINK, WALL, LEVEL, FILLING, MOTTLE, FOLDS, STRANDS = range(7)
+ROWS = 7
+# Share of each content along the large bowel: unprepared, prepared as for colonography, with contrast by mouth or anus.
+CONTENTS = ("gas", "gas over fluid", "stool", "paste", "contrast", "fluid", "collapsed")
+PREPARATIONS = {
+    "none": (0.20, 0.06, 0.40, 0.08, 0.0, 0.04, 0.22),
+    "prepared": (0.55, 0.25, 0.04, 0.0, 0.0, 0.06, 0.10),
+    "contrast": (0.20, 0.10, 0.10, 0.02, 0.38, 0.05, 0.15),
+}
+PREPARATION_SHARES = (0.6, 0.2, 0.2)
+
+
+@dataclass(frozen=True)
+class Tumour:
+    """A tumour's figures; lengths in mm.
+
+    Attributes
+    ----------
+    seed : int
+        Row of the map's table of seeds.
+    kind : str
+        One of `KINDS`.
+    half_length : float
+        Along the bowel.
+    half_width : float
+        Of a polypoid one, along the circumference.
+    inward, outward : float
+        How far it reaches from the bowel's outer surface.
+    half_angle : float
+        Part of the circumference to either side, in radians; pi for all of it.
+    steepness : float
+        Of its shoulders: 2 is round.
+    eccentricity : float
+        By how much less it reaches on the far side.
+    lobes : float
+        Roughness of its surface.
+    crater : float
+        Depth of an ulcer as a part of the thickness, or 0.
+    necrosis : float
+        Part of the core that is necrotic, or 0.
+    narrowing : float
+        By how much the bowel's outer radius is smaller.
+    """
+
+    seed: int
+    kind: str
+    half_length: float
+    half_width: float
+    inward: float
+    outward: float
+    half_angle: float
+    steepness: float
+    eccentricity: float
+    lobes: float
+    crater: float
+    necrosis: float
+    narrowing: float
+
+
+def draw_tumour(seed: int, radius: float, rng: np.random.Generator, kind: str = "") -> Tumour:
+    """Return a tumour at a seed where the bowel has a radius in mm; ``kind`` is drawn where it is not given."""
+    kind = kind or str(rng.choice(KINDS, p=SHARES))
+    half_angle, steepness, eccentricity, narrowing = np.pi, rng.uniform(2, 4), rng.uniform(0, 0.5), 0.0
+    outward = float(np.clip(rng.normal(1.5, 2.5), 0.0, LARGEST_OUTWARD_MM))
+    if kind == "polypoid":
+        half_length = float(np.clip(np.exp(rng.normal(np.log(14), 0.4)), 6, 32))
+        thickness = half_length * rng.uniform(0.9, 1.7)
+        inward = min(thickness, 1.7 * radius)
+    else:
+        half_length = float(np.clip(np.exp(rng.normal(np.log(20), 0.35)), 9, 42))
+        thickness = float(np.clip(np.exp(rng.normal(np.log(11.5), 0.35)), 6, 28))
+        lumen = rng.uniform(*LUMEN_MM)
+        if kind == "asymmetric":
+            half_angle = float(np.deg2rad(rng.uniform(45, 120)))
+        if kind == "apple core":
+            half_length, steepness = min(half_length, 28.0), rng.uniform(5, 9)
+            eccentricity, narrowing = rng.uniform(0, 0.25), radius * rng.uniform(0.1, 0.4)
+            thickness = max(radius - narrowing - lumen, 5.0)
+        inward = max(min(thickness, radius - narrowing - lumen), 0.6 * (radius - narrowing))
+        # What has no room within grows beyond the wall.
+        outward = min(outward + thickness - inward, LARGEST_OUTWARD_MM) if thickness > inward else outward
+    large = inward + outward > 14
+    return Tumour(
+        seed,
+        kind,
+        half_length,
+        half_length * rng.uniform(0.6, 1.1),
+        inward,
+        outward,
+        half_angle,
+        steepness,
+        eccentricity,
+        lobes=rng.uniform(0.05, 0.25),
+        crater=rng.uniform(0.35, 0.7) if kind != "polypoid" and rng.random() < 0.3 else 0.0,
+        necrosis=rng.uniform(0.2, 0.8) if large and rng.random() < 0.45 else 0.0,
+        narrowing=narrowing,
+    )
+
+
+def draw_tumours(seeds: np.ndarray, rng: np.random.Generator) -> list[Tumour]:
+    """Return no, one or two tumours, in rectum and colon as often as they are there in patients."""
+    if rng.random() >= TUMOUR_SHARE:
+        return []
+    rows = [draw_seed(seeds, rng)]
+    if rng.random() < SECOND_SHARE:
+        second = draw_seed(seeds, rng)
+        if abs(seeds[second, STEP] - seeds[rows[0], STEP]) > 15:
+            rows.append(second)
+    return [draw_tumour(row, float(seeds[row, RADIUS]), rng) for row in rows]
+
+
+def draw_seed(seeds: np.ndarray, rng: np.random.Generator) -> int:
+    """Return a row of the table of seeds: first rectum or colon, then any step along it, then any of its seeds."""
+    rectum = seeds[:, IN_RECTUM] > 0
+    wanted = rng.random() < RECTUM_SHARE
+    rows = np.flatnonzero(rectum == wanted)
+    rows = rows if len(rows) else np.arange(len(seeds))
+    step = rng.choice(np.unique(seeds[rows, STEP]))
+    return int(rng.choice(rows[seeds[rows, STEP] == step]))
+
+
+def large_bowel(radii: np.ndarray, seeds: np.ndarray, tumours: list[Tumour], rng: np.random.Generator) -> np.ndarray:
+    """Return what the large bowel is like at each step along it: (`ROWS`, 256).
+
+    `SHRINK` (mm that the outer surface moves inwards), `WALL` (mm), `LEVEL` (height above which there is gas),
+    `FILLING` (HU), `MOTTLE` (part of the filling that is bubbles), `FOLDS` (mm), `STRANDS` (of the fat around, 0 to 1).
+    """
+    table = np.zeros((ROWS, 256))
+    shares = PREPARATIONS[str(rng.choice(list(PREPARATIONS), p=PREPARATION_SHARES))]
+    free = np.ones(256, dtype=bool)  # a tumour's place is not collapsed
+    for tumour in tumours:
+        around = int(tumour.half_length / 8) + 3
+        step = int(seeds[tumour.seed, STEP])
+        free[max(0, step - around) : step + around + 1] = False
+    contrast = rng.uniform(120, 700)
+    start = 0
+    while start < 256:
+        stop = start + int(rng.integers(3, 25))
+        run = slice(start, stop)
+        content = str(rng.choice(CONTENTS, p=shares))
+        if content == "collapsed" and not free[run].all():
+            content = "stool" if rng.random() < 0.5 else "gas"
+        _fill(table, run, content, radii, contrast, rng)
+        start = stop
+    if rng.random() < 0.25:  # inflamed, or tense: a long part with a thicker wall and strands in the fat
+        first = int(rng.integers(0, 200))
+        long = slice(first, first + int(rng.integers(12, 40)))
+        table[WALL, long] += rng.uniform(0.5, 3.0)
+        table[STRANDS, long] = rng.uniform(0, 0.8)
+    table[:2] = ndimage.gaussian_filter1d(table[:2], 0.8, axis=1, mode="nearest")
+    steps = np.arange(256)
+    for tumour in tumours:
+        bump = np.exp(-(((steps - seeds[tumour.seed, STEP]) * 8.0 / (tumour.half_length + 8)) ** 2))
+        table[SHRINK] = np.maximum(table[SHRINK] * (1 - bump), tumour.narrowing * bump)
+        table[STRANDS] = np.maximum(table[STRANDS], bump * np.clip(tumour.outward / 6 + rng.normal(0, 0.25), 0, 1))
+    return table
+
+
+def _fill(
+    table: np.ndarray, run: slice, content: str, radii: np.ndarray, contrast: float, rng: np.random.Generator
+) -> None:
+    """Write one content into a run of steps, in place."""
+    table[SHRINK, run] = rng.uniform(0, 2.0)
+    table[WALL, run] = rng.uniform(1.0, 2.8)
+    table[FOLDS, run] = rng.uniform(0, 8)
+    level, filling, mottle = {
+        "gas": (rng.uniform(-0.1, 0.15), rng.uniform(0, 60), rng.uniform(0, 0.3)),
+        "gas over fluid": (rng.uniform(0.25, 0.75), rng.uniform(0, 40), 0.0),
+        "stool": (rng.uniform(0.7, 1.3), rng.uniform(10, 90), rng.uniform(0.05, 0.6)),
+        "paste": (rng.uniform(0.8, 1.3), rng.uniform(25, 80), rng.uniform(0, 0.05)),
+        "contrast": (rng.uniform(0.5, 1.3), contrast, rng.choice((0.0, rng.uniform(0, 0.4)))),
+        "fluid": (rng.uniform(0.85, 1.2), rng.uniform(-5, 30), 0.0),
+        "collapsed": (rng.choice((0.5, 1.2)), rng.uniform(-20, 50), 0.0),
+    }[content]
+    table[LEVEL, run], table[FILLING, run], table[MOTTLE, run] = level, filling, mottle
+    if content == "collapsed":
+        left = rng.uniform(4.0, 8.0)
+        table[SHRINK, run] = np.maximum(radii[run] - left, 0)
+        table[WALL, run] = rng.uniform(0.55, 1.0) * left
+        table[FOLDS, run] = 0.0
+
+
+def other_bowel(rng: np.random.Generator) -> np.ndarray:
+    """Return what each loop of stomach, duodenum and small bowel is like: (`ROWS`, 256), as `large_bowel`."""
+    table = np.zeros((ROWS, 256))
+    table[WALL] = rng.uniform(1.0, 3.5, 256)
+    table[LEVEL] = rng.choice((-0.1, 0.5, 1.2), 256, p=(0.04, 0.16, 0.8)) + rng.uniform(-0.2, 0.2, 256)
+    table[FILLING] = rng.uniform(0, 45, 256)
+    table[MOTTLE] = rng.choice((0.0, 0.25), 256, p=(0.9, 0.1))
+    if rng.random() < 0.35:  # contrast by mouth has got this far
+        reached = rng.random(256) < rng.uniform(0.2, 1.0)
+        table[FILLING, reached] = rng.uniform(100, 500)
+    soft = rng.random(256) < rng.uniform(0.0, 0.6)  # loops without a lumen to be seen
+    table[WALL, soft] = 30.0
+    return table

@@ -1,0 +1,124 @@
+"""How a tumour grows in the wall of the bowel, on the device. Our own construction.
+
+A tumour is the region where a field, in mm, is positive. Bands of the wall follow the bowel: their field comes from the
+distance to its surface, so they bend with it and never leave it; polyps are ellipsoids that sit on the surface.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from segmamba.training.canvas import Canvas
+from segmamba.training.colorectal.anatomy import STEP_MM
+from segmamba.training.colorectal.plan import Tumour
+from segmamba.training.tissues import SPACING
+
+# The points that place a seed: itself, and this far (in voxels of the map) into the bowel and along it.
+ARM_VOXELS = 6.0
+# Wall thinner than this is no tumour.
+LEAST_MM = 3.0
+LOBE_MM = 12.0
+CRATER_WIDTH = 0.5  # of the half length
+FAR = -100.0
+
+
+def bumps(canvas: Canvas, size_mm: float) -> int:
+    """Return how many bumps of a size fit along a sample's longest axis, for `Canvas.smooth_noise`."""
+    return max(2, round(max(canvas.patch) * canvas.spacing / size_mm))
+
+
+def local_axes(points: Tensor, canvas: Canvas, arm_mm: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return coordinates in mm around a seed, and the scale there.
+
+    Parameters
+    ----------
+    points : Tensor (3, 3)
+        Where a sample has the seed, a point into the bowel, and a point along it: z, y, x in voxels.
+    canvas : Canvas
+    arm_mm : float
+        How far these points are from the seed in the map.
+
+    Returns
+    -------
+    along, around, inward : Tensor (z, y, x)
+    scale : Tensor ()
+        A sample's mm for one of the map's.
+    """
+    into, on = (points[1:] - points[0]) * canvas.spacing
+    scale = into.norm() / arm_mm
+    on = on / on.norm()
+    into = into - (into * on).sum() * on
+    into = into / into.norm()
+    axes = torch.stack([on, torch.linalg.cross(on, into), into])
+    offset = (axes * points[0]).sum(dim=1) * canvas.spacing
+    z, y, x = (torch.arange(n, device=canvas.device) * canvas.spacing for n in canvas.patch)
+    part = axes[:, 0, None, None, None] * z[:, None, None] + axes[:, 1, None, None, None] * y[:, None]
+    along, around, inward = part + axes[:, 2, None, None, None] * x - offset[:, None, None, None]
+    return along, around, inward, scale
+
+
+def grown(
+    tumour: Tumour, radius: float, step: int, fields: tuple[Tensor, Tensor], points: Tensor, canvas: Canvas
+) -> tuple[Tensor, Tensor]:
+    """Return the field of a tumour and that of its crater, both (z, y, x), in mm and positive inside.
+
+    Parameters
+    ----------
+    tumour : Tumour
+    radius, step
+        Of the bowel at the seed, in the map's mm; and the number of the step along the bowel.
+    fields : tuple of Tensor (z, y, x)
+        Depth below the bowel's (narrowed) surface in the map's mm, and the number of the step.
+    points : Tensor (3, 3)
+        See `local_axes`.
+    canvas : Canvas
+    """
+    depth, place = fields
+    along, around, inward, scale = local_axes(points, canvas, ARM_VOXELS * SPACING)
+    inward = inward - tumour.narrowing * scale  # from the surface as it is now
+    depth, radius_here = depth * scale, (radius - tumour.narrowing) * scale
+    noise = canvas.smooth_noise(1, bumps(canvas, LOBE_MM))[0]
+    near = (place - step).abs() <= tumour.half_length / STEP_MM + 3
+    if tumour.kind == "polypoid":
+        field = torch.minimum(_ellipsoid(tumour, along, around, inward, noise), depth + tumour.outward)
+        return torch.where(near, field, FAR), torch.full_like(depth, FAR)
+    share = _band_share(tumour, along, around, inward, radius_here, noise)
+    outward = tumour.outward * share.clamp(0, 1)
+    inner = tumour.inward * scale * share
+    field = torch.minimum(inner - depth, depth + outward)
+    near = near & (inner + outward > LEAST_MM)
+    from_axis = (along**2 + around**2 + (inward - radius_here) ** 2).sqrt()
+    near = near & (from_axis < tumour.half_length + 1.6 * radius_here + tumour.outward)
+    return torch.where(near, field, FAR), _crater(tumour, along, around, inward, depth, scale, radius_here)
+
+
+def _ellipsoid(tumour: Tumour, along: Tensor, around: Tensor, inward: Tensor, noise: Tensor) -> Tensor:
+    height, middle = (tumour.inward + tumour.outward) / 2, (tumour.inward - tumour.outward) / 2
+    shape = (along / tumour.half_length) ** 2 + (around / tumour.half_width) ** 2 + ((inward - middle) / height) ** 2
+    return min(tumour.half_length, tumour.half_width, height) * (1 + tumour.lobes * noise - shape.sqrt())
+
+
+def _crater(
+    tumour: Tumour, along: Tensor, around: Tensor, inward: Tensor, depth: Tensor, scale: Tensor, radius: Tensor
+) -> Tensor:
+    """Return the field of an ulcer: a bowl in the middle of the tumour's inner side."""
+    if not tumour.crater:
+        return torch.full_like(depth, FAR)
+    shape = (along**2 + around**2) / (CRATER_WIDTH * tumour.half_length) ** 2
+    floor = tumour.inward * scale * (1 - tumour.crater * (1 - shape).clamp(min=0).sqrt())
+    return torch.where((shape < 1) & (inward < radius), depth - floor, FAR)
+
+
+def _band_share(tumour: Tumour, along: Tensor, around: Tensor, inward: Tensor, radius: Tensor, noise: Tensor) -> Tensor:
+    """Return how much of its full thickness a band of wall has at each voxel: 1 at the seed, falling to its margins."""
+    to_axis = radius - inward
+    cosine = to_axis / (to_axis**2 + around**2 + 1e-3).sqrt()
+    share = 1 - (along.abs() / tumour.half_length) ** tumour.steepness
+    if tumour.half_angle < math.pi:
+        share = torch.minimum(share, 1 - ((1 - cosine) / (1 - math.cos(tumour.half_angle))) ** 2)
+    else:
+        share = share * (1 - tumour.eccentricity * (1 - cosine) / 2)
+    return share * (1 + tumour.lobes * noise)

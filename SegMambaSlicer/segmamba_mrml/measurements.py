@@ -1,0 +1,138 @@
+"""Measurements of the vertebrae of a segmentation node, as they are now, in a table node that belongs to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import vtk
+
+from segmamba.errors import InputError
+from segmamba.labelmap import label_boxes
+from segmamba_mrml.correct import engine_module, vertebra_labels, vertebrae_of
+from segmamba_mrml.refinement import read_layer, shifted
+from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside
+from segmamba_mrml.volumes import RAS_TO_LPS, volume_of, world_matrix
+
+# The segmentation's reference to its table, and the table's to its segmentation: a copy of a segmentation has the first
+# one too, but is not what the second one says.
+TABLE_ROLE, SEGMENTATION_ROLE = "SegMamba.Measurements", "SegMamba.Segmentation"
+# The table's columns after the names, and what they are in `segmamba.measuring.vertebrae`.
+FIGURES = {
+    "Volume (mL)": "volume_ml",
+    "R (mm)": "right_mm",
+    "A (mm)": "anterior_mm",
+    "S (mm)": "superior_mm",
+    "Anterior height (mm)": "anterior_height_mm",
+    "Middle height (mm)": "middle_height_mm",
+    "Posterior height (mm)": "posterior_height_mm",
+    "Trabecular density (HU)": "trabecular_hu",
+    "Sagittal angle (deg)": "sagittal_angle_deg",
+    "Coronal angle (deg)": "coronal_angle_deg",
+}
+NAME, CHECK = "Vertebra", "Check"
+CUT_OFF = "cut off"
+DESCRIPTION = (
+    "Research use only. Heights are those of the vertebral body; angles are those to the next lower vertebra: kyphosis "
+    "and leaning to the left are positive."
+)
+
+
+def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, Any]]:
+    """Measure the vertebrae of a segmentation as they are now, edits by hand included.
+
+    Parameters
+    ----------
+    segmentation_node : vtkMRMLSegmentationNode
+        Its segments are vertebrae by their terms. It may lie on another grid than the volume, and under a linear
+        transform.
+    volume_node : vtkMRMLScalarVolumeNode, optional
+        What was segmented; by default the one that the segmentation refers to.
+
+    Returns
+    -------
+    list of dict
+        See `segmamba.measuring.vertebrae.measure`.
+
+    Raises
+    ------
+    InputError
+        There is no vertebra or no volume, a level is there twice, or the segmentation is not made of voxels.
+    InstallationError
+        A package is missing.
+    """
+    masks = _masks(segmentation_node)
+    volume_node = volume_node or segmentation_node.GetNodeReference(
+        segmentation_node.GetReferenceImageGeometryReferenceRole()
+    )
+    if volume_node is None:
+        raise InputError(f"The volume of '{segmentation_node.GetName()}' is not in the scene: load it, or give it.")
+    names = {value: label.name for value, label in vertebra_labels().items()}
+    rows: list[dict[str, Any]] = engine_module("measuring.vertebrae").measure(masks, volume_of(volume_node), names)
+    return rows
+
+
+def measurements_table(segmentation_node: Any, volume_node: Any = None) -> Any:
+    """Measure the vertebrae of a segmentation, and return the table node with the figures.
+
+    The node is made once for each segmentation, beside it in the subject hierarchy, and filled again by later calls. A
+    figure that there is not is NaN; the column "Check" says why.
+
+    Parameters and errors are those of `measure`; on an error the scene stays as it was.
+    """
+    rows = measure(segmentation_node, volume_node)
+    node = segmentation_node.GetNodeReference(TABLE_ROLE)
+    if node is None or node.GetNodeReference(SEGMENTATION_ROLE) is not segmentation_node:
+        name = f"Measurements of {segmentation_node.GetName()}"
+        node = segmentation_node.GetScene().AddNewNodeByClass("vtkMRMLTableNode", name)
+        node.SetDescription(DESCRIPTION)
+        segmentation_node.SetNodeReferenceID(TABLE_ROLE, node.GetID())
+        node.SetNodeReferenceID(SEGMENTATION_ROLE, segmentation_node.GetID())
+        place_beside(node, segmentation_node)
+    was_modified = node.StartModify()
+    try:
+        _fill(node, rows)
+    finally:
+        node.EndModify(was_modified)
+    return node
+
+
+def _masks(node: Any) -> dict[int, Any]:
+    """Return the mask of each vertebra by its level."""
+    segmentation, levels = node.GetSegmentation(), vertebrae_of(node)
+    if segmentation.GetNumberOfSegments() and segmentation.GetSourceRepresentationName() != BINARY_LABELMAP:
+        raise InputError(f"'{node.GetName()}' is not made of voxels: open it in Segment Editor, which converts it.")
+    to_lps, mask_of = RAS_TO_LPS @ world_matrix(node), engine_module("measuring.body").Mask
+    masks: dict[int, Any] = {}
+    for index in range(segmentation.GetNumberOfLayers(BINARY_LABELMAP)):
+        layer = read_layer(segmentation, index, segmentation.GetLayerDataObject(index, BINARY_LABELMAP), to_lps)
+        boxes = label_boxes(layer.array)
+        for identifier, value in layer.values.items():
+            if identifier not in levels or value not in boxes:
+                continue
+            level, box = levels[identifier], boxes[value]
+            if level in masks:
+                name = segmentation.GetSegment(identifier).GetName()
+                raise InputError(f"'{node.GetName()}' has '{name}' twice: rename one of the two, or remove it.")
+            start = [part.start for part in reversed(box)]
+            masks[level] = mask_of(layer.array[box] == value, shifted(layer.to_lps, start))
+    if not masks:
+        raise InputError(f"'{node.GetName()}' has no vertebra to measure: choose a segmentation of vertebrae.")
+    return masks
+
+
+def _fill(node: Any, rows: list[dict[str, Any]]) -> None:
+    flat = [engine_module("measuring.vertebrae").flat(row) for row in rows]
+    node.RemoveAllColumns()
+    _add(node, vtk.vtkStringArray(), NAME, [row["name"] for row in rows])
+    for title, figure in FIGURES.items():
+        figures = [float("nan") if row[figure] is None else row[figure] for row in flat]
+        _add(node, vtk.vtkDoubleArray(), title, figures)
+    _add(node, vtk.vtkStringArray(), CHECK, [row["note"] or (CUT_OFF if row["at_border"] else "") for row in rows])
+    node.SetUseColumnTitleAsColumnHeader(True)
+
+
+def _add(node: Any, array: Any, title: str, values: list[Any]) -> None:
+    array.SetName(title)
+    for value in values:
+        array.InsertNextValue(value)
+    node.AddColumn(array)
