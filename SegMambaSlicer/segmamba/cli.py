@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from segmamba import __version__, cli_evaluate, cli_models
+from segmamba import __version__, cli_batch, cli_evaluate, cli_models
 from segmamba.errors import (
     Cancelled,
     DeviceError,
@@ -39,6 +39,7 @@ EXIT_CODES = (
     (OutputError.exit_code, "the result cannot be written"),
     (WorkerError.exit_code, "the worker process died"),
     (InstallationError.exit_code, "a package is missing or does not work"),
+    (cli_batch.SOME_FAILED, "some cases of a batch failed, the others are done"),
     (Cancelled.exit_code, "cancelled"),
 )
 
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"segmamba {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_segment(commands)
+    cli_batch.add_command(commands)
     cli_models.add_commands(commands)
     cli_evaluate.add_command(commands)
     doctor = commands.add_parser("doctor", help="check this installation and say what to do")

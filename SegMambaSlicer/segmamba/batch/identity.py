@@ -1,0 +1,95 @@
+"""Is an input still the same? Its content's hash says so; its size and time of change say so faster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segmamba.errors import InputError
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells an input from another one.
+
+    Attributes
+    ----------
+    stamp : str
+        SHA-256 of names, sizes and times of change of all files: cheap, no file is opened.
+    content : str
+        SHA-256 of names and contents of all files.
+    """
+
+    stamp: str
+    content: str
+
+
+def identify(files: Sequence[str]) -> Identity:
+    """Return an input's identity; its files are read whole.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read.
+    """
+    return Identity(stamp(files), digest_of((Path(file).name, file_digest(file)) for file in sorted(files)))
+
+
+def stamp(files: Sequence[str]) -> str:
+    """Return `Identity.stamp`.
+
+    Raises
+    ------
+    InputError
+        A file is not there.
+    """
+    try:
+        states = [(Path(file).name, os.stat(file)) for file in sorted(files)]
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}): check the file.") from error
+    return digest_of((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def unchanged(files: Sequence[str], before: Identity) -> Identity | None:
+    """Return the identity of an input that is what it was, by its stamp or, where that differs, its content; or None.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read.
+    """
+    if stamp(files) == before.stamp:
+        return before
+    now = identify(files)
+    return now if now.content == before.content else None
+
+
+def file_digest(file: str | Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(file, "rb") as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): check the file.") from error
+    return digest.hexdigest()
+
+
+def digest_of(content: Any) -> str:
+    """Return the SHA-256 of what JSON can hold; the order of a mapping's keys does not matter."""
+    value = list(content) if isinstance(content, Iterable) and not isinstance(content, (dict, str)) else content
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

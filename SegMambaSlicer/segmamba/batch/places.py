@@ -1,0 +1,86 @@
+"""Where a run puts what it makes: below its output folder, each case in a folder that is complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from segmamba.errors import OutputError
+
+CASES, WORKING, SERIES, LOCK = "cases", ".working", "series", ".lock"
+ROWS, TABLE, PARQUET, OVERVIEW = "rows.jsonl", "table.csv", "table.parquet", "overview.html"
+REPORT, PREVIEW, THUMBNAIL, RECORD = "report.json", "preview.png", "thumbnail.jpg", "case.json"
+# How often a folder is put in its place before giving up; only a second writer of the same case makes it fail once.
+PUBLISHING_ATTEMPTS = 5
+
+
+def prepare(folder: Path) -> None:
+    """Make the folders of a run, and clear away what an earlier one that was broken off left half done.
+
+    Raises
+    ------
+    OutputError
+        They cannot be made.
+    """
+    try:
+        clear(folder)
+        for part in (CASES, WORKING):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"The folder {folder} cannot be written to ({error.strerror}): choose another one."
+        ) from error
+
+
+def clear(folder: Path) -> None:
+    """Remove what is only of use while a run goes on."""
+    shutil.rmtree(folder / WORKING, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def working_folder(folder: Path, name: str) -> Iterator[Path]:
+    """Give an empty folder on the disk of the results, that is gone when the block ends unless it was published.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made.
+    """
+    place = folder / WORKING / f"{name}.{secrets.token_hex(4)}"
+    try:
+        place.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"{place} cannot be made ({error.strerror}): check permissions and free space.") from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def publish(work: Path, target: Path) -> None:
+    """Put a finished working folder in the place of a case's folder, whole, by renaming.
+
+    An older folder of that name gives way; between the two renames there is none, never a mixture.
+
+    Raises
+    ------
+    OutputError
+        The system refuses.
+    """
+    old = work.with_name(f"{work.name}.old")
+    error: OSError | None = None
+    for _ in range(PUBLISHING_ATTEMPTS):
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(target, old)
+            os.rename(work, target)
+            return
+        except OSError as refused:
+            error = refused
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+    raise OutputError(f"{target} cannot be written ({error}): close programs that use it, check permissions and space.")

@@ -1,0 +1,111 @@
+"""What a run does to each of its cases, and the hash that tells one run's settings from another's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from segmamba import store
+from segmamba.batch.identity import digest_of
+from segmamba.dicom_series import NEEDED
+from segmamba.errors import InputError, InstallationError
+from segmamba.files import requested_model
+from segmamba.manifest import Model, chosen_labels
+from segmamba.request import Request
+
+FORMATS = ("seg.nrrd", "nii.gz", "dcm")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run. Travels to the workers, which may be other computers with the same file system.
+
+    Attributes
+    ----------
+    folder : str
+        Of the results.
+    request : dict
+        As `Request.to_dict` gives it, with no input and no output.
+    format : str
+        One of `FORMATS`: the extension of the segmentations.
+    model : dict
+        ``id``, ``version`` and ``checkpoint_sha256``.
+    settings : str
+        SHA-256 of all that the labels depend on: the model's entry in the manifest, its intensity figures, its
+        checkpoint, the options but the device (results of devices differ by rounding only), the format.
+    structures : tuple of str
+        Names of the model's structures, in its order.
+    """
+
+    folder: str
+    request: dict[str, Any]
+    format: str
+    model: dict[str, str]
+    settings: str
+    structures: tuple[str, ...]
+
+    @property
+    def output(self) -> str:
+        """Name of the segmentation in a case's folder."""
+        return f"segmentation.{self.format}"
+
+    def case_request(self, source: str, work: Path, preview: str, device: str | None = None) -> Request:
+        """Return what the engine is asked for; ``device`` replaces the plan's."""
+        request = Request.from_dict({**self.request, "input": source, "output": str(work / self.output)})
+        options = request.options if device is None else replace(request.options, device=device)
+        return replace(request, preview=str(work / preview), options=options)
+
+
+def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
+    """Return the plan of a run, after making sure that the model is there.
+
+    Parameters
+    ----------
+    request : Request
+        Task or model and the options; its input and output do not matter.
+    folder : Path
+    output_format : str
+        One of `FORMATS`.
+
+    Raises
+    ------
+    InputError
+        The format is none.
+    ModelError
+        The model is unknown, not installed or damaged.
+    InstallationError
+        A package that the format needs is missing.
+    """
+    if output_format not in FORMATS:
+        raise InputError(f"There is no format '{output_format}': choose one of {', '.join(FORMATS)}.")
+    if output_format == "dcm" and find_spec("highdicom") is None:
+        raise InstallationError(NEEDED)
+    model, digest = _installed(requested_model(request), request)
+    chosen = chosen_labels(model, request.options.structures)
+    content = replace(request, input="", output="", report=None, preview=None).to_dict()
+    # Paths of this call, not of the model or its settings.
+    content["input"] = content["output"] = ""
+    options = {name: value for name, value in asdict(request.options).items() if name != "device"}
+    # The same structures are the same settings, in any order and however they are called.
+    options["structures"] = [label.name for label in chosen]
+    settings = {
+        "model": json.loads(json.dumps(model.entry, default=dict)),
+        "preprocessing": asdict(model.preprocessing),
+        "checkpoint": digest,
+        "options": options,
+        "format": output_format,
+    }
+    described = {"id": model.id, "version": model.version, "checkpoint_sha256": digest}
+    structures = tuple(label.name for label in model.labels)
+    return Plan(str(folder.absolute()), content, output_format, described, digest_of(settings), structures)
+
+
+def _installed(model: Model, request: Request) -> tuple[Model, str]:
+    """Return the model as it will run, and the SHA-256 of its checkpoint."""
+    if request.checkpoint is not None:
+        return model, store.sha256(Path(request.checkpoint))
+    found = store.installed(model, Path(request.manifest).parent if request.manifest else None)
+    return store.configured(model, found), store.verify(found)
