@@ -27,7 +27,7 @@ from segmamba.training.colorectal.plan import (
     large_bowel,
     other_bowel,
 )
-from segmamba.training.colorectal.samples import BowelPainter, arms, scan
+from segmamba.training.colorectal.samples import BowelPainter, arms, crop_centre, scan
 from segmamba.training.colorectal.seeds import IN_RECTUM, POSITION, RADIUS, STEP
 from segmamba.training.tissues import AORTA, COLON, KIDNEY, SOFT, SPACING
 
@@ -170,6 +170,17 @@ def test_shares_of_samples_without_tumour_and_in_the_rectum(bowel: BowelMap) -> 
     assert np.mean([not tumours for tumours in drawn]) == pytest.approx(1 - plan.TUMOUR_SHARE, abs=0.06)
     rectal = [bowel.seeds[t.seed, IN_RECTUM] > 0 for tumours in drawn for t in tumours[:1]]
     assert np.mean(rectal) == pytest.approx(plan.RECTUM_SHARE, abs=0.07)
+
+
+def test_a_good_part_of_the_crops_with_and_without_tumours_lies_elsewhere(bowel: BowelMap) -> None:
+    canvas = Canvas((8, 8, 8), SPACING, CPU, np.random.default_rng(0), torch.Generator())
+    tumours = [draw_tumour(draw_seed(bowel.seeds, canvas.rng), 12.0, canvas.rng)]
+    at = bowel.seeds[tumours[0].seed, POSITION]
+    far = np.array([np.linalg.norm(crop_centre(bowel, tumours, canvas) - at) > 8 for _ in range(300)])
+    assert 0.25 < far.mean() < 0.45
+    bare = [crop_centre(bowel, [], canvas) for _ in range(300)]
+    near_bowel = np.array([np.linalg.norm(bowel.seeds[:, POSITION] - centre, axis=1).min() < 6 for centre in bare])
+    assert 0.6 < near_bowel.mean() < 0.9
 
 
 def test_all_contents_occur_and_a_tumour_is_not_in_a_collapsed_part(bowel: BowelMap) -> None:

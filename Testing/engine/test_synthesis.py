@@ -209,3 +209,14 @@ def test_painting_never_waits_for_the_gpu(anatomies: list[Anatomy], modality: st
     assert batch.image.isfinite().all()
     assert batch.levels.max() <= 22
     assert batch.offsets.isfinite().all()
+
+
+def test_texture_is_as_coarse_in_a_small_sample_as_in_a_whole_scan() -> None:
+    """A network that learned from crops must not meet larger blobs in scans."""
+
+    def roughness(patch: tuple[int, int, int]) -> float:
+        canvas = Canvas(patch, 2.0, CPU, np.random.default_rng(0), torch.Generator().manual_seed(0))
+        noise = canvas.smooth_noise(8, 16.0)
+        return float(noise.diff(dim=3).std() / noise.std())
+
+    assert roughness((32, 32, 64)) == pytest.approx(roughness((32, 64, 160)), rel=0.15)

@@ -41,9 +41,10 @@ class Canvas:
         """Return white noise (z, y, x) of standard deviation 1."""
         return torch.randn(self.patch, generator=self.generator, device=self.device)
 
-    def smooth_noise(self, channels: int, cells: int) -> Tensor:
-        """Return (channels, z, y, x) noise with about ``cells`` bumps along the longest axis."""
+    def smooth_noise(self, channels: int, size_mm: float) -> Tensor:
+        """Return (channels, z, y, x) noise with bumps of about a size, the same in a small sample and a whole scan."""
         longest = max(self.patch)
+        cells = max(2, round(longest * self.spacing / size_mm))
         shape = [max(2, round(cells * n / longest)) for n in self.patch]
         coarse = torch.randn((1, channels, *shape), generator=self.generator, device=self.device)
         return functional.interpolate(coarse, size=self.patch, mode="trilinear", align_corners=True)[0]

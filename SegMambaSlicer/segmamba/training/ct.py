@@ -28,15 +28,15 @@ def ideal(codes: Tensor, canvas: Canvas, mean: np.ndarray, texture: np.ndarray) 
     index = codes.long()
     image = filled(codes, mean, texture, 14.0, canvas)
     gas_or_not = (rng.uniform(-20, 60), -850.0 if rng.random() < 0.6 else rng.uniform(80, 500))
-    image = mixed(image, canvas.members(BOWEL)[index], gas_or_not, 14, 14.0, canvas)
+    image = mixed(image, canvas.members(BOWEL)[index], gas_or_not, 23.0, 14.0, canvas)
     bone = canvas.members(BONES)[index]
-    cortex = rng.uniform(0, 420) * (1 + 0.35 * canvas.smooth_noise(1, 20)[0])
+    cortex = rng.uniform(0, 420) * (1 + 0.35 * canvas.smooth_noise(1, 16.0)[0])
     image = torch.where(bone & surface(codes), image + cortex, image)
     if rng.random() < 0.2:  # sclerotic or lytic spots
-        spots = bone & (canvas.smooth_noise(1, 24)[0] > 1.6)
+        spots = bone & (canvas.smooth_noise(1, 13.0)[0] > 1.6)
         image = torch.where(spots, image + rng.uniform(-150, 350), image)
     if rng.random() < 0.3:  # calcifications, clips, contrast: bright things that are no bone
-        blobs = (codes >= FAT) & (codes <= LAST_TISSUE) & (canvas.smooth_noise(1, 30)[0] > rng.uniform(2.0, 2.8))
+        blobs = (codes >= FAT) & (codes <= LAST_TISSUE) & (canvas.smooth_noise(1, 11.0)[0] > rng.uniform(2.0, 2.8))
         image = torch.where(blobs, rng.uniform(150, 1200), image)
     if rng.random() < 0.5:
         image = _with_table(image, codes, canvas)
@@ -47,15 +47,15 @@ def filled(codes: Tensor, mean: np.ndarray, texture: np.ndarray, grain: float, c
     """Return an image of the codes' intensities with their texture; soft tissue is a mixture of muscle and fat."""
     priors = canvas.upload(np.stack([mean, texture]))
     index = codes.long()
-    image = priors[0][index] + priors[1][index] * (0.6 * canvas.noise() + 0.7 * canvas.smooth_noise(1, 40)[0])
-    return mixed(image, codes == SOFT, (mean[MUSCLE], mean[FAT]), 26, grain, canvas)
+    image = priors[0][index] + priors[1][index] * (0.6 * canvas.noise() + 0.7 * canvas.smooth_noise(1, 8.0)[0])
+    return mixed(image, codes == SOFT, (mean[MUSCLE], mean[FAT]), 12.0, grain, canvas)
 
 
 def mixed(
-    image: Tensor, region: Tensor, values: tuple[float, float], cells: int, grain: float, canvas: Canvas
+    image: Tensor, region: Tensor, values: tuple[float, float], size_mm: float, grain: float, canvas: Canvas
 ) -> Tensor:
-    """Replace a region of an image by a random mixture of two intensities."""
-    field = canvas.smooth_noise(1, cells)[0] + 0.4 * canvas.noise()
+    """Replace a region of an image by a random mixture of two intensities, in patches of a size."""
+    field = canvas.smooth_noise(1, size_mm)[0] + 0.4 * canvas.noise()
     second = field > canvas.rng.normal(0, 0.8)
     mixture = torch.where(second, values[1], values[0]) + grain * canvas.noise()
     return torch.where(region, mixture, image)

@@ -29,7 +29,7 @@ def paint(codes: Tensor, canvas: Canvas) -> Tensor:
     mean, texture = mr_priors(rng)
     index = codes.long()
     image = filled(codes, mean, texture, 0.05, canvas)
-    image = mixed(image, canvas.members(BOWEL)[index], (rng.uniform(0, 1), rng.uniform(0, 1)), 14, 0.05, canvas)
+    image = mixed(image, canvas.members(BOWEL)[index], (rng.uniform(0, 1), rng.uniform(0, 1)), 23.0, 0.05, canvas)
     # Cortical bone and end plates have no signal, whatever the weighting.
     shell = canvas.members(BONES)[index] & surface(codes)
     image = torch.where(shell, image * rng.uniform(0.05, 0.8), image)
@@ -53,7 +53,9 @@ def cut_to_slab(codes: Tensor, canvas: Canvas) -> Tensor:
 def _scanned(image: Tensor, codes: Tensor, canvas: Canvas) -> Tensor:
     """Return the image as a scanner would give it: shaded, blurred, in slices, with Rician noise."""
     rng = canvas.rng
-    shading = rng.uniform(0, 0.35) * canvas.smooth_noise(1, 2)[0] + rng.uniform(0, 0.12) * canvas.smooth_noise(1, 4)[0]
+    shading = (
+        rng.uniform(0, 0.35) * canvas.smooth_noise(1, 160.0)[0] + rng.uniform(0, 0.12) * canvas.smooth_noise(1, 80.0)[0]
+    )
     if rng.random() < 0.5:  # a coil behind the back: the signal falls off to the front
         rows = torch.linspace(1, 0, canvas.patch[1], device=canvas.device)[:, None]
         shading = shading - rng.uniform(0, 1.2) * rows

@@ -12,9 +12,8 @@ from segmamba.training.atlas import Anatomy
 from segmamba.training.canvas import Canvas
 from segmamba.training.tissues import AIR, OUTSIDE, VERTEBRAE
 
-# Bumps along the longest axis and amplitude in mm of the three scales of elastic deformation, for a patch of 320 mm.
-ELASTIC = ((3, 7.0), (7, 3.0), (16, 0.9))
-ELASTIC_MM = 320.0
+# Size and amplitude in mm of the bumps of the three scales of elastic deformation.
+ELASTIC = ((107.0, 7.0), (46.0, 3.0), (20.0, 0.9))
 # Standard deviation (z, y, x) of a crop's centre around the chosen vertebra, as a part of the patch.
 JITTER = (0.14, 0.115, 0.13)
 # Steps of the fixed-point iteration that finds where a bent map puts a centre.
@@ -82,12 +81,10 @@ def deformed(anatomy: Anatomy, centre: np.ndarray, canvas: Canvas) -> tuple[Tens
 
 
 def _elastic(spacing: float, canvas: Canvas) -> Tensor:
-    """Return a displacement (3, z, y, x) in voxels of ``spacing``; bumps are as wide in mm whatever the patch."""
-    longest = max(canvas.patch) * canvas.spacing
+    """Return a displacement (3, z, y, x) in voxels of ``spacing``."""
     bend = torch.zeros((3, *canvas.patch), device=canvas.device)
-    for bumps, amplitude_mm in ELASTIC:
-        cells = max(2, round(bumps * longest / ELASTIC_MM))
-        bend += amplitude_mm / spacing * canvas.rng.uniform(0, 1.2) * canvas.smooth_noise(3, cells)
+    for size_mm, amplitude_mm in ELASTIC:
+        bend += amplitude_mm / spacing * canvas.rng.uniform(0, 1.2) * canvas.smooth_noise(3, size_mm)
     return bend
 
 

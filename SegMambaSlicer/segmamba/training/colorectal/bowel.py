@@ -30,7 +30,7 @@ from segmamba.training.colorectal.codes import (
 )
 from segmamba.training.colorectal.plan import FOLDS, SHRINK, Tumour
 from segmamba.training.colorectal.plan import WALL as WALL_ROW
-from segmamba.training.colorectal.tumour import bumps, grown
+from segmamba.training.colorectal.tumour import grown
 from segmamba.training.filters import blur
 from segmamba.training.tissues import FAT, SOFT
 
@@ -94,7 +94,7 @@ def shaped(
     table = rows.flatten(1)[:, torch.where(of_large, fields.place, fields.place + 256)]
     depth = blur(fields.depth, SMOOTHING) - table[SHRINK]
     bowel = large & (depth > 0)
-    fold = table[FOLDS] * torch.exp(-((canvas.smooth_noise(1, bumps(canvas, HAUSTRUM_MM))[0] / FOLD_WIDTH) ** 2))
+    fold = table[FOLDS] * torch.exp(-((canvas.smooth_noise(1, HAUSTRUM_MM)[0] / FOLD_WIDTH) ** 2))
     in_wall = depth < torch.maximum(table[WALL_ROW], fold)
     codes = torch.where(large, torch.where(bowel, torch.where(in_wall, WALL, LUMEN), MESENTERY), original)
     codes = torch.where(other, torch.where(depth < table[WALL_ROW], OTHER_WALL, OTHER_LUMEN), codes)
@@ -115,14 +115,14 @@ def shaped(
 
 def _noisy(share: float, canvas: Canvas) -> Tensor:
     """Return a random region that takes about a share of the volume."""
-    noise = canvas.smooth_noise(1, bumps(canvas, NECROSIS_MM))[0]
+    noise = canvas.smooth_noise(1, NECROSIS_MM)[0]
     return noise > np.interp(share, (0.0, 0.001, 0.5, 1.0), (100.0, 1.5, 0.0, -1.0))
 
 
 def _with_vessels_and_nodes(codes: Tensor, nodes: Tensor, canvas: Canvas) -> Tensor:
     """Put vessels (where two smooth fields vanish together) and lymph nodes into the fat."""
     fat = canvas.members((FAT, MESENTERY))[codes]
-    first, second = canvas.smooth_noise(2, bumps(canvas, VESSEL_SPACING_MM))
+    first, second = canvas.smooth_noise(2, VESSEL_SPACING_MM)
     vessel = (codes == MESENTERY) & (first**2 + second**2 < VESSEL_WIDTH**2)
     codes = torch.where(vessel, VESSEL, codes)
     for node in nodes:

@@ -23,7 +23,6 @@ from segmamba.training.colorectal.codes import (
     WALL,
 )
 from segmamba.training.colorectal.plan import FILLING, LEVEL, MOTTLE, STRANDS
-from segmamba.training.colorectal.tumour import bumps
 from segmamba.training.priors import ct_priors
 from segmamba.training.tissues import AORTA, CAVA, FAT, KIDNEY, LIVER, MUSCLE, SPLEEN, organ
 
@@ -99,8 +98,8 @@ def phase_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _contents(tissues: Tissues, canvas: Canvas) -> Tensor:
     """Return what fills the lumens: gas above a level, below it fluid, contrast or stool with bubbles."""
     table, rng = tissues.table, canvas.rng
-    coarse = canvas.smooth_noise(1, bumps(canvas, rng.uniform(9, 16)))[0]
-    fine = canvas.smooth_noise(1, bumps(canvas, rng.uniform(3.0, 6.0)))[0]
+    coarse = canvas.smooth_noise(1, rng.uniform(9, 16))[0]
+    fine = canvas.smooth_noise(1, rng.uniform(3.0, 6.0))[0]
     # Mixed contents have a rough upper surface; stool is uneven, and so is the contrast in it.
     stool = table[MOTTLE] > 0.02
     filling = table[FILLING] + torch.where(stool, 14 * coarse + 12 * fine, 2 * coarse)
@@ -113,7 +112,7 @@ def _contents(tissues: Tissues, canvas: Canvas) -> Tensor:
 def _stranded(image: Tensor, tissues: Tissues, canvas: Canvas) -> Tensor:
     """Return the image with strands of soft tissue in the fat beside the bowel."""
     fat = canvas.members((FAT, MESENTERY))[tissues.codes]
-    noise = canvas.smooth_noise(1, bumps(canvas, STRAND_SPACING_MM))[0]
+    noise = canvas.smooth_noise(1, STRAND_SPACING_MM)[0]
     strand = torch.exp(-((noise / 0.35) ** 2)) * 0.8 + 0.2
     amount = tissues.table[STRANDS] * torch.exp(tissues.depth.clamp(max=0) / STRAND_MM)
     return image + torch.where(fat, STRAND_HU * amount * strand, 0.0)

@@ -22,8 +22,9 @@ from segmamba.training.placing import cut_field_of_view, deformed
 from segmamba.training.synthesis import normalised
 from segmamba.training.tissues import SPACING
 
-# Standard deviation of a crop's centre around its seed, as a part of the patch; and part of the crops without seed.
-JITTER, ANYWHERE_SHARE = 0.17, 0.12
+# Standard deviation of a crop's centre around its seed, as a part of the patch; and part of the crops that look for a
+# tumour, and of the others that lie anywhere: most windows of a whole scan show no tumour, many not even bowel.
+JITTER, AT_TUMOUR_SHARE, ANYWHERE_SHARE = 0.17, 0.6, 0.3
 MOST_NODES, NODE_RADII_MM, NODE_GAP_MM = 4, (3.0, 10.0), (2.0, 25.0)
 METAL_SHARE = 0.06
 
@@ -89,9 +90,12 @@ class BowelPainter:
 def crop_centre(bowel: BowelMap, tumours: Sequence[Tumour], canvas: Canvas) -> np.ndarray:
     """Return the centre (z, y, x in voxels of the map) of a crop: about a tumour, the bowel, or anywhere."""
     rng = canvas.rng
-    if not tumours and rng.random() < ANYWHERE_SHARE:
+    if tumours and rng.random() < AT_TUMOUR_SHARE:
+        seed = tumours[0].seed
+    elif rng.random() < ANYWHERE_SHARE:
         return rng.uniform(0, 1, 3) * bowel.packed.shape
-    seed = tumours[0].seed if tumours else draw_seed(bowel.seeds, rng)
+    else:
+        seed = draw_seed(bowel.seeds, rng)
     jitter = rng.normal(0, JITTER * np.array(canvas.patch)) * canvas.spacing / SPACING
     return bowel.seeds[seed, POSITION] + jitter
 

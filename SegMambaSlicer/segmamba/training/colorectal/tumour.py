@@ -25,11 +25,6 @@ CRATER_WIDTH = 0.5  # of the half length
 FAR = -100.0
 
 
-def bumps(canvas: Canvas, size_mm: float) -> int:
-    """Return how many bumps of a size fit along a sample's longest axis, for `Canvas.smooth_noise`."""
-    return max(2, round(max(canvas.patch) * canvas.spacing / size_mm))
-
-
 def local_axes(points: Tensor, canvas: Canvas, arm_mm: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return coordinates in mm around a seed, and the scale there.
 
@@ -80,7 +75,7 @@ def grown(
     along, around, inward, scale = local_axes(points, canvas, ARM_VOXELS * SPACING)
     inward = inward - tumour.narrowing * scale  # from the surface as it is now
     depth, radius_here = depth * scale, (radius - tumour.narrowing) * scale
-    noise = canvas.smooth_noise(1, bumps(canvas, LOBE_MM))[0]
+    noise = canvas.smooth_noise(1, LOBE_MM)[0]
     near = (place - step).abs() <= tumour.half_length / STEP_MM + 3
     if tumour.kind == "polypoid":
         field = torch.minimum(_ellipsoid(tumour, along, around, inward, noise), depth + tumour.outward)
