@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from segmamba.manifest import Manifest, load_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# The same examples in every run of the suite; "many" tries others, and far more.
+settings.register_profile("suite", max_examples=15, derandomize=True, database=None, print_blob=True)
+settings.register_profile("many", max_examples=500, database=None, print_blob=True)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from segmamba.errors import Cancelled, DeviceError, InstallationError, ModelErro
 from segmamba.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
 from segmamba.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
 from segmamba.measuring.vertebrae import write_table
+from segmamba.paths import check_input
 from segmamba.request import Options, Request
 from segmamba.volume import read_volume
 
@@ -130,10 +131,11 @@ def _segment_file(
 
 
 def _check_outputs(request: Request) -> None:
-    """Find out before any work whether the results can be written."""
+    """Find out before any work whether the input can be opened and the results can be written."""
     check_output(request.output, (*LABELMAP_EXTENSIONS, SEG_EXTENSION))
     source = Path(request.input)
-    if _is_dicom_seg(request.output) and source.exists():
+    check_input(source)
+    if _is_dicom_seg(request.output):
         if not source.is_dir() and not dicom.is_dicom(source):
             raise OutputError(f"{request.output} needs a DICOM series as input: choose another kind of output.")
         check_sources(dicom.find_files(source))

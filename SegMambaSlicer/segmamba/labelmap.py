@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from segmamba.errors import InputError, OutputError
 from segmamba.manifest import Label
+from segmamba.paths import check_name
 from segmamba.volume import Geometry, quiet, read_image, to_image
 
 SEGMENTATION_EXTENSION = ".seg.nrrd"
@@ -28,10 +29,11 @@ def check_output(path: str | os.PathLike[str], extensions: Sequence[str] = LABEL
     Raises
     ------
     OutputError
-        The extension is none of ``extensions``, or the folder is not there or not writable.
+        The extension is none of ``extensions``, the name cannot be one, or the folder is not there or not writable.
     """
     path = Path(path)
     _extension(path, extensions)
+    check_name(path)
     folder = path.absolute().parent
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from segmamba.errors import InputError
 from segmamba.manifest import Model
 from segmamba.volume import Volume
@@ -14,6 +16,11 @@ CT, MR = "CT", "MR"
 # Fat and air of any CT in Hounsfield units are darker than this; an MR image that was resampled with splines may go a
 # little below zero.
 DARKEST_MR = -100
+# Of a patient in a scanner, fat, water and muscle are a large part and dense bone or metal a small one. An offset of
+# about 1000 that was left out or applied twice moves them out of their range.
+SOFTEST, SMALLEST_SOFT_PART = 300, 0.02
+DENSE_BONE, LARGEST_DENSE_PART = 700, 0.25
+VALUES_LOOKED_AT = 1_000_000
 
 
 def for_volume(volume: Volume, model: Model) -> Model:
@@ -36,12 +43,26 @@ def taken_for(volume: Volume) -> str:
 
 def guess(volume: Volume, model: Model) -> str | None:
     """Return a sentence on what a volume was taken for, where a person has to check it; else None."""
+    if taken_for(volume) == CT:
+        return _doubt_of_hounsfield_units(volume.array)
     if model.mr_preprocessing is None or volume.modality is not None or taken_for(volume) != MR:
         return None
     return (
         f"The file does not say its modality, and nothing in it is below {DARKEST_MR}, so it was taken for MR: if it "
         "is a CT, convert its values to Hounsfield units."
     )
+
+
+def _doubt_of_hounsfield_units(array: np.ndarray) -> str | None:
+    """Return a sentence if a CT's values look as if an offset of about 1000 was left out or applied twice."""
+    values = array.ravel()[:: max(1, array.size // VALUES_LOOKED_AT)]
+    if np.mean(values > DENSE_BONE) > LARGEST_DENSE_PART:
+        what = f"More than a quarter of the volume is as bright as dense bone (above {DENSE_BONE})"
+    elif np.mean(np.abs(values.astype(float)) < SOFTEST) < SMALLEST_SOFT_PART:
+        what = f"Hardly anything in the volume is between -{SOFTEST} and {SOFTEST}, where fat, water and muscle are"
+    else:
+        return None
+    return f"{what}: if its values are not Hounsfield units (an offset of 1024?), convert them and segment it again."
 
 
 def check_modality(volume: Volume, model: Model) -> None:

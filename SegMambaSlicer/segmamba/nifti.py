@@ -1,23 +1,37 @@
 """What ITK passes over in silence when it reads NIfTI, found before it does.
 
-Its reader fills up a truncated file, turns NaN into 0 (water, in a CT) and prefers the qform to a sheared sform.
+Its reader fills up a truncated file, turns NaN into 0 (water, in a CT), prefers the qform to a sheared sform, takes the
+voxel size from another field than the directions, mirrors the volume where that size is negative, takes 1 mm where it
+is zero, and reads the voxels of "x.nii.gz" from "x.nii" where that is beside it.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+import os
+import shutil
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from segmamba.errors import InputError
+from segmamba.paths import PACKED
 
 CHUNK = 1 << 24
 FLOATS = {"16": "f4", "64": "f8"}
 HEADER_SIZES = (348, 540)
+# Where voxels can begin at the earliest in a file that holds header and voxels.
+FIRST_VOXEL = 352
+SINGLE_FILE = "1"
+IMPOSSIBLE = "{} has a header with an impossible voxel size or direction: correct the header."
+# Headers round the voxel size; more than this much, as a part of it, makes a volume of another size.
+SPACING_TOLERANCE = 0.01
 
 
 def unpacked_size(path: Path) -> int:
@@ -38,9 +52,54 @@ def unpacked_size(path: Path) -> int:
     return unpacked
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[Path]:
+    """Give a path at which ITK finds a file and no other beside it: the file's own, or one in a private folder."""
+    if not path.name.lower().endswith(PACKED) or not os.path.exists(os.fspath(path)[: -len(".gz")]):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="segmamba-") as folder:
+        place = Path(folder) / f"volume{PACKED}"
+        try:
+            place.symlink_to(path.absolute())
+        except OSError:  # Windows lets few users make links
+            shutil.copyfile(path, place)
+        yield place
+
+
 def is_nifti(reader: sitk.ImageFileReader) -> bool:
     """Tell whether the file, whose header has been read, is a NIfTI file."""
     return all(reader.HasMetaDataKey(key) for key in ("vox_offset", "bitpix", "datatype", "sform_code"))
+
+
+def check_header(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Make sure that a header says how large its voxels are and where they begin.
+
+    Raises
+    ------
+    InputError
+        It does not.
+    """
+    offset = float(reader.GetMetaData("vox_offset"))
+    if reader.GetMetaData("nifti_type") == SINGLE_FILE and not offset >= FIRST_VOXEL:
+        raise InputError(f"{path} has a damaged header (its voxels begin within it): export it again.")
+    sizes, matrix = _voxel_size(reader), _sform(reader)
+    if not (np.isfinite(matrix).all() and np.isfinite(sizes).all() and np.all(sizes > 0)):
+        raise InputError(IMPOSSIBLE.format(path))
+
+
+def check_voxel_size(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Make sure that the two places of a header that state the voxel size agree.
+
+    Raises
+    ------
+    InputError
+        They do not.
+    """
+    sizes, lengths = _voxel_size(reader), np.linalg.norm(_sform(reader), axis=0)
+    if reader.GetMetaData("sform_code") != "0" and not np.allclose(lengths, sizes, rtol=SPACING_TOLERANCE):
+        first, second = (" x ".join(f"{part:g}" for part in both) for both in (sizes, lengths))
+        raise InputError(f"{path} gives two voxel sizes ({first} and {second}) in its header: correct the header.")
 
 
 def expected_size(reader: sitk.ImageFileReader) -> float:
@@ -51,11 +110,20 @@ def expected_size(reader: sitk.ImageFileReader) -> float:
 
 def direction(reader: sitk.ImageFileReader) -> np.ndarray:
     """Return the directions of the sform's axes, shape (3, 3); of the identity if it has none."""
+    matrix = _sform(reader)
+    lengths = np.linalg.norm(matrix, axis=0)
+    return matrix / lengths if lengths.all() else np.eye(3)
+
+
+def _sform(reader: sitk.ImageFileReader) -> np.ndarray:
+    """Return the sform's axes, shape (3, 3); the identity if it has none."""
     if reader.GetMetaData("sform_code") == "0":
         return np.eye(3)
-    rows = [[float(part) for part in reader.GetMetaData(f"srow_{axis}").split()[:3]] for axis in "xyz"]
-    lengths = np.linalg.norm(rows, axis=0)
-    return np.array(rows) / lengths if lengths.all() else np.eye(3)
+    return np.array([[float(part) for part in reader.GetMetaData(f"srow_{axis}").split()[:3]] for axis in "xyz"])
+
+
+def _voxel_size(reader: sitk.ImageFileReader) -> np.ndarray:
+    return np.array([float(reader.GetMetaData(f"pixdim[{axis}]")) for axis in (1, 2, 3)])
 
 
 def count_bad_values(path: Path, reader: sitk.ImageFileReader) -> int:

@@ -28,6 +28,8 @@ FWHM = math.sqrt(8 * math.log(2))
 # Voxels across the smoothing kernel at most, and the share of it that may be cut off.
 MAXIMUM_KERNEL = 64
 KERNEL_ERROR = 0.005
+# Standard deviation of the kernel in voxels at most: beyond, it is cut off, and far beyond ITK's overflows to NaN.
+WIDEST = 10.0
 # Intensities divided by less than this would only be noise.
 SMALLEST_UNIT = 1e-6
 # Lead of each class over the next one where they are as probable: more than the rounding of the interpolation.
@@ -146,14 +148,24 @@ def _smooth_against_aliasing(image: sitk.Image, geometry: Geometry) -> sitk.Imag
 
     A voxel of width s is taken for a gaussian whose full width at half maximum is s, and variances add up: what is
     missing from the input's width to the model's is sigma^2 = (model^2 - input^2) / FWHM^2. For an oblique volume,
-    the model's width along an input axis is the root mean square of its spacings, weighted by their share in it.
+    the model's width along an input axis is the root mean square of its spacings, weighted by their share in it. Voxels
+    far finer than the model's are first averaged in blocks.
     """
     shares = np.reshape(geometry.direction, (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
     widths_squared = np.square(geometry.spacing) @ shares**2
-    variances = np.maximum(0.0, widths_squared - np.square(image.GetSpacing())) / FWHM**2
+    variances = _missing_variances(widths_squared, image)
+    blocks = np.ceil(np.sqrt(variances) / image.GetSpacing() / WIDEST).astype(int)
+    blocks = np.clip(blocks, 1, image.GetSize())
+    if blocks.max() > 1:
+        image = sitk.BinShrink(image, blocks.tolist())
+        variances = _missing_variances(widths_squared, image)
     if not variances.any():
         return image
     return sitk.DiscreteGaussian(image, variances.tolist(), MAXIMUM_KERNEL, KERNEL_ERROR, True)
+
+
+def _missing_variances(widths_squared: np.ndarray, image: sitk.Image) -> np.ndarray:
+    return np.maximum(0.0, widths_squared - np.square(image.GetSpacing())) / FWHM**2
 
 
 def _resample(image: sitk.Image, geometry: Geometry, interpolator: int, fill: float) -> sitk.Image:

@@ -15,11 +15,16 @@ import SimpleITK as sitk
 
 from segmamba import nifti
 from segmamba.errors import InputError
+from segmamba.paths import check_input, misnamed
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a DICOM series"
 # A direction matrix further than this from orthonormal shears a 500 mm volume by more than half a millimetre.
 SHEAR_TOLERANCE = 1e-3
 SPACING_RANGE_MM = (0.01, 50.0)
+# No scanner's table is longer. A wrong voxel size would also make a model's grid that no memory holds.
+LONGEST_MM = 2500.0
+# NIfTI keeps positions in single precision: farther away they would be rounded by more than a hundredth of this unit.
+FARTHEST_MM = 1e5
 SHEARED = (
     "{} has axes that are not at right angles (gantry tilt or a sheared transform): "
     "resample it to a rectangular grid first."
@@ -116,23 +121,30 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     from segmamba import dicom
 
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist: check the path.")
+    check_input(path)
     volume = dicom.read(path) if path.is_dir() or dicom.is_dicom(path) else read_image(path)
     check_values(volume.array, str(path))
     return volume
 
 
 def check_geometry(geometry: Geometry, name: str) -> None:
-    """Raise InputError unless the grid is a sound 3-D one: more than one slice, sane spacing, no shear."""
+    """Raise InputError unless the grid is a sound 3-D one: more than one slice, sane spacing and place, no shear."""
+    if min(geometry.size) < 1:
+        raise InputError(f"{name} holds no voxel: export it again.")
     if min(geometry.size) < 2:
         raise InputError(f"{name} has a single slice: give a volume with many slices.")
     low, high = SPACING_RANGE_MM
     if not all(low <= step <= high for step in geometry.spacing):
         steps = " x ".join(f"{step:g}" for step in geometry.spacing)
         raise InputError(f"{name} has a voxel size of {steps} mm, which cannot be right: correct it in the header.")
-    if not np.all(np.isfinite(geometry.origin)):
-        raise InputError(f"{name} has no finite origin: correct it in the header.")
+    longest = max(count * step for count, step in zip(geometry.size, geometry.spacing, strict=True))
+    if longest > LONGEST_MM:
+        raise InputError(
+            f"{name} is {longest / 1000:.1f} m long, which no patient is: correct the voxel size in its header."
+        )
+    # Written so that NaN is refused, too.
+    if not all(abs(part) <= FARTHEST_MM for part in geometry.origin):
+        raise InputError(f"{name} has an origin that is no place in a scanner: correct it in the header.")
     if not _at_right_angles(np.reshape(geometry.direction, (3, 3))):
         raise InputError(SHEARED.format(name))
 
@@ -199,29 +211,15 @@ def read_image(path: Path) -> Volume:
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes): copy or export it again.")
+    wrong_name = misnamed(path)
+    if wrong_name:
+        raise InputError(wrong_name)
     if path.name.lower().endswith(".gz"):
         size = nifti.unpacked_size(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with quiet():
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        unknown = f"{path} is not an image that can be read: give {FORMATS}."
-        raise InputError(_reason(path, str(error), unknown)) from error
-    _check_header(reader, path)
-    if nifti.is_nifti(reader):
-        if size < nifti.expected_size(reader):
-            raise InputError(f"{path} is truncated: copy or download it again.")
-        if not _at_right_angles(nifti.direction(reader)):
-            raise InputError(SHEARED.format(path))
-        _refuse_bad_values(nifti.count_bad_values(path, reader), math.prod(reader.GetSize()), str(path))
-    try:
-        with quiet():
-            image = reader.Execute()
-    except RuntimeError as error:
-        damaged = f"{path} cannot be read to its end: it is incomplete or damaged, copy it again."
-        raise InputError(_reason(path, str(error), damaged)) from error
+    with nifti.alone(path) as place:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(place))
+        image = _read(reader, path, size)
     if image.GetDimension() > 3:
         frame = list(image.GetSize()[:3]) + [0] * (image.GetDimension() - 3)
         submatrix = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
@@ -232,12 +230,37 @@ def read_image(path: Path) -> Volume:
     return Volume(sitk.GetArrayFromImage(image), geometry, modality or None)
 
 
+def _read(reader: sitk.ImageFileReader, path: Path, size: int) -> sitk.Image:
+    """Read a file of so many (unpacked) bytes that errors call by its path."""
+    try:
+        with quiet():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        unknown = f"{path} is not an image that can be read: give {FORMATS}."
+        raise InputError(_reason(path, str(error), unknown)) from error
+    _check_header(reader, path)
+    if nifti.is_nifti(reader):
+        nifti.check_header(path, reader)
+        if size < nifti.expected_size(reader):
+            raise InputError(f"{path} is truncated: copy or download it again.")
+        if not _at_right_angles(nifti.direction(reader)):
+            raise InputError(SHEARED.format(path))
+        nifti.check_voxel_size(path, reader)
+        _refuse_bad_values(nifti.count_bad_values(path, reader), math.prod(reader.GetSize()), str(path))
+    try:
+        with quiet():
+            return reader.Execute()
+    except RuntimeError as error:
+        damaged = f"{path} cannot be read to its end: it is incomplete or damaged, copy it again."
+        raise InputError(_reason(path, str(error), damaged)) from error
+
+
 def _reason(path: Path, error: str, otherwise: str) -> str:
     """Return what ITK's error means for the user, where it can be told."""
     if "orthonormal" in error:
         return SHEARED.format(path)
     if "pacing" in error or "eterminant" in error:
-        return f"{path} has a header with an impossible voxel size or direction: correct the header."
+        return nifti.IMPOSSIBLE.format(path)
     return otherwise
 
 

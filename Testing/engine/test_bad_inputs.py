@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from phantoms import phantom
+from phantoms import phantom, spine_model
 
 from segmamba.errors import InputError
-from segmamba.volume import Geometry, check_geometry, check_values, read_volume, to_image
+from segmamba.modality import guess
+from segmamba.volume import Geometry, Volume, check_geometry, check_values, read_volume, to_image
 
 STRAIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -141,6 +144,74 @@ def sheared_sform(qform_code: int) -> Callable[[Path], Path]:
     return write
 
 
+def with_spacing(*spacing: float) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        image = sitk.GetImageFromArray(noise(5, 6, 7))
+        image.SetSpacing(spacing)
+        return saved(folder / "sized.nrrd", image)
+
+    return write
+
+
+def long(folder: Path) -> Path:
+    image = sitk.GetImageFromArray(noise(52, 4, 4))
+    image.SetSpacing((1.0, 1.0, 50.0))
+    return saved(folder / "long.nrrd", image)
+
+
+def far_away(folder: Path) -> Path:
+    image = sitk.GetImageFromArray(noise(5, 6, 7))
+    image.SetOrigin((0.0, 1e7, 0.0))
+    return saved(folder / "far.nrrd", image)
+
+
+def with_header(name: str, old: bytes, new: bytes) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = saved(folder / name, sitk.GetImageFromArray(noise(5, 6, 7)))
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+        return path
+
+    return write
+
+
+def with_nifti_field(offset: int, kind: str, *values: float) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        image = sitk.GetImageFromArray(noise(5, 6, 7))
+        image.SetSpacing((1.5, 1.5, 1.5))
+        path = saved(folder / "field.nii", image)
+        content = bytearray(path.read_bytes())
+        struct.pack_into(kind, content, offset, *values)
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def under_another_name(name: str, wrong: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        return saved(folder / f"right{name}", sitk.GetImageFromArray(noise(5, 6, 7))).rename(folder / f"ct{wrong}")
+
+    return write
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "ct.nii")
+    return folder / "ct.nii"
+
+
+def loop(folder: Path) -> Path:
+    (folder / "ct.nii").symlink_to(folder / "ct.nii")
+    return folder / "ct.nii"
+
+
+def below_a_file(folder: Path) -> Path:
+    return text(folder) / "ct.nii"
+
+
+IMPOSSIBLE = "impossible voxel size or direction: correct the header"
+PIXDIM, SROW, VOX_OFFSET, UNITS = 80, 280, 108, 123
 CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing file": (missing, "does not exist: check the path"),
     "gzip of something else": (no_image, "is not an image that can be read: give NIfTI"),
@@ -166,6 +237,31 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "sheared NRRD": (sheared, "not at right angles"),
     "sheared NIfTI": (sheared_sform(0), "not at right angles"),
     "sheared NIfTI with a sound qform": (sheared_sform(1), "not at right angles"),
+    "tiny voxels": (with_spacing(0.001, 0.001, 0.001), "voxel size of 0.001 x 0.001 x 0.001 mm"),
+    "longer than a patient": (long, "is 2.6 m long, which no patient is: correct the voxel size"),
+    "metres for millimetres in NIfTI": (with_nifti_field(UNITS, "<b", 1), "voxel size of 1500 x 1500 x 1500 mm"),
+    "origin far away": (far_away, "an origin that is no place in a scanner: correct it"),
+    "zero spacing in MetaImage": (with_header("a.mha", b"Spacing = 1 1 1", b"Spacing = 0 1 1"), IMPOSSIBLE),
+    "NaN for spacing in MetaImage": (with_header("a.mha", b"Spacing = 1 1 1", b"Spacing = nan 1 1"), IMPOSSIBLE),
+    "zero spacing in NIfTI": (with_nifti_field(PIXDIM, "<f", 0.0), "gives two voxel sizes"),
+    "another spacing in NIfTI's other place": (
+        with_nifti_field(PIXDIM, "<f", 2.0),
+        "gives two voxel sizes .2 x 1.5 x 1.5 and 1.5",
+    ),
+    "negative spacing in NIfTI": (with_nifti_field(PIXDIM, "<f", -1.0), IMPOSSIBLE),
+    "NaN in NIfTI's directions": (with_nifti_field(SROW, "<f", np.nan), IMPOSSIBLE),
+    "voxels within NIfTI's header": (with_nifti_field(VOX_OFFSET, "<f", 348.0), "damaged header .*: export it again"),
+    "no slices": (with_header("a.mha", b"DimSize = 7 6 5", b"DimSize = 7 6 0"), "holds no voxel"),
+    "more slices than voxels": (with_header("a.mha", b"DimSize = 7 6 5", b"DimSize = 7 6 9"), "incomplete or damaged"),
+    "more slices than memory": (with_header("a.mha", b"DimSize = 7 6 5", b"DimSize = 99999 99999 99999"), "incomplete"),
+    "NRRD called .nii.gz": (under_another_name(".nrrd", ".nii.gz"), "change the end of its name to .nrrd"),
+    "NIfTI called .nii.gz": (under_another_name(".nii", ".nii.gz"), "change the end of its name to .nii"),
+    "packed NIfTI called .nii": (under_another_name(".nii.gz", ".nii"), "change the end of its name to .nii.gz"),
+    "NIfTI called .mha": (under_another_name(".nii", ".mha"), "change the end of its name to .nii"),
+    "MetaImage called .dcm": (under_another_name(".mha", ".dcm"), "change the end of its name to .mha"),
+    "a pipe": (pipe, "neither a file nor a folder"),
+    "a link to itself": (loop, "cannot be opened"),
+    "below a file": (below_a_file, "does not exist: check the path"),
 }
 
 
@@ -193,6 +289,72 @@ def test_a_bad_geometry_is_named(bad: str) -> None:
     check_geometry(Geometry(**parts), "it")
     with pytest.raises(InputError, match="^it has"):
         check_geometry(Geometry(**(parts | {bad: wrong[bad]})), "it")
+
+
+def test_a_path_that_is_too_long_ends_in_one_sentence(tmp_path: Path) -> None:
+    for path in (tmp_path / ("a" * 300 + ".nii"), tmp_path.joinpath(*["folder" * 30] * 30)):
+        with pytest.raises(InputError, match="cannot be opened .*: check its name"):
+            read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["\udcff.nii", "a\0b.nii"])
+def test_a_path_that_is_no_text_ends_in_one_sentence_and_not_the_process(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="characters that are no text: rename") as caught:
+        read_volume(tmp_path / name)
+    str(caught.value).encode("utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_what_may_not_be_read_ends_in_one_sentence(tmp_path: Path) -> None:
+    file, folder = saved(tmp_path / "ct.nii", sitk.GetImageFromArray(noise(5, 6, 7))), tmp_path / "series"
+    folder.mkdir()
+    file.chmod(0)
+    folder.chmod(0)
+    for part in (tmp_path, *tmp_path.parents[:-2]):
+        part.chmod(part.stat().st_mode | 0o555)
+    with ordinary_user():
+        for path in (file, folder, folder / "slice.dcm"):
+            with pytest.raises(InputError, match="cannot be opened .Permission denied.: check its name and your right"):
+                read_volume(path)
+    folder.chmod(0o700)
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Be a user whom permissions hold for: the administrator may read and write everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_the_voxels_of_a_packed_file_do_not_come_from_the_unpacked_one_beside_it(tmp_path: Path) -> None:
+    for name, value in (("ct.nii", 1), ("ct.nii.gz", 2)):
+        saved(tmp_path / name, sitk.GetImageFromArray(noise(5, 6, 7) + 100 * value))
+    for name, value in (("ct.nii", 1), ("ct.nii.gz", 2)):
+        np.testing.assert_array_equal(read_volume(tmp_path / name).array, noise(5, 6, 7) + 100 * value)
+
+
+@pytest.mark.parametrize(
+    ("offset", "filler", "sentence"),
+    [
+        (0, None, None),
+        (1024, None, "as bright as dense bone"),
+        (1024, -2000, "as bright as dense bone"),
+        (-1024, None, "Hardly anything in the volume is between"),
+    ],
+)
+def test_a_ct_with_a_wrong_offset_is_told(offset: int, filler: int | None, sentence: str | None) -> None:
+    volume = phantom()
+    array = volume.array + offset
+    if filler is not None:
+        array[:, :2] = filler
+    said = guess(Volume(array, volume.geometry, "CT"), spine_model())
+    assert (said is None) if sentence is None else (said is not None and sentence in said and said.endswith("."))
 
 
 def test_a_sound_volume_passes() -> None:
