@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.errors import InputError
+from segmamba.paths import check_text
 from segmamba.volume import Geometry, Volume, check_geometry, quiet
 
 MODALITY, SERIES_UID, DESCRIPTION = "0008|0060", "0020|000e", "0008|103e"
@@ -96,6 +98,7 @@ def find_files(path: Path) -> tuple[str, ...]:
     if path.is_dir():
         return _only_series(path)
     reader = _header(str(path))
+    _check_names(path.parent)
     if _frames(reader) > 1:
         return (str(path),)
     uid = _tag(reader, SERIES_UID)
@@ -105,6 +108,7 @@ def find_files(path: Path) -> tuple[str, ...]:
 
 
 def _only_series(folder: Path) -> tuple[str, ...]:
+    _check_names(folder)
     with quiet():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not series:
@@ -114,6 +118,12 @@ def _only_series(folder: Path) -> tuple[str, ...]:
         found = "; ".join(f"{_describe(names)}, for example {Path(names[0]).name}" for names in files.values())
         raise InputError(f"{folder} holds {len(series)} DICOM series: give one file of the one you want ({found}).")
     return files[series[0]]
+
+
+def _check_names(folder: Path) -> None:
+    """Raise InputError for a name that ends the process when GDCM meets it."""
+    for name in os.listdir(folder):
+        check_text(folder / name)
 
 
 def _series_files(folder: Path, uid: str) -> tuple[str, ...]:
@@ -137,6 +147,7 @@ def _check_none_is_lost(folder: Path, uid: str, files: Sequence[str]) -> None:
 
 
 def _header(file: str) -> sitk.ImageFileReader:
+    check_text(file)
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
     try:

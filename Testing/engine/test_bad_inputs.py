@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_files import write_slices
 from phantoms import phantom, spine_model
 
+from segmamba.dicom import read_files
 from segmamba.errors import InputError
 from segmamba.modality import guess
 from segmamba.volume import Geometry, Volume, check_geometry, check_values, read_volume, to_image
@@ -302,6 +305,18 @@ def test_a_path_that_is_no_text_ends_in_one_sentence_and_not_the_process(name: s
     with pytest.raises(InputError, match="characters that are no text: rename") as caught:
         read_volume(tmp_path / name)
     str(caught.value).encode("utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_dicom_file_whose_name_is_no_text_ends_in_one_sentence_and_not_the_process(tmp_path: Path) -> None:
+    geometry = Geometry((4, 4, 3), (1.0,) * 3, (0.0,) * 3, STRAIGHT)
+    file = write_slices(tmp_path / "series", np.arange(48, dtype=np.int16).reshape(3, 4, 4), geometry)[1]
+    odd = file.rename(file.with_name("\udcff.dcm"))
+    for path in (odd, tmp_path / "series"):
+        with pytest.raises(InputError, match="characters that are no text: rename"):
+            read_volume(path)
+    with pytest.raises(InputError, match="characters that are no text: rename"):
+        read_files("it", [str(file) for file in (tmp_path / "series").iterdir()])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
