@@ -33,6 +33,10 @@ class DeviceError(SegMambaError):
     exit_code = 5
 
 
+class DeviceLost(DeviceError):
+    """The GPU failed in mid-run. What ran on it is lost, and so is its process for further work."""
+
+
 class OutputError(SegMambaError):
     """The result cannot be written."""
 
@@ -67,6 +71,7 @@ ERRORS_BY_NAME: dict[str, type[SegMambaError]] = {
         InputError,
         ModelError,
         DeviceError,
+        DeviceLost,
         OutputError,
         WorkerError,
         InstallationError,

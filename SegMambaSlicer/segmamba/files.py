@@ -12,7 +12,15 @@ from segmamba import dicom
 from segmamba import preview as previewing
 from segmamba import report as reporting
 from segmamba.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
-from segmamba.errors import Cancelled, DeviceError, InstallationError, ModelError, OutputError, SegMambaError
+from segmamba.errors import (
+    Cancelled,
+    DeviceError,
+    DeviceLost,
+    InstallationError,
+    ModelError,
+    OutputError,
+    SegMambaError,
+)
 from segmamba.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
 from segmamba.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
 from segmamba.measuring.vertebrae import write_table
@@ -21,6 +29,19 @@ from segmamba.request import Options, Request
 from segmamba.volume import read_volume
 
 __all__ = ["Options", "Request", "requested_model", "segment_file"]
+
+# The first two are PyTorch's, the third is ITK's.
+SIGNS_OF_NO_MEMORY = ("not enough memory", "out of memory", "Failed to allocate memory")
+# How the errors of a GPU, its libraries or its driver begin; running out of memory is told apart before.
+SIGNS_OF_A_LOST_GPU = (
+    "CUDA error",
+    "CUDA driver error",
+    "cuDNN error",
+    "CUBLAS_STATUS",
+    "HIP error",
+    "NVML",
+    "MPS backend",
+)
 
 
 def segment_file(
@@ -163,8 +184,13 @@ def _typed(error: Exception) -> SegMambaError:
     text = " ".join(str(error).split())
     if isinstance(error, ImportError):
         return InstallationError(f"A package does not load ({text}): run 'segmamba doctor'.")
-    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+    if isinstance(error, MemoryError) or any(sign in text for sign in SIGNS_OF_NO_MEMORY):
         return DeviceError("There is not enough memory: close other programs, or give a region of interest (--roi).")
+    if any(sign in text for sign in SIGNS_OF_A_LOST_GPU):
+        return DeviceLost(
+            f"The GPU failed ({text[:200]}): try again; if that does not help, choose the device cpu, or update the "
+            "driver."
+        )
     kind = type(error).__name__
     return SegMambaError(
         f"The job ended in an unexpected error ({kind}: {text}): repeat it with SEGMAMBA_DEBUG=1 and report the log."

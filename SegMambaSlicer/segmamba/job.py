@@ -18,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from segmamba.errors import ERRORS_BY_NAME, Cancelled, WorkerError
+from segmamba.errors import ERRORS_BY_NAME, Cancelled, DeviceLost, WorkerError
 from segmamba.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 from segmamba.request import Request
+from segmamba.watchdog import PATIENCE, Watchdog
 
 Message = dict[str, Any]
 
@@ -29,6 +30,10 @@ GRACE = 2.0
 WRITING_GRACE = 60.0
 POLL = 0.05
 LOG_LINES = 50
+HUNG = (
+    "The worker was silent for {:.0f} seconds and was ended, so it hung: try again, and choose the device cpu if it "
+    "happens again."
+)
 # The folder that this package lies in.
 PACKAGES = Path(__file__).resolve().parents[1]
 # What Windows gives for a process that a crash ended, as signals do elsewhere.
@@ -52,6 +57,8 @@ class Worker:
         Environment variables that it gets besides those of this process.
     preload : bool
         Import torch before it says "ready", not at the first job.
+    patience : float
+        Seconds that it may be silent while it has a job, before it is taken to hang and ended.
     """
 
     def __init__(
@@ -60,11 +67,14 @@ class Worker:
         log: Callable[[str], None] | None = None,
         environment: Mapping[str, str] | None = None,
         preload: bool = False,
+        patience: float = PATIENCE,
     ) -> None:
         self._command = [python or sys.executable, "-m", "segmamba.worker", *([PRELOAD] if preload else [])]
         self._log = log
         self._environment = dict(environment or {})
+        self._patience = patience
         self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: Watchdog | None = None
         self._messages: queue.Queue[Message] = queue.Queue()
         self._numbers = itertools.count(1)
 
@@ -101,6 +111,8 @@ class Worker:
             The worker cannot be started.
         """
         self.start()
+        assert self._watchdog is not None
+        self._watchdog.job_given()
         job = str(next(self._numbers))
         self._send({"type": "job", "id": job, "request": request.to_dict()})
         return job
@@ -116,9 +128,13 @@ class Worker:
         "error" too, with the id None.
         """
         try:
-            return self._messages.get(timeout > 0, timeout or None)
+            message = self._messages.get(timeout > 0, timeout or None)
         except queue.Empty:
             return None
+        if message.get("error") == DeviceLost.__name__:
+            # Nothing runs on the GPU in that process any more; the next one may get it back.
+            self.kill()
+        return message
 
     def run(
         self,
@@ -206,10 +222,11 @@ class Worker:
             python = self._command[0]
             raise WorkerError(f"The worker cannot be started ({error}): check that {python} is Python.") from error
         self._process = process
+        self._watchdog = Watchdog(process, self._patience)
         lines: deque[str] = deque(maxlen=LOG_LINES)
         log = threading.Thread(target=_read_log, args=(process, lines, self._log), name="worker log", daemon=True)
         log.start()
-        reader = (process, self._messages, log, lines)
+        reader = (process, self._messages, log, lines, self._watchdog)
         threading.Thread(target=_read_messages, args=reader, name="worker messages", daemon=True).start()
 
     def _send(self, message: Message) -> None:
@@ -242,7 +259,11 @@ def _read_log(process: subprocess.Popen[bytes], lines: deque[str], log: Callable
 
 
 def _read_messages(
-    process: subprocess.Popen[bytes], messages: queue.Queue[Message], log: threading.Thread, lines: deque[str]
+    process: subprocess.Popen[bytes],
+    messages: queue.Queue[Message],
+    log: threading.Thread,
+    lines: deque[str],
+    watchdog: Watchdog,
 ) -> None:
     assert process.stdout is not None
     with process.stdout as stream:
@@ -254,11 +275,13 @@ def _read_messages(
                 text = f"The worker is of another version ({message.get('version')}): install SegMambaSlicer again."
                 messages.put(_death(text))
             else:
+                watchdog.heard(message["type"] in ("result", "error"))
                 messages.put(message)
     status = process.wait()
     # The reason is often in the last line; a grandchild may hold the log open, so there is a limit.
     log.join(1.0)
-    messages.put(_death(describe_end(status, next((line for line in reversed(lines) if line), ""))))
+    last_line = next((line for line in reversed(lines) if line), "")
+    messages.put(_death(HUNG.format(watchdog.patience) if watchdog.ended_it else describe_end(status, last_line)))
 
 
 def _death(text: str) -> Message:

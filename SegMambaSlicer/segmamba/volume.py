@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba import nifti
-from segmamba.errors import InputError
+from segmamba.errors import DeviceError, InputError
 from segmamba.paths import check_input, misnamed
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a DICOM series"
@@ -29,6 +29,8 @@ SHEARED = (
     "{} has axes that are not at right angles (gantry tilt or a sheared transform): "
     "resample it to a rectangular grid first."
 )
+# What ITK says where memory is short; the second one of NIfTI, known to be whole by then.
+SIGNS_OF_NO_MEMORY = ("Failed to allocate memory", "nifti_image_load failed")
 # The DICOM tag of the modality, also as a field of NRRD and MetaImage headers.
 MODALITY_KEY = "0008|0060"
 
@@ -117,6 +119,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     ------
     InputError
         It is not there, cannot be read whole, or is no 3-D scalar volume with a sound geometry and finite values.
+    DeviceError
+        It does not fit into memory.
     """
     from segmamba import dicom
 
@@ -251,6 +255,12 @@ def _read(reader: sitk.ImageFileReader, path: Path, size: int) -> sitk.Image:
         with quiet():
             return reader.Execute()
     except RuntimeError as error:
+        if any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY):
+            size = math.prod(reader.GetSize())
+            raise DeviceError(
+                f"There is not enough memory to read {path}, which has {size:,} voxels by its header: close other "
+                "programs, or crop the volume; if it is not that large, export it again."
+            ) from error
         damaged = f"{path} cannot be read to its end: it is incomplete or damaged, copy it again."
         raise InputError(_reason(path, str(error), damaged)) from error
 

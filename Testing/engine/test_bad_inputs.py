@@ -17,7 +17,7 @@ from dicom_files import write_slices
 from phantoms import phantom, spine_model
 
 from segmamba.dicom import read_files
-from segmamba.errors import InputError
+from segmamba.errors import DeviceError, InputError
 from segmamba.modality import guess
 from segmamba.volume import Geometry, Volume, check_geometry, check_values, read_volume, to_image
 
@@ -256,7 +256,6 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "voxels within NIfTI's header": (with_nifti_field(VOX_OFFSET, "<f", 348.0), "damaged header .*: export it again"),
     "no slices": (with_header("a.mha", b"DimSize = 7 6 5", b"DimSize = 7 6 0"), "holds no voxel"),
     "more slices than voxels": (with_header("a.mha", b"DimSize = 7 6 5", b"DimSize = 7 6 9"), "incomplete or damaged"),
-    "more slices than memory": (with_header("a.mha", b"DimSize = 7 6 5", b"DimSize = 99999 99999 99999"), "incomplete"),
     "NRRD called .nii.gz": (under_another_name(".nrrd", ".nii.gz"), "change the end of its name to .nrrd"),
     "NIfTI called .nii.gz": (under_another_name(".nii", ".nii.gz"), "change the end of its name to .nii"),
     "packed NIfTI called .nii": (under_another_name(".nii.gz", ".nii"), "change the end of its name to .nii.gz"),
@@ -292,6 +291,12 @@ def test_a_bad_geometry_is_named(bad: str) -> None:
     check_geometry(Geometry(**parts), "it")
     with pytest.raises(InputError, match="^it has"):
         check_geometry(Geometry(**(parts | {bad: wrong[bad]})), "it")
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"DimSize = 7 6 5", b"DimSize = 99999 99999 99999")])
+def test_a_volume_that_no_memory_holds_ends_in_one_sentence(old: bytes, new: bytes, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="not enough memory to read .* has 999,970,000,299,999 voxels by its header"):
+        read_volume(with_header("a.mha", old, new)(tmp_path))
 
 
 def test_a_path_that_is_too_long_ends_in_one_sentence(tmp_path: Path) -> None:
