@@ -16,6 +16,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml SegMambaSlicer
 	$(BIN)/mypy
 	cd SegMambaSlicer && ../$(BIN)/lint-imports --config ../pyproject.toml
 

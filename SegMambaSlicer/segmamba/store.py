@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from segmamba.errors import ModelError
 from segmamba.manifest import Channel, ListedModel, Model
@@ -110,11 +110,12 @@ def find(model: ListedModel, root: Path | None = None) -> Installed | None:
     Raises
     ------
     ModelError
-        The record of an installed checkpoint, or the settings file, is damaged.
+        The record of an installed checkpoint, or the settings file, is damaged, or the manifest names a file outside
+        its folder.
     """
     file = model.file
     if file.bundled is not None:
-        path = (root or resource_root()) / file.bundled
+        path = _within(root or resource_root(), file.bundled)
         if os.path.isfile(path):
             return Installed(model, path, SOFTWARE, "comes with the software", file.size, file.sha256)
     folders = [(USER, model_folder(model))]
@@ -126,6 +127,14 @@ def find(model: ListedModel, root: Path | None = None) -> Installed | None:
         if found is not None:
             return found
     return None
+
+
+def _within(root: Path, bundled: str) -> Path:
+    """Return a path that a manifest gives of a file below a folder; ModelError if it leads elsewhere."""
+    parts = PurePosixPath(bundled).parts
+    if not parts or bundled.startswith("/") or "\\" in bundled or ":" in bundled or ".." in parts:
+        raise ModelError(f"The manifest's path '{bundled}' leads out of its folder: correct the manifest.")
+    return root.joinpath(*parts)
 
 
 def in_folder(model: ListedModel, folder: Path, place: str) -> Installed | None:
@@ -159,7 +168,7 @@ def checkpoint_location(model: ListedModel, root: Path | None = None) -> Path:
         if found is not None:
             return found.path
     if model.file.bundled is not None:
-        return (root or resource_root()) / model.file.bundled
+        return _within(root or resource_root(), model.file.bundled)
     return model_folder(model) / model.file.name
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segmamba.errors import InputError
+from segmamba.errors import InputError, OutputError
 from segmamba.files import Request, requested_model
 from segmamba.job import Worker
 from segmamba.request import Options
@@ -75,7 +75,13 @@ class Case:
         self._volume: Volume | None = volume_of(volume_node)
         self._box: LabelBox | None = None
         self._stopped = threading.Event()
-        self._folder = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)
+        try:
+            # The user's own alone: it will hold the patient's volume.
+            self._folder = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise OutputError(
+                f"No temporary folder can be made ({error.strerror}): free some space, or set TMPDIR to another folder."
+            ) from error
         folder = Path(self._folder.name)
         files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
         self.request = replace(request, input=files[0], output=files[1], options=options)

@@ -55,7 +55,7 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     orphans: int = 0
-    half_written: int = 0
+    half_written: list[str] = field(default_factory=list)
     unclear_errors: list[str] = field(default_factory=list)
     next_runs_failed: list[str] = field(default_factory=list)
     stuck_locks: int = 0
@@ -99,7 +99,7 @@ class Laboratory:
             self._kill_parent()
         else:
             self._run_with(kind)
-        self._look()
+        self._look(f"after {kind}")
         self._free_memory(kind)
         self._prepare("none")
         try:
@@ -107,7 +107,7 @@ class Laboratory:
             self._worker.run(self._request())
         except SegMambaError as error:
             self.tally.next_runs_failed.append(f"after {kind}: {error}")
-        self._look(complete=True)
+        self._look(f"of the run after {kind}", complete=True)
 
     def error_of(self, kind: str) -> SegMambaError:
         """Return the error of a job in whose network a fault happens."""
@@ -215,8 +215,7 @@ class Laboratory:
             if time.monotonic() - started > LOCK_SECONDS:
                 self.tally.stuck_locks += 1
             else:
-                self.tally.half_written += 1
-                self.tally.unclear_errors.append(f"installing killed: {error}")
+                self.tally.half_written.append(f"installing killed: {error}")
         finally:
             os.environ.pop("SEGMAMBA_MODELS")
             if before is not None:
@@ -231,7 +230,7 @@ class Laboratory:
         process.wait()
         self.tally.ends["its parent is gone" if program is PARENT else "killed while it installed"] += 1
 
-    def _look(self, complete: bool = False) -> None:
+    def _look(self, when: str, complete: bool = False) -> None:
         """Find what should not be there: processes, and files that are not whole."""
         deadline = time.monotonic() + ORPHAN_SECONDS
         while (others := self._others()) and time.monotonic() < deadline:
@@ -240,13 +239,15 @@ class Laboratory:
         for process in others:
             process.kill()
         labels, report = self._out / "spine.nrrd", self._out / "r.json"
+        if complete and not (labels.exists() and report.exists()):
+            self.tally.half_written.append(f"result {when}: {labels.exists()} {report.exists()}")
         try:
-            whole = not labels.exists() or np.array_equal(read_volume(labels).array, self._expected)
-            whole = whole and (not report.exists() or bool(json.loads(report.read_text())))
-        except (InputError, ValueError):
-            whole = False
-        if not whole or (complete and not (labels.exists() and report.exists())):
-            self.tally.half_written += 1
+            if labels.exists() and not np.array_equal(read_volume(labels).array, self._expected):
+                self.tally.half_written.append(f"labels {when}")
+            if report.exists():
+                json.loads(report.read_text())
+        except (InputError, ValueError) as error:
+            self.tally.half_written.append(f"{when}: {error}")
         if self._out.is_dir():
             self.tally.hidden_files_left += sum(path.name.startswith(".") for path in self._out.iterdir())
 

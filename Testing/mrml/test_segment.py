@@ -76,6 +76,21 @@ def test_temporary_files_are_gone_afterwards(a_volume_node, a_fake_worker):
     assert not Path(request.input).parent.exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_temporary_files_are_the_users_own(a_volume_node, a_tiny_model):
+    case = Case(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
+    try:
+        assert Path(case.request.input).parent.stat().st_mode & 0o777 == 0o700
+    finally:
+        case.close()
+
+
+def test_without_a_place_for_temporary_files_the_run_ends_in_a_sentence(a_volume_node, a_tiny_model, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere at all")
+    with pytest.raises(OutputError, match="No temporary folder can be made .*: free some space"):
+        Case(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
+
+
 def test_voxels_are_held_only_until_the_end(a_volume_node, a_tiny_model):
     scalars = a_volume_node.GetImageData().GetPointData().GetScalars()
     before = sys.getrefcount(scalars)

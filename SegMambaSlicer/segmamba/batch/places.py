@@ -28,8 +28,9 @@ def prepare(folder: Path) -> None:
     """
     try:
         clear(folder)
-        for part in (CASES, WORKING):
-            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / CASES).mkdir(parents=True, exist_ok=True)
+        # What is not done yet is nobody else's to see.
+        (folder / WORKING).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"The folder {folder} cannot be written to ({error.strerror}): choose another one."

@@ -1,0 +1,99 @@
+"""What Docs/security.md promises of the code: no code out of data, no shell, no way out of a folder, private files."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import SimpleITK as sitk
+import tiny
+from test_bad_inputs import noise, saved
+
+from segmamba import nifti, store
+from segmamba.batch.places import WORKING, prepare
+from segmamba.errors import ModelError
+from segmamba.job import Worker
+from segmamba.manifest import load_manifest
+
+PACKAGE = Path(store.__file__).parents[1]
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+# Functions that run or build code, or a shell, out of what they are given.
+FORBIDDEN = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "tempfile.mktemp"),
+    *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "shelve.open", "yaml.load", "joblib.load"),
+}
+# The one module that talks to the network, and the package that talks to a cluster.
+NETWORK = {"socket", "http", "urllib", "requests", "urllib3", "ftplib", "smtplib", "distributed", "dask"}
+MAY_USE_NETWORK = ("segmamba/download.py", "segmamba/batch/")
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    """Give every part of every file of the module, with the file's name."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            yield path.relative_to(PACKAGE).as_posix(), node
+
+
+def test_nothing_runs_code_or_a_shell_out_of_data() -> None:
+    found = []
+    for file, node in nodes():
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        loads_code = name == "torch.load" and keywords.get("weights_only") != "True"
+        opened = any(keywords.get(word, "False") != "False" for word in ("shell", "allow_pickle"))
+        if name in FORBIDDEN or loads_code or opened:
+            found.append(f"{file}:{node.lineno}: {name}")
+    assert found == []
+
+
+def test_only_downloads_and_batches_can_use_the_network() -> None:
+    found = []
+    for file, node in nodes():
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        if {name.partition(".")[0] for name in names} & NETWORK and not file.startswith(MAY_USE_NETWORK):
+            found.append(f"{file}: {names}")
+    assert found == []
+
+
+@pytest.mark.parametrize("bundled", ["../../secret.safetensors", "/etc/passwd", "models/../../secret", "C:\\secret"])
+def test_a_manifest_cannot_name_a_file_outside_its_folder(bundled: str, tmp_path: Path) -> None:
+    manifest = tiny.write_model(tmp_path)
+    content = json.loads(manifest.read_text())
+    content["models"][0]["file"]["bundled"] = bundled
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="leads out of"):
+        store.find(load_manifest(manifest).default("vertebrae"), tmp_path)
+
+
+def test_the_worker_talks_over_its_pipes_alone() -> None:
+    with Worker() as worker:
+        worker.start()
+        ready = worker.poll(120)
+        assert ready is not None and ready["type"] == "ready"
+        process = psutil.Process(worker.pid)
+        assert process.net_connections(kind="all") == []
+        assert worker._command[1:] == ["-m", "segmamba.worker"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_files_for_a_moment_are_the_users_own(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        packed = saved(tmp_path / "ct.nii.gz", sitk.GetImageFromArray(noise(5, 6, 7)))
+        saved(tmp_path / "ct.nii", sitk.GetImageFromArray(noise(5, 6, 7)))
+        with nifti.alone(packed) as place:
+            assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+        prepare(tmp_path / "batch")
+        assert stat.S_IMODE((tmp_path / "batch" / WORKING).stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
