@@ -20,6 +20,7 @@ from segmamba.errors import (
     OutputError,
     SegMambaError,
     WorkerError,
+    package_problem,
 )
 from segmamba.interrupt import stop_signal
 from segmamba.job import Worker
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        print(f"segmamba: error: A package does not load ({error}): run 'segmamba doctor'.", file=sys.stderr)
+        print(f"segmamba: error: {package_problem(error)}", file=sys.stderr)
         return InstallationError.exit_code
     except OSError as error:
         if os.environ.get(DEBUG_VARIABLE):

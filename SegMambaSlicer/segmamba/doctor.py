@@ -6,14 +6,14 @@ import importlib
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
 from segmamba import __version__, store
 from segmamba.device import Device, choose_device, import_torch
-from segmamba.errors import ModelError, SegMambaError
+from segmamba.errors import ModelError, SegMambaError, package_problem
 from segmamba.job import Worker
 from segmamba.manifest import load_manifest
 from segmamba.memory import gibibytes, system_memory
@@ -27,7 +27,13 @@ DISK_WANTED = 2**30
 WORKER_SECONDS = 60.0
 NEEDED = ("numpy", "scipy", "SimpleITK", "safetensors")
 # Package, and what is missing without it.
-USEFUL = (("matplotlib", "previews"), ("tqdm", "the progress bar in a terminal"))
+USEFUL = (
+    ("matplotlib", "preview"),
+    ("tqdm", "progress bar in a terminal"),
+    ("filelock", "import or download of models"),
+    ("requests", "download of models"),
+    ("pydicom", "search for DICOM series, and no DICOM SEG"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,17 @@ def examine(device: str = "auto") -> Iterator[Finding]:
     """Check everything that a run needs, on a device of `segmamba.device.choose_device`."""
     yield _python()
     yield from _packages()
-    try:
-        torch_version = import_torch().__version__
-    except SegMambaError as error:
-        yield Finding(FAIL, "torch", str(error))
-    else:
-        yield from _torch(torch_version)
-        yield from _device(device)
-    yield _worker()
-    yield from _models()
+    parts: dict[str, Callable[[], Iterable[Finding]]] = {
+        "torch": lambda: _torch_and_device(device),
+        "worker": lambda: [_worker()],
+        "models": _models,
+    }
+    for subject, part in parts.items():
+        try:
+            yield from part()
+        except ImportError as error:
+            # A package that was found missing above may be needed for looking further.
+            yield Finding(FAIL, subject, str(package_problem(error)))
     yield _memory()
     yield _disk()
 
@@ -79,6 +87,16 @@ def _packages() -> Iterator[Finding]:
             yield Finding(OK, name, metadata.version(name))
         else:
             yield Finding(WARN, name, f"is missing, so there is no {use}: install it with 'pip install {name}'.")
+
+
+def _torch_and_device(device: str) -> Iterator[Finding]:
+    try:
+        version = import_torch().__version__
+    except SegMambaError as error:
+        yield Finding(FAIL, "torch", str(error))
+        return
+    yield from _torch(version)
+    yield from _device(device)
 
 
 def _torch(version: str) -> Iterator[Finding]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+MISSING = re.compile(r"No module named '([\w.]+)'")
+
 
 class SegMambaError(Exception):
     """Base of all errors that a user can meet.
@@ -53,6 +57,17 @@ class InstallationError(SegMambaError):
     """A package is missing or does not work."""
 
     exit_code = 8
+
+
+def package_problem(error: ImportError | str) -> str | None:
+    """Return what an import that failed, or the last line of its traceback, means; None if it is about no package."""
+    missing = MISSING.search(str(error))
+    if missing:
+        name = missing[1].partition(".")[0]
+        return f"The package {name} is missing: install it with 'pip install {name}', or run 'segmamba doctor'."
+    if isinstance(error, ImportError) or "ImportError: " in error:
+        return f"A package does not load ({error}): run 'segmamba doctor'."
+    return None
 
 
 class Cancelled(SegMambaError):

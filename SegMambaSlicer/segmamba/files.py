@@ -20,6 +20,7 @@ from segmamba.errors import (
     ModelError,
     OutputError,
     SegMambaError,
+    package_problem,
 )
 from segmamba.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
 from segmamba.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
@@ -183,7 +184,7 @@ def _typed(error: Exception) -> SegMambaError:
     """Return what went wrong as one of this software's errors."""
     text = " ".join(str(error).split())
     if isinstance(error, ImportError):
-        return InstallationError(f"A package does not load ({text}): run 'segmamba doctor'.")
+        return InstallationError(package_problem(error))
     if isinstance(error, MemoryError) or any(sign in text for sign in SIGNS_OF_NO_MEMORY):
         return DeviceError("There is not enough memory: close other programs, or give a region of interest (--roi).")
     if any(sign in text for sign in SIGNS_OF_A_LOST_GPU):

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from segmamba.errors import ERRORS_BY_NAME, Cancelled, DeviceLost, WorkerError
+from segmamba.errors import ERRORS_BY_NAME, Cancelled, DeviceLost, WorkerError, package_problem
 from segmamba.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 from segmamba.request import Request
 from segmamba.watchdog import PATIENCE, Watchdog
@@ -298,6 +298,9 @@ def describe_end(status: int, last_line: str) -> str:
     last_line : str
         Of its log.
     """
+    problem = package_problem(last_line) if status == 1 else None
+    if problem is not None:
+        return problem
     said = f" (its last words: {last_line})" if last_line else ""
     if status == -getattr(signal, "SIGKILL", 9):
         return (

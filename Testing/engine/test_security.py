@@ -97,3 +97,12 @@ def test_files_for_a_moment_are_the_users_own(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "batch" / WORKING).stat().st_mode) == 0o700
     finally:
         os.umask(before)
+
+
+def test_a_module_of_the_users_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    with Worker() as worker:
+        worker.start()
+        ready = worker.poll(120)
+        assert ready is not None and ready["type"] == "ready"
