@@ -212,6 +212,7 @@ def read_image(path: Path) -> Volume:
     InputError
         The file is no 3-D scalar image, or not whole.
     """
+    state = _state(path)
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes): copy or export it again.")
@@ -224,6 +225,8 @@ def read_image(path: Path) -> Volume:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(place))
         image = _read(reader, path, size)
+    if _state(path) != state:
+        raise InputError(f"{path} changed while it was read: wait until it is complete, then try again.")
     if image.GetDimension() > 3:
         frame = list(image.GetSize()[:3]) + [0] * (image.GetDimension() - 3)
         submatrix = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
@@ -232,6 +235,14 @@ def read_image(path: Path) -> Volume:
     check_geometry(geometry, str(path))
     modality = reader.GetMetaData(MODALITY_KEY).strip() if reader.HasMetaDataKey(MODALITY_KEY) else None
     return Volume(sitk.GetArrayFromImage(image), geometry, modality or None)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _read(reader: sitk.ImageFileReader, path: Path, size: int) -> sitk.Image:

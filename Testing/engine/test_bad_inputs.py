@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import SimpleITK as sitk
 from dicom_files import write_slices
 from phantoms import phantom, spine_model
 
+from segmamba import nifti
 from segmamba.dicom import read_files
 from segmamba.errors import DeviceError, InputError
 from segmamba.modality import guess
@@ -357,6 +359,27 @@ def test_the_voxels_of_a_packed_file_do_not_come_from_the_unpacked_one_beside_it
         saved(tmp_path / name, sitk.GetImageFromArray(noise(5, 6, 7) + 100 * value))
     for name, value in (("ct.nii", 1), ("ct.nii.gz", 2)):
         np.testing.assert_array_equal(read_volume(tmp_path / name).array, noise(5, 6, 7) + 100 * value)
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "cut"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "ct.nii.gz", sitk.GetImageFromArray(noise(20, 20, 20)))
+    check = nifti.check_header
+
+    def change(*arguments: Any) -> None:
+        check(*arguments)
+        if replaced:
+            path.unlink()
+            saved(path, sitk.GetImageFromArray(noise(20, 20, 20)))
+            os.utime(path, (0, 0))
+        else:
+            os.truncate(path, path.stat().st_size // 2)
+
+    monkeypatch.setattr(nifti, "check_header", change)
+    with pytest.raises(InputError, match="changed while it was read: wait"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize(
