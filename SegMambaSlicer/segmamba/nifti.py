@@ -127,10 +127,23 @@ def _voxel_size(reader: sitk.ImageFileReader) -> np.ndarray:
 
 
 def count_bad_values(path: Path, reader: sitk.ImageFileReader) -> int:
-    """Return the number of voxels that are NaN or infinite in the file."""
+    """Return the number of voxels that are NaN or infinite in the file.
+
+    Raises
+    ------
+    InputError
+        The file, which was whole before, is no longer so.
+    """
     kind = FLOATS.get(reader.GetMetaData("datatype"))
     if kind is None:
         return 0
+    try:
+        return _count_bad_values(path, reader, kind)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} is truncated or damaged: copy or download it again.") from error
+
+
+def _count_bad_values(path: Path, reader: sitk.ImageFileReader, kind: str) -> int:
     bad = 0
     with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
         header = stream.read(int(float(reader.GetMetaData("vox_offset"))))
