@@ -37,7 +37,6 @@ pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider"]
 use_git_change_detection = false
 track_dependencies = false
-process_isolation = "forkserver"
 timeout_constant = 10.0
 
 [tool.pytest.ini_options]
