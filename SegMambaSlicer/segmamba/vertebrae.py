@@ -20,7 +20,7 @@ from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.preprocess import outside_values, to_model_grid
 from segmamba.resources import SHAPES, resource_root
 from segmamba.sliding_window import predict
-from segmamba.spine.decode import Column, decode, decode_fine
+from segmamba.spine.decode import Column, decode, decode_fine, with_cut_ends
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import refine
 from segmamba.spine.shape_model import load_shapes
@@ -101,10 +101,11 @@ def draw(
     shapes = load_shapes(resource_root() / SHAPES) if refined and model.refinement else None
     run = _Run(device, dtype, overlap, progress, cancelled, notes)
     column, coarse = _find(run, network.coarse, volume, model, roi)
-    findings: dict[str, Any] = {"numbering": describe_numbering(column)}
     if column.box is None:
-        return Drawn(torch.ones(1, *coarse.geometry.size[::-1]), (0,), coarse, coarse, findings)
-    labels, mask, grid = _outline(run.after(network.coarse), network.fine, volume, model, column, coarse)
+        empty = torch.ones(1, *coarse.geometry.size[::-1])
+        return Drawn(empty, (0,), coarse, coarse, {"numbering": describe_numbering(column)})
+    column, labels, mask, grid = _outline(run.after(network.coarse), network.fine, volume, model, column, coarse)
+    findings: dict[str, Any] = {"numbering": describe_numbering(column)}
     if shapes is not None:
         spacing = grid.geometry.spacing[0]
         labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, run.check)
@@ -183,15 +184,17 @@ def _find(
 
 def _outline(
     run: _Run, network: torch.nn.Module, volume: Volume, model: Model, column: Column, coarse: ModelGrid
-) -> tuple[np.ndarray, np.ndarray, ModelGrid]:
-    """Return the levels that the fine pass draws, its probabilities of the mask, and its grid."""
+) -> tuple[Column, np.ndarray, np.ndarray, ModelGrid]:
+    """Return the column to its ends, the levels that the fine pass draws, its probabilities and its grid."""
     stage = _fine_model(model)
     image, grid = to_model_grid(volume, stage, _box(column, coarse), context_mm=0.0)
     answer = run.answer(network, image, stage, (COARSE_SHARE, 1.0))
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
-    labels = decode_fine(answer[MASK], answer[OFFSET], grid.geometry.spacing[0], shift, column)
+    fine = (answer[MASK], answer[OFFSET], grid.geometry.spacing[0], shift)
+    column = with_cut_ends(column, *fine)
+    labels = decode_fine(*fine, column)
     run.check()
-    return labels, answer[MASK], grid
+    return column, labels, answer[MASK], grid
 
 
 def _fine_model(model: Model) -> Model:

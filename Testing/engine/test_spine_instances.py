@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simulated_answers import centroids, load, simulate
+from simulated_answers import Answers, centroids, load, simulate
 
-from segmamba.spine.decode import RIB_ML, decode, decode_fine, near_rib
+from segmamba.spine.decode import RIB_ML, Column, decode, decode_fine, near_rib, with_cut_ends
 from segmamba.spine.instances import assign, find_instances
 
 SPACING = 2.0
@@ -173,6 +173,71 @@ def test_the_fine_pass_gets_the_coarse_numbers() -> None:
         simulated.probabilities[:, 4:], simulated.offsets[:, 4:], SPACING, np.array([4 * SPACING, 0.0, 0.0]), column
     )
     assert agreement(labels, truth[4:]) > 0.9
+
+
+def cut(
+    truth: np.ndarray, above: bool, hedged: float, seed: int, kept: float = 0.5
+) -> tuple[np.ndarray, Answers, np.ndarray]:
+    """Return a truth whose border cuts a vertebra, answers that place it nearer to its neighbour, and the z removed."""
+    levels = sorted(set(np.unique(truth)) - {0})
+    level, neighbour = levels[:2] if above else levels[:-3:-1]
+    heights = np.flatnonzero((truth == level).any(axis=(1, 2)))
+    size = int(kept * len(heights))
+    part = slice(0, heights[0] + size) if above else slice(heights[-1] + 1 - size, len(truth))
+    simulated = answers(truth, seed)
+    places = centroids(truth, SPACING)
+    simulated.offsets[:, truth == level] += (hedged * (places[neighbour] - places[level]))[:, None]
+    arrays = (array[:, part] for array in simulated.arrays)
+    return truth[part], Answers(*arrays), np.array([part.start * SPACING, 0.0, 0.0])
+
+
+def cut_column(truth: np.ndarray, above: bool) -> tuple[Column, Column, np.ndarray, Answers, np.ndarray]:
+    """Return the coarse column, the one to its ends, the cut truth, the fine answers, and the fine labels."""
+    _, coarse, _ = cut(truth, above, 0.6, 0)
+    visible, fine, _ = cut(truth, above, 0.3, 1)
+    column = decode(*coarse.arrays, SPACING)
+    arrays = (fine.probabilities, fine.offsets, SPACING, np.zeros(3))
+    longer = with_cut_ends(column, *arrays)
+    return column, longer, visible, fine, decode_fine(*arrays, longer)
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_a_vertebra_that_the_border_cuts_is_told_from_its_neighbour_by_the_fine_pass(above: bool) -> None:
+    truth = spine([10, 11, 12, 13, 14, 15], 26.0, tilt=1.5)
+    column, longer, visible, _, labels = cut_column(truth, above)
+    assert column.levels.tolist() == ([11, 12, 13, 14, 15] if above else [10, 11, 12, 13, 14])
+    assert longer.levels.tolist() == [10, 11, 12, 13, 14, 15]
+    assert len(longer.centres) == len(longer.confidence) == 6
+    assert (np.diff(longer.centres[:, 0]) < 0).all()
+    assert agreement(labels, visible) > 0.85
+    own = 10 if above else 15
+    assert (labels[visible == own] == own).mean() > 0.7
+
+
+def test_the_next_best_numbering_gets_the_vertebra_too() -> None:
+    column, longer, *_ = cut_column(spine([10, 11, 12, 13, 14, 15], 26.0, tilt=1.5), True)
+    rival, longer_rival = column.numbering.runner_up, longer.numbering.runner_up
+    assert rival is not None and longer_rival is not None
+    assert longer_rival.tolist() == [rival[rival > 0][0] - 1, *rival]
+
+
+def test_a_vertebra_at_the_border_that_stands_alone_is_not_divided() -> None:
+    truth = spine([10, 11, 12, 13, 14, 15], 26.0)
+    for above in (True, False):
+        visible, fine, _ = cut(truth, above, 0.0, 0)
+        column = decode(*fine.arrays, SPACING)
+        assert with_cut_ends(column, fine.probabilities, fine.offsets, SPACING, np.zeros(3)) is column
+
+
+def test_nothing_follows_upon_the_ends_of_the_spine() -> None:
+    truth = spine([19, 20, 21, 22, 23, 24], 32.0)
+    visible, fine, _ = cut(truth, False, 0.0, 0, kept=0.9)
+    column = decode(*fine.arrays, SPACING)
+    assert column.levels[-1] == 24
+    off = fine.offsets.copy()
+    height = np.indices(visible.shape)[0]
+    off[0][(visible == 24) & (height < np.median(height[visible == 24]))] -= 25.0
+    assert with_cut_ends(column, fine.probabilities, off, SPACING, np.zeros(3)) is column
 
 
 def test_nothing_in_view_is_decoded_as_nothing() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from segmamba.spine.chain import Numbering, number
-from segmamba.spine.instances import Instances, assign, find_instances
-from segmamba.spine.levels import SACRUM, distance_by_volume
+from segmamba.spine.instances import Instances, assign, find_instances, find_next
+from segmamba.spine.levels import C1, L5, L6, SACRUM, distance_by_volume
 
 VERTEBRA_CHANNEL, SACRUM_CHANNEL = 1, 2
 PROBABLE = 0.5
@@ -118,6 +118,34 @@ def decode(
         sacral,
         _box(labels, spacing_mm),
     )
+
+
+def with_cut_ends(
+    column: Column, probabilities: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray
+) -> Column:
+    """Return a column with the vertebrae at its ends that only the fine pass tells from their neighbours.
+
+    The upper or lower border leaves little of a vertebra, and what is left of it votes for a place between its own
+    centroid and its neighbour's: the coarse pass takes the two for one. Where the last vertebra of the coarse pass
+    touches the border and the fine pass's votes for it gather at two places, the outer one is the next vertebra.
+
+    Parameters
+    ----------
+    column : Column
+        What `decode` found.
+    probabilities, offsets, spacing_mm, origin_mm
+        As for `decode_fine`.
+    """
+    vertebra = probabilities.argmax(axis=0) == VERTEBRA_CHANNEL
+    for end, face, step in ((0, -1, -1), (-1, 0, 1)):
+        if len(column.levels) < 2 or not (column.labels[face] == column.levels[end]).any():
+            continue
+        if not C1 <= column.levels[end] + step <= L5 or (step > 0 and column.sacrum is not None):
+            continue
+        found = find_next(vertebra, offsets, spacing_mm, origin_mm, column.centres[::step])
+        if found is not None:
+            column = _longer(column, end, step, *found)
+    return column
 
 
 def decode_fine(
@@ -234,6 +262,24 @@ def _values(instances: Instances, levels: np.ndarray) -> np.ndarray:
             if distances.min() <= SAME * distance_by_volume(instances.volumes[nearest]):
                 values[index] = levels[nearest]
     return values
+
+
+def _longer(column: Column, end: int, step: int, own: np.ndarray, following: np.ndarray) -> Column:
+    """Return a column with one more vertebra at an end (0 or -1), and the places of the last one and of that one."""
+    centres = column.centres.copy()
+    centres[end] = own
+    place = 0 if end == 0 else len(centres)
+    rival = column.numbering.runner_up
+    if rival is not None:
+        level = int(rival[rival > 0][end]) + step
+        rival = np.insert(rival, 0 if end == 0 else len(rival), level) if C1 <= level <= L6 else None
+    return replace(
+        column,
+        numbering=replace(column.numbering, runner_up=rival),
+        levels=np.insert(column.levels, place, column.levels[end] + step),
+        centres=np.insert(centres, place, following, axis=0),
+        confidence=np.insert(column.confidence, place, column.confidence[end]),
+    )
 
 
 def _box(labels: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray] | None:

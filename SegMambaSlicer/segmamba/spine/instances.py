@@ -17,8 +17,6 @@ VERTEBRA = 0.5
 # be 6 mm.
 CELL_MM = 2.0
 VOTE_SIGMA_MM = 2.5
-# A centroid can lie outside of the grid by about half a vertebra.
-MARGIN_MM = 40.0
 # Small vertebrae are joined over their discs, lest the rule for the column drops them one by one.
 JOINED_MM = 4.0
 # Fewer votes are no vertebra: slivers at the border, specks.
@@ -38,6 +36,11 @@ REACH = 1.0
 # centre (C2 is big and tall, but no further from its neighbours).
 TWO_VOLUMES, TWO_HEIGHTS, TWO_DISTANCES = 1.5, 1.3, 1.3
 LONE_REACH_MM = 40.0
+# Votes for the vertebra at an end of the column are for the next one where they land further beyond its centre than the
+# neighbour's votes are spread, times this; and not further to the sides than this part of the neighbours' distance.
+SPREADS, BESIDE = 2.5, 0.5
+# Rounds that divide the votes between the two.
+ROUNDS = 5
 # No voxel is further from its vertebra's centroid along an axis.
 LONGEST_MM = 80.0
 
@@ -128,6 +131,57 @@ def assign(
     distances, nearest = KDTree(centres).query(votes + np.asarray(origin_mm))
     labels[mask] = np.where(distances <= reach[nearest], nearest + 1, 0)
     return labels
+
+
+def find_next(
+    mask: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Find a vertebra that follows upon the last of known centres and has been taken for one with it.
+
+    Its voxels lie beyond the last centre, and vote for a place further beyond than a single vertebra's votes do.
+
+    Parameters
+    ----------
+    mask, offsets, spacing_mm, origin_mm
+        As for `assign`.
+    centres : ndarray
+        Shape (n, 3), two or more, in order; the last one is that at the end.
+
+    Returns
+    -------
+    tuple of ndarray or None
+        The places (3,) that the votes for the last one and for the next one gather at; None where all are for one.
+    """
+    course = centres[-1] - centres[-2]
+    gap = float(np.linalg.norm(course))
+    course = course / gap
+    indices, votes = _votes(mask, offsets, spacing_mm)
+    votes += np.asarray(origin_mm)
+    nearest = KDTree(centres).query(votes)[1]
+    from_end = votes - centres[-1]
+    along = from_end @ course
+    near = np.linalg.norm(from_end - along[:, None] * course, axis=1) < BESIDE * gap
+    last, before = (near & (nearest == len(centres) - number) for number in (1, 2))
+    if not last.any() or not before.any():
+        return None
+    spread = 1.48 * np.median(np.abs(along[before] - np.median(along[before])))
+    votes, along = votes[last], along[last]
+    beyond = (indices.T[last] * spacing_mm + origin_mm - centres[-1]) @ course
+    middle = _mode(along)
+    following = (along - middle > max(CLOSEST * gap, SPREADS * spread)) & (beyond > middle)
+    if np.count_nonzero(following) * spacing_mm**3 < SMALLEST_ML * 1000:
+        return None
+    for _ in range(ROUNDS):
+        following = along > (along[~following].mean() + along[following].mean()) / 2
+    return votes[~following].mean(axis=0), votes[following].mean(axis=0)
+
+
+def _mode(values: np.ndarray) -> float:
+    """Return where values (mm) are densest."""
+    low = values.min()
+    density = np.bincount(((values - low) / CELL_MM).round().astype(int)).astype(np.float32)
+    density = ndimage.gaussian_filter1d(density, VOTE_SIGMA_MM / CELL_MM, mode="constant")
+    return float(low + CELL_MM * density.argmax())
 
 
 def _votes(mask: np.ndarray, offsets: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
