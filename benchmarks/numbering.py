@@ -1,7 +1,8 @@
 """How robust is the numbering? ``python benchmarks/numbering.py LABELS_FOLDER [LABELS_FOLDER ...]``.
 
 No network: its answers are simulated from label maps (NAME_vertebrae.nii.gz, VerSe numbering), with noise and errors.
-First the whole way, from voxels to numbers; then the chain alone, with many kinds of wrong evidence. JSON lines.
+First the whole way, from voxels to numbers, and with a vertebra that the upper or lower border cuts; then the chain
+alone, with many kinds of wrong evidence. JSON lines.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing" / "engine"))
 
-from simulated_answers import SACRUM, centroids, level_evidence, load, simulate, whole_levels  # noqa: E402
+from simulated_answers import SACRUM, Answers, centroids, level_evidence, load, simulate, whole_levels  # noqa: E402
 
 from segmamba.spine.chain import Numbering, number  # noqa: E402
-from segmamba.spine.decode import decode  # noqa: E402
+from segmamba.spine.decode import decode, decode_fine, with_cut_ends  # noqa: E402
 from segmamba.spine.frames import column_scale  # noqa: E402
 from segmamba.spine.levels import T1, T12  # noqa: E402
 
@@ -30,6 +32,10 @@ CROP = 5
 TRIALS = 5
 RIBS_WRONG = 0.05
 NOISE = {"noise": {}, "much noise": {"offset_noise_mm": 4.5, "mask_noise": 0.9, "sharpness": 0.5, "blobs": 3}}
+# Of a vertebra that the border cuts this part of the height is in view; a network that is not sure places it nearer to
+# its neighbour, by a part of their distance in the coarse pass and by one in the fine pass.
+IN_VIEW, CUTS, BIT_ML = (0.1, 0.6), 4, (1.0, 2.0, 4.0, 8.0)
+HEDGED = {"sure": (0.0, 0.0), "not sure": (0.5, 0.3)}
 
 
 def main() -> None:
@@ -41,6 +47,9 @@ def main() -> None:
     maps = [labels for labels in (cropped(load(path, SPACING)) for path in paths) if usable(labels)]
     for name, noise in NOISE.items():
         print(json.dumps({"from voxels": name} | from_voxels(maps, noise)), flush=True)
+    for name, noise in NOISE.items():
+        for how, hedged in HEDGED.items():
+            print(json.dumps({"cut by the border": f"{name}, {how}"} | cut_by_border(maps, noise, hedged)), flush=True)
     columns = [column(labels) for labels in maps]
     for name, trials in scenarios(columns).items():
         print(json.dumps({"chain": name} | judged(trials)), flush=True)
@@ -81,6 +90,68 @@ def from_voxels(maps: list[np.ndarray], noise: dict[str, float]) -> dict[str, fl
         "numbered right": round(right / total, 4),
         "columns wrong but certain": wrong_but_certain,
     }
+
+
+def cut_by_border(
+    maps: list[np.ndarray], noise: dict[str, float], hedged: tuple[float, float]
+) -> dict[str, dict[str, float]]:
+    """Return how often a cut vertebra is told from its neighbour, by the volume (mL) that is in view of it.
+
+    ``coarse`` by the coarse pass's centres, ``fine`` with those that the fine pass adds; ``invented``: columns with
+    more vertebrae than there are.
+    """
+    found: dict[str, list[tuple[bool, bool, bool]]] = {}
+    for index, labels in enumerate(maps):
+        rng = np.random.default_rng(index)
+        passes = [simulate(labels, SPACING, rng, **noise) for _ in hedged]  # type: ignore[arg-type]
+        centres = centroids(labels, SPACING)
+        for part, level, neighbour in cuts(labels, rng):
+            way = centres[neighbour] - centres[level]
+            coarse, fine = (
+                cut(each, labels == level, share * way, part) for each, share in zip(passes, hedged, strict=True)
+            )
+            truth = labels[part]
+            column = decode(*coarse.arrays, SPACING)
+            arrays = (fine.probabilities, fine.offsets, SPACING, np.zeros(3))
+            longer = with_cut_ends(column, *arrays)
+            drawn = [decode_fine(*arrays, each) for each in (column, longer)]
+            apart = [mostly(each, truth == level) != mostly(each, truth == neighbour) for each in drawn]
+            volume = np.count_nonzero(truth == level) * SPACING**3 / 1000
+            there = np.count_nonzero(np.bincount(truth.ravel(), minlength=SACRUM)[1:SACRUM])
+            size = next((f"less than {most:g} mL" for most in BIT_ML if volume < most), f"{BIT_ML[-1]:g} mL or more")
+            found.setdefault(size, []).append((apart[0], apart[1], len(longer.levels) > there))
+    figures = {}
+    for size, rows in sorted(found.items()):
+        coarse_alone, with_fine, invented = np.array(rows, float).T
+        figures[size] = {"cut": len(rows), "coarse": round(coarse_alone.mean(), 3), "fine": round(with_fine.mean(), 3)}
+        figures[size]["invented"] = int(invented.sum())
+    return figures
+
+
+def cuts(labels: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[slice, int, int]]:
+    """Yield parts of a map along z that cut a vertebra at the top or at the bottom, its level and its neighbour's."""
+    whole = whole_levels(labels, SMALLEST_ML, SPACING)
+    for trial in range(CUTS):
+        level = int(rng.choice(whole))
+        heights = np.flatnonzero((labels == level).any(axis=(1, 2)))
+        size = max(2, round(rng.uniform(*IN_VIEW) * len(heights)))
+        above = trial % 2 == 0
+        part = slice(0, int(heights[0]) + size) if above else slice(int(heights[-1]) + 1 - size, len(labels))
+        neighbour = level + 1 if above else level - 1
+        if neighbour in whole and sum((labels[part] == other).any() for other in whole) > 3:
+            yield part, level, neighbour
+
+
+def cut(answers: Answers, own: np.ndarray, way: np.ndarray, part: slice) -> Answers:
+    """Return a part of answers along z; a vertebra's mask and 4 mm around it vote elsewhere by ``way`` (mm)."""
+    offsets = answers.offsets.copy()
+    offsets[:, ndimage.binary_dilation(own, iterations=2)] += way[:, None].astype(np.float32)
+    return Answers(answers.probabilities[:, part], offsets[:, part], answers.evidence[:, part])
+
+
+def mostly(labels: np.ndarray, mask: np.ndarray) -> int:
+    """Return the label that a mask mostly has."""
+    return int(np.bincount(labels[mask]).argmax())
 
 
 Column = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
