@@ -147,8 +147,28 @@ def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
     """Return the bounding box (slices along z, y, x) of every label value that is present."""
     from scipy import ndimage
 
-    boxes = ndimage.find_objects(labels)
-    return {value: box for value, box in enumerate(boxes, start=1) if box is not None}
+    around = bounding_box(labels > 0)
+    if around is None:
+        return {}
+    # Most of a volume has no label: what has is searched alone.
+    boxes = {
+        value: tuple(slice(a.start + b.start, a.stop + b.start) for a, b in zip(box, around, strict=True))
+        for value, box in enumerate(ndimage.find_objects(labels[around]), start=1)
+        if box is not None
+    }
+    return {value: (box[0], box[1], box[2]) for value, box in boxes.items()}
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """Return the box (a slice along each axis) around all that is true in a mask; None where nothing is."""
+    box: list[slice] = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        filled = np.flatnonzero(mask[tuple(box)].any(axis=others))
+        if not filled.size:
+            return None
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return tuple(box)
 
 
 def _extension(path: Path, extensions: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.errors import ModelError
-from segmamba.labelmap import label_boxes
+from segmamba.labelmap import bounding_box, label_boxes
 from segmamba.manifest import KEEP_ALL
 from segmamba.volume import Geometry
 
@@ -55,7 +55,7 @@ def postprocess(labels: np.ndarray, geometry: Geometry, keep: str) -> np.ndarray
         return labels
     if keep != "largest_column":
         raise ModelError(f"There is no rule '{keep}' to keep structures by: correct the model's manifest entry.")
-    foreground = _box(labels > 0)
+    foreground = bounding_box(labels > 0)
     if foreground is None:
         return labels.copy()
     # One voxel of background on all sides, where there is one, lets islands at the border see it.
@@ -159,17 +159,6 @@ def fill_holes(labels: np.ndarray, largest: float) -> None:
             small = np.bincount(holes.ravel()) <= largest
             small[0] = False
             part[small[holes] & (part == 0)] = value
-
-
-def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        if inside.size == 0:
-            return None
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
 
 
 def _grown(box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:

@@ -13,6 +13,7 @@ from scipy import ndimage, special
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, ModelError
 from segmamba.grid import Box, ModelGrid
+from segmamba.labelmap import bounding_box
 from segmamba.manifest import Model
 from segmamba.modality import CT, taken_for
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
@@ -171,10 +172,6 @@ def _find(
     """Return the column that the coarse pass finds, and that pass's grid. Its answer, which is large, ends here."""
     image, grid = to_model_grid(volume, model, roi)
     answer = run.answer(network, image, model, (0.0, COARSE_SHARE))
-    # In place, and a slice at a time: of a whole body these channels are gigabytes.
-    for slice_of_levels in torch.from_numpy(answer[LEVELS]).unbind(dim=1):
-        slice_of_levels.copy_(slice_of_levels.log_softmax(dim=0))
-    run.check()
     # MR shows ribs too badly to miss one.
     rib = special.expit(answer[RIB][0]) if taken_for(volume) == CT else None
     column = decode(answer[MASK], answer[OFFSET], answer[LEVELS], grid.geometry.spacing[0], rib)
@@ -235,15 +232,15 @@ def spread(labels: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, tuple[int,
     probabilities = np.zeros((len(values), *labels.shape), np.float16)
     amount = np.where(labels > 0, np.maximum(bone, 0.51), np.minimum(bone, 0.49))
     amount[amount < FAINT] = 0
-    if len(values) > 1:
+    probabilities[0] = 1
+    box = bounding_box(amount > 0) if len(values) > 1 else None
+    if box is not None:
+        amount, labels, inner = amount[box], labels[box], probabilities[(slice(None), *box)]
         nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
         owner = labels[tuple(nearest)]
         for index, value in enumerate(values[1:], start=1):
-            mask = owner == value
-            probabilities[index][mask] = amount[mask]
-        probabilities[0] = 1 - amount
-    else:
-        probabilities[0] = 1
+            inner[index] = np.where(owner == value, amount, 0)
+        inner[0] = 1 - amount
     return probabilities, values
 
 

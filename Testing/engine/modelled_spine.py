@@ -8,7 +8,7 @@ import numpy as np
 
 from segmamba.spine.frames import Frame
 from segmamba.spine.levels import DISTANCES_MM
-from segmamba.spine.shape_model import ShapeModel, distance_at, moved, region_of
+from segmamba.spine.shape_model import GRID, ShapeModel, moved, region_of, sample
 
 SPACING = 2.0
 SHAPE = (90, 60, 60)
@@ -27,3 +27,10 @@ def modelled(model: ShapeModel, levels: Sequence[int]) -> np.ndarray:
         labels[(distance_at(mean, half, frame.to_local(places)) < 0) & (labels == 0)] = level
         centre = centre - [DISTANCES_MM[level - 1], 0, 0]
     return labels
+
+
+def distance_at(shape: np.ndarray, half: np.ndarray, local: np.ndarray) -> np.ndarray:
+    """Return the model's signed distance at local points; beyond its grid, that at the border and the way there."""
+    inner = np.clip(local, -half, half)
+    places = (inner + half) / (2 * half) * (np.array(GRID) - 1)
+    return sample(shape, places) + np.linalg.norm(local - inner, axis=-1)

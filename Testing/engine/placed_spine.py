@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from modelled_spine import distance_at
 
 from segmamba.resources import SHAPES, resource_root
 from segmamba.spine.frames import Frame
-from segmamba.spine.shape_model import distance_at, load_shapes, region_of
+from segmamba.spine.shape_model import load_shapes, region_of
 
 TURN, TILT = np.deg2rad(25), np.deg2rad(-15)
 ABOUT_Z = np.array([[np.cos(TURN), -np.sin(TURN), 0], [np.sin(TURN), np.cos(TURN), 0], [0, 0, 1]])

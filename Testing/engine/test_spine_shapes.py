@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modelled_spine import SPACING
+from modelled_spine import SPACING, distance_at
 from safetensors import safe_open
 from scipy import ndimage
 
 from segmamba.errors import InputError, ModelError
 from segmamba.resources import SHAPES, resource_root
 from segmamba.spine.frames import Frame, column_frames
-from segmamba.spine.shape_model import ShapeModel, fit, load_shapes, moved, region_of
+from segmamba.spine.shape_model import ShapeModel, fit, load_shapes, moved, region_of, signed_distance, without_modes
 from segmamba.training.shapes import CONTENT, VERSION, learn, main, read_map, save_shapes
 
 
@@ -33,6 +33,20 @@ def test_the_shipped_model_says_what_it_was_learned_from_and_its_licence() -> No
     subjects = metadata.pop("subjects").split(", ")
     assert len(subjects) == 11 and subjects == sorted(subjects) and "verse004" in subjects
     assert metadata == {"content": CONTENT, "version": VERSION, "licence": "CC-BY-SA-4.0"}
+
+
+def test_the_distance_of_a_fit_is_that_of_its_shape_in_its_pose(shapes: ShapeModel, column: np.ndarray) -> None:
+    found = fit(column == 21, 21, without_modes(shapes), column_frames(column, SPACING)[21], SPACING)
+    places = np.moveaxis(np.indices(column.shape), 0, -1)[found.box] * SPACING
+    half = shapes.halves[region_of(21)]
+    expected = distance_at(shapes.means[20], half, found.frame.to_local(places)) * found.frame.scale
+    assert np.abs(found.distance - expected).max() < 1e-3
+
+
+def test_signed_distances_are_those_to_the_surface_between_voxels(column: np.ndarray) -> None:
+    mask = column == 21
+    outside, inside = (ndimage.distance_transform_edt(part, sampling=SPACING) for part in (~mask, mask))
+    assert np.abs(signed_distance(mask, SPACING) - np.where(mask, 1.0 - inside, outside - 1.0)).max() < 1e-4
 
 
 def test_a_fit_finds_a_moved_and_grown_vertebra(shapes: ShapeModel, column: np.ndarray) -> None:

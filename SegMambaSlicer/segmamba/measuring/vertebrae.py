@@ -15,6 +15,7 @@ from segmamba.labelmap import label_boxes, whole_file
 from segmamba.manifest import Label
 from segmamba.measuring.body import FINE_MM, Body, Mask, axes_along, find_body
 from segmamba.modality import CT, taken_for
+from segmamba.parallel import at_once
 from segmamba.spine.levels import C2, L6, SACRUM
 from segmamba.volume import Geometry, Volume
 
@@ -92,28 +93,28 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
     centres = {level: _centroid(masks[level]) for level in sorted(masks)}
     is_ct = taken_for(volume) == CT
     bodies: dict[int, Body] = {}
-    rows = []
-    for level, centre in centres.items():
+
+    def row_of(level: int) -> dict[str, Any]:
         mask = masks[level]
         at_border = not _within(_box_corners(mask), volume.geometry)
         body, note = _body_of(level, mask, _direction(level, centres), volume.geometry if at_border else None)
         if body is not None:
             bodies[level] = body
-        x, y, z = centre
-        rows.append(
-            {
-                "value": level,
-                "name": names[level],
-                "volume_ml": round(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3])) / 1000, 3),
-                "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
-                "at_border": at_border,
-                **{f"{name}_height_mm": None if body is None else _height(body, *BANDS[name]) for name in BANDS},
-                "trabecular_hu": _density(body, volume) if body is not None and is_ct else None,
-                "sagittal_angle_deg": None,
-                "coronal_angle_deg": None,
-                "note": note,
-            }
-        )
+        x, y, z = centres[level]
+        return {
+            "value": level,
+            "name": names[level],
+            "volume_ml": round(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3])) / 1000, 3),
+            "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
+            "at_border": at_border,
+            **{f"{name}_height_mm": None if body is None else _height(body, *BANDS[name]) for name in BANDS},
+            "trabecular_hu": _density(body, volume) if body is not None and is_ct else None,
+            "sagittal_angle_deg": None,
+            "coronal_angle_deg": None,
+            "note": note,
+        }
+
+    rows = list(at_once(row_of, centres).values())
     for row in rows:
         level = row["value"]
         if level in bodies and level + 1 in bodies:

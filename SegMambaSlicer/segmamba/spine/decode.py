@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
+from segmamba.labelmap import bounding_box
 from segmamba.spine.chain import Numbering, number
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
 from segmamba.spine.levels import C1, L5, L6, SACRUM, distance_by_volume
@@ -79,7 +80,7 @@ def decode(
     offsets : ndarray
         Shape (3, z, y, x): from the voxel to the centroid of its vertebra along z, y, x, in mm.
     evidence : ndarray
-        Shape (26, z, y, x), any kind of float: logarithm of the probabilities of C1 to L6 and sacrum.
+        Shape (26, z, y, x), any kind of float: logits of C1 to L6 and sacrum, as a network answers them.
     spacing_mm : float
         Of the isotropic grid.
     rib : ndarray or None
@@ -174,27 +175,31 @@ def decode_fine(
 def find_sacrum(sacrum: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray | None]:
     """Return mask (z, y, x) and centroid, (z, y, x) in mm, of the largest piece of what is probably sacrum."""
     mask = sacrum > PROBABLE
-    box = ndimage.find_objects(mask.astype(np.uint8))
-    if not box:
+    box = bounding_box(mask)
+    if box is None:
         return mask, None
-    pieces, _ = ndimage.label(mask[box[0]], structure=np.ones((3, 3, 3)))
+    pieces, _ = ndimage.label(mask[box], structure=np.ones((3, 3, 3)))
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     mask[:] = False
     if sizes.max() * spacing_mm**3 < SMALLEST_SACRUM_ML * 1000:
         return mask, None
-    mask[box[0]] = pieces == sizes.argmax()
+    mask[box] = pieces == sizes.argmax()
     return mask, np.argwhere(mask).mean(axis=0) * spacing_mm
 
 
 def mean_evidence(evidence: np.ndarray, vertebra: np.ndarray, instances: Instances) -> np.ndarray:
-    """Return the evidence (n, 26) of each instance: the mean over its voxels, weighted by their probability."""
+    """Return the evidence (n, 26) of each instance: the mean logarithm of its voxels' probabilities of the levels,
+    from logits, weighted by how probably they are vertebra.
+    """
     voxels = np.nonzero(instances.labels)
     numbers = instances.labels[voxels]
     weights = vertebra[voxels].astype(float)
     count = len(instances.centres)
     total = np.bincount(numbers, weights, count + 1)[1:]
-    means = [np.bincount(numbers, weights * level[voxels], count + 1)[1:] / total for level in evidence]
+    found = np.stack([level[voxels] for level in evidence]).astype(float)
+    found -= special.logsumexp(found, axis=0)
+    means = [np.bincount(numbers, weights * level, count + 1)[1:] / total for level in found]
     return np.stack(means, axis=1)
 
 
@@ -202,14 +207,15 @@ def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.nda
     """Return how much of what is probably rib is near each instance and nearest to it: (n,), in mL."""
     found = np.zeros(len(instances.centres))
     margin = int(np.ceil(RIB_NEAR_MM / spacing_mm))
-    for place in ndimage.find_objects((instances.labels > 0).astype(np.uint8)):
-        box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in place)
-        labels = instances.labels[box]
-        distance, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing_mm, return_indices=True)
-        near = (rib[box] > PROBABLE) & (distance <= RIB_NEAR_MM) & (labels == 0)
-        owners = labels[tuple(axis[near] for axis in nearest)]
-        found += np.bincount(owners, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
-    return found
+    place = bounding_box(instances.labels > 0)
+    if place is None:
+        return found
+    box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in place)
+    labels = instances.labels[box]
+    distance, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing_mm, return_indices=True)
+    near = (rib[box] > PROBABLE) & (distance <= RIB_NEAR_MM) & (labels == 0)
+    owners = labels[tuple(axis[near] for axis in nearest)]
+    return np.bincount(owners, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
 
 
 def _is_above_most(sacrum: np.ndarray, instances: Instances) -> bool:
@@ -283,9 +289,9 @@ def _longer(column: Column, end: int, step: int, own: np.ndarray, following: np.
 
 
 def _box(labels: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray] | None:
-    place = ndimage.find_objects((labels > 0).astype(np.uint8))
-    if not place:
+    place = bounding_box(labels > 0)
+    if place is None:
         return None
-    low = np.array([part.start - 0.5 for part in place[0]]) * spacing_mm - AROUND_MM
-    high = np.array([part.stop - 0.5 for part in place[0]]) * spacing_mm + AROUND_MM
+    low = np.array([part.start - 0.5 for part in place]) * spacing_mm - AROUND_MM
+    high = np.array([part.stop - 0.5 for part in place]) * spacing_mm + AROUND_MM
     return low, high

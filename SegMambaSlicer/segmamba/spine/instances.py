@@ -9,6 +9,7 @@ from scipy import ndimage
 from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
 from scipy.spatial import KDTree, distance_matrix
 
+from segmamba.labelmap import bounding_box
 from segmamba.postprocess import column
 from segmamba.spine.levels import distance_by_volume
 
@@ -77,23 +78,23 @@ def find_instances(vertebra: np.ndarray, offsets: np.ndarray, spacing_mm: float)
         Of the isotropic grid.
     """
     mask = vertebra > VERTEBRA
-    box = ndimage.find_objects(mask.astype(np.uint8))
+    box = bounding_box(mask)
     empty = Instances(np.zeros(vertebra.shape, np.int16), np.zeros((0, 3)), np.zeros(0))
-    if not box:
+    if box is None:
         return empty
-    inner = mask[box[0]]
-    corner = np.array([part.start for part in box[0]]) * spacing_mm
-    indices, votes = _votes(inner, offsets[(slice(None), *box[0])], spacing_mm)
+    inner = mask[box]
+    corner = np.array([part.start for part in box]) * spacing_mm
+    indices, votes = _votes(inner, offsets[(slice(None), *box)], spacing_mm)
     joined = ndimage.binary_dilation(inner, iterations=max(1, round(JOINED_MM / spacing_mm)))
     on_column = column(joined, np.diag([spacing_mm] * 3 + [1.0]))[tuple(indices)]
-    weights = vertebra[box[0]][inner] * (spacing_mm**3 / 1000)
+    weights = vertebra[box][inner] * (spacing_mm**3 / 1000)
     peaks, volumes = _peaks(votes[on_column], weights[on_column])
     if not len(peaks):
         return empty
     owner = _merged(peaks, volumes, votes[on_column], weights[on_column])
     numbers = _number_voxels(votes, peaks, volumes, owner)
     numbers, votes = _split(indices.T * spacing_mm, votes, numbers)
-    return _instances(vertebra.shape, box[0], indices, votes, numbers, corner, spacing_mm)
+    return _instances(vertebra.shape, box, indices, votes, numbers, corner, spacing_mm)
 
 
 def assign(

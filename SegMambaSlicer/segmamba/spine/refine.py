@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from segmamba.errors import InputError
 from segmamba.labelmap import label_boxes
+from segmamba.parallel import at_once
 from segmamba.postprocess import HOLE_MM3, ISLAND_MM3, TOUCHING, fill_holes, merge_islands
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import C1, L6, SACRUM, T1, T12, level_name
@@ -270,11 +271,8 @@ def _centred(mask: np.ndarray, frame: Frame, spacing_mm: float) -> Frame:
 
 
 def _fits(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]) -> dict[int, Fit]:
-    fits = {}
-    for level, frame in column_frames(labels, spacing_mm).items():
-        check()
-        fits[level] = fit(labels == level, level, model, frame, spacing_mm)
-    return fits
+    frames = column_frames(labels, spacing_mm)
+    return at_once(lambda level: fit(labels == level, level, model, frames[level], spacing_mm), frames, check)
 
 
 def _remove(labels: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:
@@ -297,21 +295,31 @@ def _trim(
     and the whole mask is compared with the second fit. What the upper or lower border cuts is left, for its fit may
     lie anywhere.
     """
-    refined, fits = labels.copy(), dict(fits)
-    for level, box in label_boxes(labels).items():
-        check()
-        cut = box[0].start == 0 or box[0].stop == len(labels)
-        if not T1 <= level <= T12 or cut or fits[level].dice < LOOKS_LIKE_ONE:
-            continue
+    boxes = label_boxes(labels)
+
+    def trimmed(level: int) -> tuple[np.ndarray, Fit] | None:
+        box = boxes[level]
         mask = labels == level
         near = _near(mask, fits[level])
         if near[box].sum() == mask[box].sum():
-            continue
+            return None
         found = fit(near, level, model, fits[level].frame, spacing_mm)
         near = _near(mask, found)
         near[found.box] &= ~_strays(near[found.box], found, spacing_mm)
-        refined[mask & ~near] = 0
-        fits[level] = found
+        return near[box], found
+
+    ribbed = [
+        level
+        for level, box in boxes.items()
+        if T1 <= level <= T12 and box[0].start > 0 and box[0].stop < len(labels) and fits[level].dice >= LOOKS_LIKE_ONE
+    ]
+    refined, fits = labels.copy(), dict(fits)
+    for level, result in at_once(trimmed, ribbed, check).items():
+        if result is not None:
+            near, found = result
+            view = refined[boxes[level]]
+            view[(view == level) & ~near] = 0
+            fits[level] = found
     return refined, fits
 
 

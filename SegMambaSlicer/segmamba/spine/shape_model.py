@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import SimpleITK as sitk
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from scipy import ndimage
 
 from segmamba.errors import ModelError
+from segmamba.labelmap import bounding_box
 from segmamba.spine.frames import Frame
 from segmamba.spine.levels import L6
 
@@ -120,17 +122,17 @@ def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_m
     signed = signed_distance(mask[box], spacing_mm)
     region = region_of(level)
     mean, modes = model.means[level - 1], model.modes[region]
-    points = grid_points(model.halves[region])
+    half = model.halves[region]
+    points = grid_points(half)
     weights = np.zeros(len(modes))
     for _ in range(ITERATIONS):
-        target = sample(signed, (frame.to_world(points) - corner) / spacing_mm) / frame.scale
+        target = _on_model_grid(signed, half, frame, corner, spacing_mm)
         shape = mean + np.tensordot(weights, modes, axes=1)
         pose, change = _step(np.clip(target, -FURTHEST, FURTHEST), shape, modes, weights, points)
         frame = moved(frame, pose)
         weights = np.clip(weights + change, -3.0, 3.0)
     shape = mean + np.tensordot(weights, modes, axes=1)
-    places = np.moveaxis(np.indices(signed.shape), 0, -1) * spacing_mm + corner
-    distance = distance_at(shape, model.halves[region], frame.to_local(places)) * frame.scale
+    distance = _in_box(shape, half, frame, corner, signed.shape, spacing_mm)
     inside = distance < 0
     together = int(inside.sum()) + int(mask[box].sum())
     dice = 2 * int((inside & mask[box]).sum()) / max(1, together)
@@ -150,11 +152,21 @@ def grid_points(half: np.ndarray) -> np.ndarray:
 
 def signed_distance(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Return the distance of each voxel's centre to the surface in mm, negative inside."""
-    signed = (ndimage.distance_transform_edt(~mask, sampling=spacing_mm) - spacing_mm / 2).astype(np.float32)
+    signed = _distance_to(mask, spacing_mm) - spacing_mm / 2
     box = _box(mask, spacing_mm, 2 * spacing_mm)  # what is nearest to the inside lies no further away
     own = mask[box]
-    signed[box][own] = spacing_mm / 2 - ndimage.distance_transform_edt(own, sampling=spacing_mm)[own]
+    signed[box][own] = spacing_mm / 2 - _distance_to(~own, spacing_mm)[own]
     return signed
+
+
+def _distance_to(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Return how far each voxel's centre outside of a mask is from the nearest one inside, in mm, float32.
+
+    As `scipy.ndimage.distance_transform_edt`, in less than half of its time (Maurer et al. 2003).
+    """
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    squared = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=True, useImageSpacing=False)
+    return np.sqrt(np.maximum(sitk.GetArrayViewFromImage(squared), 0)) * np.float32(spacing_mm)
 
 
 def sample(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -185,13 +197,13 @@ def _step(
     """Return the change of pose (7) and of the modes' weights that brings model and target together."""
     steps = [points[1, 0, 0, 0] - points[0, 0, 0, 0], points[0, 1, 0, 1] - points[0, 0, 0, 1]]
     steps.append(points[0, 0, 1, 2] - points[0, 0, 0, 2])
-    slopes = np.stack(np.gradient(target, *steps), axis=-1)
-    turns = np.cross(points, slopes)
-    growth = (slopes * points).sum(axis=-1, keepdims=True) - target[..., None]
     near = (np.abs(shape) < FURTHEST * 0.8) | (np.abs(target) < FURTHEST * 0.8)
+    slopes = np.stack([slope[near] for slope in np.gradient(target, *steps)], axis=-1)
+    places = points[near]
+    growth = (slopes * places).sum(axis=-1, keepdims=True) - target[near][:, None]
     difference = (shape - target)[near]
     robust = 1 / (1 + (difference / (2 * UNEXPLAINED)) ** 2)
-    design = np.concatenate([slopes[near], turns[near], growth[near], -modes[:, near].T], axis=1)
+    design = np.concatenate([slopes, np.cross(places, slopes), growth, -modes[:, near].T], axis=1)
     weighted = design * (robust / (TOGETHER * UNEXPLAINED**2))[:, None]
     prior = np.r_[np.full(3, SHIFT), np.full(3, TURN), GROWTH, np.ones(len(modes))] ** -2.0
     goal = weighted.T @ difference - prior * np.r_[np.zeros(7), weights]
@@ -199,17 +211,46 @@ def _step(
     return solution[:7], solution[7:]
 
 
-def distance_at(shape: np.ndarray, half: np.ndarray, local: np.ndarray) -> np.ndarray:
-    """Return the model's signed distance at local points; beyond its grid, that at the border and the way there."""
-    inner = np.clip(local, -half, half)
-    places = (inner + half) / (2 * half) * (np.array(GRID) - 1)
-    return sample(shape, places) + np.linalg.norm(local - inner, axis=-1)
+def _on_model_grid(
+    signed: np.ndarray, half: np.ndarray, frame: Frame, corner: np.ndarray, spacing_mm: float
+) -> np.ndarray:
+    """Return a mask's signed distances at the points of the model's grid, in local mm: shape GRID.
+
+    ``corner`` (z, y, x) in mm is where the first voxel of ``signed`` lies.
+    """
+    steps = 2 * half / (np.array(GRID) - 1)
+    matrix = frame.axes.T * steps * (frame.scale / spacing_mm)
+    first = (frame.to_world(-half) - corner) / spacing_mm
+    values: np.ndarray = ndimage.affine_transform(signed, matrix, first, GRID, order=1, mode="nearest")
+    return values / frame.scale
+
+
+def _in_box(
+    shape: np.ndarray, half: np.ndarray, frame: Frame, corner: np.ndarray, size: tuple[int, ...], spacing_mm: float
+) -> np.ndarray:
+    """Return the model's signed distance in mm at the voxels of a box; beyond the model's grid, that at its border and
+    the way there.
+    """
+    matrix = frame.axes * (spacing_mm / frame.scale)
+    first = frame.to_local(corner)
+    to_grid = (np.array(GRID) - 1) / (2 * half)
+    distance = ndimage.affine_transform(
+        shape, matrix * to_grid[:, None], (first + half) * to_grid, size, np.float64, order=1, mode="nearest"
+    )
+    index = np.ogrid[tuple(slice(0, n) for n in size)]
+    outside = np.zeros(size)
+    for axis in range(3):
+        z, y, x = (part * along for part, along in zip(index, matrix[axis], strict=True))
+        outside += np.maximum(np.abs(z + y + (x + first[axis])) - half[axis], 0.0) ** 2
+    distance += np.sqrt(outside)
+    return distance * frame.scale
 
 
 def _box(mask: np.ndarray, spacing_mm: float, around_mm: float) -> tuple[slice, ...]:
     around = int(np.ceil(around_mm / spacing_mm))
-    box = []
-    for axis, size in enumerate(mask.shape):
-        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(max(0, int(filled[0]) - around), min(size, int(filled[-1]) + 1 + around)))
-    return tuple(box)
+    box = bounding_box(mask)
+    assert box is not None
+    return tuple(
+        slice(max(0, part.start - around), min(size, part.stop + around))
+        for part, size in zip(box, mask.shape, strict=True)
+    )

@@ -1,0 +1,31 @@
+"""Calls on all processors, in threads: for work that runs outside of Python's lock (numpy, scipy, ITK)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def at_once(
+    call: Callable[[Item], Found], items: Iterable[Item], check: Callable[[], None] = lambda: None
+) -> dict[Item, Found]:
+    """Return what a call gives for each item, in their order.
+
+    ``check`` is called before each result; what it, or a call, raises ends what has not begun yet.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        begun = {item: pool.submit(call, item) for item in items}
+        found = {}
+        try:
+            for item, future in begun.items():
+                check()
+                found[item] = future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
