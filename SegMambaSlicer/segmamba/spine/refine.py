@@ -21,7 +21,7 @@ from segmamba.spine.shape_model import Fit, ShapeModel, fit
 
 STEPS = ("pieces", "split", "remove", "trim", "close")
 # Those that a model should have on: each was measured to gain something, or to do no harm (Docs/spine.md).
-ON = ("pieces", "split", "trim", "close")
+ON = ("pieces", "split", "close")
 # A vertebra with more volume than this, in parts of its neighbours', may be two.
 TWO = 1.6
 # Of 537 vertebrae of label maps that the model was not learned from, all but one overlap at least 0.65 with their fit
