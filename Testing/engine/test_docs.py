@@ -1,0 +1,84 @@
+"""What the documents say can be done and is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tiny
+from many_cases import write
+from phantoms import grid_around_patient, phantom, rotation
+
+from segmamba import cli, manifest, store
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "Docs").rglob("*.md")])
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+NAMING_TESTS = ("troubleshooting.md", "verification.md")
+LOGIC = REPOSITORY / "SegMambaSlicer" / "SegMambaSlicer.py"
+
+
+def blocks(text: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMING_TESTS)
+def test_every_test_that_a_document_names_is_there(name: str) -> None:
+    named = set(re.findall(r"\btest_\w+\b(?!\.py)", (REPOSITORY / "Docs" / name).read_text(encoding="utf-8")))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "Testing").rglob("test_*.py"))
+    assert named
+    assert named - set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE)) == set()
+
+
+def test_every_file_that_a_document_links_to_is_there() -> None:
+    gone = []
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
+            if ":" not in target and not (document.parent / target).exists():
+                gone.append(f"{document.name}: {target}")
+    assert gone == []
+
+
+def test_every_command_of_the_readme_is_one() -> None:
+    lines = [line for block in blocks(README, "sh") for line in block.splitlines() if "/segmamba " in line]
+    assert len(lines) >= 3
+    for line in lines:
+        assert cli._parser().parse_args(shlex.split(line, comments=True)[1:]).run
+
+
+def test_the_readmes_python_segments_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = phantom(grid_around_patient((6.0, 6.0, 8.0), rotation(0, 0)))
+    write(volume, tmp_path / "CT.nii.gz")
+    small = manifest.load_manifest(tiny.write_model(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(manifest, "load_manifest", lambda: small)
+    monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
+    (code,) = [block for block in blocks(README, "python") if "segmamba.pipeline" in block]
+    exec(compile(code, "README.md", "exec"), {})
+    assert str(volume.array.shape) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("document", ["README.md", "Docs/panel.md"])
+def test_every_console_call_of_the_documents_is_one_of_the_logics(document: str) -> None:
+    (logic,) = [
+        node
+        for node in ast.parse(LOGIC.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Logic")
+    ]
+    methods = {node.name: node.args for node in logic.body if isinstance(node, ast.FunctionDef)}
+    calls = []
+    for block in blocks((REPOSITORY / document).read_text(encoding="utf-8"), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logic."):
+                calls.append(node)
+    assert len(calls) >= 5
+    for call in calls:
+        arguments = methods[ast.unparse(call.func).removeprefix("logic.")]
+        known = {argument.arg for argument in arguments.args + arguments.kwonlyargs}
+        assert len(call.args) < len(arguments.args)
+        assert arguments.kwarg is not None or {keyword.arg for keyword in call.keywords} <= known
