@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from phantoms import OBLIQUE, spine_labels, true_labels
-from test_bad_inputs import ordinary_user
+from test_paths import ordinary_user
 
 from segmamba.errors import OutputError
 from segmamba.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
