@@ -78,10 +78,11 @@ def test_less_than_a_hundredth_of_a_voxel_is_left_out(length: float, count: int)
 
 
 def test_the_body_is_cropped_with_ten_millimetres_around_in_whole_voxels() -> None:
-    grid = model_grid(volume((5, 9, 14), (6, 11, 15)), preprocessing(crop_above=-500.0))
+    body = volume((4, 9, 14), (5, 10, 15), (6, 11, 16))
+    grid = model_grid(body, preprocessing(crop_above=-500.0))
     # 10 mm are 3 voxels of 4 mm, 5 of 2 mm, 10 of 1 mm.
-    assert grid.crop == (slice(2, 10), slice(4, 17), slice(4, 26))
-    assert grid.geometry.size == (5, 6, 7)
+    assert grid.crop == (slice(1, 10), slice(4, 17), slice(4, 27))
+    assert grid.geometry.size == (5, 6, 8)
 
 
 def test_the_crop_ends_with_the_volume() -> None:
@@ -116,6 +117,11 @@ def test_a_region_beside_the_volume_is_refused(shift: tuple[float, float, float]
     low, high = np.add((110.0, -31.0, 20.0), shift), np.add((115.0, -30.0, 21.0), shift)
     with pytest.raises(InputError, match="^The region of interest holds no part of the patient: move it over the anat"):
         model_grid(volume(), preprocessing(), Box(tuple(low), tuple(high)))
+
+
+def test_a_region_that_only_touches_the_volume_is_beside_it() -> None:
+    with pytest.raises(InputError, match="holds no part of the patient"):
+        model_grid(volume(), preprocessing(), Box((130.0, -31.0, 20.0), (131.0, -30.0, 21.0)), context_mm=0.0)
 
 
 @pytest.mark.parametrize("orientation", ["LPX", "LLS", "LP", ""])
