@@ -39,7 +39,7 @@ OUTSIDE = (*SIGNALS, "cancelled", "output folder deleted", "temporary folder del
 APART = ("parent killed", "installing killed")
 KINDS = (*INSIDE, *OUTSIDE, *APART)
 MARK = "SEGMAMBA_FAULTS"
-PATIENCE = 2.0
+PATIENCE = 4.0
 START_LIMIT = 60.0
 # A new process and a job take about so long, and a job alone.
 STARTING_SECONDS, JOB_SECONDS = 1.5, 0.3
@@ -82,6 +82,7 @@ class Laboratory:
         self._whole = write(volume, folder / "whole.nii.gz").read_bytes()
         self._input, self._temporary, self._out = folder / "ct.nii.gz", folder / "tmp", folder / "out"
         self._worker = self._new_worker()
+        self._struck = False
 
     def __enter__(self) -> Laboratory:
         return self
@@ -162,6 +163,7 @@ class Laboratory:
         )
 
     def _run_with(self, kind: str) -> None:
+        self._struck = False
         moment = self._random.uniform(0, JOB_SECONDS if self._worker.pid else STARTING_SECONDS)
         cancelled = threading.Event()
         self._worker.start()
@@ -180,9 +182,22 @@ class Laboratory:
             self.tally.unclear_errors.append(f"{kind}: {type(error).__name__}: {error}")
         finally:
             timer.cancel()
-            timer.join() if kind in OUTSIDE else None
+            if kind in OUTSIDE:
+                timer.join()
+                self._end_late_strike(kind)
+
+    def _end_late_strike(self, kind: str) -> None:
+        """Let a worker that was struck between two jobs end, or go on if it was only stopped: no job met that fault."""
+        pid = self._worker.pid
+        if kind not in SIGNALS or pid is None:
+            return
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+            if kind != "stopped" and self._struck:
+                psutil.Process(pid).wait(START_LIMIT)
 
     def _strike(self, kind: str, pid: int | None, cancelled: threading.Event) -> None:
+        self._struck = True
         if kind in SIGNALS and pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, SIGNALS[kind])

@@ -38,7 +38,7 @@ def ending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 @pytest.mark.parametrize(
     ("kind", "error", "sentence"),
     [
-        ("hang", WorkerError, "silent for 2 seconds and was ended, so it hung: try again"),
+        ("hang", WorkerError, "silent for 4 seconds and was ended, so it hung: try again"),
         ("memory", DeviceError, "not enough memory: close other programs"),
         ("gpu memory", DeviceError, "not enough memory: close other programs"),
         ("gpu lost", DeviceLost, r"The GPU failed \(CUDA error.*try again"),
