@@ -115,7 +115,7 @@ def cut_by_border(
             arrays = (fine.probabilities, fine.offsets, SPACING, np.zeros(3))
             longer = with_cut_ends(column, *arrays)
             drawn = [decode_fine(*arrays, each) for each in (column, longer)]
-            apart = [mostly(each, truth == level) != mostly(each, truth == neighbour) for each in drawn]
+            apart = [mostly(each, truth == level) not in (0, mostly(each, truth == neighbour)) for each in drawn]
             volume = np.count_nonzero(truth == level) * SPACING**3 / 1000
             there = np.count_nonzero(np.bincount(truth.ravel(), minlength=SACRUM)[1:SACRUM])
             size = next((f"less than {most:g} mL" for most in BIT_ML if volume < most), f"{BIT_ML[-1]:g} mL or more")
