@@ -1,0 +1,302 @@
+"""Convolutions as matrix products in Triton (implicit GEMM), for maps with a border of zeros.
+
+Both kernels read the columns of the matrix, one for each tap and input channel, straight from the map; nothing is
+unfolded in memory. Products are accumulated in float32, and the sums that the following norm needs are taken from the
+accumulators.
+"""
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped, import-not-found]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found]
+
+
+@triton.jit
+def _row_sums(values, M: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Add rows r and r + 8 of every 16: a thread of the tensor cores holds both, so nothing moves between threads."""
+    return tl.sum(tl.reshape(values, (M // 16, 2, 8, N)), axis=1)
+
+
+@triton.jit
+def gemm_kernel(  # type: ignore[no-untyped-def]
+    x, w, bias, y, partial, sums,
+    depth, height, width, x_batch, x_plane, x_row, y_batch, y_plane, y_row, y_channel, steps,
+    C: tl.constexpr, XS: tl.constexpr, N: tl.constexpr, YS: tl.constexpr,
+    K: tl.constexpr, DILATION: tl.constexpr, STRIDE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
+    ACTIVATION: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """One program makes BM output voxels by BN output channels, or, with SPLITS > 1, a part of their sum over taps.
+
+    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K^3 C rounded up to BK, N). Strides count voxels of XS or
+    YS elements; y_channel counts elements. sums is (B, row blocks, 2, N): sums and sums of squares.
+    """
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    block = tl.program_id(1)
+    batch = (tl.program_id(2) // SPLITS).to(tl.int64)
+    split = tl.program_id(2) % SPLITS
+    voxels = depth * height * width
+    m = block * BM + tl.arange(0, BM)
+    inside = m < voxels
+    # Rows beyond the end read the last voxel: no mask in the loop.
+    at = tl.minimum(m, voxels - 1)
+    column = at % width
+    line = at // width
+    plane = line // height
+    line = line % height
+    rows = (plane * x_plane + line * x_row + column) * STRIDE * XS
+    x += batch * x_batch * XS
+    channels = n < N
+    accumulator = tl.zeros((BM, BN), dtype=tl.float32)
+    share = tl.cdiv(steps, SPLITS)
+    for step in range(split * share, tl.minimum(split * share + share, steps)):
+        k = step * BK + tl.arange(0, BK)
+        # Columns beyond the last tap have weights of zero.
+        tap = tl.minimum(k // C, K * K * K - 1)
+        offset = ((tap // (K * K)) * x_plane + (tap // K % K) * x_row + tap % K) * DILATION * XS + k % C
+        a = tl.load(x + rows[:, None] + offset[None, :])
+        b = tl.load(w + k[:, None] * N + n[None, :], mask=channels[None, :], other=0.0)
+        accumulator = tl.dot(a, b, accumulator)
+    mask = inside[:, None] & channels[None, :]
+    if SPLITS > 1:
+        base = partial + (split + batch * SPLITS) * voxels * N
+        tl.store(base + m[:, None] * N + n[None, :], accumulator, mask=mask)
+    else:
+        if SUMS:
+            counted = tl.where(inside[:, None], accumulator, 0.0)
+            place = sums + ((batch * tl.num_programs(1) + block) * 2) * N + n
+            tl.store(place, tl.sum(_row_sums(counted, BM, BN).reshape(BM // 2, BN), axis=0), mask=channels)
+            squares = _row_sums(counted * counted, BM, BN).reshape(BM // 2, BN)
+            tl.store(place + N, tl.sum(squares, axis=0), mask=channels)
+        if bias is not None:
+            accumulator += tl.load(bias + n, mask=channels, other=0.0)[None, :]
+        if ACTIVATION == 1:  # GELU
+            accumulator = 0.5 * accumulator * (1 + tl.erf(accumulator * 0.7071067811865476))
+        place = (plane * y_plane + line * y_row + column) * YS
+        y += batch * y_batch * YS
+        tl.store(y + place[:, None] + n[None, :] * y_channel, accumulator.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def march_kernel(  # type: ignore[no-untyped-def]
+    x, w, y, sums,
+    depth, height, width, segment, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
+    C: tl.constexpr, XS: tl.constexpr, N: tl.constexpr, YS: tl.constexpr,
+    K: tl.constexpr, DILATION: tl.constexpr, STEPS: tl.constexpr,
+    BY: tl.constexpr, BX: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """One program marches along z through BY x BX columns of voxels and makes BN output channels.
+
+    Every input plane is read once for the K output planes that it belongs to, whose sums are all kept in registers:
+    K times fewer reads of the input than in `gemm_kernel`. With a dilation, a program takes every DILATION-th plane.
+    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K, STEPS BK, N): for each plane of taps the K^2 C columns.
+    sums is (B, programs along z and in the plane, 2, N).
+    """
+    BM: tl.constexpr = BY * BX
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    tile = tl.program_id(1)
+    runs = tl.cdiv(tl.cdiv(depth, DILATION), segment) * DILATION
+    run = tl.program_id(2) % runs
+    batch = (tl.program_id(2) // runs).to(tl.int64)
+    m = tl.arange(0, BM)
+    across = tl.cdiv(width, BX)
+    column = (tile % across) * BX + m % BX
+    line = (tile // across) * BY + m // BX
+    inside = (column < width) & (line < height)
+    channels = n < N
+    mask = inside[:, None] & channels[None, :]
+    rows = (tl.minimum(line, height - 1) * x_row + tl.minimum(column, width - 1)) * XS
+    place = (line * y_row + column) * YS
+    first = run % DILATION + run // DILATION * segment * DILATION
+    count = tl.minimum(segment, tl.cdiv(depth - first, DILATION))
+    x += (batch * x_batch + first * x_plane) * XS
+    y += (batch * y_batch + first * y_plane) * YS
+    # Of the output planes that the current input plane is tap 0, 1, ... of.
+    a0 = tl.zeros((BM, BN), dtype=tl.float32)
+    a1 = tl.zeros((BM, BN), dtype=tl.float32)
+    a2 = tl.zeros((BM, BN), dtype=tl.float32)
+    if K == 5:
+        a3 = tl.zeros((BM, BN), dtype=tl.float32)
+        a4 = tl.zeros((BM, BN), dtype=tl.float32)
+    if SUMS:
+        total = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
+        squares = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
+    for plane in range(count + K - 1):
+        for step in range(STEPS):
+            k = step * BK + tl.arange(0, BK)
+            tap = tl.minimum(k // C, K * K - 1)
+            offset = ((tap // K) * x_row + tap % K) * DILATION * XS + k % C
+            a = tl.load(x + rows[:, None] + offset[None, :])
+            weights = w + k[:, None] * N + n[None, :]
+            a0 = tl.dot(a, tl.load(weights, channels[None, :], 0.0), a0)
+            a1 = tl.dot(a, tl.load(weights + STEPS * BK * N, channels[None, :], 0.0), a1)
+            a2 = tl.dot(a, tl.load(weights + 2 * STEPS * BK * N, channels[None, :], 0.0), a2)
+            if K == 5:
+                a3 = tl.dot(a, tl.load(weights + 3 * STEPS * BK * N, channels[None, :], 0.0), a3)
+                a4 = tl.dot(a, tl.load(weights + 4 * STEPS * BK * N, channels[None, :], 0.0), a4)
+        x += DILATION * x_plane * XS
+        if K == 5:
+            done = a4
+        else:
+            done = a2
+        if plane >= K - 1:
+            tl.store(y + place[:, None] + n[None, :], done.to(y.dtype.element_ty), mask=mask)
+            y += DILATION * y_plane * YS
+            if SUMS:
+                counted = tl.where(inside[:, None], done, 0.0)
+                total += _row_sums(counted, BM, BN)
+                squares += _row_sums(counted * counted, BM, BN)
+        if K == 5:
+            a4 = a3
+            a3 = a2
+        a2 = a1
+        a1 = a0
+        a0 = tl.zeros((BM, BN), dtype=tl.float32)
+    if SUMS:
+        programs = runs * tl.num_programs(1)
+        place_of_sums = sums + ((batch * programs + run * tl.num_programs(1) + tile) * 2) * N + n
+        tl.store(place_of_sums, tl.sum(total.reshape(BM // 2, BN), axis=0), mask=channels)
+        tl.store(place_of_sums + N, tl.sum(squares.reshape(BM // 2, BN), axis=0), mask=channels)
+
+
+@triton.jit
+def march_flat_kernel(  # type: ignore[no-untyped-def]
+    x, w, y, sums,
+    depth, height, width, segment, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
+    C: tl.constexpr, XS: tl.constexpr, N: tl.constexpr, YS: tl.constexpr,
+    K: tl.constexpr, DILATION: tl.constexpr, STEPS: tl.constexpr,
+    BY: tl.constexpr, BX: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """One program marches along z through BY x BX columns of voxels and makes BN output channels.
+
+    Every input plane is read once for the K output planes that it belongs to, whose sums are all kept in registers:
+    K times fewer reads of the input than in `gemm_kernel`. With a dilation, a program takes every DILATION-th plane.
+    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K, STEPS BK, N): for each plane of taps the K^2 C columns.
+    sums is (B, programs along z and in the plane, 2, N).
+    """
+    BM: tl.constexpr = BY * BX
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    tile = tl.program_id(1)
+    runs = tl.cdiv(tl.cdiv(depth, DILATION), segment) * DILATION
+    run = tl.program_id(2) % runs
+    batch = (tl.program_id(2) // runs).to(tl.int64)
+    m = tl.arange(0, BM)
+    across = tl.cdiv(width, BX)
+    column = (tile % across) * BX + m % BX
+    line = (tile // across) * BY + m // BX
+    inside = (column < width) & (line < height)
+    channels = n < N
+    mask = inside[:, None] & channels[None, :]
+    rows = (tl.minimum(line, height - 1) * x_row + tl.minimum(column, width - 1)) * XS
+    place = (line * y_row + column) * YS
+    first = run % DILATION + run // DILATION * segment * DILATION
+    count = tl.minimum(segment, tl.cdiv(depth - first, DILATION))
+    x += (batch * x_batch + first * x_plane) * XS
+    y += (batch * y_batch + first * y_plane) * YS
+    # Of the output planes that the current input plane is tap 0, 1, ... of.
+    a0 = tl.zeros((BM, BN), dtype=tl.float32)
+    a1 = tl.zeros((BM, BN), dtype=tl.float32)
+    a2 = tl.zeros((BM, BN), dtype=tl.float32)
+    if K == 5:
+        a3 = tl.zeros((BM, BN), dtype=tl.float32)
+        a4 = tl.zeros((BM, BN), dtype=tl.float32)
+    if SUMS:
+        total = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
+        squares = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
+    for turn in range((count + K - 1) * STEPS):
+        plane = turn // STEPS
+        step = turn % STEPS
+        k = step * BK + tl.arange(0, BK)
+        tap = tl.minimum(k // C, K * K - 1)
+        offset = ((tap // K) * x_row + tap % K) * DILATION * XS + k % C
+        a = tl.load(x + plane * DILATION * x_plane * XS + rows[:, None] + offset[None, :])
+        weights = w + k[:, None] * N + n[None, :]
+        a0 = tl.dot(a, tl.load(weights, channels[None, :], 0.0), a0)
+        a1 = tl.dot(a, tl.load(weights + STEPS * BK * N, channels[None, :], 0.0), a1)
+        a2 = tl.dot(a, tl.load(weights + 2 * STEPS * BK * N, channels[None, :], 0.0), a2)
+        if K == 5:
+            a3 = tl.dot(a, tl.load(weights + 3 * STEPS * BK * N, channels[None, :], 0.0), a3)
+            a4 = tl.dot(a, tl.load(weights + 4 * STEPS * BK * N, channels[None, :], 0.0), a4)
+        if step == STEPS - 1:
+            if K == 5:
+                done = a4
+            else:
+                done = a2
+            target = y + (plane - (K - 1)) * DILATION * y_plane * YS + place[:, None] + n[None, :]
+            tl.store(target, done.to(y.dtype.element_ty), mask=mask & (plane >= K - 1))
+            if SUMS:
+                counted = tl.where(inside[:, None] & (plane >= K - 1), done, 0.0)
+                total += _row_sums(counted, BM, BN)
+                squares += _row_sums(counted * counted, BM, BN)
+            if K == 5:
+                a4 = a3
+                a3 = a2
+            a2 = a1
+            a1 = a0
+            a0 = tl.zeros((BM, BN), dtype=tl.float32)
+    if SUMS:
+        programs = runs * tl.num_programs(1)
+        place_of_sums = sums + ((batch * programs + run * tl.num_programs(1) + tile) * 2) * N + n
+        tl.store(place_of_sums, tl.sum(total.reshape(BM // 2, BN), axis=0), mask=channels)
+        tl.store(place_of_sums + N, tl.sum(squares.reshape(BM // 2, BN), axis=0), mask=channels)
+
+
+@triton.jit
+def add_parts_kernel(  # type: ignore[no-untyped-def]
+    partial, y, sums, voxels, N: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Add the parts that `gemm_kernel` made with SPLITS > 1: partial (B, SPLITS, voxels, N), y (B, voxels, N)."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    block = tl.program_id(1)
+    batch = tl.program_id(2).to(tl.int64)
+    m = block * BM + tl.arange(0, BM)
+    mask = (m < voxels)[:, None] & (n < N)[None, :]
+    offset = m[:, None] * N + n[None, :]
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for split in range(SPLITS):
+        total += tl.load(partial + (batch * SPLITS + split) * voxels * N + offset, mask=mask, other=0.0)
+    tl.store(y + batch * voxels * N + offset, total.to(y.dtype.element_ty), mask=mask)
+    place = sums + ((batch * tl.num_programs(1) + block) * 2) * N + n
+    tl.store(place, tl.sum(total, axis=0), mask=n < N)
+    tl.store(place + N, tl.sum(total * total, axis=0), mask=n < N)
+
+
+@triton.jit
+def double_kernel(  # type: ignore[no-untyped-def]
+    x, w, y,
+    depth, height, width, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
+    C: tl.constexpr, XS: tl.constexpr, N: tl.constexpr, YS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Transposed convolution of edge and stride 2: each input voxel makes 2^3 output voxels.
+
+    One program makes one of the eight for BM input voxels and BN channels. w is (8, C rounded up to BK, N).
+    """
+    blocks = tl.cdiv(N, BN)
+    corner = tl.program_id(0) // blocks
+    n = tl.program_id(0) % blocks * BN + tl.arange(0, BN)
+    batch = tl.program_id(2).to(tl.int64)
+    voxels = depth * height * width
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    inside = m < voxels
+    at = tl.minimum(m, voxels - 1)
+    column = at % width
+    line = at // width
+    plane = line // height
+    line = line % height
+    rows = (plane * x_plane + line * x_row + column) * XS
+    x += batch * x_batch * XS
+    padded = tl.cdiv(C, BK) * BK
+    w += corner * padded * N
+    accumulator = tl.zeros((BM, BN), dtype=tl.float32)
+    for start in range(0, C, BK):
+        k = start + tl.arange(0, BK)
+        a = tl.load(x + rows[:, None] + tl.minimum(k, C - 1)[None, :]) if C % BK else tl.load(
+            x + rows[:, None] + k[None, :]
+        )
+        b = tl.load(w + k[:, None] * N + n[None, :], mask=(n < N)[None, :], other=0.0)
+        accumulator = tl.dot(a, b, accumulator)
+    place = ((2 * plane + corner // 4) * y_plane + (2 * line + corner // 2 % 2) * y_row + 2 * column + corner % 2) * YS
+    y += batch * y_batch * YS
+    mask = inside[:, None] & (n < N)[None, :]
+    tl.store(y + place[:, None] + n[None, :], accumulator.to(y.dtype.element_ty), mask=mask)

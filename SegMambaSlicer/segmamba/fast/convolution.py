@@ -1,0 +1,269 @@
+"""Convolutions of feature maps: which kernel, with which tiles, and its launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from segmamba.fast import kernels
+from segmamba.fast.maps import FeatureMap, empty_map
+
+# Programs that fill a large GPU; with fewer the sum over taps is split.
+FULL = 264
+# Voxels of a plane that a marching program works on, and of an output block.
+TILE_Y, TILE_X = 8, 16
+# A march needs columns enough to fill the GPU.
+SMALLEST_MARCH = 32**3
+
+
+@dataclass(eq=False)
+class Convolution:
+    """A convolution's weights, brought once into the form that its kernel reads.
+
+    Attributes
+    ----------
+    weight : Tensor
+        Shape (out, in, K, K, K), half precision.
+    bias : Tensor or None
+        Shape (out,), float32.
+    stride, dilation : int
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: int = 1
+    dilation: int = 1
+    packed: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, layer: nn.Conv3d, normed: bool = False) -> Convolution:
+        """Take a layer's weights; a norm that follows takes the bias away again, so it is left out."""
+        bias = None if layer.bias is None or normed else layer.bias.detach().float()
+        weight = layer.weight.detach().contiguous(memory_format=torch.channels_last_3d)
+        return cls(weight, bias, layer.stride[0], layer.dilation[0])
+
+    @property
+    def kernel(self) -> int:
+        """Edge of the kernel."""
+        return self.weight.shape[2]
+
+    @property
+    def margin(self) -> int:
+        """Voxels beyond a map's edge that are read: padding keeps the size."""
+        return self.dilation * (self.kernel // 2)
+
+    def columns(self, block: int, by_plane: bool) -> Tensor:
+        """Return the weights (K^3 in, out), or (K, K^2 in, out), with rows of zeros up to a multiple of ``block``."""
+        key = (block, by_plane)
+        if key not in self.packed:
+            out, channels, edge = self.weight.shape[:3]
+            rows = self.weight.permute(2, 3, 4, 1, 0).reshape(edge if by_plane else 1, -1, out)
+            rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % block))
+            self.packed[key] = rows.contiguous()
+        return self.packed[key]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a convolution is cut into programs.
+
+    ``march`` says which of the two kernels; ``rows`` by ``columns`` is a program's block of output voxels and channels,
+    ``depth`` the step along taps and input channels.
+    """
+
+    march: bool
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    sums: bool = True
+    flat: bool = False
+
+
+def choose_tiles(convolution: Convolution, voxels: int) -> Tiles:
+    """Return the tiles for a convolution with so many output voxels."""
+    out, channels, edge = convolution.weight.shape[:3]
+    columns = min(128, max(16, 1 << (out - 1).bit_length()))
+    taps = edge**3 * channels
+    depth = 64 if taps >= 64 and channels % 8 == 0 else max(16, min(32, 1 << (taps - 1).bit_length()))
+    if edge > 1 and convolution.stride == 1 and channels % 8 == 0 and channels <= 192 and out <= 96:
+        if voxels >= SMALLEST_MARCH:
+            return Tiles(True, TILE_Y * TILE_X, min(64, columns), depth, 8, 3, sums=edge == 3)
+    return Tiles(False, 128, columns, depth, 8 if columns == 128 else 4, 3)
+
+
+def convolve(
+    x: FeatureMap,
+    convolution: Convolution,
+    sums: bool = False,
+    gelu: bool = False,
+    out: FeatureMap | None = None,
+) -> tuple[FeatureMap, Tensor | None]:
+    """Convolve, with the padding that keeps the size (at stride 1).
+
+    Parameters
+    ----------
+    x : FeatureMap
+        With a border at least as wide as the kernel reaches.
+    convolution : Convolution
+    sums : bool
+        Also return what `segmamba.fast.norm.finish` needs, shape (B, parts, 2, out); None where the kernel did not.
+    gelu : bool
+        Apply a GELU.
+    out : FeatureMap, optional
+        Where to write; by default a new map without a border.
+    """
+    stride = convolution.stride
+    size = tuple((length - 1) // stride + 1 for length in x.size)
+
+    def kernel() -> tuple[FeatureMap, Tensor | None]:
+        target = out or empty_map(x.data, x.batch, (size[0], size[1], size[2]), convolution.weight.shape[0])
+        return target, launch(x, convolution, target, tiles, sums, gelu)
+
+    tiles = choose_tiles(convolution, size[0] * size[1] * size[2])
+    launch = _march if tiles.march and convolution.bias is None and not gelu else _gemm
+    return kernels.run(
+        f"convolution {convolution.kernel}^3",
+        kernel,
+        lambda: (_plain(x, convolution, gelu, out), None),
+        x.data.device,
+    )
+
+
+def _plain(x: FeatureMap, convolution: Convolution, gelu: bool, out: FeatureMap | None) -> FeatureMap:
+    """PyTorch's convolution, cuDNN's on a GPU."""
+    margin, size = convolution.margin, x.size
+    low = x.border - margin
+    read = x.data[..., x.first : x.first + x.channels]
+    for axis in range(3):
+        read = read.narrow(axis + 1, low, size[axis] + 2 * margin)
+    bias = None if convolution.bias is None else convolution.bias.to(x.data.dtype)
+    answer = functional.conv3d(
+        read.movedim(-1, 1), convolution.weight, bias, convolution.stride, dilation=convolution.dilation
+    )
+    answer = functional.gelu(answer) if gelu else answer
+    answer = answer.movedim(1, -1).to(x.data.dtype)
+    if out is None:
+        return FeatureMap(answer.contiguous(), 0, 0, answer.shape[-1])
+    out.inner().copy_(answer)
+    return out
+
+
+def _march(
+    x: FeatureMap, convolution: Convolution, target: FeatureMap, tiles: Tiles, sums: bool, gelu: bool
+) -> Tensor | None:
+    conv_kernels = kernels.triton_kernels()[0]  # type: ignore[index]
+    out, channels, edge = convolution.weight.shape[:3]
+    weights = convolution.columns(tiles.depth, by_plane=True)
+    depth, height, width = target.size
+    tile_y = tiles.rows // TILE_X
+    plane_tiles = -(-height // tile_y) * -(-width // TILE_X)
+    dilation = convolution.dilation
+    segment = segment_length(-(-depth // dilation), x.batch * plane_tiles * dilation, edge)
+    runs = -(-(-(-depth // dilation)) // segment) * dilation
+    made = None
+    if sums and tiles.sums:
+        made = torch.empty((x.batch, runs * plane_tiles, 2, out), dtype=torch.float32, device=x.data.device)
+    kernel = conv_kernels.march_flat_kernel if tiles.flat else conv_kernels.march_kernel
+    kernel[(-(-out // tiles.columns), plane_tiles, x.batch * runs)](
+        x.start(convolution.margin), weights, target.start(), made if made is not None else weights,
+        depth, height, width, segment, *x.strides, *target.strides,
+        channels, x.stored, out, target.stored, edge, dilation, weights.shape[1] // tiles.depth,
+        tile_y, TILE_X, tiles.columns, tiles.depth, made is not None,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return made
+
+
+def segment_length(planes: int, columns: int, edge: int) -> int:
+    """Return how many planes a program marches through: few turns of the GPU, and few planes read twice.
+
+    ``columns`` is the number of programs side by side. Each program reads ``edge - 1`` planes more than it makes.
+    """
+    best, least = planes, float("inf")
+    for parts in range(1, planes + 1):
+        segment = -(-planes // parts)
+        turns = -(-columns * -(-planes // segment) // (FULL // 2))
+        cost = turns * (segment + edge - 1)
+        if cost < least:
+            best, least = segment, cost
+    return best
+
+
+def _gemm(
+    x: FeatureMap, convolution: Convolution, target: FeatureMap, tiles: Tiles, sums: bool, gelu: bool
+) -> Tensor | None:
+    conv_kernels = kernels.triton_kernels()[0]  # type: ignore[index]
+    out, channels, edge = convolution.weight.shape[:3]
+    weights = convolution.columns(tiles.depth, by_plane=False)[0]
+    depth, height, width = target.size
+    voxels = depth * height * width
+    steps = weights.shape[0] // tiles.depth
+    blocks, across = -(-voxels // tiles.rows), -(-out // tiles.columns)
+    splits = 1
+    if target.border == 0 and target.stored == out and convolution.bias is None and not gelu:
+        splits = max(1, min(FULL // (blocks * across * x.batch), steps // 8))
+    device = x.data.device
+    made = torch.empty((x.batch, blocks, 2, out), dtype=torch.float32, device=device) if sums else None
+    partial = torch.empty((x.batch, splits, voxels, out), dtype=torch.float32, device=device) if splits > 1 else None
+    unused = weights
+    conv_kernels.gemm_kernel[(across, blocks, x.batch * splits)](
+        x.start(convolution.margin), weights, convolution.bias, target.start(),
+        unused if partial is None else partial, unused if made is None else made,
+        depth, height, width, *x.strides, *target.strides, 1, steps,
+        channels, x.stored, out, target.stored, edge, convolution.dilation, convolution.stride,
+        tiles.rows, tiles.columns, tiles.depth, splits, int(gelu), made is not None,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    if partial is None:
+        return made
+    rows = 32
+    blocks = -(-voxels // rows)
+    made = torch.empty((x.batch, blocks, 2, out), dtype=torch.float32, device=device)
+    conv_kernels.add_parts_kernel[(-(-out // 64), blocks, x.batch)](
+        partial, target.start(), made, voxels, out, splits, rows, 64
+    )
+    return made
+
+
+@dataclass(eq=False)
+class Doubling:
+    """A transposed convolution of edge and stride 2: weight (in, out, 2, 2, 2), half precision."""
+
+    weight: Tensor
+    packed: dict[int, Tensor] = field(default_factory=dict)
+
+    def columns(self, block: int) -> Tensor:
+        """Return the weights (8, in rounded up to ``block``, out)."""
+        if block not in self.packed:
+            channels, out = self.weight.shape[:2]
+            rows = self.weight.permute(2, 3, 4, 0, 1).reshape(8, channels, out)
+            self.packed[block] = functional.pad(rows, (0, 0, 0, -channels % block)).contiguous()
+        return self.packed[block]
+
+
+def double(x: FeatureMap, doubling: Doubling, out: FeatureMap) -> None:
+    """Write a map of twice the size to ``out``."""
+
+    def kernel() -> None:
+        conv_kernels = kernels.triton_kernels()[0]  # type: ignore[index]
+        channels, made = doubling.weight.shape[:2]
+        depth, height, width = x.size
+        columns = min(128, max(16, 1 << (made - 1).bit_length()))
+        rows, block = 128, 32 if channels % 32 == 0 else 16
+        grid = (8 * -(-made // columns), -(-depth * height * width // rows), x.batch)
+        conv_kernels.double_kernel[grid](
+            x.start(), doubling.columns(block), out.start(), depth, height, width, *x.strides, *out.strides,
+            channels, x.stored, made, out.stored, rows, columns, block,
+            num_warps=8 if columns == 128 else 4, num_stages=3,
+        )  # fmt: skip
+
+    def plain() -> None:
+        answer = functional.conv_transpose3d(x.inner().movedim(-1, 1), doubling.weight, stride=2)
+        out.inner().copy_(answer.movedim(1, -1))
+
+    kernels.run("transposed convolution", kernel, plain, x.data.device)

@@ -1,0 +1,133 @@
+"""Instance norm of feature maps, with the activations and sums that follow it, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segmamba.fast import kernels
+from segmamba.fast.maps import FeatureMap
+
+BLOCK = 2048
+SUM_ROWS, SUM_TURNS = 64, 16
+
+
+def channel_sums(x: FeatureMap) -> Tensor:
+    """Return the sums and the sums of squares of the channels, in parts: (B, parts, 2, C), float32."""
+
+    def kernel() -> Tensor:
+        norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
+        depth, height, width = x.size
+        parts = -(-depth * height * width // (SUM_ROWS * SUM_TURNS))
+        sums = torch.empty((x.batch, parts, 2, x.channels), dtype=torch.float32, device=x.data.device)
+        columns = min(64, max(16, 1 << (x.channels - 1).bit_length()))
+        norm_kernels.sums_kernel[(parts, -(-x.channels // columns), x.batch)](
+            x.start(), sums, depth, height, width, *x.strides, x.channels, x.stored, columns, SUM_ROWS, SUM_TURNS
+        )
+        return sums
+
+    def plain() -> Tensor:
+        values = x.inner().float()
+        return torch.stack([values.sum(dim=(1, 2, 3)), values.square().sum(dim=(1, 2, 3))], dim=1)[:, None]
+
+    return kernels.run("channel sums", kernel, plain, x.data.device)
+
+
+def finish(
+    x: FeatureMap, sums: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Return the factors (B, 2, C), float32, of the instance norm of a map: ``factors[0] x + factors[1]``.
+
+    ``sums`` are those of `channel_sums`, taken here where None.
+    """
+    parts = channel_sums(x) if sums is None else sums
+    depth, height, width = x.size
+    count = depth * height * width
+    device = x.data.device
+
+    def kernel() -> Tensor:
+        norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
+        factors = torch.empty((x.batch, 2, x.channels), dtype=torch.float32, device=device)
+        norm_kernels.finish_kernel[(-(-x.channels // 16), x.batch)](
+            parts, weight, bias, factors, parts.shape[1], count, eps, x.channels, 16, 128
+        )
+        return factors
+
+    def plain() -> Tensor:
+        total = parts.sum(dim=1)
+        mean = total[:, 0] / count
+        scale = (total[:, 1] / count - mean.square()).clamp(min=0).add(eps).rsqrt()
+        shift = -mean * scale
+        if weight is not None and bias is not None:
+            scale, shift = scale * weight, shift * weight + bias
+        return torch.stack([scale, shift], dim=1)
+
+    return kernels.run("norm", kernel, plain, device)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A map with what is done to it before it is added: a norm's factors, then a leaky ReLU (a slope of 1 is none)."""
+
+    map: FeatureMap
+    factors: Tensor | None = None
+    slope: float = 1.0
+
+
+def apply(first: Term, out: FeatureMap, second: Term | None = None, third: FeatureMap | None = None, slope: float = 1.0) -> FeatureMap:
+    """Write ``leaky_relu(first + second + third)`` to ``out``, and zeros to its border."""
+    x = first.map
+
+    def kernel() -> FeatureMap:
+        norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
+        depth, height, width = x.size
+        other = second or first
+        added = third or x
+        border = out.border
+        elements = (height + 2 * border) * (width + 2 * border) * x.channels
+        unused = x.data
+        norm_kernels.apply_kernel[(-(-elements // BLOCK), depth + 2 * border, x.batch)](
+            x.start(), unused if first.factors is None else first.factors,
+            other.map.start(), unused if other.factors is None else other.factors, added.start(), out.start(),
+            depth, height, width, border, *x.strides, *other.map.strides, *added.strides, *out.strides,
+            x.channels, x.stored, other.map.stored, added.stored, out.stored,
+            first.factors is not None, other.factors is not None, second is not None, third is not None,
+            first.slope, other.slope, slope, BLOCK,
+            num_warps=8,
+        )  # fmt: skip
+        return out
+
+    def plain() -> FeatureMap:
+        total = _plain_term(first)
+        if second is not None:
+            total = total + _plain_term(second)
+        if third is not None:
+            total = total + third.inner()
+        _zero_border(out)
+        out.inner().copy_(torch.nn.functional.leaky_relu(total, slope))
+        return out
+
+    return kernels.run("norm and activation", kernel, plain, x.data.device)
+
+
+def _plain_term(term: Term) -> Tensor:
+    values = term.map.inner().float()
+    if term.factors is not None:
+        values = values * term.factors[:, 0, None, None, None] + term.factors[:, 1, None, None, None]
+    return torch.nn.functional.leaky_relu(values, term.slope)
+
+
+def _zero_border(out: FeatureMap) -> None:
+    part = out.data[..., out.first : out.first + out.channels]
+    for axis in range(1, 4) if out.border else ():
+        part.narrow(axis, 0, out.border).zero_()
+        part.narrow(axis, part.shape[axis] - out.border, out.border).zero_()
+
+
+def affine(layer: nn.InstanceNorm3d) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return a norm's weight and bias in float32, or None for one without."""
+    if layer.weight is None:
+        return None, None
+    return layer.weight.detach().float(), layer.bias.detach().float()
