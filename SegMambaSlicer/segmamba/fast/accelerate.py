@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segmamba.fast.segmamba_v2 import FastSegMambaV2
+from segmamba.fast.segmamba_v2_paper import FastSegMambaV2Paper
+from segmamba.fast.spine_mamba import FastSpineMamba
 from segmamba.networks.mamba import SelectiveSSM
 from segmamba.networks.segmamba_v2 import SegMambaV2
+from segmamba.networks.segmamba_v2_paper import SegMambaV2Paper
+from segmamba.networks.spine_mamba import SpineMamba
 
 
 class FastNetwork:
@@ -69,18 +74,21 @@ def accelerate(network: nn.Module, dtype: torch.dtype = torch.float16, graphs: b
     Parameters
     ----------
     network : Module
-        A trained `SegMambaV2`, on its device; it is left as it is.
+        A trained `SegMambaV2`, `SegMambaV2Paper` or `SpineMamba`, on its device; it is left as it is.
     dtype : dtype
         float16 or bfloat16.
     graphs : bool
         Record the kernels of a shape once as a CUDA graph and replay them.
     """
     half = _converted(network, dtype)
-    if isinstance(half, SegMambaV2):
-        from segmamba.fast.segmamba_v2 import FastSegMambaV2
-
-        return FastNetwork(FastSegMambaV2(half), dtype, graphs)
-    raise TypeError(f"there is no fast path for {type(network).__name__}")
+    kinds: dict[type[nn.Module], type] = {
+        SegMambaV2: FastSegMambaV2,
+        SegMambaV2Paper: FastSegMambaV2Paper,
+        SpineMamba: FastSpineMamba,
+    }
+    if type(half) not in kinds:
+        raise TypeError(f"there is no fast path for {type(network).__name__}")
+    return FastNetwork(kinds[type(half)](half), dtype, graphs)
 
 
 def _converted(network: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -88,7 +88,7 @@ class LargeKernel:
         self.gate = block.se.fc  # type: ignore[union-attr]
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        deep, short = _path(self.deep, x), _path(self.short, x)
+        deep, short = run_path(self.deep, x), run_path(self.short, x)
         summed = apply(deep, empty_map(x.data, x.batch, x.size, x.channels), short, x)
         depth, height, width = x.size
         means = channel_sums(summed)[:, :, 0].sum(dim=1) / (depth * height * width)
@@ -98,7 +98,7 @@ class LargeKernel:
         return apply(Term(summed, factors), empty_map(x.data, x.batch, x.size, x.channels, self.border))
 
 
-def _path(path: list[Normed], x: FeatureMap) -> Term:
+def run_path(path: list[Normed], x: FeatureMap) -> Term:
     """Convolution, norm and ReLU in turn; the last norm and ReLU are left to what follows."""
     term = path[0](x, 0.0)
     for layer in path[1:]:

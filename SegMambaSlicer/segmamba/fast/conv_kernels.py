@@ -291,12 +291,32 @@ def double_kernel(  # type: ignore[no-untyped-def]
     accumulator = tl.zeros((BM, BN), dtype=tl.float32)
     for start in range(0, C, BK):
         k = start + tl.arange(0, BK)
-        a = tl.load(x + rows[:, None] + tl.minimum(k, C - 1)[None, :]) if C % BK else tl.load(
-            x + rows[:, None] + k[None, :]
-        )
+        a = tl.load(x + rows[:, None] + k[None, :], mask=(k < C)[None, :], other=0.0)
         b = tl.load(w + k[:, None] * N + n[None, :], mask=(n < N)[None, :], other=0.0)
         accumulator = tl.dot(a, b, accumulator)
     place = ((2 * plane + corner // 4) * y_plane + (2 * line + corner // 2 % 2) * y_row + 2 * column + corner % 2) * YS
     y += batch * y_batch * YS
     mask = inside[:, None] & (n < N)[None, :]
     tl.store(y + place[:, None] + n[None, :], accumulator.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def depthwise_kernel(  # type: ignore[no-untyped-def]
+    x, w, y, depth, height, width, x_batch, x_plane, x_row,
+    C: tl.constexpr, XS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Convolution of each channel by itself: x starts at tap (0, 0, 0), w (27, C), y (B, D, H, W, C)."""
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    batch = tl.program_id(2).to(tl.int64)
+    voxels = depth * height * width
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    line = m // width
+    place = ((line // height) * x_plane + (line % height) * x_row + m % width) * XS
+    mask = (m < voxels)[:, None] & (c < C)[None, :]
+    x += batch * x_batch * XS
+    total = tl.zeros((BM, BC), dtype=tl.float32)
+    for tap in range(27):
+        offset = ((tap // 9) * x_plane + (tap // 3 % 3) * x_row + tap % 3) * XS
+        values = tl.load(x + (place + offset)[:, None] + c[None, :], mask=mask, other=0.0)
+        total += values.to(tl.float32) * tl.load(w + tap * C + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    tl.store(y + (batch * voxels + m)[:, None] * C + c[None, :], total.to(y.dtype.element_ty), mask=mask)

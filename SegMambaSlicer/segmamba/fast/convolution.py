@@ -30,12 +30,15 @@ class Convolution:
     bias : Tensor or None
         Shape (out,), float32.
     stride, dilation : int
+    margin : int
+        Voxels beyond a map's edge that are read: the padding.
     """
 
     weight: Tensor
     bias: Tensor | None
     stride: int = 1
     dilation: int = 1
+    margin: int = 1
     packed: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -43,17 +46,12 @@ class Convolution:
         """Take a layer's weights; a norm that follows takes the bias away again, so it is left out."""
         bias = None if layer.bias is None or normed else layer.bias.detach().float()
         weight = layer.weight.detach().contiguous(memory_format=torch.channels_last_3d)
-        return cls(weight, bias, layer.stride[0], layer.dilation[0])
+        return cls(weight, bias, layer.stride[0], layer.dilation[0], int(layer.padding[0]))
 
     @property
     def kernel(self) -> int:
         """Edge of the kernel."""
         return self.weight.shape[2]
-
-    @property
-    def margin(self) -> int:
-        """Voxels beyond a map's edge that are read: padding keeps the size."""
-        return self.dilation * (self.kernel // 2)
 
     def columns(self, block: int, by_plane: bool) -> Tensor:
         """Return the weights (K^3 in, out), or (K, K^2 in, out), with rows of zeros up to a multiple of ``block``."""
@@ -267,3 +265,28 @@ def double(x: FeatureMap, doubling: Doubling, out: FeatureMap) -> None:
         out.inner().copy_(answer.movedim(1, -1))
 
     kernels.run("transposed convolution", kernel, plain, x.data.device)
+
+
+def depthwise(x: FeatureMap, weight: Tensor) -> FeatureMap:
+    """Convolve each channel with its own 3^3 kernel, weight (C, 1, 3, 3, 3); x needs a border of 1."""
+
+    def kernel() -> FeatureMap:
+        conv_kernels = kernels.triton_kernels()[0]  # type: ignore[index]
+        target = empty_map(x.data, x.batch, x.size, x.channels)
+        taps = weight.flatten(1).t().contiguous()
+        depth, height, width = x.size
+        grid = (-(-depth * height * width // 32), -(-x.channels // 64), x.batch)
+        conv_kernels.depthwise_kernel[grid](
+            x.start(1), taps, target.data, depth, height, width, *x.strides, x.channels, x.stored, 32, 64
+        )
+        return target
+
+    def plain() -> FeatureMap:
+        low = x.border - 1
+        read = x.data[..., x.first : x.first + x.channels]
+        for axis in range(3):
+            read = read.narrow(axis + 1, low, x.size[axis] + 2)
+        answer = functional.conv3d(read.movedim(-1, 1), weight, groups=x.channels)
+        return FeatureMap(answer.movedim(1, -1).to(x.data.dtype).contiguous(), 0, 0, x.channels)
+
+    return kernels.run("depth-wise convolution", kernel, plain, x.data.device)

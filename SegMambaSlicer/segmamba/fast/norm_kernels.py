@@ -60,15 +60,6 @@ def finish_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _normed(x, factors, place, c, inside, SCALED: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Load values, and scale and shift them where there are factors."""
-    values = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    if SCALED:
-        values = values * tl.load(factors + c) + tl.load(factors + C + c)
-    return values
-
-
-@triton.jit
 def apply_kernel(  # type: ignore[no-untyped-def]
     x, x_factors, r, r_factors, t, y,
     depth, height, width, border,
@@ -91,15 +82,21 @@ def apply_kernel(  # type: ignore[no-untyped-def]
     line = voxel // across - border
     column = voxel % across - border
     written = voxel < across * (height + 2 * border)
-    inside = written & (line >= 0) & (line < height) & (column >= 0) & (column < width)
-    inside = inside & (plane >= 0) & (plane < depth)
+    lines = tl.where((plane >= 0) & (plane < depth), height, 0)
+    inside = written & (line >= 0) & (line < lines) & (column >= 0) & (column < width)
     place = (plane * x_plane + line * x_row + column) * XS + c
-    values = _normed(x + batch * x_batch * XS, x_factors + batch * 2 * C, place, c, inside, X_SCALED, C)
+    values = tl.load(x + batch * x_batch * XS + place, mask=inside, other=0.0).to(tl.float32)
+    if X_SCALED:
+        factors = x_factors + batch * 2 * C + c
+        values = values * tl.load(factors) + tl.load(factors + C)
     if SLOPE_X != 1.0:
         values = tl.where(values >= 0, values, values * SLOPE_X)
     if HAS_R:
         place = (plane * r_plane + line * r_row + column) * RS + c
-        other = _normed(r + batch * r_batch * RS, r_factors + batch * 2 * C, place, c, inside, R_SCALED, C)
+        other = tl.load(r + batch * r_batch * RS + place, mask=inside, other=0.0).to(tl.float32)
+        if R_SCALED:
+            factors = r_factors + batch * 2 * C + c
+            other = other * tl.load(factors) + tl.load(factors + C)
         if SLOPE_R != 1.0:
             other = tl.where(other >= 0, other, other * SLOPE_R)
         values += other
