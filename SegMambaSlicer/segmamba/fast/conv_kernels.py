@@ -10,6 +10,23 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found]
 
+# Sizes and distances in voxels: a kernel that was compiled for one layer serves all.
+SIZES = (
+    "depth",
+    "height",
+    "width",
+    "segment",
+    "steps",
+    "splits",
+    "voxels",
+    "x_batch",
+    "x_plane",
+    "x_row",
+    "y_batch",
+    "y_plane",
+    "y_row",
+)
+
 
 @triton.jit
 def _row_sums(values, M: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -17,24 +34,24 @@ def _row_sums(values, M: tl.constexpr, N: tl.constexpr):  # type: ignore[no-unty
     return tl.sum(tl.reshape(values, (M // 16, 2, 8, N)), axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gemm_kernel(  # type: ignore[no-untyped-def]
     x, w, bias, y, partial, sums,
     depth, height, width, x_batch, x_plane, x_row, y_batch, y_plane, y_row, y_channel, steps,
-    C: tl.constexpr, XS: tl.constexpr, N: tl.constexpr, YS: tl.constexpr,
+    C, XS, N, YS, splits,
     K: tl.constexpr, DILATION: tl.constexpr, STRIDE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PARTIAL: tl.constexpr,
     ACTIVATION: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """One program makes BM output voxels by BN output channels, or, with SPLITS > 1, a part of their sum over taps.
+    """One program makes BM output voxels by BN output channels, or, with PARTIAL, a part of their sum over taps.
 
     x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K^3 C rounded up to BK, N). Strides count voxels of XS or
     YS elements; y_channel counts elements. sums is (B, row blocks, 2, N): sums and sums of squares.
     """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     block = tl.program_id(1)
-    batch = (tl.program_id(2) // SPLITS).to(tl.int64)
-    split = tl.program_id(2) % SPLITS
+    batch = (tl.program_id(2) // splits).to(tl.int64)
+    split = tl.program_id(2) % splits
     voxels = depth * height * width
     m = block * BM + tl.arange(0, BM)
     inside = m < voxels
@@ -48,7 +65,7 @@ def gemm_kernel(  # type: ignore[no-untyped-def]
     x += batch * x_batch * XS
     channels = n < N
     accumulator = tl.zeros((BM, BN), dtype=tl.float32)
-    share = tl.cdiv(steps, SPLITS)
+    share = tl.cdiv(steps, splits)
     for step in range(split * share, tl.minimum(split * share + share, steps)):
         k = step * BK + tl.arange(0, BK)
         # Columns beyond the last tap have weights of zero.
@@ -58,8 +75,8 @@ def gemm_kernel(  # type: ignore[no-untyped-def]
         b = tl.load(w + k[:, None] * N + n[None, :], mask=channels[None, :], other=0.0)
         accumulator = tl.dot(a, b, accumulator)
     mask = inside[:, None] & channels[None, :]
-    if SPLITS > 1:
-        base = partial + (split + batch * SPLITS) * voxels * N
+    if PARTIAL:
+        base = partial + (split + batch * splits) * voxels * N
         tl.store(base + m[:, None] * N + n[None, :], accumulator, mask=mask)
     else:
         if SUMS:
@@ -77,19 +94,19 @@ def gemm_kernel(  # type: ignore[no-untyped-def]
         tl.store(y + place[:, None] + n[None, :] * y_channel, accumulator.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def march_kernel(  # type: ignore[no-untyped-def]
     x, w, y, sums,
     depth, height, width, segment, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
-    C: tl.constexpr, XS: tl.constexpr, N: tl.constexpr, YS: tl.constexpr,
-    K: tl.constexpr, DILATION: tl.constexpr, STEPS: tl.constexpr,
+    C, XS, N, YS, steps,
+    K: tl.constexpr, DILATION: tl.constexpr,
     BY: tl.constexpr, BX: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """One program marches along z through BY x BX columns of voxels and makes BN output channels.
 
     Every input plane is read once for the K output planes that it belongs to, whose sums are all kept in registers:
     K times fewer reads of the input than in `gemm_kernel`. With a dilation, a program takes every DILATION-th plane.
-    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K, STEPS BK, N): for each plane of taps the K^2 C columns.
+    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K, steps BK, N): for each plane of taps the K^2 C columns.
     sums is (B, programs along z and in the plane, 2, N).
     """
     BM: tl.constexpr = BY * BX
@@ -122,18 +139,18 @@ def march_kernel(  # type: ignore[no-untyped-def]
         total = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
         squares = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
     for plane in range(count + K - 1):
-        for step in range(STEPS):
+        for step in range(steps):
             k = step * BK + tl.arange(0, BK)
             tap = tl.minimum(k // C, K * K - 1)
             offset = ((tap // K) * x_row + tap % K) * DILATION * XS + k % C
             a = tl.load(x + rows[:, None] + offset[None, :])
             weights = w + k[:, None] * N + n[None, :]
             a0 = tl.dot(a, tl.load(weights, channels[None, :], 0.0), a0)
-            a1 = tl.dot(a, tl.load(weights + STEPS * BK * N, channels[None, :], 0.0), a1)
-            a2 = tl.dot(a, tl.load(weights + 2 * STEPS * BK * N, channels[None, :], 0.0), a2)
+            a1 = tl.dot(a, tl.load(weights + steps * BK * N, channels[None, :], 0.0), a1)
+            a2 = tl.dot(a, tl.load(weights + 2 * steps * BK * N, channels[None, :], 0.0), a2)
             if K == 5:
-                a3 = tl.dot(a, tl.load(weights + 3 * STEPS * BK * N, channels[None, :], 0.0), a3)
-                a4 = tl.dot(a, tl.load(weights + 4 * STEPS * BK * N, channels[None, :], 0.0), a4)
+                a3 = tl.dot(a, tl.load(weights + 3 * steps * BK * N, channels[None, :], 0.0), a3)
+                a4 = tl.dot(a, tl.load(weights + 4 * steps * BK * N, channels[None, :], 0.0), a4)
         x += DILATION * x_plane * XS
         if K == 5:
             done = a4
@@ -159,19 +176,19 @@ def march_kernel(  # type: ignore[no-untyped-def]
         tl.store(place_of_sums + N, tl.sum(squares.reshape(BM // 2, BN), axis=0), mask=channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def march_flat_kernel(  # type: ignore[no-untyped-def]
     x, w, y, sums,
     depth, height, width, segment, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
-    C: tl.constexpr, XS: tl.constexpr, N: tl.constexpr, YS: tl.constexpr,
-    K: tl.constexpr, DILATION: tl.constexpr, STEPS: tl.constexpr,
+    C, XS, N, YS, steps,
+    K: tl.constexpr, DILATION: tl.constexpr,
     BY: tl.constexpr, BX: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """One program marches along z through BY x BX columns of voxels and makes BN output channels.
 
     Every input plane is read once for the K output planes that it belongs to, whose sums are all kept in registers:
     K times fewer reads of the input than in `gemm_kernel`. With a dilation, a program takes every DILATION-th plane.
-    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K, STEPS BK, N): for each plane of taps the K^2 C columns.
+    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K, steps BK, N): for each plane of taps the K^2 C columns.
     sums is (B, programs along z and in the plane, 2, N).
     """
     BM: tl.constexpr = BY * BX
@@ -203,21 +220,21 @@ def march_flat_kernel(  # type: ignore[no-untyped-def]
     if SUMS:
         total = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
         squares = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
-    for turn in range((count + K - 1) * STEPS):
-        plane = turn // STEPS
-        step = turn % STEPS
+    for turn in range((count + K - 1) * steps):
+        plane = turn // steps
+        step = turn % steps
         k = step * BK + tl.arange(0, BK)
         tap = tl.minimum(k // C, K * K - 1)
         offset = ((tap // K) * x_row + tap % K) * DILATION * XS + k % C
         a = tl.load(x + plane * DILATION * x_plane * XS + rows[:, None] + offset[None, :])
         weights = w + k[:, None] * N + n[None, :]
         a0 = tl.dot(a, tl.load(weights, channels[None, :], 0.0), a0)
-        a1 = tl.dot(a, tl.load(weights + STEPS * BK * N, channels[None, :], 0.0), a1)
-        a2 = tl.dot(a, tl.load(weights + 2 * STEPS * BK * N, channels[None, :], 0.0), a2)
+        a1 = tl.dot(a, tl.load(weights + steps * BK * N, channels[None, :], 0.0), a1)
+        a2 = tl.dot(a, tl.load(weights + 2 * steps * BK * N, channels[None, :], 0.0), a2)
         if K == 5:
-            a3 = tl.dot(a, tl.load(weights + 3 * STEPS * BK * N, channels[None, :], 0.0), a3)
-            a4 = tl.dot(a, tl.load(weights + 4 * STEPS * BK * N, channels[None, :], 0.0), a4)
-        if step == STEPS - 1:
+            a3 = tl.dot(a, tl.load(weights + 3 * steps * BK * N, channels[None, :], 0.0), a3)
+            a4 = tl.dot(a, tl.load(weights + 4 * steps * BK * N, channels[None, :], 0.0), a4)
+        if step == steps - 1:
             if K == 5:
                 done = a4
             else:
@@ -241,11 +258,11 @@ def march_flat_kernel(  # type: ignore[no-untyped-def]
         tl.store(place_of_sums + N, tl.sum(squares.reshape(BM // 2, BN), axis=0), mask=channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def add_parts_kernel(  # type: ignore[no-untyped-def]
-    partial, y, sums, voxels, N: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+    partial, y, sums, voxels, N, splits, BM: tl.constexpr, BN: tl.constexpr
 ):
-    """Add the parts that `gemm_kernel` made with SPLITS > 1: partial (B, SPLITS, voxels, N), y (B, voxels, N)."""
+    """Add the parts that `gemm_kernel` made with PARTIAL: partial (B, splits, voxels, N), y (B, voxels, N)."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     block = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
@@ -253,19 +270,19 @@ def add_parts_kernel(  # type: ignore[no-untyped-def]
     mask = (m < voxels)[:, None] & (n < N)[None, :]
     offset = m[:, None] * N + n[None, :]
     total = tl.zeros((BM, BN), dtype=tl.float32)
-    for split in range(SPLITS):
-        total += tl.load(partial + (batch * SPLITS + split) * voxels * N + offset, mask=mask, other=0.0)
+    for split in range(splits):
+        total += tl.load(partial + (batch * splits + split) * voxels * N + offset, mask=mask, other=0.0)
     tl.store(y + batch * voxels * N + offset, total.to(y.dtype.element_ty), mask=mask)
     place = sums + ((batch * tl.num_programs(1) + block) * 2) * N + n
     tl.store(place, tl.sum(total, axis=0), mask=n < N)
     tl.store(place + N, tl.sum(total * total, axis=0), mask=n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def double_kernel(  # type: ignore[no-untyped-def]
     x, w, y,
     depth, height, width, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
-    C: tl.constexpr, XS: tl.constexpr, N: tl.constexpr, YS: tl.constexpr,
+    C, XS, N, YS,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Transposed convolution of edge and stride 2: each input voxel makes 2^3 output voxels.
@@ -300,10 +317,10 @@ def double_kernel(  # type: ignore[no-untyped-def]
     tl.store(y + place[:, None] + n[None, :], accumulator.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def depthwise_kernel(  # type: ignore[no-untyped-def]
     x, w, y, depth, height, width, x_batch, x_plane, x_row,
-    C: tl.constexpr, XS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    C, XS, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Convolution of each channel by itself: x starts at tap (0, 0, 0), w (27, C), y (B, D, H, W, C)."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)

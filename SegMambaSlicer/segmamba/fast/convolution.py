@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segmamba.fast import kernels
+from segmamba.fast.kernels import hinted
 from segmamba.fast.maps import FeatureMap, empty_map
 
 # Programs that fill a large GPU; with fewer the sum over taps is split.
@@ -170,7 +171,7 @@ def _march(
     kernel[(-(-out // tiles.columns), plane_tiles, x.batch * runs)](
         x.start(convolution.margin), weights, target.start(), made if made is not None else weights,
         depth, height, width, segment, *x.strides, *target.strides,
-        channels, x.stored, out, target.stored, edge, dilation, weights.shape[1] // tiles.depth,
+        *hinted(channels, x.stored, out, target.stored), weights.shape[1] // tiles.depth, edge, dilation,
         tile_y, TILE_X, tiles.columns, tiles.depth, made is not None,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -213,8 +214,8 @@ def _gemm(
         x.start(convolution.margin), weights, convolution.bias, target.start(),
         unused if partial is None else partial, unused if made is None else made,
         depth, height, width, *x.strides, *target.strides, 1, steps,
-        channels, x.stored, out, target.stored, edge, convolution.dilation, convolution.stride,
-        tiles.rows, tiles.columns, tiles.depth, splits, int(gelu), made is not None,
+        *hinted(channels, x.stored, out, target.stored), splits, edge, convolution.dilation, convolution.stride,
+        tiles.rows, tiles.columns, tiles.depth, partial is not None, int(gelu), made is not None,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if partial is None:
@@ -223,7 +224,7 @@ def _gemm(
     blocks = -(-voxels // rows)
     made = torch.empty((x.batch, blocks, 2, out), dtype=torch.float32, device=device)
     conv_kernels.add_parts_kernel[(-(-out // 64), blocks, x.batch)](
-        partial, target.start(), made, voxels, out, splits, rows, 64
+        partial, target.start(), made, voxels, *hinted(out), splits, rows, 64
     )
     return made
 
@@ -256,7 +257,7 @@ def double(x: FeatureMap, doubling: Doubling, out: FeatureMap) -> None:
         grid = (8 * -(-made // columns), -(-depth * height * width // rows), x.batch)
         conv_kernels.double_kernel[grid](
             x.start(), doubling.columns(block), out.start(), depth, height, width, *x.strides, *out.strides,
-            channels, x.stored, made, out.stored, rows, columns, block,
+            *hinted(channels, x.stored, made, out.stored), rows, columns, block,
             num_warps=8 if columns == 128 else 4, num_stages=3,
         )  # fmt: skip
 
@@ -277,7 +278,7 @@ def depthwise(x: FeatureMap, weight: Tensor) -> FeatureMap:
         depth, height, width = x.size
         grid = (-(-depth * height * width // 32), -(-x.channels // 64), x.batch)
         conv_kernels.depthwise_kernel[grid](
-            x.start(1), taps, target.data, depth, height, width, *x.strides, x.channels, x.stored, 32, 64
+            x.start(1), taps, target.data, depth, height, width, *x.strides, *hinted(x.channels, x.stored), 32, 64
         )
         return target
 

@@ -37,6 +37,17 @@ def interpreted() -> bool:
     return modules is not None and not isinstance(modules[1].sums_kernel, triton.JITFunction)
 
 
+def hinted(*counts: int) -> tuple[Any, ...]:
+    """Return numbers of channels as a kernel takes them.
+
+    Triton assumes nothing of a number that is no multiple of 16, and would read one value at a time; so the kernel is
+    compiled for it.
+    """
+    import triton.language as tl  # type: ignore[import-untyped, import-not-found]
+
+    return tuple(count if count % 16 == 0 or interpreted() else tl.constexpr(count) for count in counts)
+
+
 def run(name: str, kernel: Callable[[], Answer], plain: Callable[[], Answer], device: torch.device) -> Answer:
     """Call ``kernel``, or ``plain``, which gives the same, where Triton is missing or this kernel does not work."""
     if name in fallbacks or triton_kernels() is None or not (device.type == "cuda" or interpreted()):
@@ -46,7 +57,8 @@ def run(name: str, kernel: Callable[[], Answer], plain: Callable[[], Answer], de
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if __import__("os").environ.get("RAISE"): raise
+        if __import__("os").environ.get("RAISE"):
+            raise
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise
         logger.warning("The %s kernel does not work here and is left out: %s", name, error)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segmamba.fast import kernels
+from segmamba.fast.kernels import hinted
 from segmamba.fast.maps import FeatureMap
 
 BLOCK = 2048
@@ -24,7 +25,16 @@ def channel_sums(x: FeatureMap) -> Tensor:
         sums = torch.empty((x.batch, parts, 2, x.channels), dtype=torch.float32, device=x.data.device)
         columns = min(64, max(16, 1 << (x.channels - 1).bit_length()))
         norm_kernels.sums_kernel[(parts, -(-x.channels // columns), x.batch)](
-            x.start(), sums, depth, height, width, *x.strides, x.channels, x.stored, columns, SUM_ROWS, SUM_TURNS
+            x.start(),
+            sums,
+            depth,
+            height,
+            width,
+            *x.strides,
+            *hinted(x.channels, x.stored),
+            columns,
+            SUM_ROWS,
+            SUM_TURNS,
         )
         return sums
 
@@ -51,7 +61,7 @@ def finish(
         norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
         factors = torch.empty((x.batch, 2, x.channels), dtype=torch.float32, device=device)
         norm_kernels.finish_kernel[(-(-x.channels // 16), x.batch)](
-            parts, weight, bias, factors, parts.shape[1], count, eps, x.channels, 16, 128
+            parts, weight, bias, factors, parts.shape[1], count, eps, *hinted(x.channels), 16, 128
         )
         return factors
 
@@ -76,7 +86,9 @@ class Term:
     slope: float = 1.0
 
 
-def apply(first: Term, out: FeatureMap, second: Term | None = None, third: FeatureMap | None = None, slope: float = 1.0) -> FeatureMap:
+def apply(
+    first: Term, out: FeatureMap, second: Term | None = None, third: FeatureMap | None = None, slope: float = 1.0
+) -> FeatureMap:
     """Write ``leaky_relu(first + second + third)`` to ``out``, and zeros to its border."""
     x = first.map
 
@@ -92,7 +104,7 @@ def apply(first: Term, out: FeatureMap, second: Term | None = None, third: Featu
             x.start(), unused if first.factors is None else first.factors,
             other.map.start(), unused if other.factors is None else other.factors, added.start(), out.start(),
             depth, height, width, border, *x.strides, *other.map.strides, *added.strides, *out.strides,
-            x.channels, x.stored, other.map.stored, added.stored, out.stored,
+            *hinted(x.channels, x.stored, other.map.stored, added.stored, out.stored),
             first.factors is not None, other.factors is not None, second is not None, third is not None,
             first.slope, other.slope, slope, BLOCK,
             num_warps=8,

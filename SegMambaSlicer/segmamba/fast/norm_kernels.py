@@ -5,11 +5,33 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found]
 
+# Sizes and distances in voxels: a kernel that was compiled for one layer serves all.
+SIZES = (
+    "depth",
+    "height",
+    "width",
+    "border",
+    "parts",
+    "count",
+    "x_batch",
+    "x_plane",
+    "x_row",
+    "r_batch",
+    "r_plane",
+    "r_row",
+    "t_batch",
+    "t_plane",
+    "t_row",
+    "y_batch",
+    "y_plane",
+    "y_row",
+)
 
-@triton.jit
+
+@triton.jit(do_not_specialize=SIZES)
 def sums_kernel(  # type: ignore[no-untyped-def]
     x, sums, depth, height, width, x_batch, x_plane, x_row,
-    C: tl.constexpr, XS: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, TURNS: tl.constexpr,
+    C, XS, BC: tl.constexpr, BM: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     """Sums and sums of squares of the channels of a map: x (B, D, H, W) voxels of XS, sums (B, programs, 2, C)."""
     block = tl.program_id(0)
@@ -32,9 +54,9 @@ def sums_kernel(  # type: ignore[no-untyped-def]
     tl.store(place + C, tl.sum(squares, axis=0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def finish_kernel(  # type: ignore[no-untyped-def]
-    sums, weight, bias, factors, parts, count, eps, C: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr
+    sums, weight, bias, factors, parts, count, eps, C, BC: tl.constexpr, BP: tl.constexpr
 ):
     """Add the parts of sums (B, parts, 2, C) and write factors (B, 2, C): the norm is x factors[0] + factors[1]."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
@@ -59,12 +81,12 @@ def finish_kernel(  # type: ignore[no-untyped-def]
     tl.store(factors + batch * 2 * C + C + c, shift, mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def apply_kernel(  # type: ignore[no-untyped-def]
     x, x_factors, r, r_factors, t, y,
     depth, height, width, border,
     x_batch, x_plane, x_row, r_batch, r_plane, r_row, t_batch, t_plane, t_row, y_batch, y_plane, y_row,
-    C: tl.constexpr, XS: tl.constexpr, RS: tl.constexpr, TS: tl.constexpr, YS: tl.constexpr,
+    C, XS, RS, TS, YS,
     X_SCALED: tl.constexpr, R_SCALED: tl.constexpr, HAS_R: tl.constexpr, HAS_T: tl.constexpr,
     SLOPE_X: tl.constexpr, SLOPE_R: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

@@ -64,7 +64,9 @@ class FastSegMambaV2:
         half, quarter, eighth, sixteenth = self.vit(full)
         volume = self.encoders[4](sixteenth)
         buffers = [buffer]
-        for encoder, decoder, level in zip(self.encoders[1:4], self.decoders[2::-1], (half, quarter, eighth), strict=True):
+        for encoder, decoder, level in zip(
+            self.encoders[1:4], self.decoders[2::-1], (half, quarter, eighth), strict=True
+        ):
             both, skip = decoder.buffer(level.data, level.batch, level.size)
             encoder(level, out=skip)
             buffers.append(both)

@@ -89,9 +89,7 @@ class FastSegMambaV2Paper:
         skips = [self.full(x)]
         for downsampling, stage in zip(self.downsamplings, self.stages, strict=True):
             term = downsampling(x)
-            x = apply(
-                term, empty_map(x.data, x.batch, term.map.size, term.map.channels, Downsampling.border)
-            )
+            x = apply(term, empty_map(x.data, x.batch, term.map.size, term.map.channels, Downsampling.border))
             for block in stage:
                 x = block(x)
             skips.append(x)
