@@ -30,7 +30,7 @@ from segmamba.notice import NOTICE
 from segmamba.postprocess import postprocess
 from segmamba.preprocess import labels_on_input_grid, outside_values, to_model_grid
 from segmamba.request import Options
-from segmamba.sliding_window import predict
+from segmamba.sliding_window import predict, ran_on
 from segmamba.volume import Volume
 from segmamba.windows import window_count
 
@@ -277,7 +277,7 @@ def _describe_run(
 
 def _describe_device(engine: _Engine, network: torch.nn.Module) -> dict[str, Any]:
     """Return where a network ran: where memory ran out that is not the device that was chosen."""
-    kind = next(network.parameters()).device.type
+    kind = ran_on(network).type
     device, backend = engine.device, engine.backend
     if kind != device.kind:
         device, backend = choose_device(kind, "auto"), scan.chosen_backend(kind)

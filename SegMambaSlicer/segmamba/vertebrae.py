@@ -19,7 +19,7 @@ from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, 
 from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.preprocess import outside_values, to_model_grid
 from segmamba.resources import SHAPES, resource_root
-from segmamba.sliding_window import predict
+from segmamba.sliding_window import predict, ran_on
 from segmamba.spine.decode import Column, decode, decode_fine
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import refine
@@ -130,7 +130,7 @@ class _Run:
 
     def after(self, network: torch.nn.Module) -> _Run:
         """Return how the next network is run: on the processor where the device's memory did not suffice for one."""
-        here = next(network.parameters()).device
+        here = ran_on(network)
         if here.type == self.device.type:
             return self
         return replace(self, device=here, dtype=getattr(torch, cpu_precision()))

@@ -8,7 +8,8 @@ from torch import nn
 
 from segmamba import scan
 from segmamba.errors import Cancelled, DeviceError, ModelError
-from segmamba.sliding_window import blend_weights, mirrorings, predict
+from segmamba.blending import blend_weights
+from segmamba.sliding_window import mirrorings, predict
 from segmamba.windows import window_count, window_starts
 
 PATCH = (32, 32, 32)

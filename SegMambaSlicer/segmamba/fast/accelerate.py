@@ -6,10 +6,12 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from segmamba.fast.kernels import fallbacks
 from segmamba.fast.segmamba_v2 import FastSegMambaV2
 from segmamba.fast.segmamba_v2_paper import FastSegMambaV2Paper
 from segmamba.fast.spine_mamba import FastSpineMamba
@@ -17,6 +19,13 @@ from segmamba.networks.mamba import SelectiveSSM
 from segmamba.networks.segmamba_v2 import SegMambaV2
 from segmamba.networks.segmamba_v2_paper import SegMambaV2Paper
 from segmamba.networks.spine_mamba import SpineMamba
+
+
+FAST: dict[type[nn.Module], type] = {
+    SegMambaV2: FastSegMambaV2,
+    SegMambaV2Paper: FastSegMambaV2Paper,
+    SpineMamba: FastSpineMamba,
+}
 
 
 class FastNetwork:
@@ -68,27 +77,54 @@ class FastNetwork:
         return graph, given, answer
 
 
-def accelerate(network: nn.Module, dtype: torch.dtype = torch.float16, graphs: bool = True) -> FastNetwork:
+_made: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], FastNetwork]] = WeakKeyDictionary()
+
+
+def accelerate(
+    network: nn.Module,
+    dtype: torch.dtype = torch.float16,
+    graphs: bool = True,
+    device: torch.device | None = None,
+) -> FastNetwork:
     """Return a network that gives what ``network`` gives, to half precision, and is several times faster on CUDA.
 
     Parameters
     ----------
     network : Module
-        A trained `SegMambaV2`, `SegMambaV2Paper` or `SpineMamba`, on its device; it is left as it is.
+        A trained `SegMambaV2`, `SegMambaV2Paper` or `SpineMamba`, on its device; which is left as it is.
     dtype : dtype
         float16 or bfloat16.
     graphs : bool
         Record the kernels of a shape once as a CUDA graph and replay them.
+    device : device, optional
+        Where the fast network runs; by default where the network is.
     """
-    half = _converted(network, dtype)
-    kinds: dict[type[nn.Module], type] = {
-        SegMambaV2: FastSegMambaV2,
-        SegMambaV2Paper: FastSegMambaV2Paper,
-        SpineMamba: FastSpineMamba,
-    }
-    if type(half) not in kinds:
+    half = _converted(network, dtype).to(device)
+    if type(half) not in FAST:
         raise TypeError(f"there is no fast path for {type(network).__name__}")
-    return FastNetwork(kinds[type(half)](half), dtype, graphs)
+    return FastNetwork(FAST[type(half)](half), dtype, graphs)
+
+
+def fast_network(network: nn.Module, device: torch.device, dtype: torch.dtype, notes: list[str]) -> FastNetwork | None:
+    """Return the fast form of a network on a CUDA device, made once for its weights, or None where there is none.
+
+    ``notes`` gets a sentence for each piece of it that does not work here.
+    """
+    if device.type != "cuda" or dtype == torch.float32 or type(network) not in FAST:
+        return None
+    # The weights may have been trained on since the last call.
+    state = (str(device), dtype, *(parameter._version for parameter in network.parameters()))
+    known = _made.get(network)
+    if known is None or known[0] != state:
+        forget(network)
+        known = _made[network] = state, accelerate(network, dtype, device=device)
+    notes.extend(sentence for sentence in fallbacks.values() if sentence not in notes)
+    return known[1]
+
+
+def forget(network: nn.Module) -> None:
+    """Free the memory that the fast form of a network takes."""
+    _made.pop(network, None)
 
 
 def _converted(network: nn.Module, dtype: torch.dtype) -> nn.Module:
