@@ -97,20 +97,22 @@ def gemm_kernel(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=SIZES)
 def march_kernel(  # type: ignore[no-untyped-def]
     x, w, y, sums,
-    depth, height, width, segment, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
-    C, XS, N, YS, steps,
-    K: tl.constexpr, DILATION: tl.constexpr,
-    BY: tl.constexpr, BX: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUMS: tl.constexpr,
+    depth, height, width, segment, steps, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
+    C, XS, N, YS, G: tl.constexpr, K: tl.constexpr, DILATION: tl.constexpr,
+    BY: tl.constexpr, BX: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, BK: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """One program marches along z through BY x BX columns of voxels and makes BN output channels.
+    """One program marches along z through BY x BX columns of voxels and makes G of the N output channels.
 
-    Every input plane is read once for the K output planes that it belongs to, whose sums are all kept in registers:
-    K times fewer reads of the input than in `gemm_kernel`. With a dilation, a program takes every DILATION-th plane.
-    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K, steps BK, N): for each plane of taps the K^2 C columns.
-    sums is (B, programs along z and in the plane, 2, N).
+    Every input plane is read once for the K output planes that it belongs to: K times fewer reads of the input than in
+    `gemm_kernel`. The sums of those K planes are the columns of one product, B1 + B2 >= K G of them; output plane o is
+    always group o % K of them, so the weights' groups are in an order that turns with the planes. With a dilation, a
+    program takes every DILATION-th plane.
+
+    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (N / G, K turns, steps BK, B1 + B2): for each turn the K^2 C
+    columns of a plane of taps. sums is (B, programs along z, programs in the plane, K, 2, N).
     """
     BM: tl.constexpr = BY * BX
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    part = tl.program_id(0)
     tile = tl.program_id(1)
     runs = tl.cdiv(tl.cdiv(depth, DILATION), segment) * DILATION
     run = tl.program_id(2) % runs
@@ -119,143 +121,68 @@ def march_kernel(  # type: ignore[no-untyped-def]
     across = tl.cdiv(width, BX)
     column = (tile % across) * BX + m % BX
     line = (tile // across) * BY + m // BX
-    inside = (column < width) & (line < height)
-    channels = n < N
-    mask = inside[:, None] & channels[None, :]
+    inside = ((column < width) & (line < height))[:, None]
     rows = (tl.minimum(line, height - 1) * x_row + tl.minimum(column, width - 1)) * XS
-    place = (line * y_row + column) * YS
+    place = ((line * y_row + column) * YS)[:, None]
     first = run % DILATION + run // DILATION * segment * DILATION
     count = tl.minimum(segment, tl.cdiv(depth - first, DILATION))
     x += (batch * x_batch + first * x_plane) * XS
-    y += (batch * y_batch + first * y_plane) * YS
-    # Of the output planes that the current input plane is tap 0, 1, ... of.
-    a0 = tl.zeros((BM, BN), dtype=tl.float32)
-    a1 = tl.zeros((BM, BN), dtype=tl.float32)
-    a2 = tl.zeros((BM, BN), dtype=tl.float32)
-    if K == 5:
-        a3 = tl.zeros((BM, BN), dtype=tl.float32)
-        a4 = tl.zeros((BM, BN), dtype=tl.float32)
+    y += (batch * y_batch + first * y_plane) * YS + part * G
+    w += part * K * steps * BK * (B1 + B2)
+    c1 = tl.arange(0, B1)
+    a1 = tl.zeros((BM, B1), dtype=tl.float32)
+    if B2 > 0:
+        c2 = B1 + tl.arange(0, B2)
+        a2 = tl.zeros((BM, B2), dtype=tl.float32)
     if SUMS:
-        total = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
-        squares = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
+        s1 = tl.zeros((BM // 16, 8, B1), dtype=tl.float32)
+        q1 = tl.zeros((BM // 16, 8, B1), dtype=tl.float32)
+        if B2 > 0:
+            s2 = tl.zeros((BM // 16, 8, B2), dtype=tl.float32)
+            q2 = tl.zeros((BM // 16, 8, B2), dtype=tl.float32)
     for plane in range(count + K - 1):
+        turned = w + (plane % K) * steps * BK * (B1 + B2)
         for step in range(steps):
             k = step * BK + tl.arange(0, BK)
             tap = tl.minimum(k // C, K * K - 1)
             offset = ((tap // K) * x_row + tap % K) * DILATION * XS + k % C
             a = tl.load(x + rows[:, None] + offset[None, :])
-            weights = w + k[:, None] * N + n[None, :]
-            a0 = tl.dot(a, tl.load(weights, channels[None, :], 0.0), a0)
-            a1 = tl.dot(a, tl.load(weights + steps * BK * N, channels[None, :], 0.0), a1)
-            a2 = tl.dot(a, tl.load(weights + 2 * steps * BK * N, channels[None, :], 0.0), a2)
-            if K == 5:
-                a3 = tl.dot(a, tl.load(weights + 3 * steps * BK * N, channels[None, :], 0.0), a3)
-                a4 = tl.dot(a, tl.load(weights + 4 * steps * BK * N, channels[None, :], 0.0), a4)
+            weights = turned + k[:, None] * (B1 + B2)
+            a1 = tl.dot(a, tl.load(weights + c1[None, :]), a1)
+            if B2 > 0:
+                a2 = tl.dot(a, tl.load(weights + c2[None, :]), a2)
         x += DILATION * x_plane * XS
-        if K == 5:
-            done = a4
-        else:
-            done = a2
+        # The output plane that had its last tap.
+        group = (plane + 1) % K * G
+        done1 = ((c1 >= group) & (c1 < group + G))[None, :]
+        if B2 > 0:
+            done2 = ((c2 >= group) & (c2 < group + G))[None, :]
         if plane >= K - 1:
-            tl.store(y + place[:, None] + n[None, :], done.to(y.dtype.element_ty), mask=mask)
+            tl.store(y + place + (c1 - group)[None, :], a1.to(y.dtype.element_ty), mask=inside & done1)
+            if B2 > 0:
+                tl.store(y + place + (c2 - group)[None, :], a2.to(y.dtype.element_ty), mask=inside & done2)
             y += DILATION * y_plane * YS
             if SUMS:
-                counted = tl.where(inside[:, None], done, 0.0)
-                total += _row_sums(counted, BM, BN)
-                squares += _row_sums(counted * counted, BM, BN)
-        if K == 5:
-            a4 = a3
-            a3 = a2
-        a2 = a1
-        a1 = a0
-        a0 = tl.zeros((BM, BN), dtype=tl.float32)
+                counted = tl.where(inside & done1, a1, 0.0)
+                s1 += _row_sums(counted, BM, B1)
+                q1 += _row_sums(counted * counted, BM, B1)
+                if B2 > 0:
+                    counted = tl.where(inside & done2, a2, 0.0)
+                    s2 += _row_sums(counted, BM, B2)
+                    q2 += _row_sums(counted * counted, BM, B2)
+        a1 = tl.where(done1, 0.0, a1)
+        if B2 > 0:
+            a2 = tl.where(done2, 0.0, a2)
     if SUMS:
-        programs = runs * tl.num_programs(1)
-        place_of_sums = sums + ((batch * programs + run * tl.num_programs(1) + tile) * 2) * N + n
-        tl.store(place_of_sums, tl.sum(total.reshape(BM // 2, BN), axis=0), mask=channels)
-        tl.store(place_of_sums + N, tl.sum(squares.reshape(BM // 2, BN), axis=0), mask=channels)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def march_flat_kernel(  # type: ignore[no-untyped-def]
-    x, w, y, sums,
-    depth, height, width, segment, x_batch, x_plane, x_row, y_batch, y_plane, y_row,
-    C, XS, N, YS, steps,
-    K: tl.constexpr, DILATION: tl.constexpr,
-    BY: tl.constexpr, BX: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUMS: tl.constexpr,
-):  # fmt: skip
-    """One program marches along z through BY x BX columns of voxels and makes BN output channels.
-
-    Every input plane is read once for the K output planes that it belongs to, whose sums are all kept in registers:
-    K times fewer reads of the input than in `gemm_kernel`. With a dilation, a program takes every DILATION-th plane.
-    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (K, steps BK, N): for each plane of taps the K^2 C columns.
-    sums is (B, programs along z and in the plane, 2, N).
-    """
-    BM: tl.constexpr = BY * BX
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    tile = tl.program_id(1)
-    runs = tl.cdiv(tl.cdiv(depth, DILATION), segment) * DILATION
-    run = tl.program_id(2) % runs
-    batch = (tl.program_id(2) // runs).to(tl.int64)
-    m = tl.arange(0, BM)
-    across = tl.cdiv(width, BX)
-    column = (tile % across) * BX + m % BX
-    line = (tile // across) * BY + m // BX
-    inside = (column < width) & (line < height)
-    channels = n < N
-    mask = inside[:, None] & channels[None, :]
-    rows = (tl.minimum(line, height - 1) * x_row + tl.minimum(column, width - 1)) * XS
-    place = (line * y_row + column) * YS
-    first = run % DILATION + run // DILATION * segment * DILATION
-    count = tl.minimum(segment, tl.cdiv(depth - first, DILATION))
-    x += (batch * x_batch + first * x_plane) * XS
-    y += (batch * y_batch + first * y_plane) * YS
-    # Of the output planes that the current input plane is tap 0, 1, ... of.
-    a0 = tl.zeros((BM, BN), dtype=tl.float32)
-    a1 = tl.zeros((BM, BN), dtype=tl.float32)
-    a2 = tl.zeros((BM, BN), dtype=tl.float32)
-    if K == 5:
-        a3 = tl.zeros((BM, BN), dtype=tl.float32)
-        a4 = tl.zeros((BM, BN), dtype=tl.float32)
-    if SUMS:
-        total = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
-        squares = tl.zeros((BM // 16, 8, BN), dtype=tl.float32)
-    for turn in range((count + K - 1) * steps):
-        plane = turn // steps
-        step = turn % steps
-        k = step * BK + tl.arange(0, BK)
-        tap = tl.minimum(k // C, K * K - 1)
-        offset = ((tap // K) * x_row + tap % K) * DILATION * XS + k % C
-        a = tl.load(x + plane * DILATION * x_plane * XS + rows[:, None] + offset[None, :])
-        weights = w + k[:, None] * N + n[None, :]
-        a0 = tl.dot(a, tl.load(weights, channels[None, :], 0.0), a0)
-        a1 = tl.dot(a, tl.load(weights + steps * BK * N, channels[None, :], 0.0), a1)
-        a2 = tl.dot(a, tl.load(weights + 2 * steps * BK * N, channels[None, :], 0.0), a2)
-        if K == 5:
-            a3 = tl.dot(a, tl.load(weights + 3 * steps * BK * N, channels[None, :], 0.0), a3)
-            a4 = tl.dot(a, tl.load(weights + 4 * steps * BK * N, channels[None, :], 0.0), a4)
-        if step == steps - 1:
-            if K == 5:
-                done = a4
-            else:
-                done = a2
-            target = y + (plane - (K - 1)) * DILATION * y_plane * YS + place[:, None] + n[None, :]
-            tl.store(target, done.to(y.dtype.element_ty), mask=mask & (plane >= K - 1))
-            if SUMS:
-                counted = tl.where(inside[:, None] & (plane >= K - 1), done, 0.0)
-                total += _row_sums(counted, BM, BN)
-                squares += _row_sums(counted * counted, BM, BN)
-            if K == 5:
-                a4 = a3
-                a3 = a2
-            a2 = a1
-            a1 = a0
-            a0 = tl.zeros((BM, BN), dtype=tl.float32)
-    if SUMS:
-        programs = runs * tl.num_programs(1)
-        place_of_sums = sums + ((batch * programs + run * tl.num_programs(1) + tile) * 2) * N + n
-        tl.store(place_of_sums, tl.sum(total.reshape(BM // 2, BN), axis=0), mask=channels)
-        tl.store(place_of_sums + N, tl.sum(squares.reshape(BM // 2, BN), axis=0), mask=channels)
+        # Each group apart; they are added with those of the other programs.
+        slot = ((batch * runs + run) * tl.num_programs(1) + tile) * K
+        at = sums + (slot + c1 // G) * 2 * N + part * G + c1 % G
+        tl.store(at, tl.sum(s1.reshape(BM // 2, B1), axis=0), mask=c1 < K * G)
+        tl.store(at + N, tl.sum(q1.reshape(BM // 2, B1), axis=0), mask=c1 < K * G)
+        if B2 > 0:
+            at = sums + (slot + c2 // G) * 2 * N + part * G + c2 % G
+            tl.store(at, tl.sum(s2.reshape(BM // 2, B2), axis=0), mask=c2 < K * G)
+            tl.store(at + N, tl.sum(q2.reshape(BM // 2, B2), axis=0), mask=c2 < K * G)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -40,7 +40,7 @@ class Convolution:
     stride: int = 1
     dilation: int = 1
     margin: int = 1
-    packed: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+    packed: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, layer: nn.Conv3d, normed: bool = False) -> Convolution:
@@ -54,15 +54,36 @@ class Convolution:
         """Edge of the kernel."""
         return self.weight.shape[2]
 
-    def columns(self, block: int, by_plane: bool) -> Tensor:
-        """Return the weights (K^3 in, out), or (K, K^2 in, out), with rows of zeros up to a multiple of ``block``."""
-        key = (block, by_plane)
-        if key not in self.packed:
-            out, channels, edge = self.weight.shape[:3]
-            rows = self.weight.permute(2, 3, 4, 1, 0).reshape(edge if by_plane else 1, -1, out)
-            rows = functional.pad(rows, (0, 0, 0, -rows.shape[1] % block))
-            self.packed[key] = rows.contiguous()
-        return self.packed[key]
+    def columns(self, block: int) -> Tensor:
+        """Return the weights (K^3 in, out), with rows of zeros up to a multiple of ``block``."""
+        if block not in self.packed:
+            rows = self.weight.permute(2, 3, 4, 1, 0).flatten(0, 3)
+            self.packed[block] = functional.pad(rows, (0, 0, 0, -len(rows) % block)).contiguous()
+        return self.packed[block]
+
+    def turned(self, block: int, group: int) -> Tensor:
+        """Return the weights as `march_kernel` takes them: (out / group, K, K^2 in, columns), filled up with zeros."""
+        if -block not in self.packed:
+            edge = self.kernel
+            planes = self.weight.permute(2, 3, 4, 1, 0).flatten(1, 3)  # (K, K^2 in, out)
+            turns = []
+            for turn in range(edge):
+                order = [(turn - number) % edge for number in range(edge)]
+                # (K, rows, parts, group) to (parts, rows, K group)
+                parts = planes[order].unflatten(2, (-1, group)).permute(2, 1, 0, 3).flatten(2)
+                turns.append(parts)
+            packed = torch.stack(turns, dim=1)
+            wide = sum(march_columns(edge * group))
+            padding = (0, wide - edge * group, 0, -packed.shape[2] % block)
+            self.packed[-block] = functional.pad(packed, padding).contiguous()
+        return self.packed[-block]
+
+
+def march_columns(count: int) -> tuple[int, int]:
+    """Return two powers of two (the second may be 0) that hold so many columns."""
+    first = 1 << (count.bit_length() - 1)
+    rest = count - first
+    return first, max(16, 1 << (rest - 1).bit_length()) if rest else 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,6 @@ class Tiles:
     warps: int
     stages: int
     sums: bool = True
-    flat: bool = False
 
 
 def choose_tiles(convolution: Convolution, voxels: int) -> Tiles:
@@ -89,9 +109,10 @@ def choose_tiles(convolution: Convolution, voxels: int) -> Tiles:
     columns = min(128, max(16, 1 << (out - 1).bit_length()))
     taps = edge**3 * channels
     depth = 64 if taps >= 64 and channels % 8 == 0 else max(16, min(32, 1 << (taps - 1).bit_length()))
-    if edge > 1 and convolution.stride == 1 and channels % 8 == 0 and channels <= 192 and out <= 96:
-        if voxels >= SMALLEST_MARCH:
-            return Tiles(True, TILE_Y * TILE_X, min(64, columns), depth, 8, 3, sums=edge == 3)
+    group = out // -(-out // 64)
+    marching = edge > 1 and convolution.stride == 1 and channels % 8 == 0 and group % 8 == 0 and out % group == 0
+    if marching and out <= 96 and channels <= 192 and voxels >= SMALLEST_MARCH:
+        return Tiles(True, TILE_Y * TILE_X, group, depth, 8, 3, sums=edge == 3)
     return Tiles(False, 128, columns, depth, 8 if columns == 128 else 4, 3)
 
 
@@ -157,22 +178,23 @@ def _march(
 ) -> Tensor | None:
     conv_kernels = kernels.triton_kernels()[0]  # type: ignore[index]
     out, channels, edge = convolution.weight.shape[:3]
-    weights = convolution.columns(tiles.depth, by_plane=True)
+    group = tiles.columns
+    weights = convolution.turned(tiles.depth, group)
     depth, height, width = target.size
     tile_y = tiles.rows // TILE_X
     plane_tiles = -(-height // tile_y) * -(-width // TILE_X)
     dilation = convolution.dilation
-    segment = segment_length(-(-depth // dilation), x.batch * plane_tiles * dilation, edge)
-    runs = -(-(-(-depth // dilation)) // segment) * dilation
+    planes = -(-depth // dilation)
+    segment = segment_length(planes, out // group * x.batch * plane_tiles * dilation, edge)
+    runs = -(-planes // segment) * dilation
     made = None
     if sums and tiles.sums:
-        made = torch.empty((x.batch, runs * plane_tiles, 2, out), dtype=torch.float32, device=x.data.device)
-    kernel = conv_kernels.march_flat_kernel if tiles.flat else conv_kernels.march_kernel
-    kernel[(-(-out // tiles.columns), plane_tiles, x.batch * runs)](
+        made = torch.empty((x.batch, runs * plane_tiles * edge, 2, out), dtype=torch.float32, device=x.data.device)
+    conv_kernels.march_kernel[(out // group, plane_tiles, x.batch * runs)](
         x.start(convolution.margin), weights, target.start(), made if made is not None else weights,
-        depth, height, width, segment, *x.strides, *target.strides,
-        *hinted(channels, x.stored, out, target.stored), weights.shape[1] // tiles.depth, edge, dilation,
-        tile_y, TILE_X, tiles.columns, tiles.depth, made is not None,
+        depth, height, width, segment, weights.shape[2] // tiles.depth, *x.strides, *target.strides,
+        *hinted(channels, x.stored, out, target.stored), group, edge, dilation,
+        tile_y, TILE_X, *march_columns(edge * group), tiles.depth, made is not None,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return made
@@ -198,7 +220,7 @@ def _gemm(
 ) -> Tensor | None:
     conv_kernels = kernels.triton_kernels()[0]  # type: ignore[index]
     out, channels, edge = convolution.weight.shape[:3]
-    weights = convolution.columns(tiles.depth, by_plane=False)[0]
+    weights = convolution.columns(tiles.depth)
     depth, height, width = target.size
     voxels = depth * height * width
     steps = weights.shape[0] // tiles.depth
