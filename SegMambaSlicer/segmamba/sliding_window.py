@@ -97,20 +97,75 @@ def predict(
     ModelError
         The network gives NaN or infinity in float32.
     """
+    made = _probabilities if softmax else _as_they_are
+    windows = _Windows(tuple(patch), overlap, tuple(mirror), fill)
+    return _predict(network, image, windows, torch.device(device), dtype, made, progress, cancelled, fallbacks)
+
+
+@torch.no_grad()
+def predict_labels(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    patch: Sequence[int],
+    overlap: float,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    fill: Sequence[float] | None = None,
+    fallbacks: list[str] | None = None,
+) -> torch.Tensor:
+    """Return the most probable class of each voxel, uint8 (z, y, x) in main memory.
+
+    As `predict`, but the classes of the whole volume are never held: memory grows with a window's rows of it.
+    """
+    windows = _Windows(tuple(patch), overlap, (), fill)
+    return _predict(network, image, windows, torch.device(device), dtype, _winners, None, None, fallbacks)[0].cpu()
+
+
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(dim=0)
+
+
+def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    return logits
+
+
+def _winners(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=0, keepdim=True).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How a volume is cut into windows; see `predict`."""
+
+    patch: tuple[int, ...]
+    overlap: float
+    mirror: Axes
+    fill: Sequence[float] | None
+
+
+def _predict(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    windows: _Windows,
+    device: torch.device,
+    dtype: torch.dtype,
+    made: Callable[[torch.Tensor], torch.Tensor],
+    progress: Callable[[float], None] | None,
+    cancelled: Callable[[], bool] | None,
+    fallbacks: list[str] | None,
+) -> torch.Tensor:
+    """Return what ``made`` makes of the blended logits (classes, z, y, x), on the first step on which memory suffices."""
     notes = fallbacks if fallbacks is not None else []
-    device = torch.device(device)
-    for step in _steps(device, dtype, patch):
+    for step in _steps(device, dtype, windows.patch):
         if step.sentence:
             notes.append(step.sentence)
         if step.compute.type != device.type:
             scan.set_backend("torch")  # one that was chosen for the GPU may not run here
         try:
-            padded, inside = _pad(image, step.window, fill)
-            run = _WindowRun.prepare(network, step, mirror, notes)
-            answer = _blend(
-                run, padded, WindowGrid.over(padded.shape[1:], step.window, overlap), softmax, progress, cancelled
-            )
-            return answer[inside]
+            padded, inside = _pad(image, step.window, windows.fill)
+            run = _WindowRun.prepare(network, step, windows.mirror, notes)
+            grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
+            return _blend(run, padded, grid, made, progress, cancelled)[inside]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -244,19 +299,19 @@ def _blend(
     run: _WindowRun,
     image: torch.Tensor,
     grid: WindowGrid,
-    softmax: bool,
+    made: Callable[[torch.Tensor], torch.Tensor],
     progress: Callable[[float], None] | None,
     cancelled: Callable[[], bool] | None,
 ) -> torch.Tensor:
-    """Return the blended logits, or their softmax, on the step's storage or, where that is a GPU and they are large, in main memory."""
+    """Run all windows and return what ``made`` makes of the blended logits; see `_empty_answer` for where that lies."""
     answer: torch.Tensor | None = None
 
     def keep(first: int, logits: torch.Tensor) -> None:
         nonlocal answer
+        rows = made(logits)
         if answer is None:
-            answer = _empty_answer(len(logits), grid.lengths, run.step.storage)
-        rows = logits.softmax(dim=0) if softmax else logits
-        answer.narrow(grid.axis + 1, first, logits.shape[grid.axis + 1]).copy_(rows)
+            answer = _empty_answer(rows, grid.lengths, run.step.storage)
+        answer.narrow(grid.axis + 1, first, rows.shape[grid.axis + 1]).copy_(rows, non_blocking=True)
 
     blender = Blender(grid, run.step.storage, keep)
     groups = list(grid.groups())
@@ -306,8 +361,9 @@ def _on_device(image: torch.Tensor, step: _Step) -> torch.Tensor:
     return image.to(step.compute) if step.compute == step.storage else image
 
 
-def _empty_answer(classes: int, lengths: Sequence[int], storage: torch.device) -> torch.Tensor:
-    size = classes * math.prod(lengths) * torch.float32.itemsize
-    if storage.type == "cuda" and size > LARGEST_ON_GPU:
-        return torch.empty((classes, *lengths), dtype=torch.float32, pin_memory=True)
-    return torch.empty((classes, *lengths), dtype=torch.float32, device=storage)
+def _empty_answer(rows: torch.Tensor, lengths: Sequence[int], storage: torch.device) -> torch.Tensor:
+    """Return a tensor (channels, *lengths) on ``storage``, or, instead of much memory of a GPU, in main memory."""
+    shape = (len(rows), *lengths)
+    if storage.type == "cuda" and math.prod(shape) * rows.itemsize > LARGEST_ON_GPU:
+        return torch.empty(shape, dtype=rows.dtype, pin_memory=True)
+    return torch.empty(shape, dtype=rows.dtype, device=storage)
