@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from segmamba.fast.convolution import Convolution, Doubling, convolve, double
 from segmamba.fast.maps import FeatureMap, clear_border, empty_map
-from segmamba.fast.norm import Term, affine, apply, channel_sums, finish
+from segmamba.fast.norm import Term, affine, apply, channel_sums, finish, finish_spread
 from segmamba.networks import blocks as plain
 from segmamba.networks.blocks import LEAKY_SLOPE
 
@@ -27,6 +27,11 @@ class Normed:
         return self.convolution.margin
 
     def __call__(self, x: FeatureMap, slope: float = 1.0) -> Term:
+        convolution = self.convolution
+        if x.channels == 1 and convolution.kernel == 1 and convolution.stride == 1:
+            # Each channel is the input times a number: its norm is known without making it.
+            gains = convolution.weight.flatten().float()
+            return Term(x, finish_spread(x, gains, self.weight, self.bias, self.eps), slope)
         answer, sums = convolve(x, self.convolution, sums=True)
         return Term(answer, finish(answer, sums, self.weight, self.bias, self.eps), slope)
 

@@ -109,11 +109,12 @@ def choose_tiles(convolution: Convolution, voxels: int) -> Tiles:
     columns = min(128, max(16, 1 << (out - 1).bit_length()))
     taps = edge**3 * channels
     depth = 64 if taps >= 64 and channels % 8 == 0 else max(16, min(32, 1 << (taps - 1).bit_length()))
-    group = out // -(-out // 64)
-    marching = edge > 1 and convolution.stride == 1 and channels % 8 == 0 and group % 8 == 0 and out % group == 0
-    if marching and out <= 96 and channels <= 192 and voxels >= SMALLEST_MARCH:
-        return Tiles(True, TILE_Y * TILE_X, group, depth, 8, 3, sums=edge == 3)
-    return Tiles(False, 128, columns, depth, 8 if columns == 128 else 4, 3)
+    marching = edge > 1 and convolution.stride == 1 and channels % 8 == 0 and out % 8 == 0
+    if marching and out <= 64 and channels <= 192 and voxels >= SMALLEST_MARCH:
+        if edge == 3:
+            return Tiles(True, TILE_Y * TILE_X, out, min(32, depth), 4, 4, sums=False)
+        return Tiles(True, TILE_Y * TILE_X, out, depth, 8, 4, sums=False)
+    return Tiles(False, 128, columns, depth, 4, 3)
 
 
 def convolve(
@@ -144,7 +145,10 @@ def convolve(
         target = out or empty_map(x.data, x.batch, (size[0], size[1], size[2]), convolution.weight.shape[0])
         return target, launch(x, convolution, target, tiles, sums, gelu)
 
-    tiles = choose_tiles(convolution, size[0] * size[1] * size[2])
+    voxels = size[0] * size[1] * size[2]
+    if out is None and not gelu and convolution.bias is None and library_is_faster(convolution):
+        return _library(x, convolution), None
+    tiles = choose_tiles(convolution, voxels)
     launch = _march if tiles.march and convolution.bias is None and not gelu else _gemm
     return kernels.run(
         f"convolution {convolution.kernel}^3",
@@ -152,6 +156,22 @@ def convolve(
         lambda: (_plain(x, convolution, gelu, out), None),
         x.data.device,
     )
+
+
+def library_is_faster(convolution: Convolution) -> bool:
+    """Tell for which layers cuDNN and cuBLAS are faster: measured on an H200, see Docs/speed.md."""
+    if convolution.stride != 1 or convolution.dilation != 1:
+        return False
+    channels, edge = convolution.weight.shape[1:3]
+    return channels >= 192 and edge == 3 or channels >= 16 and edge == 1
+
+
+def _library(x: FeatureMap, convolution: Convolution) -> FeatureMap:
+    """A 1^3 convolution as a matrix product over map and border, whose zeros stay zeros; others by cuDNN."""
+    if convolution.kernel > 1:
+        return _plain(x, convolution, gelu=False, out=None)
+    answer = functional.linear(x.data[..., x.first : x.first + x.channels], convolution.weight.flatten(1))
+    return FeatureMap(answer, x.border, 0, answer.shape[-1])
 
 
 def _plain(x: FeatureMap, convolution: Convolution, gelu: bool, out: FeatureMap | None) -> FeatureMap:
@@ -185,7 +205,8 @@ def _march(
     plane_tiles = -(-height // tile_y) * -(-width // TILE_X)
     dilation = convolution.dilation
     planes = -(-depth // dilation)
-    segment = segment_length(planes, out // group * x.batch * plane_tiles * dilation, edge)
+    slots = FULL * 4 // tiles.warps
+    segment = segment_length(planes, out // group * x.batch * plane_tiles * dilation, edge, slots)
     runs = -(-planes // segment) * dilation
     made = None
     if sums and tiles.sums:
@@ -200,15 +221,15 @@ def _march(
     return made
 
 
-def segment_length(planes: int, columns: int, edge: int) -> int:
+def segment_length(planes: int, columns: int, edge: int, slots: int) -> int:
     """Return how many planes a program marches through: few turns of the GPU, and few planes read twice.
 
-    ``columns`` is the number of programs side by side. Each program reads ``edge - 1`` planes more than it makes.
+    ``columns`` is the number of programs side by side, ``slots`` how many run at a time. Each program reads ``edge - 1`` planes more than it makes.
     """
     best, least = planes, float("inf")
     for parts in range(1, planes + 1):
         segment = -(-planes // parts)
-        turns = -(-columns * -(-planes // segment) // (FULL // 2))
+        turns = -(-columns * -(-planes // segment) // slots)
         cost = turns * (segment + edge - 1)
         if cost < least:
             best, least = segment, cost

@@ -13,6 +13,7 @@ from segmamba.fast.maps import FeatureMap
 
 BLOCK = 2048
 SUM_ROWS, SUM_TURNS = 64, 16
+FINISH_COLUMNS, FINISH_ROWS = 8, 512
 
 
 def channel_sums(x: FeatureMap) -> Tensor:
@@ -60,8 +61,9 @@ def finish(
     def kernel() -> Tensor:
         norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
         factors = torch.empty((x.batch, 2, x.channels), dtype=torch.float32, device=device)
-        norm_kernels.finish_kernel[(-(-x.channels // 16), x.batch)](
-            parts, weight, bias, factors, parts.shape[1], count, eps, *hinted(x.channels), 16, 128
+        norm_kernels.finish_kernel[(-(-x.channels // FINISH_COLUMNS), x.batch)](
+            parts, weight, bias, factors, parts.shape[1], count, eps, *hinted(x.channels),
+            FINISH_COLUMNS, FINISH_ROWS, num_warps=8
         )
         return factors
 
@@ -79,7 +81,10 @@ def finish(
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A map with what is done to it before it is added: a norm's factors, then a leaky ReLU (a slope of 1 is none)."""
+    """A map with what is done to it before it is added: a norm's factors, then a leaky ReLU (a slope of 1 is none).
+
+    A map of one channel with the factors of several stands for as many.
+    """
 
     map: FeatureMap
     factors: Tensor | None = None
@@ -106,6 +111,7 @@ def apply(
             depth, height, width, border, *x.strides, *other.map.strides, *added.strides, *out.strides,
             *hinted(x.channels, x.stored, other.map.stored, added.stored, out.stored),
             first.factors is not None, other.factors is not None, second is not None, third is not None,
+            other.map.channels < x.channels,
             first.slope, other.slope, slope, BLOCK,
             num_warps=8,
         )  # fmt: skip
@@ -143,3 +149,17 @@ def affine(layer: nn.InstanceNorm3d) -> tuple[Tensor, Tensor] | tuple[None, None
     if layer.weight is None:
         return None, None
     return layer.weight.detach().float(), layer.bias.detach().float()
+
+
+def finish_spread(
+    x: FeatureMap, gains: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Return the factors (B, 2, C) of the norm of ``x`` times each of the gains (C,), for a map of one channel."""
+    depth, height, width = x.size
+    total = channel_sums(x).sum(dim=1)[:, :, 0] / (depth * height * width)
+    mean = total[:, :1]
+    variance = (total[:, 1:] - mean.square()).clamp(min=0)
+    scale = gains * (gains.square() * variance + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    return torch.stack([scale, shift if bias is None else shift + bias], dim=1)

@@ -87,13 +87,13 @@ def apply_kernel(  # type: ignore[no-untyped-def]
     depth, height, width, border,
     x_batch, x_plane, x_row, r_batch, r_plane, r_row, t_batch, t_plane, t_row, y_batch, y_plane, y_row,
     C, XS, RS, TS, YS,
-    X_SCALED: tl.constexpr, R_SCALED: tl.constexpr, HAS_R: tl.constexpr, HAS_T: tl.constexpr,
+    X_SCALED: tl.constexpr, R_SCALED: tl.constexpr, HAS_R: tl.constexpr, HAS_T: tl.constexpr, R_SHARED: tl.constexpr,
     SLOPE_X: tl.constexpr, SLOPE_R: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y = act(act_x(norm(x)) + act_r(norm(r)) + t) on the voxels of a map and zero on its border.
 
     One program writes BLOCK elements of a plane of y, which starts at the border. act is a leaky ReLU; a slope of 1 is
-    none. Factors (B, 2, C) are those of `finish_kernel`.
+    none. Factors (B, 2, C) are those of `finish_kernel`. With R_SHARED, r has one channel, which all channels of y take.
     """
     plane = tl.program_id(1) - border
     batch = tl.program_id(2).to(tl.int64)
@@ -114,7 +114,9 @@ def apply_kernel(  # type: ignore[no-untyped-def]
     if SLOPE_X != 1.0:
         values = tl.where(values >= 0, values, values * SLOPE_X)
     if HAS_R:
-        place = (plane * r_plane + line * r_row + column) * RS + c
+        place = (plane * r_plane + line * r_row + column) * RS
+        if not R_SHARED:
+            place += c
         other = tl.load(r + batch * r_batch * RS + place, mask=inside, other=0.0).to(tl.float32)
         if R_SCALED:
             factors = r_factors + batch * 2 * C + c
