@@ -11,7 +11,7 @@ from segmamba.fast import kernels
 from segmamba.fast.kernels import hinted
 from segmamba.fast.maps import FeatureMap
 
-BLOCK = 2048
+APPLY_ROWS = 64
 SUM_ROWS, SUM_TURNS = 64, 16
 FINISH_COLUMNS, FINISH_ROWS = 8, 512
 
@@ -21,21 +21,12 @@ def channel_sums(x: FeatureMap) -> Tensor:
 
     def kernel() -> Tensor:
         norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
-        depth, height, width = x.size
-        parts = -(-depth * height * width // (SUM_ROWS * SUM_TURNS))
+        voxels = x.strides[0]  # with the border, whose zeros add nothing
+        parts = -(-voxels // (SUM_ROWS * SUM_TURNS))
         sums = torch.empty((x.batch, parts, 2, x.channels), dtype=torch.float32, device=x.data.device)
         columns = min(64, max(16, 1 << (x.channels - 1).bit_length()))
         norm_kernels.sums_kernel[(parts, -(-x.channels // columns), x.batch)](
-            x.start(),
-            sums,
-            depth,
-            height,
-            width,
-            *x.strides,
-            *hinted(x.channels, x.stored),
-            columns,
-            SUM_ROWS,
-            SUM_TURNS,
+            x.start(x.border), sums, voxels, *hinted(x.channels, x.stored), columns, SUM_ROWS, SUM_TURNS
         )
         return sums
 
@@ -103,17 +94,19 @@ def apply(
         other = second or first
         added = third or x
         border = out.border
-        elements = (height + 2 * border) * (width + 2 * border) * x.channels
+        voxels = (height + 2 * border) * (width + 2 * border)
+        columns = min(64, max(16, 1 << (x.channels - 1).bit_length()))
         unused = x.data
-        norm_kernels.apply_kernel[(-(-elements // BLOCK), depth + 2 * border, x.batch)](
+        grid = (-(-voxels // APPLY_ROWS) * -(-x.channels // columns), depth + 2 * border, x.batch)
+        norm_kernels.apply_kernel[grid](
             x.start(), unused if first.factors is None else first.factors,
             other.map.start(), unused if other.factors is None else other.factors, added.start(), out.start(),
             depth, height, width, border, *x.strides, *other.map.strides, *added.strides, *out.strides,
             *hinted(x.channels, x.stored, other.map.stored, added.stored, out.stored),
             first.factors is not None, other.factors is not None, second is not None, third is not None,
             other.map.channels < x.channels,
-            first.slope, other.slope, slope, BLOCK,
-            num_warps=8,
+            first.slope, other.slope, slope, APPLY_ROWS, columns,
+            num_warps=4,
         )  # fmt: skip
         return out
 
