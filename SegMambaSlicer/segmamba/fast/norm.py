@@ -12,7 +12,9 @@ from segmamba.fast.kernels import hinted
 from segmamba.fast.maps import FeatureMap
 
 APPLY_ROWS = 64
-SUM_ROWS, SUM_TURNS = 64, 16
+# Voxels that a program sums at a time, how many times at most, and programs that fill a GPU.
+SUM_ROWS, SUM_TURNS = 128, 8
+FULL = 1056
 FINISH_COLUMNS, FINISH_ROWS = 8, 512
 
 
@@ -22,11 +24,13 @@ def channel_sums(x: FeatureMap) -> Tensor:
     def kernel() -> Tensor:
         norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
         voxels = x.strides[0]  # with the border, whose zeros add nothing
-        parts = -(-voxels // (SUM_ROWS * SUM_TURNS))
-        sums = torch.empty((x.batch, parts, 2, x.channels), dtype=torch.float32, device=x.data.device)
         columns = min(64, max(16, 1 << (x.channels - 1).bit_length()))
-        norm_kernels.sums_kernel[(parts, -(-x.channels // columns), x.batch)](
-            x.start(x.border), sums, voxels, *hinted(x.channels, x.stored), columns, SUM_ROWS, SUM_TURNS
+        across = -(-x.channels // columns)
+        turns = max(1, min(SUM_TURNS, voxels * across * x.batch // (SUM_ROWS * FULL)))
+        parts = -(-voxels // (SUM_ROWS * turns))
+        sums = torch.empty((x.batch, parts, 2, x.channels), dtype=torch.float32, device=x.data.device)
+        norm_kernels.sums_kernel[(parts, across, x.batch)](
+            x.start(x.border), sums, voxels, turns, *hinted(x.channels, x.stored), columns, SUM_ROWS
         )
         return sums
 

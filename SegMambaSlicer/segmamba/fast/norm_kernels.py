@@ -8,6 +8,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found]
 # Sizes and distances in voxels: a kernel that was compiled for one layer serves all.
 SIZES = (
     "voxels",
+    "turns",
     "depth",
     "height",
     "width",
@@ -31,7 +32,7 @@ SIZES = (
 
 @triton.jit(do_not_specialize=SIZES)
 def sums_kernel(  # type: ignore[no-untyped-def]
-    x, sums, voxels, C, XS, BC: tl.constexpr, BM: tl.constexpr, TURNS: tl.constexpr
+    x, sums, voxels, turns, C, XS, BC: tl.constexpr, BM: tl.constexpr
 ):
     """Sums and sums of squares of the channels of x (B, voxels, XS): sums (B, programs, 2, C)."""
     block = tl.program_id(0)
@@ -40,8 +41,8 @@ def sums_kernel(  # type: ignore[no-untyped-def]
     x += batch * voxels * XS
     total = tl.zeros((BM, BC), dtype=tl.float32)
     squares = tl.zeros((BM, BC), dtype=tl.float32)
-    for turn in range(TURNS):
-        m = (block * TURNS + turn) * BM + tl.arange(0, BM)
+    for turn in range(turns):
+        m = (block * turns + turn) * BM + tl.arange(0, BM)
         mask = (m < voxels)[:, None] & (c < C)[None, :]
         values = tl.load(x + m[:, None] * XS + c[None, :], mask=mask, other=0.0).to(tl.float32)
         total += values
