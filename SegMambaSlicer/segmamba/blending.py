@@ -63,7 +63,7 @@ class WindowGrid:
         for number in range(len(self.starts[self.axis])):
             ranges = [range(len(starts)) for starts in self.starts]
             ranges[self.axis] = range(number, number + 1)
-            yield list(itertools.product(*ranges))
+            yield list(itertools.product(ranges[0], ranges[1], ranges[2]))
 
     def box(self, place: Sequence[int]) -> tuple[slice, slice, slice]:
         """Return the voxels of a window."""

@@ -154,7 +154,7 @@ def _predict(
     cancelled: Callable[[], bool] | None,
     fallbacks: list[str] | None,
 ) -> torch.Tensor:
-    """Return what ``made`` makes of the blended logits (classes, z, y, x), on the first step on which memory suffices."""
+    """Return what ``made`` makes of the blended logits (classes, z, y, x), by the first step with enough memory."""
     notes = fallbacks if fallbacks is not None else []
     for step in _steps(device, dtype, windows.patch):
         if step.sentence:
@@ -188,8 +188,8 @@ def ran_on(network: torch.nn.Module) -> torch.device:
 class _Step:
     """What to try when memory ran out before.
 
-    ``compute`` is the network's device and ``storage`` where its windows are blended; ``batch`` is the number of windows
-    at a time, and ``sentence`` goes to the report.
+    ``compute`` is the network's device and ``storage`` where its windows are blended; ``batch`` is the number of
+    windows at a time, and ``sentence`` goes to the report.
     """
 
     compute: torch.device
@@ -232,7 +232,7 @@ def _windows_at_a_time(device: torch.device, window: Sequence[int]) -> int:
         return 1
     voxels = math.prod(window)
     fitting = int(torch.cuda.mem_get_info(device)[0] * WINDOW_SHARE) // (voxels * BYTES_PER_VOXEL)
-    return max(1, min(round(BATCH_VOXELS / voxels), fitting))
+    return max(1, min(BATCH_VOXELS // voxels, fitting))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -265,7 +265,7 @@ class _WindowRun:
         return cls(network, fast, step, step.dtype, mirror, notes)
 
     def logits(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits (B, classes, z, y, x) of windows (B, channels, z, y, x), the mean over all mirrorings."""
+        """Return float32 logits (B, classes, z, y, x) of windows (B, channels, z, y, x), averaged over mirrorings."""
         logits = self._mean_logits(windows)
         if self.dtype != torch.float32 and not logits.isfinite().all():
             precision = str(self.dtype).removeprefix("torch.")

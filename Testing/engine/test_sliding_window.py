@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from segmamba import scan
-from segmamba.errors import Cancelled, DeviceError, ModelError
 from segmamba.blending import blend_weights
+from segmamba.errors import Cancelled, DeviceError, ModelError
 from segmamba.sliding_window import mirrorings, predict
 from segmamba.windows import window_count, window_starts
 

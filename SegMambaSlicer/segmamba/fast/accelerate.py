@@ -20,7 +20,6 @@ from segmamba.networks.segmamba_v2 import SegMambaV2
 from segmamba.networks.segmamba_v2_paper import SegMambaV2Paper
 from segmamba.networks.spine_mamba import SpineMamba
 
-
 FAST: dict[type[nn.Module], type] = {
     SegMambaV2: FastSegMambaV2,
     SegMambaV2Paper: FastSegMambaV2Paper,
@@ -31,8 +30,8 @@ FAST: dict[type[nn.Module], type] = {
 class FastNetwork:
     """A network for inference in half precision, as a CUDA graph for each shape where the device has them.
 
-    Called with images (B, C, D, H, W) of any floating type; gives logits (B, classes, D, H, W), which are overwritten by
-    the next call with that shape.
+    Called with images (B, C, D, H, W) of any floating type; gives logits (B, classes, D, H, W), which the next call
+    with that shape overwrites.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], dtype: torch.dtype, graphs: bool) -> None:

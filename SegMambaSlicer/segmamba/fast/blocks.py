@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +13,7 @@ from segmamba.fast.maps import FeatureMap, clear_border, empty_map
 from segmamba.fast.norm import Term, affine, apply, channel_sums, finish, finish_spread
 from segmamba.networks import blocks as plain
 from segmamba.networks.blocks import LEAKY_SLOPE
+from segmamba.networks.segmamba_v2 import LargeKernelBlock
 
 
 class Normed:
@@ -40,9 +43,10 @@ class Residual:
     """`segmamba.networks.blocks.ResidualBlock`. The input needs a border of 1."""
 
     def __init__(self, block: plain.ResidualBlock) -> None:
-        self.first = Normed(block.conv1.conv, block.norm1)
-        self.second = Normed(block.conv2.conv, block.norm2)
-        self.shortcut = Normed(block.conv3.conv, block.norm3) if block.project else None
+        layers: Any = block
+        self.first = Normed(layers.conv1.conv, layers.norm1)
+        self.second = Normed(layers.conv2.conv, layers.norm2)
+        self.shortcut = Normed(layers.conv3.conv, layers.norm3) if layers.project else None
 
     @property
     def channels(self) -> int:
@@ -66,7 +70,8 @@ class Decoder:
     """`segmamba.networks.blocks.DecoderBlock`: the doubled map is written beside the skip, in one buffer."""
 
     def __init__(self, block: plain.DecoderBlock) -> None:
-        self.doubling = Doubling(block.transp_conv.conv.weight.detach())
+        layers: Any = block
+        self.doubling = Doubling(layers.transp_conv.conv.weight.detach())
         self.residual = Residual(block.conv_block)
 
     def buffer(self, like: Tensor, batch: int, size: tuple[int, int, int]) -> tuple[FeatureMap, FeatureMap]:
@@ -86,11 +91,11 @@ class LargeKernel:
 
     border = 2
 
-    def __init__(self, block: nn.Module) -> None:
-        deep, short = block.deep_path, block.shortcut_path
-        self.deep = [Normed(part.block[0], part.block[1]) for part in deep]  # type: ignore[union-attr, operator]
-        self.short = [Normed(part.block[0], part.block[1]) for part in short]  # type: ignore[union-attr, operator]
-        self.gate = block.se.fc  # type: ignore[union-attr]
+    def __init__(self, block: LargeKernelBlock) -> None:
+        layers: Any = block
+        self.deep = [Normed(part.block[0], part.block[1]) for part in layers.deep_path]
+        self.short = [Normed(part.block[0], part.block[1]) for part in layers.shortcut_path]
+        self.gate = layers.se.fc
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         deep, short = run_path(self.deep, x), run_path(self.short, x)
@@ -130,7 +135,8 @@ class Output:
     """`segmamba.networks.blocks.OutputBlock`: logits (B, C, D, H, W) of a map, in half precision, channels last."""
 
     def __init__(self, block: plain.OutputBlock) -> None:
-        self.convolution = Convolution.of(block.conv.conv)
+        layers: Any = block
+        self.convolution = Convolution.of(layers.conv.conv)
 
     def __call__(self, x: FeatureMap) -> Tensor:
         answer, _ = convolve(x, self.convolution)

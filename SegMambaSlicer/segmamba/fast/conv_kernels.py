@@ -108,8 +108,8 @@ def march_kernel(  # type: ignore[no-untyped-def]
     always group o % K of them, so the weights' groups are in an order that turns with the planes. With a dilation, a
     program takes every DILATION-th plane.
 
-    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (N / G, K turns, steps BK, B1 + B2): for each turn the K^2 C
-    columns of a plane of taps. sums is (B, programs along z, programs in the plane, K, 2, N).
+    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (N / G, K turns, steps BK, B1 + B2): for each turn the
+    K^2 C columns of a plane of taps. sums is (B, programs along z, programs in the plane, K, 2, N).
     """
     BM: tl.constexpr = BY * BX
     part = tl.program_id(0)

@@ -224,7 +224,8 @@ def _march(
 def segment_length(planes: int, columns: int, edge: int, slots: int) -> int:
     """Return how many planes a program marches through: few turns of the GPU, and few planes read twice.
 
-    ``columns`` is the number of programs side by side, ``slots`` how many run at a time. Each program reads ``edge - 1`` planes more than it makes.
+    ``columns`` is the number of programs side by side, ``slots`` how many run at a time. Each program reads
+    ``edge - 1`` planes more than it makes.
     """
     best, least = planes, float("inf")
     for parts in range(1, planes + 1):

@@ -70,6 +70,13 @@ class FeatureMap:
         voxel = (self.border - margin) * (plane + row + 1)
         return self.data.view(-1)[voxel * self.stored + self.first :]
 
+    def items(self) -> list[FeatureMap]:
+        """The batch's items, each a map in the same buffer."""
+        return [
+            FeatureMap(self.data[index : index + 1], self.border, self.first, self.channels)
+            for index in range(self.batch)
+        ]
+
     def part(self, first: int, channels: int) -> FeatureMap:
         """Some of the channels, in the same buffer."""
         return FeatureMap(self.data, self.border, self.first + first, channels)

@@ -57,8 +57,17 @@ def finish(
         norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
         factors = torch.empty((x.batch, 2, x.channels), dtype=torch.float32, device=device)
         norm_kernels.finish_kernel[(-(-x.channels // FINISH_COLUMNS), x.batch)](
-            parts, weight, bias, factors, parts.shape[1], count, eps, *hinted(x.channels),
-            FINISH_COLUMNS, FINISH_ROWS, num_warps=8
+            parts,
+            weight,
+            bias,
+            factors,
+            parts.shape[1],
+            count,
+            eps,
+            *hinted(x.channels),
+            FINISH_COLUMNS,
+            FINISH_ROWS,
+            num_warps=8,
         )
         return factors
 
@@ -141,7 +150,7 @@ def _zero_border(out: FeatureMap) -> None:
         part.narrow(axis, part.shape[axis] - out.border, out.border).zero_()
 
 
-def affine(layer: nn.InstanceNorm3d) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def affine(layer: nn.InstanceNorm3d) -> tuple[Tensor | None, Tensor | None]:
     """Return a norm's weight and bias in float32, or None for one without."""
     if layer.weight is None:
         return None, None

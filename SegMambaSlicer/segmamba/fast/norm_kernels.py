@@ -90,9 +90,9 @@ def apply_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """y = act(act_x(norm(x)) + act_r(norm(r)) + t) on the voxels of a map and zero on its border.
 
-    One program writes BC channels of BM voxels of a plane of y, which starts at the border. act is a leaky ReLU; a slope
-    of 1 is none. Factors (B, 2, C) are those of `finish_kernel`. With R_SHARED, r has one channel, which all channels of
-    y take.
+    One program writes BC channels of BM voxels of a plane of y, which starts at the border. act is a leaky ReLU; a
+    slope of 1 is none. Factors (B, 2, C) are those of `finish_kernel`. With R_SHARED, r has one channel, which all
+    channels of y take.
     """
     parts = tl.cdiv(C, BC)
     plane = tl.program_id(1) - border

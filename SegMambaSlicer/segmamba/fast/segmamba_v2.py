@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from segmamba.fast.blocks import Decoder, LargeKernel, Output, Pointwise, Residual
@@ -16,28 +19,37 @@ class FastEncoder:
     """`segmamba.networks.segmamba_v2.Encoder`: four maps with a border of 1, at 1/2 to 1/16."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.downsamplings = [Convolution.of(layer[0], normed=False) for layer in encoder.downsample_layers]  # type: ignore[index, arg-type]
-        self.large = [[LargeKernel(block) for block in stage] for stage in encoder.gscs]  # type: ignore[union-attr]
-        self.stages = list(encoder.stages)
-        self.mlps = [Pointwise(mlp.fc1, mlp.fc2) for mlp in encoder.mlps]  # type: ignore[union-attr, arg-type]
+        layers: Any = encoder
+        self.downsamplings = [Convolution.of(layer[0]) for layer in layers.downsample_layers]
+        self.large = [[LargeKernel(block) for block in stage] for stage in layers.gscs]
+        self.stages = list(layers.stages)
+        self.mlps = [Pointwise(mlp.fc1, mlp.fc2) for mlp in layers.mlps]
 
-    def __call__(self, x: FeatureMap) -> list[FeatureMap]:
-        outputs = []
+    def __call__(self, full: list[FeatureMap]) -> list[FeatureMap]:
+        outputs: list[FeatureMap] = []
+        x = full[0]
         for downsampling, blocks, stage, mlp in zip(
             self.downsamplings, self.large, self.stages, self.mlps, strict=True
         ):
-            size = tuple(length // 2 for length in x.size)
-            channels = downsampling.weight.shape[0]
-            down, _ = convolve(x, downsampling)
-            x = apply(Term(down), empty_map(down.data, x.batch, down.size, channels, LargeKernel.border))
+            x = _downsampled(x.items() if outputs else full, downsampling)
             for block in blocks:
                 x = block(x)
-            if len(stage):  # type: ignore[arg-type]
+            if len(stage):
                 x = as_map(stage(as_volume(x)), border=1)
-            normed = apply(Term(x, finish(x, None)), empty_map(x.data, x.batch, (size[0], size[1], size[2]), channels))
-            mixed = FeatureMap(mlp(normed.data), 0, 0, channels)
-            outputs.append(apply(Term(mixed), empty_map(x.data, x.batch, mixed.size, channels, 1)))
+            normed = apply(Term(x, finish(x, None)), empty_map(x.data, x.batch, x.size, x.channels))
+            mixed = FeatureMap(mlp(normed.data), 0, 0, x.channels)
+            outputs.append(apply(Term(mixed), empty_map(x.data, x.batch, x.size, x.channels, 1)))
         return outputs
+
+
+def _downsampled(items: list[FeatureMap], downsampling: Convolution) -> FeatureMap:
+    """Return the items' strided convolution as one batch, with the border that the large kernels need."""
+    depth, height, width = (length // 2 for length in items[0].size)
+    channels = downsampling.weight.shape[0]
+    down = empty_map(items[0].data, len(items), (depth, height, width), channels)
+    for item, place in zip(items, down.items(), strict=True):
+        convolve(item, downsampling, out=place)
+    return apply(Term(down), empty_map(down.data, down.batch, down.size, channels, LargeKernel.border))
 
 
 class FastSegMambaV2:
@@ -58,20 +70,22 @@ class FastSegMambaV2:
     def __call__(self, image: Tensor) -> Tensor:
         depth, height, width = image.shape[2:]
         x = as_map(pad_to_stride(image, STRIDE).to(image.dtype), border=1)
-        # Skips are written where the decoders join them.
-        buffer, skip = self.decoders[3].buffer(x.data, x.batch, x.size)
-        full = self.encoders[0](x, out=skip)
-        half, quarter, eighth, sixteenth = self.vit(full)
-        volume = self.encoders[4](sixteenth)
-        buffers = [buffer]
-        for encoder, decoder, level in zip(
-            self.encoders[1:4], self.decoders[2::-1], (half, quarter, eighth), strict=True
-        ):
+        finest, last = self.decoders[3], []
+        # At full resolution, where one item fills a GPU, they go one by one: it halves the memory.
+        joined = []
+        for item in x.items():
+            # Skips are written where the decoders join them.
+            both, skip = finest.buffer(x.data, 1, x.size)
+            self.encoders[0](item, out=skip)
+            joined.append((both, skip))
+        levels = self.vit([skip for _, skip in joined])
+        volume = self.encoders[4](levels.pop())
+        for decoder, encoder in zip(self.decoders[:3], self.encoders[3:0:-1], strict=True):
+            level = levels.pop()
             both, skip = decoder.buffer(level.data, level.batch, level.size)
             encoder(level, out=skip)
-            buffers.append(both)
-        del half, quarter, eighth, sixteenth, full, skip, both, buffer, x
-        for index, decoder in enumerate(self.decoders):
-            volume = decoder(volume, buffers.pop(), border=1 if index == 3 else 0)
-        volume = self.last(volume)
-        return self.out(volume)[:, :, :depth, :height, :width]
+            volume = decoder(volume, both)
+        del both, skip, level
+        for item in volume.items():
+            last.append(self.out(self.last(finest(item, joined.pop(0)[0], border=1))))
+        return torch.cat(last)[:, :, :depth, :height, :width]

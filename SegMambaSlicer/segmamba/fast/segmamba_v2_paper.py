@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from segmamba.fast.blocks import Decoder, Normed, Output, Pointwise, Residual, run_path
@@ -18,13 +20,13 @@ class Downsampling:
     border = 2
 
     def __init__(self, block: nn.Module) -> None:
+        layers: Any = block
         if isinstance(block, plain.HierarchicalDownsampling):
-            self.branches = [Convolution.of(branch) for branch in block.branches]  # type: ignore[arg-type]
-            self.last = Normed(block.fusion, block.norm)
+            self.branches = [Convolution.of(branch) for branch in layers.branches]
+            self.last = Normed(layers.fusion, layers.norm)
         else:
-            assert isinstance(block, plain.StridedDownsampling)
             self.branches = []
-            self.last = Normed(block[0], block[1])  # type: ignore[arg-type]
+            self.last = Normed(layers[0], layers[1])
 
     def __call__(self, x: FeatureMap) -> Term:
         if self.branches:
@@ -41,12 +43,13 @@ class Depthwise:
     """`DepthwiseBlock`. Takes a map with a border of at least 1."""
 
     def __init__(self, block: plain.DepthwiseBlock) -> None:
-        self.weight = block.layers[0].weight.detach()
-        self.gain, self.bias = affine(block.layers[1])  # type: ignore[arg-type]
-        self.mlp = Pointwise(block.layers[2], block.layers[4])  # type: ignore[arg-type]
+        layers: Any = block.layers
+        self.weight: Tensor = layers[0].weight.detach()
+        self.gain, self.bias = affine(layers[1])
+        self.mlp = Pointwise(layers[2], layers[4])
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        filtered = depthwise(x, self.weight)  # type: ignore[arg-type]
+        filtered = depthwise(x, self.weight)
         factors = finish(filtered, None, self.gain, self.bias)
         normed = apply(Term(filtered, factors), empty_map(x.data, x.batch, x.size, x.channels))
         mixed = FeatureMap(self.mlp(normed.data), 0, 0, x.channels)
@@ -57,10 +60,10 @@ class TSMamba:
     """`TSMambaBlock`."""
 
     def __init__(self, block: plain.TSMambaBlock) -> None:
-        gsc = block.gsc
-        self.spatial = [Normed(part.block[0], part.block[1]) for part in gsc.spatial]  # type: ignore[union-attr, operator]
-        self.pointwise = Normed(gsc.pointwise.block[0], gsc.pointwise.block[1])  # type: ignore[arg-type]
-        self.fusion = Normed(gsc.fusion.block[0], gsc.fusion.block[1])  # type: ignore[arg-type]
+        gsc: Any = block.gsc
+        self.spatial = [Normed(part.block[0], part.block[1]) for part in gsc.spatial]
+        self.pointwise = Normed(gsc.pointwise.block[0], gsc.pointwise.block[1])
+        self.fusion = Normed(gsc.fusion.block[0], gsc.fusion.block[1])
         self.mamba, self.mlp = block.mamba, block.mlp
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
@@ -78,9 +81,11 @@ class FastSegMambaV2Paper:
 
     def __init__(self, network: plain.SegMambaV2Paper) -> None:
         self.downsamplings = [Downsampling(block) for block in network.downsamplings]
-        self.stages = [[_block(block) for block in stage] for stage in network.stages]  # type: ignore[union-attr]
+        stages: Any = network.stages
+        self.stages = [[_block(block) for block in stage] for stage in stages]
         self.full = Residual(network.full)
-        self.decoders = [Decoder(decoder) for decoder in network.decoders]  # type: ignore[arg-type]
+        decoders: Any = network.decoders
+        self.decoders = [Decoder(decoder) for decoder in decoders]
         self.out = Output(network.out)
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from segmamba.fast.blocks import Decoder, Output, Residual
@@ -14,10 +16,11 @@ class FastSpineMamba:
     """(B, C, D, H, W), half precision, of any size -> logits (B, classes, D, H, W). See `segmamba.fast.accelerate`."""
 
     def __init__(self, network: SpineMamba) -> None:
-        self.encoders = [Residual(encoder) for encoder in network.encoders]  # type: ignore[arg-type]
-        self.mamba_layers = list(network.mamba_layers)
+        layers: Any = network
+        self.encoders = [Residual(encoder) for encoder in layers.encoders]
+        self.mamba_layers = list(layers.mamba_layers)
         self.shape_prior = network.shape_prior
-        self.decoders = [Decoder(decoder) for decoder in network.decoders]  # type: ignore[arg-type]
+        self.decoders = [Decoder(decoder) for decoder in layers.decoders]
         self.out = Output(network.out)
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -29,7 +32,7 @@ class FastSpineMamba:
         scales = []
         for encoder, mamba in zip(self.encoders[1:], self.mamba_layers[1:], strict=True):
             x = encoder(x, border=1)
-            if len(mamba):  # type: ignore[arg-type]
+            if len(mamba):
                 x = as_map(mamba(as_volume(x)).to(image.dtype), border=1)
             scales.append(as_volume(x))
         skips = scales[-2::-1]
