@@ -18,6 +18,7 @@ from segmamba import report as reporting
 from segmamba import scan, store, vertebrae
 from segmamba.device import Device, choose_device
 from segmamba.errors import Cancelled, DeviceError
+from segmamba.fast import ran_on
 from segmamba.grid import Box, ModelGrid
 from segmamba.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Label, Model, chosen_labels
 from segmamba.measuring.vertebrae import measure_labels
@@ -30,7 +31,7 @@ from segmamba.notice import NOTICE
 from segmamba.postprocess import postprocess
 from segmamba.preprocess import labels_on_input_grid, outside_values, to_model_grid
 from segmamba.request import Options
-from segmamba.sliding_window import predict, ran_on
+from segmamba.sliding_window import predict
 from segmamba.volume import Volume
 from segmamba.windows import window_count
 

@@ -178,12 +178,6 @@ def _predict(
     )
 
 
-def ran_on(network: torch.nn.Module) -> torch.device:
-    """Return where `predict` ran a network last: its fast form lies on another device than its own parameters."""
-    device = getattr(network, "ran_on", None)
-    return device if isinstance(device, torch.device) else next(network.parameters()).device
-
-
 @dataclass(frozen=True)
 class _Step:
     """What to try when memory ran out before.

@@ -12,6 +12,7 @@ from scipy import ndimage, special
 
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, ModelError
+from segmamba.fast import ran_on
 from segmamba.grid import Box, ModelGrid
 from segmamba.manifest import Model
 from segmamba.modality import CT, taken_for
@@ -19,7 +20,7 @@ from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, 
 from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.preprocess import outside_values, to_model_grid
 from segmamba.resources import SHAPES, resource_root
-from segmamba.sliding_window import predict, ran_on
+from segmamba.sliding_window import predict
 from segmamba.spine.decode import Column, decode, decode_fine
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import refine
