@@ -114,7 +114,9 @@ def segment(
             first, grid = drawn.coarse, drawn.grid
             del drawn
     with run.stage("postprocess"):
-        labels, confidence = labels_on_input_grid(probabilities, grid, values)
+        # A GPU interpolates what lies in main memory too, block by block.
+        where = engine.device.name if engine.device.kind == "cuda" else None
+        labels, confidence = labels_on_input_grid(probabilities, grid, values, where)
         del probabilities
         run.progress("postprocess", 0.5)
         labels = _kept(labels, volume, model, options, wanted)
