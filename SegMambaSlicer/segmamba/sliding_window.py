@@ -15,7 +15,7 @@ from segmamba import scan
 from segmamba.blending import Blender, WindowGrid
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, DeviceError, ModelError
-from segmamba.fast import FastNetwork, fast_network, forget
+from segmamba.fast import FastNetwork, fast_network, forget, kernels
 
 # Windows at a time on a GPU, in voxels: more give no speed.
 BATCH_VOXELS = 2 * 128**3
@@ -165,7 +165,10 @@ def _predict(
             padded, inside = _pad(image, step.window, windows.fill)
             run = _WindowRun.prepare(network, step, windows.mirror, notes)
             grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
-            return _blend(run, padded, grid, made, progress, cancelled)[inside]
+            answer = _blend(run, padded, grid, made, progress, cancelled)[inside]
+            if run.fast is not None:
+                notes.extend(sentence for sentence in kernels.fallbacks.values() if sentence not in notes)
+            return answer
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -252,7 +255,7 @@ class _WindowRun:
     @classmethod
     def prepare(cls, network: torch.nn.Module, step: _Step, mirror: Sequence[int], notes: list[str]) -> _WindowRun:
         """Bring a network to its device, in its fast form where there is one."""
-        fast = fast_network(network, step.compute, step.dtype, notes)
+        fast = fast_network(network, step.compute, step.dtype)
         if fast is None:
             network.to(step.compute)
         network.ran_on = step.compute  # type: ignore[assignment]

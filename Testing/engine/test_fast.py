@@ -89,12 +89,12 @@ def test_what_sets_the_pace_of_a_scan_stays_in_single_precision() -> None:
 def test_a_network_without_a_fast_form_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="no fast path for Conv3d"):
         accelerate(nn.Conv3d(1, 1, 1))
-    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16, []) is None
+    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16) is None
 
 
 def test_on_the_processor_and_in_single_precision_the_plain_network_runs() -> None:
-    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16, []) is None
-    assert fast_network(network("release"), torch.device("cuda"), torch.float32, []) is None
+    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16) is None
+    assert fast_network(network("release"), torch.device("cuda"), torch.float32) is None
 
 
 def test_a_kernel_that_does_not_work_is_replaced_once_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,12 +197,12 @@ def test_the_fast_network_stays_near_float32_on_cuda(name: str, graphs: bool) ->
 @pytest.mark.gpu
 @needs_cuda
 def test_weights_that_change_are_taken_up() -> None:
-    plain, notes = network("release"), []
-    first = fast_network(plain, torch.device("cuda"), torch.float16, notes)
-    assert fast_network(plain, torch.device("cuda"), torch.float16, notes) is first
+    plain = network("release")
+    first = fast_network(plain, torch.device("cuda"), torch.float16)
+    assert fast_network(plain, torch.device("cuda"), torch.float16) is first
     with torch.no_grad():
         plain.out.conv.conv.weight.mul_(2)  # type: ignore[union-attr, operator]
-    assert fast_network(plain, torch.device("cuda"), torch.float16, notes) is not first
+    assert fast_network(plain, torch.device("cuda"), torch.float16) is not first
     forget(plain)
 
 

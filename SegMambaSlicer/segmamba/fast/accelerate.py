@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from segmamba.fast.kernels import fallbacks
 from segmamba.fast.segmamba_v2 import FastSegMambaV2
 from segmamba.fast.segmamba_v2_paper import FastSegMambaV2Paper
 from segmamba.fast.spine_mamba import FastSpineMamba
@@ -104,11 +103,8 @@ def accelerate(
     return FastNetwork(FAST[type(half)](half), dtype, graphs)
 
 
-def fast_network(network: nn.Module, device: torch.device, dtype: torch.dtype, notes: list[str]) -> FastNetwork | None:
-    """Return the fast form of a network on a CUDA device, made once for its weights, or None where there is none.
-
-    ``notes`` gets a sentence for each piece of it that does not work here.
-    """
+def fast_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastNetwork | None:
+    """Return the fast form of a network on a CUDA device, made once for its weights, or None where there is none."""
     if device.type != "cuda" or dtype == torch.float32 or type(network) not in FAST:
         return None
     # The weights may have been trained on since the last call.
@@ -117,7 +113,6 @@ def fast_network(network: nn.Module, device: torch.device, dtype: torch.dtype, n
     if known is None or known[0] != state:
         forget(network)
         known = _made[network] = state, accelerate(network, dtype, device=device)
-    notes.extend(sentence for sentence in fallbacks.values() if sentence not in notes)
     return known[1]
 
 
