@@ -89,12 +89,29 @@ def test_what_sets_the_pace_of_a_scan_stays_in_single_precision() -> None:
 def test_a_network_without_a_fast_form_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="no fast path for Conv3d"):
         accelerate(nn.Conv3d(1, 1, 1))
-    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16) is None
+    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16, []) is None
+
+
+def test_without_triton_the_plain_network_runs_on_a_gpu_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "triton_kernels", lambda: None)
+    notes: list[str] = []
+    for _ in range(2):
+        assert fast_network(network("release"), torch.device("cuda"), torch.float16, notes) is None
+    assert len(notes) == 1
+    assert notes[0].startswith("Triton is not installed")
+
+
+def test_fewer_blocks_are_read_ahead_where_shared_memory_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = type("Properties", (), {"shared_memory_per_block_optin": 99 * 1024})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    tiles = convolution.Tiles(True, 128, 48, 64, 8, 4)
+    assert convolution.fitting_stages(tiles, 256, torch.device("cuda")) == 2
+    assert convolution.fitting_stages(tiles, 256, torch.device("cpu")) == 4
 
 
 def test_on_the_processor_and_in_single_precision_the_plain_network_runs() -> None:
-    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16) is None
-    assert fast_network(network("release"), torch.device("cuda"), torch.float32) is None
+    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16, []) is None
+    assert fast_network(network("release"), torch.device("cuda"), torch.float32, []) is None
 
 
 def test_a_kernel_that_does_not_work_is_replaced_once_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,11 +215,11 @@ def test_the_fast_network_stays_near_float32_on_cuda(name: str, graphs: bool) ->
 @needs_cuda
 def test_weights_that_change_are_taken_up() -> None:
     plain = network("release")
-    first = fast_network(plain, torch.device("cuda"), torch.float16)
-    assert fast_network(plain, torch.device("cuda"), torch.float16) is first
+    first = fast_network(plain, torch.device("cuda"), torch.float16, [])
+    assert fast_network(plain, torch.device("cuda"), torch.float16, []) is first
     with torch.no_grad():
         plain.out.conv.conv.weight.mul_(2)  # type: ignore[union-attr, operator]
-    assert fast_network(plain, torch.device("cuda"), torch.float16) is not first
+    assert fast_network(plain, torch.device("cuda"), torch.float16, []) is not first
     forget(plain)
 
 

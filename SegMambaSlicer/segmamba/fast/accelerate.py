@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from segmamba.fast import kernels
 from segmamba.fast.segmamba_v2 import FastSegMambaV2
 from segmamba.fast.segmamba_v2_paper import FastSegMambaV2Paper
 from segmamba.fast.spine_mamba import FastSpineMamba
@@ -103,9 +104,16 @@ def accelerate(
     return FastNetwork(FAST[type(half)](half), dtype, graphs)
 
 
-def fast_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastNetwork | None:
-    """Return the fast form of a network on a CUDA device, made once for its weights, or None where there is none."""
+def fast_network(network: nn.Module, device: torch.device, dtype: torch.dtype, notes: list[str]) -> FastNetwork | None:
+    """Return the fast form of a network on a CUDA device, made once for its weights, or None where there is none.
+
+    ``notes`` gets a sentence if only the kernels are what is missing.
+    """
     if device.type != "cuda" or dtype == torch.float32 or type(network) not in FAST:
+        return None
+    missing = kernels.missing(device)
+    if missing:
+        notes.extend([missing] if missing not in notes else [])
         return None
     # The weights may have been trained on since the last call.
     state = (str(device), dtype, *(parameter._version for parameter in network.parameters()))

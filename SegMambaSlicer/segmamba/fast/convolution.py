@@ -16,6 +16,8 @@ from segmamba.fast.maps import FeatureMap, empty_map
 FULL = 264
 # Voxels of a plane that a marching program works on, and of an output block.
 TILE_Y, TILE_X = 8, 16
+# Bytes of shared memory of a block on the smaller GPUs.
+SMALLEST_SHARED = 99 * 1024
 # A march needs columns enough to fill the GPU.
 SMALLEST_MARCH = 32**3
 
@@ -117,6 +119,14 @@ def choose_tiles(convolution: Convolution, voxels: int) -> Tiles:
     return Tiles(False, 128, columns, depth, 4, 3)
 
 
+def fitting_stages(tiles: Tiles, columns: int, device: torch.device) -> int:
+    """Return how many blocks of both factors are read ahead: those of the tiles, if they fit into shared memory."""
+    if device.type != "cuda":
+        return tiles.stages
+    most = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", SMALLEST_SHARED)
+    return max(1, min(tiles.stages, most // (2 * tiles.depth * (tiles.rows + columns))))
+
+
 def convolve(
     x: FeatureMap,
     convolution: Convolution,
@@ -216,7 +226,7 @@ def _march(
         depth, height, width, segment, weights.shape[2] // tiles.depth, *x.strides, *target.strides,
         *hinted(channels, x.stored, out, target.stored), group, edge, dilation,
         tile_y, TILE_X, *march_columns(edge * group), tiles.depth, made is not None,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        num_warps=tiles.warps, num_stages=fitting_stages(tiles, sum(march_columns(edge * group)), x.data.device),
     )  # fmt: skip
     return made
 
@@ -260,7 +270,7 @@ def _gemm(
         depth, height, width, *x.strides, *target.strides, 1, steps,
         *hinted(channels, x.stored, out, target.stored), splits, edge, convolution.dilation, convolution.stride,
         tiles.rows, tiles.columns, tiles.depth, partial is not None, int(gelu), made is not None,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        num_warps=tiles.warps, num_stages=fitting_stages(tiles, tiles.columns, device),
     )  # fmt: skip
     if partial is None:
         return made

@@ -14,6 +14,9 @@ import torch
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
+# Compute capability from which on Triton uses the tensor cores.
+OLDEST = (8, 0)
+
 # Sentences for the report: one for each kernel that does not work here.
 fallbacks: dict[str, str] = {}
 
@@ -26,6 +29,15 @@ def triton_kernels() -> tuple[ModuleType, ModuleType] | None:
     from segmamba.fast import conv_kernels, norm_kernels
 
     return conv_kernels, norm_kernels
+
+
+def missing(device: torch.device) -> str:
+    """Say in a sentence why the kernels cannot run on a CUDA device; an empty one if they can."""
+    if triton_kernels() is None:
+        return "Triton is not installed: the network ran in PyTorch's own operations, several times slower."
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return "The GPU is too old for the fast kernels: the network ran in PyTorch's own operations."
+    return ""
 
 
 @cache
