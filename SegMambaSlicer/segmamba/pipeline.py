@@ -18,6 +18,7 @@ from segmamba import report as reporting
 from segmamba import scan, store, vertebrae
 from segmamba.device import Device, choose_device
 from segmamba.errors import Cancelled, DeviceError
+from segmamba.fast import ran_on
 from segmamba.grid import Box, ModelGrid
 from segmamba.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Label, Model, chosen_labels
 from segmamba.measuring.vertebrae import measure_labels
@@ -113,7 +114,9 @@ def segment(
             first, grid = drawn.coarse, drawn.grid
             del drawn
     with run.stage("postprocess"):
-        labels, confidence = labels_on_input_grid(probabilities, grid, values)
+        # A GPU interpolates what lies in main memory too, block by block.
+        where = engine.device.name if engine.device.kind == "cuda" else None
+        labels, confidence = labels_on_input_grid(probabilities, grid, values, where)
         del probabilities
         run.progress("postprocess", 0.5)
         labels = _kept(labels, volume, model, options, wanted)
@@ -277,7 +280,7 @@ def _describe_run(
 
 def _describe_device(engine: _Engine, network: torch.nn.Module) -> dict[str, Any]:
     """Return where a network ran: where memory ran out that is not the device that was chosen."""
-    kind = next(network.parameters()).device.type
+    kind = ran_on(network).type
     device, backend = engine.device, engine.backend
     if kind != device.kind:
         device, backend = choose_device(kind, "auto"), scan.chosen_backend(kind)

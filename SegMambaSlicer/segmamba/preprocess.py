@@ -183,7 +183,10 @@ def _resample(image: sitk.Image, geometry: Geometry, interpolator: int, fill: fl
 
 
 def labels_on_input_grid(
-    probabilities: torch.Tensor, grid: ModelGrid, channel_values: Sequence[int]
+    probabilities: torch.Tensor,
+    grid: ModelGrid,
+    channel_values: Sequence[int],
+    device: torch.device | str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring class probabilities on a model's grid back to the volume's own voxels.
 
@@ -199,6 +202,8 @@ def labels_on_input_grid(
         From `to_model_grid`.
     channel_values : sequence of int
         Label value of each class.
+    device : device, optional
+        Where to interpolate, block by block; by default where the probabilities are.
 
     Returns
     -------
@@ -217,7 +222,7 @@ def labels_on_input_grid(
         return labels, confidence
     values = torch.tensor(channel_values, dtype=torch.uint8)
     for block in _blocks(region):
-        classes, certainty = _classes_in_block(probabilities, block, to_model)
+        classes, certainty = _classes_in_block(probabilities, block, to_model, device)
         if grid.roi is not None:
             classes *= _inside(grid.roi, block, grid.input)
         labels[block] = values[classes].numpy()
@@ -268,7 +273,10 @@ def _blocks(region: tuple[slice, slice, slice]) -> Iterator[tuple[slice, slice, 
 
 
 def _classes_in_block(
-    probabilities: torch.Tensor, block: tuple[slice, ...], to_model: np.ndarray
+    probabilities: torch.Tensor,
+    block: tuple[slice, ...],
+    to_model: np.ndarray,
+    device: torch.device | str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the winning class and its probability at the voxels of a block, on the CPU; both of shape (z, y, x)."""
     import torch
@@ -280,7 +288,7 @@ def _classes_in_block(
     low = np.clip(np.floor(indices.min(axis=0)), 0, size - 1).astype(int)
     high = np.clip(np.ceil(indices.max(axis=0)), low, size - 1).astype(int)
     x, y, z = (slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    part = probabilities[:, z, y, x]
+    part = probabilities[:, z, y, x].to(device)
     if part.device.type not in ("cpu", "cuda"):
         # Other devices (MPS) do not all interpolate in 3-D.
         part = part.cpu()

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
 from segmamba import scan
+from segmamba.blending import Blender, WindowGrid
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, DeviceError, ModelError
-from segmamba.windows import window_starts
+from segmamba.fast import FastNetwork, fast_network, forget, kernels
 
-# Width of the gaussian as a part of the window: at the border of a window the weight is exp(-8).
-SIGMA = 1 / 8
+# Windows at a time on a GPU, in voxels: more give no speed.
+BATCH_VOXELS = 2 * 128**3
+# What a voxel of a window takes on a GPU at most, and the share of the free memory that the windows may take.
+BYTES_PER_VOXEL = 700
+WINDOW_SHARE = 0.5
+# Answers larger than this go from a GPU to main memory, slab by slab.
+LARGEST_ON_GPU = 2**30
+# A smaller window is this part of the model's, in steps of the networks' stride.
+SMALLER_WINDOW, WINDOW_STEP = 0.75, 32
 
 Axes = tuple[int, ...]
-
-
-def blend_weights(length: int, window: int, starts: Sequence[int]) -> torch.Tensor:
-    """Return the weight of each window's voxels along one axis, shape (windows, window).
-
-    At each voxel of the axis the weights of the windows that cover it sum to one. Windows lie on a grid, so the
-    weight in 3-D is the product of the three axes' weights, and no map of weights is needed.
-    """
-    position = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
-    gaussian = torch.exp(-0.5 * (position / (window * SIGMA)) ** 2)
-    total = torch.zeros(length, dtype=torch.float64)
-    for start in starts:
-        total[start : start + window] += gaussian
-    return torch.stack([gaussian / total[start : start + window] for start in starts]).float()
 
 
 def mirrorings(axes: Sequence[int]) -> list[Axes]:
@@ -102,38 +97,139 @@ def predict(
     ModelError
         The network gives NaN or infinity in float32.
     """
+    made = _probabilities if softmax else _as_they_are
+    windows = _Windows(tuple(patch), overlap, tuple(mirror), fill)
+    return _predict(network, image, windows, torch.device(device), dtype, made, progress, cancelled, fallbacks)
+
+
+@torch.no_grad()
+def predict_labels(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    patch: Sequence[int],
+    overlap: float,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    fill: Sequence[float] | None = None,
+    fallbacks: list[str] | None = None,
+) -> torch.Tensor:
+    """Return the most probable class of each voxel, uint8 (z, y, x) in main memory.
+
+    As `predict`, but the classes of the whole volume are never held: memory grows with a window's rows of it.
+    """
+    windows = _Windows(tuple(patch), overlap, (), fill)
+    return _predict(network, image, windows, torch.device(device), dtype, _winners, None, None, fallbacks)[0].cpu()
+
+
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(dim=0)
+
+
+def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    return logits
+
+
+def _winners(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=0, keepdim=True).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How a volume is cut into windows; see `predict`."""
+
+    patch: tuple[int, ...]
+    overlap: float
+    mirror: Axes
+    fill: Sequence[float] | None
+
+
+def _predict(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    windows: _Windows,
+    device: torch.device,
+    dtype: torch.dtype,
+    made: Callable[[torch.Tensor], torch.Tensor],
+    progress: Callable[[float], None] | None,
+    cancelled: Callable[[], bool] | None,
+    fallbacks: list[str] | None,
+) -> torch.Tensor:
+    """Return what ``made`` makes of the blended logits (classes, z, y, x), by the first step with enough memory."""
     notes = fallbacks if fallbacks is not None else []
-    padded, inside = _pad(image, patch, fill)
-    device = torch.device(device)
-    for compute, storage, precision, sentence in _steps(device, dtype):
-        if sentence:
-            notes.append(sentence)
-        if compute.type != device.type:
+    for step in _steps(device, dtype, windows.patch):
+        if step.sentence:
+            notes.append(step.sentence)
+        if step.compute.type != device.type:
             scan.set_backend("torch")  # one that was chosen for the GPU may not run here
         try:
-            run = _WindowRun(network.to(compute), compute, precision, mirror, notes)
-            logits = _blend(run, padded, patch, overlap, storage, progress, cancelled)[inside]
-            return _softmax_in_place(logits) if softmax else logits
+            padded, inside = _pad(image, step.window, windows.fill)
+            run = _WindowRun.prepare(network, step, windows.mirror, notes)
+            grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
+            answer = _blend(run, padded, grid, made, progress, cancelled)[inside]
+            if run.fast is not None:
+                notes.extend(sentence for sentence in kernels.fallbacks.values() if sentence not in notes)
+            return answer
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Only here, with the error and so its frames gone, can their tensors be freed.
         if device.type == "cuda" and torch.cuda.is_available():
+            forget(network)
             torch.cuda.empty_cache()
     raise DeviceError(
         "There is not enough memory for this volume: close other programs, or give a region of interest (--roi)."
     )
 
 
-def _steps(device: torch.device, dtype: torch.dtype) -> list[tuple[torch.device, torch.device, torch.dtype, str]]:
-    """Return what to try in turn: the network's device, where its windows are blended, the precision, and a note."""
-    steps = [(device, device, dtype, "")]
+@dataclass(frozen=True)
+class _Step:
+    """What to try when memory ran out before.
+
+    ``compute`` is the network's device and ``storage`` where its windows are blended; ``batch`` is the number of
+    windows at a time, and ``sentence`` goes to the report.
+    """
+
+    compute: torch.device
+    storage: torch.device
+    dtype: torch.dtype
+    window: tuple[int, ...]
+    batch: int
+    sentence: str = ""
+
+
+def _steps(device: torch.device, dtype: torch.dtype, patch: Sequence[int]) -> list[_Step]:
+    """Return what to try in turn."""
+    window = tuple(patch)
+    batch = _windows_at_a_time(device, window)
+    steps = [_Step(device, device, dtype, window, batch)]
     if device.type != "cpu":
         cpu = torch.device("cpu")
         short = f"{device} ran out of memory"
-        steps.append((device, cpu, dtype, f"{short}: the windows were blended in main memory instead."))
-        steps.append((cpu, cpu, getattr(torch, cpu_precision()), f"{short}: the network ran on the CPU."))
+        if batch > 1:
+            steps.append(
+                replace(steps[0], batch=1, sentence=f"{short}: one window at a time was run instead of {batch}.")
+            )
+        blended = f"{short}: the windows were blended in main memory instead."
+        steps.append(_Step(device, cpu, dtype, window, 1, blended))
+        smaller = tuple(
+            min(width, max(WINDOW_STEP, int(width * SMALLER_WINDOW) // WINDOW_STEP * WINDOW_STEP)) for width in window
+        )
+        if smaller != window:
+            size = " x ".join(map(str, smaller))
+            sentence = f"{short}: windows of {size} voxels were used, and the network answers less well in them."
+            steps.append(_Step(device, cpu, dtype, smaller, 1, sentence))
+        precision = getattr(torch, cpu_precision())
+        steps.append(_Step(cpu, cpu, precision, window, 1, f"{short}: the network ran on the CPU."))
     return steps
+
+
+def _windows_at_a_time(device: torch.device, window: Sequence[int]) -> int:
+    """Return how many windows run at a time: on a GPU as many as fill it and fit into its free memory."""
+    if device.type != "cuda":
+        return 1
+    voxels = math.prod(window)
+    fitting = int(torch.cuda.mem_get_info(device)[0] * WINDOW_SHARE) // (voxels * BYTES_PER_VOXEL)
+    return max(1, min(BATCH_VOXELS // voxels, fitting))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -147,70 +243,97 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass
 class _WindowRun:
-    """A network on its device, applied to one window at a time."""
+    """A network on its device, applied to some windows at a time."""
 
     network: torch.nn.Module
-    device: torch.device
+    fast: FastNetwork | None
+    step: _Step
     dtype: torch.dtype
     mirror: Sequence[int]
     notes: list[str]
 
-    def logits(self, window: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits (classes, z, y, x) of a window (channels, z, y, x), the mean over all mirrorings."""
-        window = window.to(self.device)
-        logits = self._mean_logits(window)
+    @classmethod
+    def prepare(cls, network: torch.nn.Module, step: _Step, mirror: Sequence[int], notes: list[str]) -> _WindowRun:
+        """Bring a network to its device, in its fast form where there is one."""
+        fast = fast_network(network, step.compute, step.dtype, notes)
+        if fast is None:
+            network.to(step.compute)
+        network.ran_on = step.compute  # type: ignore[assignment]
+        return cls(network, fast, step, step.dtype, mirror, notes)
+
+    def logits(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (B, classes, z, y, x) of windows (B, channels, z, y, x), averaged over mirrorings."""
+        logits = self._mean_logits(windows)
         if self.dtype != torch.float32 and not logits.isfinite().all():
             precision = str(self.dtype).removeprefix("torch.")
             self.notes.append(f"{precision} overflowed: the network ran in float32 from there on.")
-            self.dtype = torch.float32
-            logits = self._mean_logits(window)
+            self.dtype, self.fast = torch.float32, None
+            self.network.to(self.step.compute)
+            logits = self._mean_logits(windows)
         if not logits.isfinite().all():
             raise ModelError("The network gives NaN or infinity: its checkpoint is damaged, get the file again.")
         return logits
 
-    def _mean_logits(self, window: torch.Tensor) -> torch.Tensor:
+    def _mean_logits(self, windows: torch.Tensor) -> torch.Tensor:
         flips = mirrorings(self.mirror)
         total: torch.Tensor | None = None
         for axes in flips:
             spatial = [axis + 2 for axis in axes]
-            half = torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
-            with half:
-                logits = self.network(window[None].flip(spatial))
-            logits = logits.float().flip(spatial)[0]
+            logits = self._forward(windows.flip(spatial)).float().flip(spatial)
             total = logits if total is None else total.add_(logits)
         assert total is not None
-        return total / len(flips)
+        return total.div_(len(flips))
+
+    def _forward(self, windows: torch.Tensor) -> torch.Tensor:
+        if self.fast is not None:
+            return self.fast(windows)
+        half = torch.autocast(self.step.compute.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+        with half:
+            return self.network(windows)
 
 
 def _blend(
     run: _WindowRun,
     image: torch.Tensor,
-    window: Sequence[int],
-    overlap: float,
-    storage: torch.device,
+    grid: WindowGrid,
+    made: Callable[[torch.Tensor], torch.Tensor],
     progress: Callable[[float], None] | None,
     cancelled: Callable[[], bool] | None,
 ) -> torch.Tensor:
-    lengths = image.shape[1:]
-    starts = [window_starts(*axis, overlap) for axis in zip(lengths, window, strict=True)]
-    weights = [blend_weights(*axis).to(storage) for axis in zip(lengths, window, starts, strict=True)]
-    places = list(itertools.product(*(range(len(axis)) for axis in starts)))
-    total: torch.Tensor | None = None
-    for done, place in enumerate(places, start=1):
-        if cancelled is not None and cancelled():
-            raise Cancelled()
-        corner = [axis[number] for axis, number in zip(starts, place, strict=True)]
-        box = (slice(None), *(slice(first, first + width) for first, width in zip(corner, window, strict=True)))
-        z, y, x = (axis[number] for axis, number in zip(weights, place, strict=True))
-        logits = run.logits(image[box]).to(storage)
-        logits *= (z[:, None, None] * y[:, None]) * x
-        if total is None:
-            total = torch.zeros((len(logits), *lengths), dtype=torch.float32, device=storage)
-        total[box] += logits
-        if progress is not None:
-            progress(done / len(places))
-    assert total is not None
-    return total
+    """Run all windows and return what ``made`` makes of the blended logits; see `_empty_answer` for where that lies."""
+    answer: torch.Tensor | None = None
+
+    def keep(first: int, logits: torch.Tensor) -> None:
+        nonlocal answer
+        rows = made(logits)
+        if answer is None:
+            answer = _empty_answer(rows, grid.lengths, run.step.storage)
+        answer.narrow(grid.axis + 1, first, rows.shape[grid.axis + 1]).copy_(rows, non_blocking=True)
+
+    blender = Blender(grid, run.step.storage, keep)
+    groups = list(grid.groups())
+    count = sum(map(len, groups))
+    done = 0
+    source = _on_device(image, run.step)
+    starts = [*grid.starts[grid.axis], grid.lengths[grid.axis]]
+    for number, group in enumerate(groups):
+        for first in range(0, len(group), run.step.batch):
+            if cancelled is not None and cancelled():
+                raise Cancelled()
+            places = group[first : first + run.step.batch]
+            # A batch that is not full repeats its last window: a recorded graph has one shape.
+            filled = places + places[-1:] * (run.step.batch - len(places)) if run.fast is not None else places
+            windows = torch.stack([source[(slice(None), *grid.box(place))] for place in filled]).to(run.step.compute)
+            for place, logits in zip(places, run.logits(windows), strict=False):
+                blender.add(place, logits)
+                done += 1
+                if progress is not None:
+                    progress(done / count)
+        blender.finish(starts[number], starts[number + 1])
+    assert answer is not None
+    if answer.device.type == "cpu" and run.step.storage.type == "cuda":
+        torch.cuda.synchronize(run.step.storage)
+    return answer
 
 
 def _pad(
@@ -230,8 +353,14 @@ def _pad(
     return image, (slice(None), *inside)
 
 
-def _softmax_in_place(logits: torch.Tensor) -> torch.Tensor:
-    # A slice at a time: a softmax of the whole would need all of the memory a second time.
-    for index in range(logits.shape[1]):
-        logits[:, index] = logits[:, index].softmax(dim=0)
-    return logits
+def _on_device(image: torch.Tensor, step: _Step) -> torch.Tensor:
+    """Return the image where the windows are cut: on the network's device, if that blends them too."""
+    return image.to(step.compute) if step.compute == step.storage else image
+
+
+def _empty_answer(rows: torch.Tensor, lengths: Sequence[int], storage: torch.device) -> torch.Tensor:
+    """Return a tensor (channels, *lengths) on ``storage``, or, instead of much memory of a GPU, in main memory."""
+    shape = (len(rows), *lengths)
+    if storage.type == "cuda" and math.prod(shape) * rows.itemsize > LARGEST_ON_GPU:
+        return torch.empty(shape, dtype=rows.dtype, pin_memory=True)
+    return torch.empty(shape, dtype=rows.dtype, device=storage)

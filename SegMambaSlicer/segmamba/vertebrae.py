@@ -12,6 +12,7 @@ from scipy import ndimage, special
 
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, ModelError
+from segmamba.fast import ran_on
 from segmamba.grid import Box, ModelGrid
 from segmamba.labelmap import bounding_box
 from segmamba.manifest import Model
@@ -132,7 +133,7 @@ class _Run:
 
     def after(self, network: torch.nn.Module) -> _Run:
         """Return how the next network is run: on the processor where the device's memory did not suffice for one."""
-        here = next(network.parameters()).device
+        here = ran_on(network)
         if here.type == self.device.type:
             return self
         return replace(self, device=here, dtype=getattr(torch, cpu_precision()))

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from segmamba import scan
+from segmamba.blending import blend_weights
 from segmamba.errors import Cancelled, DeviceError, ModelError
-from segmamba.sliding_window import blend_weights, mirrorings, predict
+from segmamba.sliding_window import mirrorings, predict
 from segmamba.windows import window_count, window_starts
 
 PATCH = (32, 32, 32)

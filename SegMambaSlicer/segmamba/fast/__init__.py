@@ -1,0 +1,7 @@
+"""The fast way through the networks: the same weights and answers, by kernels of our own on CUDA."""
+
+from __future__ import annotations
+
+from segmamba.fast.accelerate import FastNetwork, accelerate, fast_network, forget, ran_on
+
+__all__ = ["FastNetwork", "accelerate", "fast_network", "forget", "ran_on"]

@@ -1,0 +1,150 @@
+"""From a trained network to an equivalent fast one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from segmamba.fast import kernels
+from segmamba.fast.segmamba_v2 import FastSegMambaV2
+from segmamba.fast.segmamba_v2_paper import FastSegMambaV2Paper
+from segmamba.fast.spine_mamba import FastSpineMamba
+from segmamba.networks.mamba import SelectiveSSM
+from segmamba.networks.segmamba_v2 import SegMambaV2
+from segmamba.networks.segmamba_v2_paper import SegMambaV2Paper
+from segmamba.networks.spine_mamba import SpineMamba
+
+FAST: dict[type[nn.Module], type] = {
+    SegMambaV2: FastSegMambaV2,
+    SegMambaV2Paper: FastSegMambaV2Paper,
+    SpineMamba: FastSpineMamba,
+}
+
+
+class FastNetwork:
+    """A network for inference in half precision, as a CUDA graph for each shape where the device has them.
+
+    Called with images (B, C, D, H, W) of any floating type; gives logits (B, classes, D, H, W), which the next call
+    with that shape overwrites.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], dtype: torch.dtype, graphs: bool) -> None:
+        self.forward = forward
+        self.dtype = dtype
+        self.graphs = graphs
+        self._captured: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        image = image.to(self.dtype)
+        with self._precision(image.device):
+            if self.graphs and image.device.type == "cuda":
+                return self._replay(image)
+            return self.forward(image)
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Autocast, for the layers that are as they were: their norms and scans stay in float32."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(device.type, self.dtype)
+
+    def _replay(self, image: Tensor) -> Tensor:
+        shape = tuple(image.shape)
+        if shape not in self._captured:
+            self._captured.clear()  # a graph keeps its memory: one shape at a time
+            self._captured[shape] = self._capture(image)
+        graph, given, answer = self._captured[shape]
+        given.copy_(image)
+        graph.replay()
+        return answer
+
+    def _capture(self, image: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        given = image.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.forward(given)  # compiles the kernels, and finds those that do not work
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            answer = self.forward(given)
+        return graph, given, answer
+
+
+_made: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], FastNetwork]] = WeakKeyDictionary()
+
+
+def accelerate(
+    network: nn.Module,
+    dtype: torch.dtype = torch.float16,
+    graphs: bool = True,
+    device: torch.device | None = None,
+) -> FastNetwork:
+    """Return a network that gives what ``network`` gives, to half precision, and is several times faster on CUDA.
+
+    Parameters
+    ----------
+    network : Module
+        A trained `SegMambaV2`, `SegMambaV2Paper` or `SpineMamba`, on its device; which is left as it is.
+    dtype : dtype
+        float16 or bfloat16.
+    graphs : bool
+        Record the kernels of a shape once as a CUDA graph and replay them.
+    device : device, optional
+        Where the fast network runs; by default where the network is.
+    """
+    half = _converted(network, dtype).to(device)
+    if type(half) not in FAST:
+        raise TypeError(f"there is no fast path for {type(network).__name__}")
+    return FastNetwork(FAST[type(half)](half), dtype, graphs)
+
+
+def fast_network(network: nn.Module, device: torch.device, dtype: torch.dtype, notes: list[str]) -> FastNetwork | None:
+    """Return the fast form of a network on a CUDA device, made once for its weights, or None where there is none.
+
+    ``notes`` gets a sentence if only the kernels are what is missing.
+    """
+    if device.type != "cuda" or dtype == torch.float32 or type(network) not in FAST:
+        return None
+    missing = kernels.missing(device)
+    if missing:
+        notes.extend([missing] if missing not in notes else [])
+        return None
+    # The weights may have been trained on since the last call.
+    state = (str(device), dtype, *(parameter._version for parameter in network.parameters()))
+    known = _made.get(network)
+    if known is None or known[0] != state:
+        forget(network)
+        known = _made[network] = state, accelerate(network, dtype, device=device)
+    return known[1]
+
+
+def ran_on(network: nn.Module) -> torch.device:
+    """Return where the windows ran a network last: its fast form lies on another device than its own parameters."""
+    device = getattr(network, "ran_on", None)
+    return device if isinstance(device, torch.device) else next(network.parameters()).device
+
+
+def forget(network: nn.Module) -> None:
+    """Free the memory that the fast form of a network takes."""
+    _made.pop(network, None)
+
+
+def _converted(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy in that precision, but for the layer norms and what sets the pace of the scans."""
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    kept = set()
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            kept |= {module.weight, module.bias}
+        elif isinstance(module, SelectiveSSM):
+            kept |= {module.A_log, module.D, module.dt_proj.bias}
+    for parameter in network.parameters():
+        if parameter not in kept:
+            parameter.data = parameter.data.to(dtype)
+    return network
