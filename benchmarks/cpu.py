@@ -48,7 +48,7 @@ def scans() -> list[Row]:
     step, rates = torch.rand(3, 192, 2880) * 0.1, -torch.rand(192, 16) * 4
     rows = []
     chosen = torch_scan.MAX_STATES
-    for states in (8_000_000, 2_000_000, 500_000):
+    for states in (8_000_000, 4_000_000, 2_000_000, 1_000_000):
         torch_scan.MAX_STATES = states
         with torch.no_grad():
             taken = seconds(lambda: torch_scan.selective_scan(x, step, rates, B, C, torch.ones(192)))

@@ -264,13 +264,15 @@ class _WindowRun:
     def logits(self, windows: torch.Tensor) -> torch.Tensor:
         """Return float32 logits (B, classes, z, y, x) of windows (B, channels, z, y, x), averaged over mirrorings."""
         logits = self._mean_logits(windows)
-        if self.dtype != torch.float32 and not logits.isfinite().all():
+        finite = _is_finite(logits)
+        if self.dtype != torch.float32 and not finite:
             precision = str(self.dtype).removeprefix("torch.")
             self.notes.append(f"{precision} overflowed: the network ran in float32 from there on.")
             self.dtype, self.fast = torch.float32, None
             self.network.to(self.step.compute)
             logits = self._mean_logits(windows)
-        if not logits.isfinite().all():
+            finite = _is_finite(logits)
+        if not finite:
             raise ModelError("The network gives NaN or infinity: its checkpoint is damaged, get the file again.")
         return logits
 
@@ -290,6 +292,11 @@ class _WindowRun:
         half = torch.autocast(self.step.compute.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
         with half:
             return self.network(windows)
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Tell whether no value is NaN or infinite: their sum tells it, at a fraction of the time of asking each."""
+    return bool(values.sum().isfinite())
 
 
 def _blend(
