@@ -2,8 +2,9 @@
 
 ``python benchmarks/colorectal.py paint HELD_OUT_MAP OUT_FOLDER`` paints whole scans of an anatomy that is not trained
 on. ``train CONFIG VARIANT`` trains the network of a configuration, or what it is compared with. ``measure CONFIG
-VARIANT --synthetic FOLDER --real CT LABELS`` measures it on such scans, and on a real CT with TotalSegmentator labels.
-JSON lines.
+VARIANT --synthetic FOLDER --real CT LABELS`` measures it on such scans, and on real CTs with TotalSegmentator labels;
+``--pictures PAGE.png`` draws the scans with the worst tumours and the real CTs where they are most wrong.
+JSON lines, also to the file that ``--output`` names; ``table RESULTS.jsonl ...`` makes a table of such files.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -25,25 +27,28 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import monai_peer  # noqa: E402
+from failure_page import Picture, draw, worst_slice  # noqa: E402
 
+from segmamba.device import cpu_precision  # noqa: E402
 from segmamba.evaluation.metrics import dice_of_all, overlap_table, table_dice  # noqa: E402
 from segmamba.labelmap import whole_file  # noqa: E402
 from segmamba.manifest import Preprocessing, load_manifest  # noqa: E402
 from segmamba.networks import build_network, parameter_count  # noqa: E402
 from segmamba.networks.checkpoint import load_state_dict, load_weights  # noqa: E402
-from segmamba.preprocess import to_model_grid  # noqa: E402
+from segmamba.preprocess import outside_values, to_model_grid  # noqa: E402
+from segmamba.sliding_window import predict  # noqa: E402
 from segmamba.training.arrays import read_arrays  # noqa: E402
 from segmamba.training.canvas import Canvas  # noqa: E402
 from segmamba.training.colorectal.atlas import BowelMap, load_bowel_maps  # noqa: E402
-from segmamba.training.colorectal.codes import LABELS, TUMOUR_LABEL  # noqa: E402
-from segmamba.training.colorectal.evaluate import answered, tumours_found  # noqa: E402
+from segmamba.training.colorectal.codes import COLON_LABEL, LABELS, TUMOUR_LABEL  # noqa: E402
+from segmamba.training.colorectal.evaluate import tumours_found  # noqa: E402
 from segmamba.training.colorectal.plan import draw_tumours  # noqa: E402
 from segmamba.training.colorectal.samples import scan  # noqa: E402
 from segmamba.training.config import Config, read_config  # noqa: E402
-from segmamba.training.evaluate import HOUNSFIELD  # noqa: E402
 from segmamba.training.loop import train  # noqa: E402
+from segmamba.training.synthesis import normalised  # noqa: E402
 from segmamba.training.tissues import SPACING  # noqa: E402
-from segmamba.volume import read_volume, to_image  # noqa: E402
+from segmamba.volume import Geometry, read_volume, to_image  # noqa: E402
 
 # What a variant changes in a configuration; the budget stays. The U-Net has as many parameters (14.8 M against 14.9 M).
 VARIANTS = {
@@ -55,6 +60,8 @@ VARIANTS = {
 # TotalSegmentator's colon has the rectum in it.
 TOTALSEGMENTATOR_COLON = 20
 LARGEST_SCAN_MM = (480.0, 340.0, 420.0)
+# Painted scans on a page of pictures.
+WORST = 6
 
 
 def variant_of(config: Config, name: str) -> Config:
@@ -84,65 +91,160 @@ def paint(maps: Sequence[BowelMap], output: Path, count: int, spacing: float, se
                 np.savez_compressed(file, **arrays)
 
 
-def trained(config: Config) -> nn.Module:
-    """Return a configuration's trained network, on the GPU if there is one."""
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A trained network and how it is run."""
+
+    network: nn.Module
+    config: Config
+    overlap: float
+
+    def labels(self, image: torch.Tensor, fill: Sequence[float] | None = None) -> np.ndarray:
+        """Return the most probable class (z, y, x), uint8, of a network's input (channels, z, y, x)."""
+        device = next(self.network.parameters()).device
+        dtype = torch.bfloat16 if device.type == "cuda" else getattr(torch, cpu_precision())
+        answer = predict(self.network, image, self.config.patch, self.overlap, device, dtype, fill=fill, softmax=False)
+        return answer.argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+
+def trained(config: Config, weights: Path | None) -> nn.Module:
+    """Return a configuration's trained network, on the GPU if there is one; ``weights`` stand for those of its run."""
     network = build_network(config.architecture, **config.arguments).eval()
-    load_weights(network, load_state_dict(config.base / config.folder / "weights.safetensors"))
+    load_weights(network, load_state_dict(weights or config.base / config.folder / "weights.safetensors"))
     return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def on_synthetic(network: nn.Module, config: Config, files: Sequence[Path]) -> dict[str, object]:
-    """Print a line for each scan and return the figures of all."""
-    dices: dict[str, list[float]] = {name: [] for name in LABELS}
-    counts = {"tumours": 0, "found": 0, "false_tumours": 0}
-    for file in files:
-        intensities, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
-        start = time.monotonic()
-        labels = answered(network, intensities, config.channels, config.patch, _dtype(network))
-        table, found = overlap_table(labels, reference), tumours_found(labels, reference, config.spacing)
-        entry = {n: round(table_dice(table, v, v), 4) for n, v in LABELS.items() if (reference == v).any()}
-        for name, value in entry.items():
-            dices[name].append(value)
-        counts = {key: counts[key] + found[key] for key in counts}
-        print(json.dumps({"scan": file.stem, **entry, **found, "s": round(time.monotonic() - start, 1)}), flush=True)
-    means = {f"mean dice {name}": round(float(np.mean(values)), 4) for name, values in dices.items() if values}
+def on_synthetic(subject: Subject, file: Path) -> tuple[dict[str, Any], Picture]:
+    """Return the figures of one painted scan, without any post-processing, and a picture of its worst slice."""
+    config = subject.config
+    intensities, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
+    start = time.monotonic()
+    labels = subject.labels(normalised(torch.from_numpy(intensities.astype(np.float32))[None], config.channels))
+    table, found = overlap_table(labels, reference), tumours_found(labels, reference, config.spacing)
+    dices = {f"dice {n}": round(table_dice(table, v, v), 4) for n, v in LABELS.items() if (reference == v).any()}
+    volume = float((reference == TUMOUR_LABEL).sum()) * config.spacing**3 / 1000
+    entry = {"scan": file.stem, **dices, "tumour mL": round(volume, 1), **found}
+    tumour = f"tumour Dice {dices['dice tumour']:.2f}" if "dice tumour" in dices else "no tumour"
+    title = f"{file.stem}: {tumour}, {found['false_tumours']} false"
+    wrong = (labels == TUMOUR_LABEL) != (reference == TUMOUR_LABEL)
+    picture = worst_slice(title, intensities, labels, reference, wrong)
+    return entry | {"s": round(time.monotonic() - start, 1)}, picture
+
+
+def of_all(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of all painted scans."""
+    dices = {name: [e[f"dice {name}"] for e in entries if f"dice {name}" in e] for name in LABELS}
+    tumours = sum(e["tumours"] for e in entries)
     return {
-        "scans": len(files),
-        **means,
-        "tumours over 1 mL": counts["tumours"],
-        "detected": round(counts["found"] / max(1, counts["tumours"]), 4),
-        "false tumours a scan": round(counts["false_tumours"] / max(1, len(files)), 4),
+        "scans": len(entries),
+        **{f"mean dice {name}": round(float(np.mean(values)), 4) for name, values in dices.items() if values},
+        "tumours over 1 mL": tumours,
+        "detected": round(sum(e["found"] for e in entries) / max(1, tumours), 4),
+        "false tumours a scan": round(sum(e["false_tumours"] for e in entries) / max(1, len(entries)), 4),
     }
 
 
-def on_real(network: nn.Module, config: Config, image: Path, labels: Path) -> dict[str, object]:
-    """Return the Dice of colon, rectum and tumour together against TotalSegmentator's colon, and the tumours found."""
-    grid_of = Preprocessing("LPS", (config.spacing,) * 3, "linear", -500.0, -1024.0, (HOUNSFIELD,))
-    model = replace(load_manifest().models[0], preprocessing=grid_of)
-    intensities, grid = to_model_grid(read_volume(image), model)
-    answer = answered(network, intensities[0], config.channels, config.patch, _dtype(network))
+def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any], list[Picture]]:
+    """Return the figures of a real CT of a patient without a tumour, and pictures of its worst slices.
+
+    The input is what the product makes of the CT; nothing is post-processed. TotalSegmentator's colon has the rectum
+    in it, and wall and contents, so our three labels together are compared with it.
+    """
+    config, volume = subject.config, read_volume(image)
+    grid_of = Preprocessing("LPS", (config.spacing,) * 3, "linear", -500.0, -1024.0, config.channels)
+    channels, grid = to_model_grid(volume, replace(load_manifest().models[0], preprocessing=grid_of))
+    start = time.monotonic()
+    tensor = torch.from_numpy(channels)
+    answer = subject.labels(tensor, outside_values(grid_of, tensor))
+    seconds = time.monotonic() - start
     theirs = read_volume(labels)
-    on_grid = sitk.Resample(
-        to_image((theirs.array == TOTALSEGMENTATOR_COLON).astype(np.uint8), theirs.geometry),
-        grid.geometry.size,
+    reference = on_grid((theirs.array == TOTALSEGMENTATOR_COLON).astype(np.uint8), theirs.geometry, grid.geometry)
+    false = tumours_found(answer, np.zeros_like(answer), config.spacing)["false_tumours"]
+    dice = dice_of_all(answer, reference)
+    entry = {
+        "real": image.name,
+        "dice colon and rectum": round(dice, 4),
+        "false tumours over 1 mL": false,
+        "tumour mL": round(float((answer == TUMOUR_LABEL).sum()) * config.spacing**3 / 1000, 1),
+        "s": round(seconds, 1),
+    }
+    # The widest channel shows the CT; what it is drawn with is HU again.
+    wide = max(range(len(config.channels)), key=lambda n: config.channels[n].high - config.channels[n].low)
+    channel = config.channels[wide]
+    hounsfield = channels[wide] * channel.std + channel.mean
+    wrong = {
+        f"{image.name}: bowel that is missed (Dice {dice:.2f})": (answer == 0) & (reference > 0),
+        "bowel where there is none": (answer > 0) & (reference == 0),
+        f"tumour ({false} false ones over 1 mL)": answer == TUMOUR_LABEL,
+    }
+    theirs_shown = COLON_LABEL * reference
+    return entry, [worst_slice(title, hounsfield, answer, theirs_shown, mask) for title, mask in wrong.items()]
+
+
+def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndarray:
+    """Return a label map (z, y, x) on another grid, by nearest neighbours."""
+    resampled = sitk.Resample(
+        to_image(labels, geometry),
+        target.size,
         sitk.Transform(),
         sitk.sitkNearestNeighbor,
-        grid.geometry.origin,
-        grid.geometry.spacing,
-        grid.geometry.direction,
+        target.origin,
+        target.spacing,
+        target.direction,
     )
-    reference = sitk.GetArrayFromImage(on_grid)
-    nothing = np.zeros_like(answer)
-    return {
-        "real": image.name,
-        "dice colon and rectum": round(dice_of_all(answer, reference), 4),
-        "false tumours over 1 mL": tumours_found(answer, nothing, config.spacing)["false_tumours"],
-        "tumour mL": round(float((answer == TUMOUR_LABEL).sum()) * config.spacing**3 / 1000, 1),
-    }
+    return sitk.GetArrayFromImage(resampled)
 
 
-def _dtype(network: nn.Module) -> torch.dtype:
-    return torch.bfloat16 if next(network.parameters()).is_cuda else torch.float32
+def measure(options: argparse.Namespace, config: Config) -> None:
+    """Print the figures of all scans and CTs, and draw the worst."""
+    subject = Subject(trained(config, options.weights), config, options.overlap)
+    start = {"variant": options.variant, "parameters": parameter_count(subject.network)}
+
+    def tell(entry: dict[str, Any]) -> None:
+        text = json.dumps(start | entry)
+        print(text, flush=True)
+        if options.output:
+            with options.output.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    files = sorted(options.synthetic.glob("*.npz"))[: options.most] if options.synthetic else []
+    entries, pictures = [], []
+    for path in files:
+        entry, picture = on_synthetic(subject, path)
+        tell(entry)
+        entries.append(entry)
+        pictures.append((entry.get("dice tumour", 1.0), -entry["false_tumours"], picture))
+    if entries:
+        tell(of_all(entries))
+    pictures.sort(key=lambda item: item[:2])
+    page = [picture for *_, picture in pictures[:WORST]]
+    for image, labels in options.real:
+        entry, slices = on_real(subject, image, labels)
+        tell(entry)
+        page += slices
+    if options.pictures:
+        draw(page, options.pictures)
+
+
+def table(files: Sequence[Path]) -> str:
+    """Return the figures of several results as a table in Markdown: a row for each network, on all scans and CTs."""
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    columns = dict.fromkeys(name for line in lines for name in _cells(line))
+    rows: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        rows.setdefault(f"{line['variant']} ({line['parameters'] / 1e6:.1f} M)", {}).update(_cells(line))
+    head = f"| network | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}"
+    body = [f"| {name} | {' | '.join(str(cells.get(c, '-')) for c in columns)} |" for name, cells in rows.items()]
+    return "\n".join([head, *body])
+
+
+def _cells(line: dict[str, Any]) -> dict[str, Any]:
+    """Return what a table shows of a line: of one painted scan nothing."""
+    if "scan" in line:
+        return {}
+    source = line.get("real", "")
+    left_out = ("variant", "parameters", "real", "s")
+    return {f"{source} {name}".strip(): value for name, value in line.items() if name not in left_out}
 
 
 def parsed() -> argparse.Namespace:
@@ -155,6 +257,8 @@ def parsed() -> argparse.Namespace:
     painting.add_argument("--count", type=int, default=24)
     painting.add_argument("--spacing", type=float, default=1.75)
     painting.add_argument("--seed", type=int, default=0)
+    tabling = commands.add_parser("table")
+    tabling.add_argument("results", type=Path, nargs="+", metavar="RESULTS.jsonl")
     for name in ("train", "measure"):
         command = commands.add_parser(name)
         command.add_argument("config", type=Path)
@@ -164,6 +268,11 @@ def parsed() -> argparse.Namespace:
         else:
             command.add_argument("--synthetic", type=Path, help="folder of painted scans")
             command.add_argument("--real", type=Path, nargs=2, action="append", default=[], metavar=("CT", "LABELS"))
+            command.add_argument("--weights", type=Path, help="in place of those of the run's folder")
+            command.add_argument("--overlap", type=float, default=0.5, help="of the windows (0.25 is half the work)")
+            command.add_argument("--most", type=int, help="number of painted scans, the first ones")
+            command.add_argument("--output", type=Path, help="file that the lines are added to")
+            command.add_argument("--pictures", type=Path, metavar="PAGE.png", help="of the worst scans")
     return parser.parse_args()
 
 
@@ -174,18 +283,15 @@ def main() -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         paint(load_bowel_maps(options.maps, device), options.output, options.count, options.spacing, options.seed)
         return
+    if options.command == "table":
+        print(table(options.results))
+        return
     monai_peer.register()
     config = variant_of(read_config(options.config), options.variant)
     if options.command == "train":
         train(config, options.minutes)
         return
-    network = trained(config)
-    start = {"variant": options.variant, "parameters": parameter_count(network)}
-    if options.synthetic:
-        figures = on_synthetic(network, config, sorted(options.synthetic.glob("*.npz")))
-        print(json.dumps(start | figures), flush=True)
-    for image, labels in options.real:
-        print(json.dumps(start | on_real(network, config, image, labels)), flush=True)
+    measure(options, config)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def model_grid(
     ----------
     volume : Volume
     preprocessing : Preprocessing
-        Of the model. With ``crop_above``, the volume is first cropped to the voxels above it, plus 10 mm.
+        Of the model. With ``crop_above``, the volume is first cropped to the voxels above it, plus 10 mm; with
+        ``crop_nonzero``, to those that are not zero.
     roi : Box, optional
         Limits the grid to this box and its surroundings, which the network sees and which are not labelled.
     context_mm : float
@@ -89,13 +90,15 @@ def model_grid(
     Raises
     ------
     InputError
-        Nothing is above ``crop_above``, or the ROI lies outside the volume.
+        Nothing is above ``crop_above``, all is zero, or the ROI lies outside the volume.
     ModelError
         The model's orientation is none.
     """
     crop = tuple(slice(0, size) for size in volume.array.shape)
     if preprocessing.crop_above is not None:
         crop = _box_above(volume, preprocessing.crop_above)
+    elif preprocessing.crop_nonzero:
+        crop = _box_of_nonzero(volume)
     if roi is not None:
         crop = _intersection(crop, _index_box(roi.padded(context_mm), volume.geometry))
     low, high = _physical_box(crop, volume.geometry)
@@ -136,12 +139,23 @@ def _box_above(volume: Volume, threshold: float) -> tuple[slice, slice, slice]:
             f"The volume holds nothing above {threshold:g}, so there is no body in it: check that it is a CT in "
             "Hounsfield units."
         )
+    return _box(mask, [math.ceil(CROP_MARGIN_MM / spacing) for spacing in reversed(volume.geometry.spacing)])
+
+
+def _box_of_nonzero(volume: Volume) -> tuple[slice, slice, slice]:
+    mask: np.ndarray = volume.array != 0
+    if not mask.any():
+        raise InputError("The volume holds nothing but zeros: check that it is the right one.")
+    return _box(mask, (0, 0, 0))
+
+
+def _box(mask: np.ndarray, margins: Sequence[int]) -> tuple[slice, slice, slice]:
+    """Return the box around a mask, grown by so many voxels along z, y, x where the volume has them."""
     in_plane = np.any(mask, axis=0)
     profiles = (np.any(mask, axis=(1, 2)), np.any(in_plane, axis=1), np.any(in_plane, axis=0))
     box = []
-    for profile, spacing in zip(profiles, reversed(volume.geometry.spacing), strict=True):
+    for profile, margin in zip(profiles, margins, strict=True):
         inside = np.flatnonzero(profile)
-        margin = math.ceil(CROP_MARGIN_MM / spacing)
         box.append(slice(max(0, int(inside[0]) - margin), min(profile.size, int(inside[-1]) + 1 + margin)))
     return box[0], box[1], box[2]
 

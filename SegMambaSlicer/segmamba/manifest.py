@@ -87,6 +87,10 @@ class Preprocessing:
     channels : tuple of Channel
     estimated : str or None
         What of these figures is an estimate, in words that are shown with each result.
+    crop_nonzero : bool
+        The volume is cropped to the box of voxels that are not zero.
+    padding : float or None
+        What windows that reach beyond the volume hold there, after normalisation; None stands for ``fill``.
     """
 
     orientation: str
@@ -96,6 +100,8 @@ class Preprocessing:
     fill: float
     channels: tuple[Channel, ...]
     estimated: str | None = None
+    crop_nonzero: bool = False
+    padding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,10 @@ class ListedModel:
 
 @dataclass(frozen=True)
 class Model(ListedModel):
-    """An entry that this version can segment with."""
+    """An entry that this version can segment with.
+
+    ``interpolates_logits``: on the way back to the volume logits are interpolated, not probabilities.
+    """
 
     labels: tuple[Label, ...]
     channel_values: tuple[int, ...]
@@ -168,6 +177,7 @@ class Model(ListedModel):
     keep: str
     fine: FineStage | None = None
     mr_preprocessing: Preprocessing | None = None
+    interpolates_logits: bool = False
 
     @property
     def refinement(self) -> tuple[str, ...]:
@@ -336,6 +346,7 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
         keep=entry["keep"],
         fine=_fine(entry["fine"]) if entry.get("fine") else None,
         mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
+        interpolates_logits=entry.get("interpolated") == "logits",
     )
 
 
@@ -348,6 +359,8 @@ def _preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
         fill=entry["fill"],
         channels=tuple(Channel(**channel) for channel in entry["channels"]),
         estimated=entry["estimated"],
+        crop_nonzero=entry.get("crop_nonzero", False),
+        padding=entry.get("padding"),
     )
 
 

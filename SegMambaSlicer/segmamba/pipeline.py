@@ -116,7 +116,7 @@ def segment(
     with run.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
-        labels, confidence = labels_on_input_grid(probabilities, grid, values, where)
+        labels, confidence = labels_on_input_grid(probabilities, grid, values, where, model.interpolates_logits)
         del probabilities
         run.progress("postprocess", 0.5)
         labels = _kept(labels, volume, model, options, wanted)
@@ -197,6 +197,7 @@ def _predict(
         run.cancelled,
         notes,
         outside_values(model.preprocessing, image),
+        softmax=not model.interpolates_logits,
     )
 
 

@@ -137,6 +137,8 @@ def _normalised(channel: Channel, value: float) -> float:
 
 def outside_values(preprocessing: Preprocessing, image: torch.Tensor) -> list[float]:
     """Return what each channel (first axis) of a network's input holds outside the volume."""
+    if preprocessing.padding is not None:
+        return [preprocessing.padding] * len(image)
     return [
         _normalised(channel, preprocessing.fill) if channel.kind == "clip" else float(values.min())
         for channel, values in zip(preprocessing.channels, image, strict=True)
@@ -187,11 +189,13 @@ def labels_on_input_grid(
     grid: ModelGrid,
     channel_values: Sequence[int],
     device: torch.device | str | None = None,
+    logits: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring class probabilities on a model's grid back to the volume's own voxels.
 
     At the centre of each voxel of the volume the probabilities are interpolated trilinearly, and the most probable
-    class gives the label; the background wins ties, and then the lower class.
+    class gives the label; the background wins ties, and then the lower class. Or logits are interpolated, and become
+    probabilities there: then a sure voxel reaches further than an unsure one beside it.
 
     Parameters
     ----------
@@ -204,6 +208,8 @@ def labels_on_input_grid(
         Label value of each class.
     device : device, optional
         Where to interpolate, block by block; by default where the probabilities are.
+    logits : bool
+        ``probabilities`` are logits.
 
     Returns
     -------
@@ -222,7 +228,7 @@ def labels_on_input_grid(
         return labels, confidence
     values = torch.tensor(channel_values, dtype=torch.uint8)
     for block in _blocks(region):
-        classes, certainty = _classes_in_block(probabilities, block, to_model, device)
+        classes, certainty = _classes_in_block(probabilities, block, to_model, device, logits)
         if grid.roi is not None:
             classes *= _inside(grid.roi, block, grid.input)
         labels[block] = values[classes].numpy()
@@ -276,7 +282,8 @@ def _classes_in_block(
     probabilities: torch.Tensor,
     block: tuple[slice, ...],
     to_model: np.ndarray,
-    device: torch.device | str | None = None,
+    device: torch.device | str | None,
+    logits: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the winning class and its probability at the voxels of a block, on the CPU; both of shape (z, y, x)."""
     import torch
@@ -293,7 +300,7 @@ def _classes_in_block(
         # Other devices (MPS) do not all interpolate in 3-D.
         part = part.cpu()
     # A class that wins has at least an equal share; most classes never get near it in one block. The background stays.
-    possible = part.flatten(1).amax(dim=1) > 0.9 / len(part)
+    possible = (part.flatten(1).amax(dim=1) > 0.9 / len(part)) | logits
     possible[0] = True
     active = possible.nonzero()[:, 0]
     shape = tuple(step.stop - step.start for step in block)
@@ -303,6 +310,8 @@ def _classes_in_block(
     values = torch.nn.functional.grid_sample(
         part[active].float()[None], coordinates[None], mode="bilinear", padding_mode="border", align_corners=True
     )[0]
+    if logits:
+        values = values.softmax(dim=0)
     # Between two voxels of a sure network ties are common, and rounding must not decide them.
     values -= TIE_BREAKER * torch.arange(len(active), device=values.device)[:, None, None, None]
     certainty, winner = values[1:].max(dim=0)

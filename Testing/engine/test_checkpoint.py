@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from segmamba.errors import ModelError
-from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
+from segmamba.networks.checkpoint import load_state_dict, load_weights, save_in_eight_bits, save_safetensors
+from segmamba.networks.eight_bit import in_eight_bits, restored
+from segmamba.training import quantize
 
 
 @pytest.fixture
@@ -95,3 +97,106 @@ def test_file_without_weights_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, path)
     with pytest.raises(ModelError, match="holds no network weights"):
         load_state_dict(path)
+
+
+@pytest.fixture
+def a_large_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "conv.weight": torch.randn(64, 32, 3, 3, 3) * torch.linspace(0.01, 10, 64)[:, None, None, None, None],
+        "up.weight": torch.randn(64, 32, 2, 2, 2),
+        "linear.weight": torch.randn(128, 256),
+        "linear.bias": torch.randn(128),
+        "mamba.A_log": torch.randn(2048, 16),
+        "mamba.conv1d.weight": torch.randn(256, 1, 4),
+        "count": torch.tensor(7),
+    }
+
+
+def test_weights_stored_in_eight_bits_come_back_within_half_a_step_of_their_row(
+    a_large_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_in_eight_bits(a_large_state, tmp_path / "w.safetensors")
+    state = load_state_dict(tmp_path / "w.safetensors")
+    assert {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in a_large_state.items()}
+    for name in ("conv.weight", "up.weight", "linear.weight"):
+        rows, back = a_large_state[name].flatten(1), state[name].flatten(1)
+        assert back.dtype == torch.float32
+        steps = rows.abs().amax(dim=1, keepdim=True) / 127
+        assert ((back - rows).abs() <= 0.5001 * steps).all()
+        assert not torch.equal(back, rows)
+    for name in ("linear.bias", "mamba.A_log", "mamba.conv1d.weight", "count"):
+        assert torch.equal(state[name], a_large_state[name].half() if name != "count" else a_large_state[name])
+
+
+def test_eight_bits_take_half_the_space_of_half_precision(
+    a_large_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    large = {name: value for name, value in a_large_state.items() if value.dim() > 1 and name.endswith("r.weight")}
+    save_safetensors(large, tmp_path / "half.safetensors")
+    save_in_eight_bits(large, tmp_path / "eight.safetensors")
+    sizes = [(tmp_path / name).stat().st_size for name in ("eight.safetensors", "half.safetensors")]
+    assert sizes[0] < 0.52 * sizes[1]
+
+
+def test_eight_bits_of_the_same_weights_are_the_same_file(
+    a_large_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for path in paths:
+        save_in_eight_bits(a_large_state, path)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_a_file_in_eight_bits_is_stored_again_without_further_loss(
+    a_large_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_in_eight_bits(a_large_state, tmp_path / "once.safetensors")
+    once = load_state_dict(tmp_path / "once.safetensors")
+    save_in_eight_bits(once, tmp_path / "twice.safetensors")
+    twice = load_state_dict(tmp_path / "twice.safetensors")
+    assert all(torch.allclose(once[name], twice[name], rtol=1e-6, atol=0) for name in once)
+
+
+def test_a_row_of_zeros_survives_eight_bits() -> None:
+    weight = torch.randn(128, 256)
+    weight[3] = 0
+    state = restored(in_eight_bits({"a.weight": weight}))
+    assert (state["a.weight"][3] == 0).all() and state["a.weight"].isfinite().all()
+
+
+def test_weights_that_eight_bits_cannot_hold_are_refused() -> None:
+    for name, value in (("a.weight", torch.full((128, 256), torch.nan)), ("a.bias", torch.tensor([1e6]))):
+        with pytest.raises(ModelError, match=f"'{name}' is not finite"):
+            in_eight_bits({name: value})
+
+
+def test_scales_that_are_missing_or_too_few_are_a_clear_sentence() -> None:
+    stored = in_eight_bits({"a.weight": torch.randn(128, 256)})
+    scales = stored.pop("a.weight.scales")
+    with pytest.raises(ModelError, match=r"'a.weight' has not one scale a row"):
+        restored(stored)
+    with pytest.raises(ModelError, match=r"'a.weight' has not one scale a row"):
+        restored(stored | {"a.weight.scales": scales[:5]})
+
+
+def test_a_storage_of_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors.torch").save_file(
+        {"w": torch.zeros(2)}, str(tmp_path / "w.safetensors"), metadata={"storage": "four bits"}
+    )
+    with pytest.raises(ModelError, match=r"'four bits'\): update"):
+        load_state_dict(tmp_path / "w.safetensors")
+
+
+def test_the_command_stores_a_checkpoint_in_eight_bits_and_any_network_still_loads_it_strictly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = nn.Sequential(nn.Conv3d(16, 64, 3), nn.BatchNorm3d(64))
+    save_safetensors(network, tmp_path / "half.safetensors")
+    assert quantize.main([str(tmp_path / "half.safetensors"), str(tmp_path / "eight.safetensors")]) == 0
+    assert "SHA-256" in capsys.readouterr().out
+    load_weights(network, load_state_dict(tmp_path / "eight.safetensors"))
+    with pytest.raises(ModelError, match="another architecture"):
+        load_weights(nn.Sequential(nn.Conv3d(16, 32, 3)), load_state_dict(tmp_path / "eight.safetensors"))
+    assert quantize.main([str(tmp_path / "none.pt"), str(tmp_path / "out.safetensors")]) == ModelError.exit_code
+    assert capsys.readouterr().err.count("\n") == 1

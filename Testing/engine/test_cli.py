@@ -19,6 +19,7 @@ from phantoms import phantom
 
 from segmamba import cli, doctor
 from segmamba.errors import Cancelled, InstallationError, WorkerError
+from segmamba.manifest import load_manifest
 from segmamba.progress import ProgressBar
 from segmamba.volume import read_volume, to_image
 
@@ -60,6 +61,23 @@ def test_one_command_writes_segmentation_report_and_preview(folder: Path, capsys
     printed = capsys.readouterr().out
     assert "found: L" in printed
     assert "not a medical device" in printed
+
+
+def test_colorectal_cancer_gets_names_colours_and_codes(folder: Path) -> None:
+    manifest = tiny.write_bowel_model(folder)
+    run = ["segment", str(folder / "ct.nii.gz"), "--output", str(folder / "bowel.seg.nrrd"), "--task", "colorectal"]
+    report = ["--report", str(folder / "bowel-report.json")]
+    assert cli.main([*run, *report, "--manifest", str(manifest), "--in-process", "--device", "cpu", "--quiet"]) == 0
+    found = json.loads((folder / "bowel-report.json").read_text(encoding="utf-8"))["segments"]
+    image = sitk.ReadImage(str(folder / "bowel.seg.nrrd"))
+    labels = {label.name: label for label in load_manifest(manifest).default("colorectal").labels}
+    assert found and {row["name"] for row in found} <= {"Colorectal tumour", "Colon", "Rectum"}
+    for index, row in enumerate(found):
+        label = labels[row["name"]]
+        assert image.GetMetaData(f"Segment{index}_Name") == label.name
+        assert label.terminology_tag in image.GetMetaData(f"Segment{index}_Tags")
+        color = [round(255 * float(part)) for part in image.GetMetaData(f"Segment{index}_Color").split()]
+        assert color == list(label.color)
 
 
 def test_quiet_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from segmamba.importing import Intensities, import_checkpoint
 from segmamba.manifest import Manifest, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, save_safetensors, write_safetensors
+from segmamba.networks.eight_bit import EIGHT_BIT
 from segmamba.networks.identify import differences, expected_shapes, identify
 from segmamba.pipeline import segment
 from segmamba.record import RECORD_NAME
@@ -368,3 +369,19 @@ def test_full_size_released_network_is_imported_within_twice_its_size_and_runs(
         == hashlib.sha256(store.installed(model).path.read_bytes()).hexdigest()
     )
     assert "estimate" in result.report["model"]["estimated"]
+
+
+def test_a_checkpoint_in_eight_bits_is_imported_by_its_hash_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled = load_manifest()
+    model = bundled.default("vertebrae")
+    path = Path(__file__).resolve().parents[2] / str(model.file.bundled)
+    with pytest.importorskip("safetensors").safe_open(path, "pt") as file:
+        assert file.metadata()["storage"] == EIGHT_BIT
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
+    found = import_checkpoint(path, bundled)
+    assert found.model is model and found.source_sha256 == model.file.sha256
+    store.verify(found)
+    ours, theirs = load_state_dict(found.path), load_state_dict(path)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and len(ours) == len(theirs)

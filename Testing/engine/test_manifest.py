@@ -103,13 +103,14 @@ def test_an_address_without_size_and_hash_is_refused_by_the_schema() -> None:
 @pytest.mark.parametrize("name", ["../model.pt", "a/b.pt", ".hidden", "a b.pt"])
 def test_file_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
     broken = copy.deepcopy(CONTENT)
-    broken["models"][1]["file"]["name"] = name
+    entry = next(entry for entry in broken["models"] if entry["file"]["bundled"] is None)
+    entry["file"]["name"] = name
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
     path = tmp_path / "weights_manifest.json"
     path.write_text(json.dumps(broken))
     with pytest.raises(ModelError, match="letters, digits"):
-        find(load_manifest(path).models[1])
+        find(load_manifest(path).entry(entry["id"]))
 
 
 def test_vertebrae_are_numbered_as_in_verse() -> None:

@@ -33,7 +33,7 @@ from segmamba.errors import InputError, ModelError
 from segmamba.grid import Box, ModelGrid
 from segmamba.manifest import Channel
 from segmamba.modality import check_modality, for_volume, guess, taken_for
-from segmamba.preprocess import labels_on_input_grid, normalise, resolve, to_model_grid
+from segmamba.preprocess import labels_on_input_grid, normalise, outside_values, resolve, to_model_grid
 from segmamba.volume import Geometry, Volume
 
 MODEL = spine_model()
@@ -145,6 +145,33 @@ def test_nothing_outside_the_roi_is_labelled(geometry: Geometry) -> None:
     assert np.all(extent <= np.subtract(roi.lps_max, roi.lps_min) + 2 * 20 + 2)
 
 
+def test_a_grid_can_leave_out_the_zeros_around_a_volume_and_nothing_there_is_labelled() -> None:
+    whole = phantom()
+    array = np.zeros_like(whole.array)
+    inside = (slice(10, 70), slice(5, 60), slice(8, 66))
+    array[inside] = whole.array[inside]
+    array[40, 30, 30] = 0  # a hole
+    model = spine_model(crop_above=None, crop_nonzero=True)
+    _, grid = to_model_grid(Volume(array, whole.geometry), model)
+    assert grid.crop == inside
+    everything = torch.zeros(4, *grid.geometry.size[::-1])
+    everything[2] = 1
+    labels, _ = labels_on_input_grid(everything, grid, MODEL.channel_values)
+    expected = np.zeros_like(labels)
+    expected[inside] = 21
+    np.testing.assert_array_equal(labels, expected)
+    with pytest.raises(InputError, match="nothing but zeros"):
+        to_model_grid(Volume(np.zeros_like(array), whole.geometry), model)
+
+
+def test_windows_beyond_the_volume_hold_air_or_what_the_model_says() -> None:
+    channels = (Channel("clip", -57.0, 175.0, 65.0, 30.0),) * 2
+    image = torch.zeros(2, 4, 4, 4)
+    air = (-57.0 - 65.0) / 30.0
+    assert outside_values(spine_model(channels=channels).preprocessing, image) == [pytest.approx(air)] * 2
+    assert outside_values(spine_model(channels=channels, padding=0.0).preprocessing, image) == [0.0, 0.0]
+
+
 def test_an_roi_beside_the_patient_is_refused() -> None:
     with pytest.raises(InputError, match="region of interest"):
         to_model_grid(phantom(), MODEL, Box((500.0, 0.0, 0.0), (600.0, 10.0, 10.0)))
@@ -176,6 +203,24 @@ def test_a_class_may_win_between_voxels_where_it_wins_at_none() -> None:
     labels, confidence = labels_on_input_grid(probabilities, grid, MODEL.channel_values)
     np.testing.assert_array_equal(labels[1, 1], [20, 22, 21])
     np.testing.assert_array_equal(confidence[1, 1], [153, 102, 153])
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_interpolated_logits_let_a_sure_voxel_reach_further_than_interpolated_probabilities(logits: bool) -> None:
+    # One voxel of the volume 0.65 of the way from a sure voxel of the model's grid to one that is less sure of the
+    # background: logits change their sign at 8 / 11 of the way, probabilities just beyond the middle.
+    grid = ModelGrid(
+        Geometry((2, 2, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), STRAIGHT.direction),
+        Geometry((1, 2, 2), (1.0, 1.0, 1.0), (0.65, 0.0, 0.0), STRAIGHT.direction),
+        (slice(0, 2), slice(0, 2), slice(0, 1)),
+    )
+    scores = torch.zeros(2, 2, 2, 2)
+    scores[1, ..., 0], scores[1, ..., 1] = 8.0, -3.0
+    labels, confidence = labels_on_input_grid(scores if logits else scores.softmax(0), grid, (0, 1), logits=logits)
+    assert (labels == int(logits)).all()
+    if logits:
+        expected = 1 / (1 + np.exp(-(0.35 * 8.0 - 0.65 * 3.0)))
+        np.testing.assert_allclose(confidence / 255, expected, atol=0.003)
 
 
 def test_confidence_is_the_probability_of_the_label() -> None:

@@ -27,6 +27,8 @@ TRAINING: dict[str, Any] = {
     "device": "cpu",
 }
 MODEL_ID, MISSING_ID = "tiny-spine", "tiny-missing"
+BOWEL_ID = "tiny-bowel"
+BOWEL_ARGUMENTS = {"in_channels": 1, "out_channels": 4, "features": [8, 16, 32, 32], "depths": [1, 1, 1, 1]}
 STRUCTURE = ["SCT", "123037004", "Anatomical Structure"]
 LABELS = [
     {
@@ -69,6 +71,37 @@ def write_model(folder: Path, empty: bool = False, **changes: Any) -> Path:
     missing = model_entry({"name": "missing.pt", "size": None, "sha256": None, "bundled": None}) | {"id": MISSING_ID}
     manifest = folder / "manifest.json"
     manifest.write_text(json.dumps({"schema_version": 1, "label_sets": {"three": LABELS}, "models": [entry, missing]}))
+    return manifest
+
+
+def write_bowel_model(folder: Path) -> Path:
+    """Write a manifest of a colorectal model, its checkpoint in eight bits, and return the manifest's path.
+
+    The labels are those of the software's own manifest; the network is `SegMambaV2Paper` with few channels and
+    random weights, so that it labels noise.
+    """
+    import torch
+
+    from segmamba.networks import build_network
+    from segmamba.networks.checkpoint import save_in_eight_bits
+    from segmamba.resources import MANIFEST_NAME, resource_root
+
+    labels = json.loads((resource_root() / MANIFEST_NAME).read_text(encoding="utf-8"))["label_sets"]["colorectal"]
+    torch.manual_seed(2)
+    checkpoint = folder / "bowel.safetensors"
+    save_in_eight_bits(build_network("segmamba_v2_paper", **BOWEL_ARGUMENTS).state_dict(), checkpoint)
+    content = checkpoint.read_bytes()
+    file = {"name": checkpoint.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    entry = model_entry(file | {"bundled": checkpoint.name}) | {
+        "id": BOWEL_ID,
+        "task": "colorectal",
+        "architecture": "segmamba_v2_paper",
+        "arguments": BOWEL_ARGUMENTS,
+        "label_set": "colorectal",
+        "channel_values": [0, 1, 2, 3],
+    }
+    manifest = folder / "bowel.json"
+    manifest.write_text(json.dumps({"schema_version": 1, "label_sets": {"colorectal": labels}, "models": [entry]}))
     return manifest
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segmamba.errors import InstallationError, ModelError
+from segmamba.networks.eight_bit import EIGHT_BIT, STORAGE, in_eight_bits, restored
 
 WRAPPERS = ("module", "model", "state_dict")
 DATA_PARALLEL_PREFIX = "module."
@@ -31,7 +32,8 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the weights in a ``.safetensors``, ``.pt`` or ``.pth`` file, on the CPU.
 
     A state dict wrapped as ``module``, ``model`` or ``state_dict`` is unwrapped, and a leading ``module.`` is
-    stripped from its keys. The weights stay in the file, mapped into memory, where its format allows that.
+    stripped from its keys. The weights stay in the file, mapped into memory, where its format allows that; those
+    stored in eight bits (`save_in_eight_bits`) come back as float32.
 
     Raises
     ------
@@ -95,6 +97,18 @@ def save_safetensors(
     _safetensors().save_file(converted, str(path), metadata=dict(metadata or {}))
 
 
+def save_in_eight_bits(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a state dict as safetensors in half the space of float16: see `segmamba.networks.eight_bit`.
+
+    Raises
+    ------
+    ModelError
+        A weight is not finite, or is too large for float16.
+    """
+    # One entry only: several are written in any order, and the file's hash would not be repeatable.
+    _safetensors().save_file(in_eight_bits(state), str(path), metadata={STORAGE: EIGHT_BIT})
+
+
 def write_safetensors(
     state: Mapping[str, Tensor], path: str | Path, progress: Callable[[float], None] = lambda fraction: None
 ) -> None:
@@ -128,9 +142,14 @@ def write_safetensors(
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     library = _safetensors()
     try:
-        return library.load_file(str(path))
+        with library.safe_open(str(path), "pt") as file:
+            storage = (file.metadata() or {}).get(STORAGE)
+        weights = library.load_file(str(path))  # in the file's order
     except Exception as error:
         raise ModelError(f"The checkpoint {path} is damaged, get it again: {error}.") from error
+    if storage not in (None, EIGHT_BIT):
+        raise ModelError(f"The checkpoint {path} is stored in a newer way ('{storage}'): update SegMambaSlicer.")
+    return restored(weights) if storage else weights
 
 
 def _read_torch(path: Path) -> Any:
