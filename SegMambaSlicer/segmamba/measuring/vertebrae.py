@@ -104,7 +104,8 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
         return {
             "value": level,
             "name": names[level],
-            "volume_ml": round(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3])) / 1000, 3),
+            # As a float of Python's: numpy rounds some halves the other way than the report does.
+            "volume_ml": round(float(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3]))) / 1000, 3),
             "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
             "at_border": at_border,
             **{f"{name}_height_mm": None if body is None else _height(body, *BANDS[name]) for name in BANDS},
