@@ -17,7 +17,7 @@ from segmamba import cli, manifest, store
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "Docs").rglob("*.md")])
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-NAMING_TESTS = ("troubleshooting.md", "verification.md")
+NAMING_TESTS = ("troubleshooting.md", "panel.md")
 LOGIC = REPOSITORY / "SegMambaSlicer" / "SegMambaSlicer.py"
 
 
