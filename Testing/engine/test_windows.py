@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from test_sliding_window import PATCH, NotANumberIn, OutOfMemoryAt, volume
 
-from segmamba.sliding_window import blend_weights, is_out_of_memory, mirrorings
+from segmamba.errors import ModelError
+from segmamba.sliding_window import blend_weights, is_out_of_memory, mirrorings, predict
 from segmamba.windows import window_count, window_starts
 
 
@@ -71,3 +73,24 @@ def test_mirrorings_are_all_combinations_with_none_first() -> None:
 )
 def test_lack_of_memory_is_known_by_its_type_or_its_words(error: Exception, is_one: bool) -> None:
     assert is_out_of_memory(error) == is_one
+
+
+def test_notes_and_errors_name_precision_device_and_what_to_do() -> None:
+    notes: list[str] = []
+    run(NotANumberIn(torch.bfloat16), volume(32, 32, 32), precision=torch.bfloat16, fallbacks=notes)
+    assert notes == ["bfloat16 overflowed: the network ran in float32 from there on."]
+    run(OutOfMemoryAt(1, 2), volume(32, 32, 32), device="meta", fallbacks=notes)
+    assert all(note.startswith("meta ran out of memory: ") for note in notes[1:])
+    sentence = r"^The network gives NaN or infinity: its checkpoint is damaged, get the file again\.$"
+    with pytest.raises(ModelError, match=sentence):
+        run(NotANumberIn(torch.float32), volume(32, 32, 32))
+
+
+def run(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    device: str = "cpu",
+    precision: torch.dtype = torch.float32,
+    fallbacks: list[str] | None = None,
+) -> torch.Tensor:
+    return predict(network, image, PATCH, 0.5, device, precision, fallbacks=fallbacks)
