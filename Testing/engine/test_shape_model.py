@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from modelled_spine import distance_at
 
 from segmamba.errors import ModelError
 from segmamba.spine.frames import Frame
@@ -12,8 +13,8 @@ from segmamba.spine.shape_model import (
     REGIONS,
     ShapeModel,
     _box,
+    _in_box,
     _step,
-    distance_at,
     fit,
     grid_points,
     load_shapes,
@@ -73,8 +74,10 @@ def test_values_between_voxels_are_linear_and_outside_those_at_the_border() -> N
 
 def test_beyond_its_grid_a_distance_is_that_at_the_border_and_the_way_there() -> None:
     shape = grid_points(HALF)[..., 0].copy()
-    local = np.array([[0.0, 0.0, 0.0], [7.0, -3.0, 4.0], [23.0, 34.0, 0.0], [-20.0, 0.0, -37.0]])
-    np.testing.assert_allclose(distance_at(shape, HALF, local), [0.0, 7.0, 20.0 + 5.0, -20.0 + 12.0], atol=1e-9)
+    local = np.array([[0, 0, 0], [7, -3, 4], [23, 34, 0], [-20, 0, -37]])
+    corner, size = np.array([-20, -34, -37]), (44, 69, 42)
+    distance = _in_box(shape, HALF, Frame(np.zeros(3), np.eye(3), 1.0), corner, size, 1.0)
+    np.testing.assert_allclose(distance[tuple((local - corner).T)], [0.0, 7.0, 20.0 + 5.0, -20.0 + 12.0], atol=1e-9)
 
 
 def test_a_frame_is_shifted_along_its_own_axes_in_its_own_millimetres() -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_sliding_window import PATCH, NotANumberIn, OutOfMemoryAt, volume
 
+from segmamba.blending import blend_weights
 from segmamba.errors import ModelError
-from segmamba.sliding_window import blend_weights, is_out_of_memory, mirrorings, predict
+from segmamba.sliding_window import is_out_of_memory, mirrorings, predict
 from segmamba.windows import window_count, window_starts
 
 
