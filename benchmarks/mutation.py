@@ -2,8 +2,8 @@
 
 ``python benchmarks/mutation.py``: mutmut (3.8 or later) changes these files in a copy of the tree, one place at a time,
 and runs the tests that pass through it. Prints for each file how many changes there were and how many the tests
-noticed. It takes 15 to 30 minutes on two cores. ``--only grid windows`` takes some files; ``--folder F`` keeps the copy,
-in which ``mutmut show NAME`` shows a change that survived.
+noticed. It takes 15 to 30 minutes on two cores. ``--only grid windows`` takes some files; ``--folder F`` keeps the
+copy, in which ``mutmut show NAME`` shows a change that survived.
 """
 
 from __future__ import annotations
