@@ -255,7 +255,7 @@ class _WindowRun:
     @classmethod
     def prepare(cls, network: torch.nn.Module, step: _Step, mirror: Sequence[int], notes: list[str]) -> _WindowRun:
         """Bring a network to its device, in its fast form where there is one."""
-        fast = fast_network(network, step.compute, step.dtype, notes)
+        fast = fast_network(network, step.compute, step.dtype, step.window, notes)
         if fast is None:
             network.to(step.compute)
         network.ran_on = step.compute  # type: ignore[assignment]

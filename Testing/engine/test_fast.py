@@ -13,13 +13,15 @@ from torch import nn
 
 import segmamba
 from segmamba.blending import Blender, WindowGrid
-from segmamba.fast import accelerate, convolution, fast_network, forget, kernels
+from segmamba.fast import FastNetwork, accelerate, agrees, convolution, fast_network, forget, kernels
 from segmamba.fast.maps import as_map, as_volume
 from segmamba.networks.segmamba_v2 import SegMambaV2
 from segmamba.networks.segmamba_v2_paper import SegMambaV2Paper
 from segmamba.networks.spine_mamba import SpineMamba
 from segmamba.sliding_window import predict, predict_labels
 
+WINDOW = (32, 32, 32)
+CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
@@ -78,6 +80,28 @@ def test_accelerating_leaves_the_network_as_it_was() -> None:
     assert all(value.dtype == torch.float32 for value in plain.parameters())
 
 
+def test_a_fast_network_is_held_against_the_plain_one() -> None:
+    plain = network("spine")
+    good = accelerate(plain, torch.bfloat16, graphs=False)
+    wrong = FastNetwork(lambda image: 1.2 * good.forward(image), torch.bfloat16, graphs=False)
+    assert agrees(plain, good, WINDOW, CPU)
+    assert not agrees(plain, wrong, WINDOW, CPU)
+
+
+def test_one_that_gives_other_answers_is_not_used_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["segmamba.fast.accelerate"]
+    monkeypatch.setattr(kernels, "missing", lambda device: "")
+    monkeypatch.setattr(module, "accelerate", lambda *arguments, **keywords: object())
+    monkeypatch.setattr(module, "agrees", lambda *arguments: False)
+    plain = network("release")
+    for _ in range(2):
+        notes: list[str] = []
+        assert fast_network(plain, torch.device("cuda"), torch.float16, WINDOW, notes) is None
+        assert len(notes) == 1
+        assert notes[0].startswith("The fast kernels give other answers on this GPU")
+    forget(plain)
+
+
 def test_what_sets_the_pace_of_a_scan_stays_in_single_precision() -> None:
     plain = network("release")
     fast = accelerate(plain, torch.bfloat16)
@@ -89,14 +113,14 @@ def test_what_sets_the_pace_of_a_scan_stays_in_single_precision() -> None:
 def test_a_network_without_a_fast_form_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="no fast path for Conv3d"):
         accelerate(nn.Conv3d(1, 1, 1))
-    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16, []) is None
+    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16, WINDOW, []) is None
 
 
 def test_without_triton_the_plain_network_runs_on_a_gpu_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "triton_kernels", lambda: None)
     notes: list[str] = []
     for _ in range(2):
-        assert fast_network(network("release"), torch.device("cuda"), torch.float16, notes) is None
+        assert fast_network(network("release"), torch.device("cuda"), torch.float16, WINDOW, notes) is None
     assert len(notes) == 1
     assert notes[0].startswith("Triton is not installed")
 
@@ -110,8 +134,8 @@ def test_fewer_blocks_are_read_ahead_where_shared_memory_is_small(monkeypatch: p
 
 
 def test_on_the_processor_and_in_single_precision_the_plain_network_runs() -> None:
-    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16, []) is None
-    assert fast_network(network("release"), torch.device("cuda"), torch.float32, []) is None
+    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16, WINDOW, []) is None
+    assert fast_network(network("release"), torch.device("cuda"), torch.float32, WINDOW, []) is None
 
 
 def test_a_kernel_that_does_not_work_is_replaced_once_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,11 +239,11 @@ def test_the_fast_network_stays_near_float32_on_cuda(name: str, graphs: bool) ->
 @needs_cuda
 def test_weights_that_change_are_taken_up() -> None:
     plain = network("release")
-    first = fast_network(plain, torch.device("cuda"), torch.float16, [])
-    assert fast_network(plain, torch.device("cuda"), torch.float16, []) is first
+    first = fast_network(plain, torch.device("cuda"), torch.float16, WINDOW, [])
+    assert fast_network(plain, torch.device("cuda"), torch.float16, WINDOW, []) is first
     with torch.no_grad():
         plain.out.conv.conv.weight.mul_(2)  # type: ignore[union-attr, operator]
-    assert fast_network(plain, torch.device("cuda"), torch.float16, []) is not first
+    assert fast_network(plain, torch.device("cuda"), torch.float16, WINDOW, []) is not first
     forget(plain)
 
 
