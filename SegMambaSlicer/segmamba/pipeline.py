@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -246,6 +247,14 @@ def _network(architecture: str, arguments: str, path: Path, digest: str) -> torc
     network = build_network(architecture, **json.loads(arguments))
     load_weights(network, load_state_dict(path))
     return network.eval()
+
+
+def free_gpu() -> None:
+    """Give a GPU's memory back: the network that stayed for the next volume, and the graphs made of it, go."""
+    if torch.cuda.is_initialized():
+        _network.cache_clear()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]) -> np.ndarray:

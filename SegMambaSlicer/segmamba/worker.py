@@ -24,6 +24,8 @@ from segmamba.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 # Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
 LAST_SECONDS = 5.0
 PROGRESS_INTERVAL = 0.1
+# After so many seconds without a job, other programs get the GPU's memory.
+IDLE_SECONDS = 60.0
 
 Message = dict[str, Any]
 Segment = Callable[[Request, Callable[[str, float], None], Callable[[], bool]], Message]
@@ -67,12 +69,30 @@ class Inbox:
             os._exit(1)
 
 
-def serve(inbox: Inbox, send: Callable[[Message], None], segment: Segment = segment_file) -> None:
+def serve(
+    inbox: Inbox, send: Callable[[Message], None], segment: Segment = segment_file, idle_seconds: float = IDLE_SECONDS
+) -> None:
     """Do one job after another until the inbox is closed."""
     send({"type": "ready", "protocol": PROTOCOL_VERSION, "version": __version__, "pid": os.getpid()})
-    while (message := inbox.jobs.get()) is not None:
+    while (message := _next(inbox, idle_seconds)) is not None:
         send(answer(message, inbox, send, segment))
     inbox.finished.set()
+
+
+def _next(inbox: Inbox, idle_seconds: float) -> Message | None:
+    """Wait for the next job, None for the end; give the GPU's memory back where it does not come soon."""
+    try:
+        return inbox.jobs.get(timeout=idle_seconds)
+    except queue.Empty:
+        free_gpu()
+        return inbox.jobs.get()
+
+
+def free_gpu() -> None:
+    """Give the GPU's memory back, where a job has taken any."""
+    pipeline = sys.modules.get("segmamba.pipeline")
+    if pipeline is not None:
+        pipeline.free_gpu()
 
 
 def answer(message: Message, inbox: Inbox, send: Callable[[Message], None], segment: Segment) -> Message:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,7 +163,7 @@ def test_what_libraries_print_does_not_break_the_protocol(tmp_path: Path) -> Non
         "    os.write(1, b'noise from C')\n"
         "    progress('read', 0.5)\n"
         "    return {'input': request.input}\n"
-        "worker.serve.__defaults__ = (segment,)\n"
+        "worker.serve.__defaults__ = (segment, worker.IDLE_SECONDS)\n"
         "worker.main()\n"
     )
     lines: list[str] = []
@@ -199,6 +200,29 @@ def serve(lines: list[bytes], segment: worker_module.Segment) -> list[dict[str, 
         time.sleep(0.001)
     worker_module.serve(inbox, sent.append, segment)
     return sent
+
+
+def test_an_idle_worker_gives_the_gpu_s_memory_back_once_and_does_the_next_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[object] = []
+    monkeypatch.setattr(worker_module, "free_gpu", lambda: happened.append("freed"))
+    reading, writing = os.pipe()
+    inbox = worker_module.Inbox(os.fdopen(reading, "rb"), last_seconds=60)
+
+    def segment(request: Request, *rest: object) -> dict[str, object]:
+        return {"input": request.input}
+
+    def send(message: dict[str, object]) -> None:
+        happened.append(message["type"])
+
+    serving = threading.Thread(target=worker_module.serve, args=(inbox, send, segment, 0.05))
+    serving.start()
+    time.sleep(0.5)
+    os.write(writing, encode({"type": "job", "id": "1", "request": {"input": "a", "output": "b"}}))
+    while "result" not in happened and "error" not in happened:
+        time.sleep(0.01)
+    os.close(writing)
+    serving.join()
+    assert happened[:3] == ["ready", "freed", "result"]
 
 
 def test_jobs_that_nobody_waits_for_any_more_are_not_begun() -> None:
