@@ -19,7 +19,7 @@ from segmamba.volume import Geometry, Volume
 
 SMALL = {"in_channels": 1, "out_channels": 2, "feat_size": [8, 8, 8, 8], "hidden_size": 16, "depths": [1, 1, 1, 1]}
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
-INSIDE = (slice(2, 24), slice(2, 50), slice(4, 68))
+INSIDE = (slice(2, 24), slice(2, 34), slice(4, 52))
 OFFICIAL = load_manifest().model("segmamba-v2-colorectal-official")
 
 
@@ -43,10 +43,10 @@ def model() -> Model:
 def its_own_grid() -> Volume:
     """A CT on the model's grid, so that resampling changes nothing; zeros around it, and one window high."""
     generator = np.random.default_rng(0)
-    array = np.zeros((26, 52, 70), np.int16)
-    hounsfield = generator.normal(40, 80, (22, 48, 64)).clip(-300, 400).round()
+    array = np.zeros((26, 36, 54), np.int16)
+    hounsfield = generator.normal(40, 80, (22, 32, 48)).clip(-300, 400).round()
     array[INSIDE] = np.where(hounsfield == 0, 1, hounsfield)
-    return Volume(array, Geometry((70, 52, 26), (0.79296899, 0.79296899, 3.75), (10.0, 20.0, 30.0), RAS))
+    return Volume(array, Geometry((54, 36, 26), (0.79296899, 0.79296899, 3.75), (10.0, 20.0, 30.0), RAS))
 
 
 def blended(network: torch.nn.Module, image: torch.Tensor, mirrored: bool) -> torch.Tensor:
