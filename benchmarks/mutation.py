@@ -25,7 +25,7 @@ FILES = {
     "grid": ("segmamba/grid.py", ("test_grid.py",)),
     "windows": ("segmamba/windows.py", ("test_windows.py",)),
     "sliding_window": ("segmamba/sliding_window.py", ("test_sliding_window.py", "test_windows.py")),
-    "blending": ("segmamba/blending.py", ("test_windows.py", "test_sliding_window.py", "test_fast.py")),
+    "blending": ("segmamba/blending.py", ("test_windows.py", "test_sliding_window.py")),
     "shape_prior": ("segmamba/networks/shape_prior.py", ("test_shape_prior.py",)),
     "shape_model": ("segmamba/spine/shape_model.py", ("test_shape_model.py",)),
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_sliding_window import PATCH, NotANumberIn, OutOfMemoryAt, volume
 
+from segmamba import sliding_window
 from segmamba.blending import blend_weights
 from segmamba.errors import ModelError
 from segmamba.sliding_window import is_out_of_memory, mirrorings, predict
@@ -95,3 +96,56 @@ def run(
     fallbacks: list[str] | None = None,
 ) -> torch.Tensor:
     return predict(network, image, PATCH, 0.5, device, precision, fallbacks=fallbacks)
+
+
+def test_every_step_of_the_way_down_is_tried_in_order_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu, half = torch.device("cuda:1"), torch.device("cpu"), torch.float16
+    asked: list[object] = []
+    monkeypatch.setattr(sliding_window, "_windows_at_a_time", lambda *given: asked.append(given) or 2)
+    monkeypatch.setattr(sliding_window, "cpu_precision", lambda: "bfloat16")
+    window = (128, 96, 40)
+    step, short = sliding_window._Step, "cuda:1 ran out of memory"
+    assert sliding_window._steps(gpu, half, [128, 96, 40]) == [
+        step(gpu, gpu, half, window, 2),
+        step(gpu, gpu, half, window, 1, f"{short}: one window at a time was run instead of 2."),
+        step(gpu, cpu, half, window, 1, f"{short}: the windows were blended in main memory instead."),
+        step(
+            gpu,
+            cpu,
+            half,
+            (96, 64, 32),
+            1,
+            f"{short}: windows of 96 x 64 x 32 voxels were used, and the network answers less well in them.",
+        ),
+        step(cpu, cpu, torch.bfloat16, window, 1, f"{short}: the network ran on the CPU."),
+    ]
+    assert asked == [(gpu, window)]
+    monkeypatch.setattr(sliding_window, "_windows_at_a_time", lambda *given: 1)
+    smallest = sliding_window._steps(gpu, half, (32, 32, 32))
+    assert [one.sentence[len(short) :] for one in smallest] == [
+        "",
+        ": the windows were blended in main memory instead.",
+        ": the network ran on the CPU.",
+    ]
+    assert sliding_window._steps(cpu, torch.float32, window) == [step(cpu, cpu, torch.float32, window, 1)]
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "window", "count"),
+    [(80, (128, 128, 128), 2), (80, (96, 96, 96), 4), (80, (160, 160, 160), 1), (0.001, (128, 128, 128), 1)],
+)
+def test_as_many_windows_as_fill_a_gpu_and_fit_into_its_memory_run_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, free_gib: float, window: tuple[int, int, int], count: int
+) -> None:
+    gpu = torch.device("cuda:1")
+    free = {gpu: int(free_gib * 2**30)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 2**40))
+    assert sliding_window._windows_at_a_time(gpu, window) == count
+    assert sliding_window._windows_at_a_time(torch.device("cpu"), window) == 1
+
+
+def test_windows_that_do_not_all_fit_into_a_gpu_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, window = torch.device("cuda"), (96, 96, 96)
+    needed = 96**3 * sliding_window.BYTES_PER_VOXEL / sliding_window.WINDOW_SHARE
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(3.5 * needed), 2**40))
+    assert sliding_window._windows_at_a_time(gpu, window) == 3
