@@ -17,7 +17,7 @@ from segmamba.training.colorectal import codes as c
 from segmamba.training.colorectal import plan
 from segmamba.training.colorectal.atlas import BowelMap, unpacked
 from segmamba.training.colorectal.bowel import Tissues, shaped
-from segmamba.training.colorectal.painting import HOUNSFIELD, PHASES, phase_priors
+from segmamba.training.colorectal.painting import HOUNSFIELD, PHASE_SHARES, PHASES, painted, phase_priors
 from segmamba.training.colorectal.plan import (
     KINDS,
     Tumour,
@@ -27,9 +27,9 @@ from segmamba.training.colorectal.plan import (
     large_bowel,
     other_bowel,
 )
-from segmamba.training.colorectal.samples import BowelPainter, arms, crop_centre, scan
+from segmamba.training.colorectal.samples import BEYOND, BowelPainter, arms, crop_centre, scan
 from segmamba.training.colorectal.seeds import IN_RECTUM, POSITION, RADIUS, STEP
-from segmamba.training.tissues import AORTA, COLON, KIDNEY, SOFT, SPACING
+from segmamba.training.tissues import AORTA, COLON, FAT, KIDNEY, SOFT, SPACING
 
 CPU = torch.device("cpu")
 PATCH = (48, 56, 56)
@@ -179,8 +179,23 @@ def test_a_good_part_of_the_crops_with_and_without_tumours_lies_elsewhere(bowel:
     far = np.array([np.linalg.norm(crop_centre(bowel, tumours, canvas) - at) > 8 for _ in range(300)])
     assert 0.25 < far.mean() < 0.45
     bare = [crop_centre(bowel, [], canvas) for _ in range(300)]
+    assert all(((centre >= 0) & (centre <= bowel.packed.shape)).all() for centre in bare)
     near_bowel = np.array([np.linalg.norm(bowel.seeds[:, POSITION] - centre, axis=1).min() < 6 for centre in bare])
     assert 0.6 < near_bowel.mean() < 0.9
+
+
+def test_a_crop_lies_in_the_body_like_a_window_of_a_scan(bowel: BowelMap) -> None:
+    shape = np.array(bowel.packed.shape)
+    patch = shape // 2
+    canvas = Canvas(tuple(patch.tolist()), SPACING, CPU, np.random.default_rng(0), torch.Generator())
+    tumours = [draw_tumour(draw_seed(bowel.seeds, canvas.rng), 12.0, canvas.rng)]
+    centres = np.array([crop_centre(bowel, tumours, canvas) for _ in range(300)])
+    beyond = np.maximum(patch / 2 - centres, centres + patch / 2 - shape)
+    assert (beyond <= BEYOND * patch + 1e-6).all() and (beyond > 0).any()
+    wide = Canvas(tuple((2 * shape).tolist()), SPACING, CPU, np.random.default_rng(0), torch.Generator())
+    np.testing.assert_allclose([crop_centre(bowel, tumours, wide) for _ in range(3)], [shape / 2] * 3)
+    place = (bowel.seeds[tumours[0].seed, POSITION] - centres) / patch
+    assert (place.min(axis=0) < 0).all() and (place.max(axis=0) > 0).all()  # to either side of the middle
 
 
 def test_all_contents_occur_and_a_tumour_is_not_in_a_collapsed_part(bowel: BowelMap) -> None:
@@ -196,7 +211,8 @@ def test_all_contents_occur_and_a_tumour_is_not_in_a_collapsed_part(bowel: Bowel
 
 
 def test_tissues_enhance_together() -> None:
-    drawn = [phase_priors(np.random.default_rng(seed))[0] for seed in range(150)]
+    phases = [phase for phase, share in enumerate(PHASE_SHARES) for _ in range(round(150 * share))]
+    drawn = [phase_priors(phase, np.random.default_rng(seed))[0] for seed, phase in enumerate(phases)]
     aorta, tumour, wall, kidney = (np.array([m[code] for m in drawn]) for code in (AORTA, c.TUMOUR, c.WALL, KIDNEY))
     plain, arterial = aorta < 70, aorta > 210
     assert 0.1 < plain.mean() < 0.3 and 0.08 < arterial.mean() < 0.3
@@ -205,6 +221,22 @@ def test_tissues_enhance_together() -> None:
     assert np.median(kidney[~plain]) > 120 and np.median(kidney[plain]) < 45
     assert abs(np.median(wall - tumour)) < 15  # a tumour is no brighter than a wall: shape tells
     assert all(len(figures) == len(PHASES) for figures in HOUNSFIELD.values())
+
+
+def test_a_kidney_has_a_medulla_within_its_cortex() -> None:
+    shape = (24, 24, 24)
+    z, y, x = np.indices(shape) - 11.5
+    codes = torch.from_numpy(np.where(z**2 + y**2 + x**2 < 8**2, KIDNEY, FAT)).long()
+    differences = []
+    for seed in range(40):
+        canvas = Canvas(shape, 3.0, CPU, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+        nothing = torch.zeros(shape)
+        tissues = Tissues(codes, codes * 0, torch.zeros((plan.ROWS, *shape)), nothing, nothing)
+        image = painted(tissues, torch.zeros((0, 3)), canvas)
+        cortex, medulla = image[12, 12, 5:7].mean(), image[9:15, 9:15, 8].mean()
+        differences.append(float(cortex - medulla))
+    assert np.quantile(differences, 0.9) > 60  # arterial
+    assert -20 < np.quantile(differences, 0.1) < 20  # plain
 
 
 def test_gas_lies_above_fluid(bowel: BowelMap) -> None:

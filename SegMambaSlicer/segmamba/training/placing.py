@@ -99,8 +99,12 @@ def _inverted(relative: Tensor, inverse: Tensor, bend: Tensor, canvas: Canvas) -
     return found
 
 
-def cut_field_of_view(codes: Tensor, canvas: Canvas) -> Tensor:
-    """Cut the field of view as scanners and readers do: at a slice, to a cylinder, or to a tight box."""
+def cut_field_of_view(codes: Tensor, canvas: Canvas, narrowed: float = 0.28) -> Tensor:
+    """Cut the field of view as scanners and readers do: at a slice, to a cylinder, or to a tight box.
+
+    ``narrowed`` is the part of the samples that are cut within the slice: scans of the spine often are, of the abdomen
+    seldom.
+    """
     rng, (depth, height, width) = canvas.rng, canvas.patch
     codes = codes.clone()
     for _ in range(2):
@@ -108,12 +112,12 @@ def cut_field_of_view(codes: Tensor, canvas: Canvas) -> Tensor:
             cut = int(rng.uniform(0.05, 0.45) * depth)
             codes[slice(depth - cut, depth) if rng.random() < 0.5 else slice(0, cut)] = OUTSIDE
     chance = rng.random()
-    if chance < 0.18:
+    if chance < 0.64 * narrowed:
         y = torch.arange(height, device=canvas.device)[:, None] - (height / 2 + rng.normal(0, height / 12))
         x = torch.arange(width, device=canvas.device) - (width / 2 + rng.normal(0, width / 12))
         radius = rng.uniform(65, 170) / canvas.spacing
         codes.masked_fill_(y**2 + x**2 > radius**2, OUTSIDE)
-    elif chance < 0.28:
+    elif chance < narrowed:
         for axis, size in ((1, height), (2, width)):
             low = int(rng.uniform(0, 0.3) * size)
             high = int(rng.uniform(0.7, 1.0) * size)

@@ -23,14 +23,16 @@ from segmamba.training.colorectal.codes import (
     WALL,
 )
 from segmamba.training.colorectal.plan import FILLING, LEVEL, MOTTLE, STRANDS
+from segmamba.training.filters import blur
 from segmamba.training.priors import ct_priors
-from segmamba.training.tissues import AORTA, CAVA, FAT, KIDNEY, LIVER, MUSCLE, SPLEEN, organ
+from segmamba.training.tissues import AORTA, CAVA, FAT, KIDNEY, LAST_ORGAN, LIVER, MUSCLE, SPLEEN, organ
 
 PHASES = ("portal venous", "arterial", "plain")
 PHASE_SHARES = (0.65, 0.17, 0.18)
 ARTERIES = (AORTA, *(organ(i) for i in (54, 55, 56, 57, 58, 65, 66)))
 VEINS = (CAVA, *(organ(i) for i in (59, 60, 61, 62, 64, 67, 68)))
 PANCREAS, BLADDER, PROSTATE = organ(7), organ(21), organ(22)
+KIDNEYS = (KIDNEY, KIDNEY + 1)
 # Mean and standard deviation between patients in HU, in the order of `PHASES`. Tumour: Oto et al. 2003 (42.6 without,
 # 90.7 with contrast); the others are ours, from textbooks' ranges.
 HOUNSFIELD = {
@@ -38,7 +40,7 @@ HOUNSFIELD = {
     VEINS: ((155, 20), (100, 35), (42, 5)),
     (LIVER,): ((108, 15), (72, 12), (56, 10)),
     (SPLEEN,): ((118, 13), (125, 25), (48, 5)),
-    (KIDNEY, KIDNEY + 1): ((185, 25), (160, 30), (33, 5)),
+    KIDNEYS: ((185, 25), (160, 30), (33, 5)),
     (PANCREAS,): ((92, 12), (105, 15), (40, 7)),
     (PROSTATE,): ((75, 15), (60, 10), (40, 6)),
     (MUSCLE, *range(organ(80), organ(90))): ((62, 7), (58, 6), (52, 6)),
@@ -49,6 +51,12 @@ HOUNSFIELD = {
     (VESSEL,): ((125, 30), (120, 40), (38, 6)),
 }
 NECROSIS_HU, MUCUS_HU, MUCINOUS_SHARE = (12, 38), (20, 45), 0.08
+# Of the kidney's medulla against its cortex, by phase; and of its pelvis, which is urine or excreted contrast.
+MEDULLA_HU = ((-45, 15), (-125, -45), (-5, 5))
+PELVIS_HU, EXCRETED_HU, EXCRETED_SHARE = (-5, 25), (150, 900), 0.15
+CORTEX_MM, PELVIS_SHARE = 6.0, 0.7
+# This part of the scans has organs of any density nearby: disease, and protocols that the table does not know.
+ODD_SHARE, ODD_HU = 0.3, 22.0
 GAS_HU = -980.0
 # On a grid of 1 to 2 mm; abdominal protocols aim at 10 to 20 HU at 5 mm.
 NOISE_HU = (3.0, 40.0)
@@ -67,8 +75,9 @@ def painted(tissues: Tissues, metal: Tensor, canvas: Canvas) -> Tensor:
     canvas : Canvas
     """
     rng, codes = canvas.rng, tissues.codes
-    mean, texture = phase_priors(rng)
-    image = ct.ideal(codes, canvas, mean, texture)
+    phase = int(rng.choice(len(PHASES), p=PHASE_SHARES))
+    mean, texture = phase_priors(phase, rng)
+    image = _with_kidneys(ct.ideal(codes, canvas, mean, texture), codes, phase, canvas)
     image = torch.where((codes == LUMEN) | (codes == OTHER_LUMEN), _contents(tissues, canvas), image)
     image = _stranded(image, tissues, canvas)
     for centre in metal:
@@ -76,14 +85,16 @@ def painted(tissues: Tissues, metal: Tensor, canvas: Canvas) -> Tensor:
     return ct.scanned(image, codes, canvas, NOISE_HU)
 
 
-def phase_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and texture in HU for the 256 codes, of one phase: all tissues enhance together."""
+def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and texture in HU for the 256 codes, of one of `PHASES`: all tissues enhance together."""
     mean, texture = ct_priors(rng)
-    phase = int(rng.choice(len(PHASES), p=PHASE_SHARES))
     strength = float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.35)) if phase < 2 else 1.0
     for codes, figures in HOUNSFIELD.items():
         (middle, spread), plain = figures[phase], figures[2][0]
         mean[list(codes)] = plain + strength * (middle - plain) + rng.normal(0, spread)
+    if rng.random() < ODD_SHARE:
+        organs = slice(organ(1), organ(LAST_ORGAN) + 1)
+        mean[organs] += rng.normal(0, ODD_HU, LAST_ORGAN)
     if rng.random() < MUCINOUS_SHARE:
         mean[TUMOUR] = rng.uniform(*MUCUS_HU)
     mean[NECROSIS] = min(rng.uniform(*NECROSIS_HU), mean[TUMOUR] - 8)
@@ -93,6 +104,18 @@ def phase_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     texture[[TUMOUR, NECROSIS]] = rng.uniform(4, 18)
     texture[MESENTERY] = texture[FAT]
     return mean, texture
+
+
+def _with_kidneys(image: Tensor, codes: Tensor, phase: int, canvas: Canvas) -> Tensor:
+    """Return the image with medulla inside the kidneys' cortex, and in most samples a pelvis inside that."""
+    rng = canvas.rng
+    kidney = canvas.members(KIDNEYS)[codes]
+    within = blur(kidney.float(), CORTEX_MM / canvas.spacing) + 0.07 * canvas.smooth_noise(1, 9.0)[0]
+    image = torch.where(kidney & (within > 0.72), image + rng.uniform(*MEDULLA_HU[phase]), image)
+    if rng.random() < PELVIS_SHARE:
+        filling = EXCRETED_HU if rng.random() < EXCRETED_SHARE else PELVIS_HU
+        image = torch.where(kidney & (within > rng.uniform(0.86, 0.97)), rng.uniform(*filling), image)
+    return image
 
 
 def _contents(tissues: Tissues, canvas: Canvas) -> Tensor:

@@ -22,9 +22,13 @@ from segmamba.training.placing import cut_field_of_view, deformed
 from segmamba.training.synthesis import normalised
 from segmamba.training.tissues import SPACING
 
-# Standard deviation of a crop's centre around its seed, as a part of the patch; and part of the crops that look for a
-# tumour, and of the others that lie anywhere: most windows of a whole scan show no tumour, many not even bowel.
-JITTER, AT_TUMOUR_SHARE, ANYWHERE_SHARE = 0.17, 0.6, 0.3
+# How far a crop's centre is from its seed at most, as a part of the patch: a tumour may be anywhere in a window, so no
+# place in it shall hint at one. Part of the crops that look for a tumour, and of the others that lie anywhere: most
+# windows of a whole scan show no tumour, many not even bowel.
+JITTER, AT_TUMOUR_SHARE, ANYWHERE_SHARE = 0.42, 0.6, 0.3
+# A crop reaches out of the body no further than this part of itself, as the windows that a scan is looked at through.
+BEYOND = 0.1
+NARROWED_SHARE = 0.07
 MOST_NODES, NODE_RADII_MM, NODE_GAP_MM = 4, (3.0, 10.0), (2.0, 25.0)
 METAL_SHARE = 0.06
 
@@ -88,16 +92,17 @@ class BowelPainter:
 
 
 def crop_centre(bowel: BowelMap, tumours: Sequence[Tumour], canvas: Canvas) -> np.ndarray:
-    """Return the centre (z, y, x in voxels of the map) of a crop: about a tumour, the bowel, or anywhere."""
-    rng = canvas.rng
+    """Return the centre (z, y, x in voxels of the map) of a crop: near a tumour, near the bowel, or anywhere."""
+    rng, shape = canvas.rng, np.array(bowel.packed.shape)
+    size = np.array(canvas.patch) * canvas.spacing / SPACING
     if tumours and rng.random() < AT_TUMOUR_SHARE:
-        seed = tumours[0].seed
+        centre = bowel.seeds[tumours[0].seed, POSITION] + rng.uniform(-JITTER, JITTER, 3) * size
     elif rng.random() < ANYWHERE_SHARE:
-        return rng.uniform(0, 1, 3) * bowel.packed.shape
+        centre = rng.uniform(0, 1, 3) * shape
     else:
-        seed = draw_seed(bowel.seeds, rng)
-    jitter = rng.normal(0, JITTER * np.array(canvas.patch)) * canvas.spacing / SPACING
-    return bowel.seeds[seed, POSITION] + jitter
+        centre = bowel.seeds[draw_seed(bowel.seeds, rng), POSITION] + rng.uniform(-JITTER, JITTER, 3) * size
+    lowest = np.minimum((0.5 - BEYOND) * size, shape / 2)
+    return np.clip(centre, lowest, shape - lowest)
 
 
 def scan(
@@ -124,7 +129,7 @@ def scan(
     numbered = {number: tuple(place) for number, place in enumerate(places, start=1)}
     packed, found = deformed(Anatomy(bowel.subject, bowel.packed, numbered, SPACING), centre, canvas)
     if cut:
-        packed = cut_field_of_view(packed, canvas)
+        packed = cut_field_of_view(packed, canvas, NARROWED_SHARE)
     first = 1 + 3 * len(tumours)
     grown = [
         (tumour, float(seed[RADIUS]), int(seed[STEP]), found[1 + 3 * i : 4 + 3 * i])
