@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from timing import keep, milliseconds, peak_gib, relative_error, seconds
 from torch import Tensor, nn
 
+from segmamba import scan
 from segmamba.fast import accelerate, forget
 from segmamba.files import segment_file
 from segmamba.networks import build_network
@@ -100,7 +102,7 @@ def networks() -> list[Row]:
 
 
 def scans() -> list[Row]:
-    """The Triton scan against PyTorch's, at the released network's sizes, and its error against float64."""
+    """The Triton scan against PyTorch's and mamba-ssm's, at the released network's sizes; errors against float64."""
     from segmamba.scan import triton_scan
 
     def inputs(batch: int, channels: int, length: int) -> list[Tensor]:
@@ -115,7 +117,12 @@ def scans() -> list[Row]:
     for shape in ((6, 384, 4096), (6, 768, 512)):
         values = inputs(*shape)
         times = [scan_time(function, values) for function in (torch_scan.selective_scan, triton_scan.selective_scan)]
-        rows.append({"what": f"scan of {shape}", "torch ms": times[0], "triton ms": times[1], "triton error": error})
+        row: Row = {"what": f"scan of {shape}", "torch ms": times[0], "triton ms": times[1], "triton error": error}
+        if "mamba_ssm" in scan.available_backends():
+            theirs = partial(scan.selective_scan, backend="mamba_ssm")
+            row["mamba-ssm ms"] = scan_time(theirs, values)
+            row["triton to mamba-ssm"] = relative_error(triton_scan.selective_scan(*values), theirs(*values))
+        rows.append(row)
     return rows
 
 
