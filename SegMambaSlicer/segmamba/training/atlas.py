@@ -39,7 +39,7 @@ class Anatomy:
 
     subject: str
     codes: Tensor
-    centres: dict[int, tuple[float, float, float]]
+    centres: dict[int, tuple[float, ...]]
     spacing: float = SPACING
 
 
@@ -56,9 +56,7 @@ def load_anatomies(files: Sequence[Path], device: torch.device, spacing: float =
     anatomies = []
     for file in files:
         (codes,) = read_arrays(file, ["codes"], "'python -m segmamba.training.anatomy'")
-        vertebrae = np.where(codes <= VERTEBRAE, codes, 0)
-        present = [int(label) for label in np.unique(vertebrae) if label]
-        centres = dict(zip(present, ndimage.center_of_mass(vertebrae > 0, vertebrae, present), strict=True))
+        centres = vertebra_centres(codes)
         on_device = torch.from_numpy(codes).to(device)
         finer = min(spacing, SPACING)
         if finer < SPACING:
@@ -67,6 +65,15 @@ def load_anatomies(files: Sequence[Path], device: torch.device, spacing: float =
             centres = {label: tuple(np.array(centre) * ratio) for label, centre in centres.items()}
         anatomies.append(Anatomy(file.stem.rsplit("_", 1)[0], on_device, centres, finer))
     return anatomies
+
+
+def vertebra_centres(codes: np.ndarray) -> dict[int, tuple[float, ...]]:
+    """Return the mean position (z, y, x in voxels) of each vertebra's voxels in a map of codes (z, y, x)."""
+    voxels = np.flatnonzero((codes > 0) & (codes <= VERTEBRAE))  # few: faster than to look at the whole map
+    labels = codes.ravel()[voxels]
+    counts = np.bincount(labels, minlength=VERTEBRAE + 1)
+    sums = [np.bincount(labels, place, VERTEBRAE + 1) for place in np.unravel_index(voxels, codes.shape)]
+    return {int(n): tuple(float(total[n] / counts[n]) for total in sums) for n in np.flatnonzero(counts)}
 
 
 def refined(codes: Tensor, values: np.ndarray, factor: float) -> Tensor:
