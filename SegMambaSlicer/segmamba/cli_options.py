@@ -35,7 +35,7 @@ def add_model_options(parser: Any) -> None:
 
 def model_request(options: argparse.Namespace, **files: Any) -> Request:
     """Return the request that options of `add_model_options` say; ``files`` are its other fields."""
-    structures = None if options.structures is None else tuple(options.structures.split(","))
+    names = None if options.structures is None else tuple(name.strip() for name in options.structures.split(","))
     return Request(
         **files,
         task=options.task,
@@ -49,7 +49,7 @@ def model_request(options: argparse.Namespace, **files: Any) -> Request:
             overlap=options.overlap,
             mirror=options.mirror,
             roi=_lps_corners(options.roi) if options.roi else None,
-            structures=structures,
+            structures=names,
             refine=not options.no_refine,
             keep=not options.no_postprocess,
             seed=options.seed,

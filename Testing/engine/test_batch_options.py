@@ -18,7 +18,7 @@ from segmamba.errors import Cancelled
 from segmamba.request import Request
 
 CHOICES = {
-    "structures": (["--structures", "L1 vertebra,21"], ("L1 vertebra", "21")),
+    "structures": (["--structures", "L1 vertebra, 21"], ("L1 vertebra", "21")),
     "roi": (["--roi", "1", "2", "3", "-4", "5", "6.5"], ((-1.0, -5.0, 3.0), (4.0, -2.0, 6.5))),
     "mirror": (["--mirror"], True),
     "overlap": (["--overlap", "0.25"], 0.25),
