@@ -26,7 +26,7 @@ REQUESTER = "SegMambaSlicer"
 # What only the console's segmentFolder needs is in a file beside the other requirements.
 FOLDER_REQUIREMENTS = "requirements-batch.txt"
 # Rough sizes of the downloads, for whoever waits for them.
-SIZES = {"torch": "about 0.2 GB for the processor, about 3 GB with CUDA"}
+SIZES = {"torch": "about 0.2 GB for the processor, about 3 GB with CUDA", "pyarrow": "about 55 MB"}
 LIGHT_THE_TORCH = "light-the-torch>=0.5"
 # What pip leaves of torch when it is stopped or a file is in use: the packages, and folders renamed with a tilde.
 LEFTOVERS = ("torch", "torchgen", "functorch", "torch-*.dist-info", "~orch*", "~unctorch*")

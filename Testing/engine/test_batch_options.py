@@ -14,7 +14,7 @@ from segmamba import cli
 from segmamba.batch import engine
 from segmamba.batch.places import PARQUET
 from segmamba.cli_options import model_request
-from segmamba.errors import Cancelled
+from segmamba.errors import Cancelled, WorkerError
 from segmamba.request import Request
 
 CHOICES = {
@@ -76,3 +76,12 @@ def test_a_run_goes_on_only_while_a_file_is_there(
     assert len(rows(tmp_path / "out")) < 3
     assert cli.main(call) == 0
     assert len(rows(tmp_path / "out")) == 3
+
+
+def test_an_engine_does_not_start_again_when_its_run_is_over() -> None:
+    mine = engine.Engine()
+    mine.setup(None)
+    mine.teardown(None)
+    with pytest.raises(WorkerError):
+        mine.run(Request(input="", output=""))
+    assert mine._worker.pid is None
