@@ -108,13 +108,15 @@ def test_what_is_done_is_done_again_with_other_settings_or_where_that_is_asked_f
         return row, report["run"]["options"]["roi"]
 
     everything, _none = run()
-    chosen, box = run(structures=["L1 vertebra"], roi=a_roi)
+    changes = {"structures": "L1 vertebra", "roi": a_roi, "format": "nii.gz"}
+    chosen, box = run(**changes)
     assert len(everything["structures"]) > 1 and set(chosen["structures"]) <= {"L1 vertebra"}
     assert chosen["settings"] != everything["settings"]
     assert [value for corner in box for value in corner] == pytest.approx(
         [value for corner in roi_box(a_roi) for value in corner], abs=1e-6
     )
-    assert run(structures="L1 vertebra", roi=a_roi, skipExisting=False)[0]["settings"] == chosen["settings"]
+    assert (tmp_path / "out" / chosen["folder"] / "segmentation.nii.gz").is_file()
+    assert run(**changes, skipExisting=False)[0]["settings"] == chosen["settings"]
 
 
 def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
@@ -145,6 +147,7 @@ def test_error_in_a_callback_stops_the_folder_and_is_raised(logic, a_folder, tmp
     with pytest.raises(RuntimeError, match="has a mistake"):
         logic.segmentFolder(a_folder, tmp_path / "out", onProgress=fail, **choices)
     assert processes() == [] and not (tmp_path / "out" / WORKING).exists()
+    assert list((tmp_path / "out" / CASES).iterdir()) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
