@@ -129,11 +129,10 @@ def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
     wait_until(lambda: a_case_is_in_hand(out), 60)
     with pytest.raises(WorkerError, match="A job is running"):
         logic.segmentFolder(a_folder, tmp_path / "other", **choices)
-    asked = time.monotonic()
     logic.stop()
+    wait_until(lambda: job.finished, 10)
     with pytest.raises(Cancelled, match="to go on"):
         job.wait()
-    assert time.monotonic() - asked < 10
     assert ended == [job]
     assert processes() == [] and not (out / WORKING).exists()
     assert list((out / CASES).iterdir()) == []
