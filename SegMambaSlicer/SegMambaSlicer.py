@@ -254,8 +254,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
-        self._worker = None
-        self._job = None
+        self._worker = self._job = None
         self._log = deque(maxlen=1000)
 
     def getParameterNode(self):
@@ -307,18 +306,20 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         self._job = SequenceJob(start, volumeNode, chosen, onDone) if allItems else start(volumeNode, chosen, onDone)
         return self._job
 
-    def segmentFolder(
-        self, inputFolder, outputFolder, task=None, pattern="**/*.nii.gz", skipExisting=True, onProgress=None, **choices
-    ):
-        """Segment the files of a folder, and return a row (a dict) for each case; a bad case is a row with its error.
+    def segmentFolder(self, inputFolder, outputFolder, task=None, **more):
+        """Segment the volumes of a folder as ``segmamba batch`` does; wait, and return a row (a dict) for each.
 
-        The rest as for `segment`; the results are ``.seg.nrrd`` files at the same places below ``outputFolder``.
+        More: ``pattern`` ("**/*.nii.gz"), ``skipExisting``, ``format``, ``onProgress`` and the choices of `segment`.
         """
-        from SegMambaSlicerLib.choices import Choices
-        from SegMambaSlicerLib.folder import segmentFolder
+        return self.segmentFolderAsync(inputFolder, outputFolder, task=task, **more).wait()
 
-        every = Choices(task=task, **choices)
-        return segmentFolder(self._freeWorker(), inputFolder, outputFolder, every, pattern, skipExisting, onProgress)
+    def segmentFolderAsync(self, inputFolder, outputFolder, **more):
+        """Start that, and return the job at once: see ``SegMambaSlicerLib.folder.FolderJob``."""
+        from SegMambaSlicerLib.folder import FolderJob
+
+        self._freeWorker()
+        self._job = FolderJob(inputFolder, outputFolder, **more)
+        return self._job
 
     def renumber(self, segmentationNode, vertebra, level, below=False):
         """Give a vertebra ("T12", a segment's name or ID) its level ("L1"), and all others too, or those below."""

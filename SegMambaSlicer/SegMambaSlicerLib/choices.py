@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from segmamba.request import Options, Request
+from segmamba_mrml.volumes import roi_box
+
+# What the command line has no text for.
+NODES = ("output", "roi")
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,25 @@ class Choices:
             overwrite=self.overwrite,
             options=self.options(),
         )
+
+    def arguments(self) -> list[str]:
+        """Return the same for the command line, without the output node.
+
+        Raises
+        ------
+        InputError
+            ``roi`` is no region.
+        """
+        values = vars(self) | {"structures": ",".join(self.options().structures or ()) or None}
+        found = []
+        for field in fields(self):
+            value = values[field.name]
+            if field.name in NODES or value == field.default:
+                continue
+            option = "--" + re.sub("[A-Z]", lambda letter: f"-{letter[0].lower()}", field.name)
+            found.append(option if value is True else f"{option}={value}")
+        if self.roi is not None:
+            corners = ((-x, -y, z) for x, y, z in roi_box(self.roi))
+            # No exponents: what begins with a dash and is no plain number would be taken for an option.
+            found += ["--roi", *(f"{value:.6f}" for corner in corners for value in corner)]
+        return found

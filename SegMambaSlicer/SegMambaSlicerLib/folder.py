@@ -1,102 +1,154 @@
-"""A folder of volumes, case by case, in one worker. One bad case is a row with its error and does not stop the rest."""
+"""A folder of volumes: ``segmamba batch`` in a process of its own, while Slicer stays usable."""
 
 from __future__ import annotations
 
-import time
+import contextlib
+import glob
+import json
+import os
+import re
+import tempfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import slicer
+from slicer.i18n import tr as _
 
-from segmamba.errors import Cancelled, InputError, SegMambaError
-from segmamba.job import Worker
-from segmamba_mrml.volumes import roi_box
+from segmamba.batch.places import ROWS
+from segmamba.batch.table import read_rows
+from segmamba.cli_batch import SOME_FAILED
+from segmamba.errors import ERRORS_BY_NAME, InputError, InstallationError, WorkerError
+from segmamba.job import LOG_LINES
 from SegMambaSlicerLib.choices import Choices
-from SegMambaSlicerLib.texts import overallFraction
+from SegMambaSlicerLib.command import startCommand
+from SegMambaSlicerLib.install import missingForFolders, missingRequirements
+from SegMambaSlicerLib.job import waitForEnd
+from SegMambaSlicerLib.texts import commandOutcome
 
-# Longest first, so that of ".nii.gz" nothing is left.
-EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".mha", ".mhd")
-OUTPUT_EXTENSION = ".seg.nrrd"
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
+# What the command says when it has looked through the folder.
+FOUND = re.compile(r"(\d+) cases")
 
 
-def segmentFolder(
-    worker: Worker,
-    inputFolder: str | Path,
-    outputFolder: str | Path,
-    choices: Choices,
-    pattern: str = "**/*.nii.gz",
-    skipExisting: bool = True,
-    onProgress: Callable[[str, float], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Segment all files of a folder that match a pattern.
+class FolderJob:
+    """The volumes of a folder being segmented; made by the logic's ``segmentFolderAsync``.
 
-    Returns
-    -------
-    list of dict
-        A row for each case: ``case`` (its path below the folder), ``output``, ``status`` ("done", "skipped" or
-        "failed"), ``error`` (a sentence, or empty), ``summary``, ``segments`` and ``seconds``.
+    Parameters
+    ----------
+    inputFolder, outputFolder : str or Path
+        What is in the output folder at the end, and what is not done again, is in ``Docs/batches.md``.
+    pattern : str, optional
+        Which files below the folder; by default all NIfTI, NRRD and MetaImage files and DICOM series.
+    skipExisting : bool
+        False does again what is done.
+    format : str
+        Of the segmentations: "seg.nrrd", "nii.gz" or "dcm".
+    onProgress : callable, optional
+        Called with a text and the fraction of the volumes that are through. If it raises an error, the run stops and
+        ends with that.
+    onDone : callable, optional
+        Called with this job, once, when it has ended in whatever way.
+    **choices
+        As for `Choices`, the same for all volumes.
+
+    Attributes
+    ----------
+    finished : bool
+    rows : list of dict
+        One for each volume that is through, see `segmamba.batch.rows.done_row`; ``status`` is "done", "failed" (and
+        ``error`` says why) or "left out".
+    error : Exception or None
+        Why the run as a whole did not come to its end.
 
     Raises
     ------
-    InputError
-        The folder does not exist, or nothing in it matches.
+    SegMambaError
+        The run cannot start.
     """
-    source, target = Path(inputFolder), Path(outputFolder)
-    if not source.is_dir():
-        raise InputError(f"The folder {source} does not exist: check its path.")
-    files = sorted(path for path in source.glob(pattern) if path.is_file())
-    if not files:
-        raise InputError(f"Nothing in {source} matches '{pattern}': give another pattern, for example '**/*.nrrd'.")
-    rows = []
-    for index, path in enumerate(files):
 
-        def progress(stage: str, fraction: float, index: int = index, name: str = path.name) -> None:
-            if onProgress is not None:
-                onProgress(f"{name}: {stage}", (index + overallFraction(stage, fraction)) / len(files))
+    def __init__(
+        self,
+        inputFolder: str | Path,
+        outputFolder: str | Path,
+        pattern: str | None = None,
+        skipExisting: bool = True,
+        format: str = "seg.nrrd",
+        onProgress: Callable[[str, float], None] | None = None,
+        onDone: Callable[[FolderJob], None] | None = None,
+        **choices: Any,
+    ) -> None:
+        chosen = Choices(**{"overwrite": not skipExisting, **choices})
+        if chosen.output is not None:
+            raise InputError("The volumes of a folder go into files: choose no output segmentation.")
+        missing = [*missingRequirements(REQUIREMENTS), *missingForFolders(REQUIREMENTS)]
+        if missing:
+            text = _("For folders packages are missing ({names}): install them in the panel's section Dependencies.")
+            raise InstallationError(text.format(names=", ".join(missing)))
+        self.finished = False
+        self.rows: list[dict[str, Any]] = []
+        self.error: Exception | None = None
+        self._onProgress, self._onDone = onProgress, onDone
+        self._output = Path(outputFolder).absolute()
+        self._total = 0
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        source = os.path.abspath(inputFolder)
+        given = source if pattern is None else os.path.join(glob.escape(source), pattern)
+        arguments = ["batch", given, str(self._output), "--json", "--format", format, *chosen.arguments()]
+        # The command goes on while this folder is there. A signal would end with the launcher that PythonSlicer may
+        # be, and on Windows there is none to ask with.
+        self._asking = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)
+        try:
+            startCommand([*arguments, "--while", self._asking.name], self._hear, self._end)
+        except InstallationError:
+            self._asking.cleanup()
+            raise
 
-        case = path.relative_to(source)
-        rows.append(_segmentCase(worker, path, case, target / outputName(case), choices, skipExisting, progress))
-    return rows
+    def cancel(self) -> None:
+        """Ask the run to stop; it ends within seconds, with the table of what is done, and nothing half done stays."""
+        self._asking.cleanup()
 
+    def wait(self) -> list[dict[str, Any]]:
+        """Wait for the end, with Slicer's events processed, and return the rows.
 
-def outputName(case: Path) -> Path:
-    """Return where a case's segmentation goes, below the output folder."""
-    name = case.name
-    extension = next((known for known in EXTENSIONS if name.lower().endswith(known)), "")
-    return case.with_name(name[: len(name) - len(extension)] + OUTPUT_EXTENSION)
+        Raises
+        ------
+        SegMambaError
+            With a sentence that says what to do.
+        """
+        waitForEnd(self)
+        return self.rows
 
+    def _hear(self, line: str) -> None:
+        found = FOUND.fullmatch(line)
+        if found:
+            self._total = int(found[1])
+            self._tell(line)
+        elif line.startswith("{"):
+            # One that another line got into is left to the end, when all are read from their file.
+            with contextlib.suppress(ValueError):
+                self.rows.append(json.loads(line))
+                self._tell(f"{self.rows[-1]['case']}: {self.rows[-1]['error'] or self.rows[-1]['status']}")
+        else:
+            self._lines.append(line)
 
-def _segmentCase(
-    worker: Worker,
-    path: Path,
-    case: Path,
-    output: Path,
-    choices: Choices,
-    skipExisting: bool,
-    onProgress: Callable[[str, float], None],
-) -> dict[str, Any]:
-    row = {"case": case.as_posix(), "output": str(output), "status": "skipped", "error": "", "summary": ""}
-    row |= {"segments": [], "seconds": 0.0}
-    if skipExisting and output.exists():
-        return row
-    started = time.perf_counter()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        request = choices.request(str(path), str(output))
-        if choices.roi is not None:
-            options = {**request.to_dict()["options"], "roi": roi_box(choices.roi)}
-            request = type(request).from_dict({**request.to_dict(), "options": options})
-        report = worker.run(request, onProgress, _keepSlicerAlive)
-        row |= {"status": "done", "summary": report["summary"], "segments": report["segments"]}
-    except Cancelled:
-        raise
-    except (SegMambaError, OSError) as error:
-        row |= {"status": "failed", "error": str(error)}
-    return row | {"seconds": round(time.perf_counter() - started, 1)}
+    def _tell(self, text: str) -> None:
+        if self._onProgress is None or self.error is not None:
+            return
+        try:
+            self._onProgress(text, len(self.rows) / max(1, self._total))
+        except Exception as error:
+            # Raised here it would be lost in the event loop, and the run would go on.
+            self.error = error
+            self.cancel()
 
-
-def _keepSlicerAlive() -> bool:
-    """Process Slicer's events; the worker's `run` asks this many times a second whether to stop."""
-    slicer.app.processEvents()
-    return False
+    def _end(self, status: int) -> None:
+        self._asking.cleanup()
+        if status in (0, SOME_FAILED):
+            self.rows = list(read_rows(self._output / ROWS))
+        elif self.error is None:
+            kind = next((kind for kind in ERRORS_BY_NAME.values() if kind.exit_code == status), WorkerError)
+            self.error = kind(commandOutcome(self._lines, status))
+        self.finished = True
+        if self._onDone is not None:
+            self._onDone(self)

@@ -23,8 +23,10 @@ from segmamba.memory import gibibytes
 from SegMambaSlicerLib.command import startCommand
 
 REQUESTER = "SegMambaSlicer"
+# What only the console's segmentFolder needs is in a file beside the other requirements.
+FOLDER_REQUIREMENTS = "requirements-batch.txt"
 # Rough sizes of the downloads, for whoever waits for them.
-SIZES = {"torch": "about 0.2 GB for the processor, about 3 GB with CUDA"}
+SIZES = {"torch": "about 0.2 GB for the processor, about 3 GB with CUDA", "pyarrow": "about 55 MB"}
 LIGHT_THE_TORCH = "light-the-torch>=0.5"
 # What pip leaves of torch when it is stopped or a file is in use: the packages, and folders renamed with a tilde.
 LEFTOVERS = ("torch", "torchgen", "functorch", "torch-*.dist-info", "~orch*", "~unctorch*")
@@ -62,11 +64,16 @@ class DependencySection:
         """The requirements that are not met."""
         return missingRequirements(self._requirements)
 
+    @property
+    def missingForFolders(self) -> list[str]:
+        """What folders of volumes need besides."""
+        return missingForFolders(self._requirements)
+
     def refresh(self) -> None:
         """Show what is there and what is not."""
-        missing = self.missing
-        self._ui.dependenciesLabel.text = installationText(missing)
-        self._ui.installButton.enabled = bool(missing)
+        missing, forFolders = self.missing, self.missingForFolders
+        self._ui.dependenciesLabel.text = installationText(missing, forFolders)
+        self._ui.installButton.enabled = bool(missing or forFolders)
         self._ui.cleanButton.enabled = bool(missing) and bool(leftovers(packagesFolder()))
         if missing:
             self._ui.dependenciesSection.collapsed = False
@@ -74,7 +81,7 @@ class DependencySection:
     def _onInstall(self, _checked: bool = False) -> None:
         self._lines = []
         self._stopWorker()
-        self._run(installSteps(self.missing))
+        self._install()
 
     def _onClean(self, _checked: bool = False) -> None:
         self._lines = []
@@ -82,7 +89,11 @@ class DependencySection:
         for path in leftovers(packagesFolder()):
             self._show(_("Removing {path}").format(path=path))
             shutil.rmtree(path, ignore_errors=True)
-        self._run(installSteps(self.missing))
+        self._install()
+
+    def _install(self) -> None:
+        # What folders need comes last: if it fails, the networks run all the same.
+        self._run([*installSteps(self.missing), *installSteps(self.missingForFolders)])
 
     def _onCheck(self, _checked: bool = False) -> None:
         self._lines = []
@@ -108,7 +119,7 @@ class DependencySection:
         if not steps:
             self._setBusy(False)
             self.refresh()
-            missing = self.missing
+            missing = [*self.missing, *self.missingForFolders]
             if missing:
                 self._show(
                     _("pip reported no error, yet these are still missing: {names}.").format(names=", ".join(missing))
@@ -156,6 +167,11 @@ def missingRequirements(path: Path) -> list[str]:
     return [str(requirement) for requirement in wanted if not _isThere(requirement)]
 
 
+def missingForFolders(requirements: Path) -> list[str]:
+    """Return what folders of volumes need beyond a requirements file, as `missingRequirements` does."""
+    return missingRequirements(requirements.with_name(FOLDER_REQUIREMENTS))
+
+
 def installSteps(
     missing: list[str],
 ) -> list[Callable[[Callable[[str], None], Callable[[int], None]], None]]:
@@ -178,17 +194,21 @@ def leftovers(folder: Path) -> list[Path]:
     return sorted(path for pattern in LEFTOVERS for path in folder.glob(pattern) if path.is_dir())
 
 
-def installationText(missing: list[str]) -> str:
-    """Say what is missing, how large it is and where it goes."""
-    if not missing:
-        return _("All packages that the networks need are installed.")
+def installationText(missing: list[str], forFolders: list[str]) -> str:
+    """Say what is missing, for the networks and for folders of volumes, how large it is and where it goes."""
+    complete = "" if missing else _("All packages that the networks need are installed.")
+    wanted = [*missing, *forFolders]
+    if not wanted:
+        return complete
     folder = packagesFolder()
-    names = [f"{name} ({SIZES[_base(name)]})" if _base(name) in SIZES else name for name in missing]
+    names = [f"{name} ({SIZES[_base(name)]})" if _base(name) in SIZES else name for name in wanted]
     free = shutil.disk_usage(folder).free
     text = _("To be installed: {names}. Into: {folder}, where {free} are free.").format(
         names=", ".join(names), folder=folder, free=gibibytes(free)
     )
-    if free < DISK_WANTED:
+    if complete:
+        text = f"{complete} {_('Folders of volumes (segmentFolder in the Python console) need more.')} {text}"
+    elif free < DISK_WANTED:
         text += " " + _("That may be too little: free {wanted}.").format(wanted=gibibytes(DISK_WANTED))
     if sys.platform == "win32" and len(str(folder)) > LONGEST_WINDOWS_FOLDER:
         text += " " + _("This folder's path is long: install Slicer in a shorter one, for example C:\\Slicer.")

@@ -119,7 +119,8 @@ class SegmentationJob:
         SegMambaError
             With a sentence that says what to do.
         """
-        return waitForEnd(self)
+        waitForEnd(self)
+        return self.node
 
     @property
     def _listens(self) -> bool:
@@ -218,11 +219,10 @@ class SegmentationJob:
             self._onDone(self)
 
 
-def waitForEnd(job: Any) -> Any:
-    """Wait for the end of a job, with Slicer's events processed, and return its node, or raise its error."""
+def waitForEnd(job: Any) -> None:
+    """Wait for the end of a job, with Slicer's events processed, and raise its error if it has one."""
     while not job.finished:
         slicer.app.processEvents()
         time.sleep(LISTENING_S)
     if job.error is not None:
         raise job.error
-    return job.node

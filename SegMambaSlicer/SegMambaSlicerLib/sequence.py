@@ -68,7 +68,8 @@ class SequenceJob:
 
     def wait(self) -> Any:
         """As `SegmentationJob.wait`."""
-        return waitForEnd(self)
+        waitForEnd(self)
+        return self.node
 
     def _start(self) -> SegmentationJob:
         return self._startItem(self._sequence.volume(self.item), self._choices, self._onItemDone)

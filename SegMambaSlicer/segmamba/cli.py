@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from segmamba import __version__, cli_batch, cli_evaluate, cli_models
+from segmamba.cli_options import add_model_options, model_request
 from segmamba.errors import (
     Cancelled,
     DeviceError,
@@ -26,7 +27,6 @@ from segmamba.interrupt import stop_signal
 from segmamba.job import Worker
 from segmamba.notice import NOTICE
 from segmamba.progress import ProgressBar
-from segmamba.request import Options, Request
 
 DEBUG_VARIABLE = "SEGMAMBA_DEBUG"
 USAGE_ERROR = 2
@@ -111,72 +111,26 @@ def _add_segment(commands: Any) -> None:
     parser.add_argument("input", metavar="INPUT", help="NIfTI, NRRD or MetaImage file, or a folder with a DICOM series")
     text = ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG)"
     parser.add_argument("--output", "-o", required=True, metavar="FILE", help=text)
-    parser.add_argument("--task", help="vertebrae or colorectal: the task's default model is taken")
-    parser.add_argument("--model", metavar="ID", help="a model, see 'segmamba models'")
     parser.add_argument("--report", metavar="FILE", help="write what was found and how as JSON")
     parser.add_argument("--preview", metavar="FILE", help="write a picture of three planes as PNG")
     text = "write volume, heights, density and angles of each vertebra as CSV"
     parser.add_argument("--measurements", metavar="FILE", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--structures", metavar="A,B", help="keep only these, by name or value")
-    parser.add_argument(
-        "--roi",
-        nargs=6,
-        type=float,
-        metavar=("R", "A", "S", "R2", "A2", "S2"),
-        help="label only the box between two corners: patient coordinates in mm as Slicer shows them (RAS)",
-    )
-    parser.add_argument("--mirror", action="store_true", help="average over mirrored copies: slower, a little better")
-    parser.add_argument("--overlap", type=float, metavar="PART", help="overlap of windows, 0 to 0.9")
-    parser.add_argument("--no-refine", action="store_true", help="do not refine the masks by the shapes of vertebrae")
-    parser.add_argument("--no-postprocess", action="store_true", help="keep also what is not part of the column")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
-    parser.add_argument("--precision", default="auto", help="auto (default), float32, float16 or bfloat16")
-    parser.add_argument("--scan", default="auto", help="selective scan: auto (default), torch, triton or mamba_ssm")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights to use instead of the model's own")
-    parser.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
+    add_model_options(parser)
     parser.add_argument("--in-process", action="store_true", help="run without a worker process, for debugging")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 
 
-def _request(options: argparse.Namespace) -> Request:
-    structures = None if options.structures is None else tuple(options.structures.split(","))
-    return Request(
+def _segment(options: argparse.Namespace) -> int:
+    request = model_request(
+        options,
         input=options.input,
         output=options.output,
-        task=options.task,
-        model=options.model,
         report=options.report,
         preview=options.preview,
         measurements=options.measurements,
-        checkpoint=options.checkpoint,
-        manifest=options.manifest,
         overwrite=options.overwrite,
-        options=Options(
-            device=options.device,
-            precision=options.precision,
-            scan=options.scan,
-            overlap=options.overlap,
-            mirror=options.mirror,
-            roi=_lps_corners(options.roi) if options.roi else None,
-            structures=structures,
-            refine=not options.no_refine,
-            keep=not options.no_postprocess,
-            seed=options.seed,
-        ),
     )
-
-
-def _lps_corners(ras: Sequence[float]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return the lowest and the highest LPS corner of the box between two RAS points."""
-    pairs = zip((-1, -1, 1), ras[:3], ras[3:], strict=True)
-    x, y, z = (sorted((sign * first, sign * second)) for sign, first, second in pairs)
-    return (x[0], y[0], z[0]), (x[1], y[1], z[1])
-
-
-def _segment(options: argparse.Namespace) -> int:
-    request = _request(options)
     with ProgressBar(sys.stderr, shown=not options.quiet) as bar, stop_signal() as stopped:
         if options.in_process:
             # The heavy packages are imported where they are used, so that 'segmamba doctor' works without them.

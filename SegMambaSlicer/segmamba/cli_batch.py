@@ -8,10 +8,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from segmamba.cli_options import add_model_options, model_request
 from segmamba.errors import InputError
 from segmamba.interrupt import stop_signal
 from segmamba.notice import NOTICE
-from segmamba.request import Options, Request
 
 # Exit status of a run that went through, but not for every case.
 SOME_FAILED = 9
@@ -29,19 +29,16 @@ def add_command(commands: Any) -> None:
     text = "folders (looked through whole), files or patterns in quotes: NIfTI, NRRD, MetaImage, DICOM series"
     parser.add_argument("inputs", metavar="IN", nargs="+", help=text)
     parser.add_argument("output", metavar="OUT", type=Path, help="folder of the results")
-    parser.add_argument("--task", help="vertebrae or colorectal: the task's default model is taken")
-    parser.add_argument("--model", metavar="ID", help="a model, see 'segmamba models'")
     parser.add_argument("--format", default="seg.nrrd", help="of the segmentations: seg.nrrd (default), nii.gz or dcm")
-    parser.add_argument("--structures", metavar="A,B", help="keep only these, by name or value")
+    add_model_options(parser)
+    parser.add_argument("--overwrite", action="store_true", help="segment what is done already, too")
     parser.add_argument("--scheduler", default="local", help="local (default), or a Dask scheduler's address or file")
     parser.add_argument("--workers", type=int, metavar="N", help="of a local run; default one a GPU, or one without")
     parser.add_argument(
         "--retries", type=int, default=3, metavar="N", help="after a crash or lack of memory (default 3)"
     )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
-    parser.add_argument("--precision", default="auto", help="auto (default), float32, float16 or bfloat16")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights to use instead of the model's own")
-    parser.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
+    text = "go on only while FILE is there: without it the run stops as with Ctrl-C"
+    parser.add_argument("--while", dest="while_file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON line a case on standard output")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 
@@ -63,13 +60,16 @@ def _run(options: argparse.Namespace) -> int:
     def show(total: int) -> Progress:
         return Progress(total, options.json, options.quiet)
 
+    def stopped() -> bool:
+        return interrupted() or (options.while_file is not None and not options.while_file.exists())
+
     # pydicom tells of each value that is not as the standard has it, and reads on.
     warnings.filterwarnings("ignore", module="pydicom")
-    with stop_signal() as stopped:
+    with stop_signal() as interrupted:
         progress = run_batch(
             options.inputs,
             options.output,
-            _request(options),
+            model_request(options, input="", output="", overwrite=options.overwrite),
             options.format,
             options.scheduler,
             options.workers,
@@ -82,16 +82,3 @@ def _run(options: argparse.Namespace) -> int:
     say(f"{progress.summary()}. Look at {overview}; the figures are in {table}")
     say(NOTICE)
     return SOME_FAILED if progress.counts[FAILED] else 0
-
-
-def _request(options: argparse.Namespace) -> Request:
-    structures = None if options.structures is None else tuple(options.structures.split(","))
-    return Request(
-        input="",
-        output="",
-        task=options.task,
-        model=options.model,
-        checkpoint=options.checkpoint,
-        manifest=options.manifest,
-        options=Options(device=options.device, precision=options.precision, structures=structures),
-    )

@@ -7,28 +7,13 @@ import json
 from dataclasses import fields
 
 import numpy as np
-import phantoms
 import pytest
-import SimpleITK as sitk
 import slicer
 
 from segmamba.cli import _parser
 from segmamba.errors import Cancelled, InputError, ModelError, WorkerError
-from segmamba.volume import to_image
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
-
-
-@pytest.fixture
-def a_folder(tmp_path):
-    """Two good cases, one of them in a folder of its own, and one file that is no image."""
-    folder = tmp_path / "in"
-    (folder / "deeper").mkdir(parents=True)
-    volume = phantoms.phantom()
-    for name in ("a.nii.gz", "deeper/c.nii.gz"):
-        sitk.WriteImage(to_image(volume.array, volume.geometry), str(folder / name))
-    (folder / "b.nii.gz").write_bytes(b"no image")
-    return folder
 
 
 def test_segment_waits_and_returns_the_node(logic, a_ct, a_quick_model):
@@ -68,10 +53,11 @@ def test_names_of_the_choices_are_those_of_the_command_line(the_module):
     from SegMambaSlicerLib.choices import Choices
 
     commands = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    known = {camel_case(action.dest): action for action in commands.choices["segment"]._actions}
-    assert {field.name for field in fields(Choices)} <= set(known)
-    for field in fields(Choices):
-        assert field.default in (known[field.name].default, None), field.name
+    for command in ("segment", "batch"):
+        known = {camel_case(action.dest): action for action in commands.choices[command]._actions}
+        assert {field.name for field in fields(Choices)} <= set(known)
+        for field in fields(Choices):
+            assert field.default in (known[field.name].default, None), field.name
 
 
 def camel_case(name):
@@ -155,33 +141,6 @@ def test_volume_removed_meanwhile_is_a_sentence(logic, a_ct, a_quick_model):
     slicer.mrmlScene.RemoveNode(a_ct)
     with pytest.raises(InputError, match="removed from the scene"):
         job.wait()
-
-
-def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_folder, tmp_path, a_quick_model):
-    heard = []
-    out = tmp_path / "out"
-    choices = {"task": "vertebrae", "manifest": a_quick_model, "device": "cpu"}
-    rows = logic.segmentFolder(a_folder, out, onProgress=lambda *news: heard.append(news), **choices)
-    assert [row["case"] for row in rows] == ["a.nii.gz", "b.nii.gz", "deeper/c.nii.gz"]
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
-    assert "b.nii.gz" in rows[1]["error"] and not (out / "b.seg.nrrd").exists()
-    assert rows[0]["segments"] and rows[0]["segments"] == rows[2]["segments"]
-    assert (out / "a.seg.nrrd").is_file() and (out / "deeper/c.seg.nrrd").is_file()
-    fractions = [fraction for _text, fraction in heard]
-    assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1)
-    again = logic.segmentFolder(a_folder, out, **choices)
-    assert [row["status"] for row in again] == ["skipped", "failed", "skipped"]
-    refused = logic.segmentFolder(a_folder, out, pattern="a*", skipExisting=False, **choices)
-    assert "exists already" in refused[0]["error"]
-    replaced = logic.segmentFolder(a_folder, out, pattern="a*", skipExisting=False, overwrite=True, **choices)
-    assert replaced[0]["status"] == "done"
-
-
-def test_folder_without_cases_is_a_sentence(logic, tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        logic.segmentFolder(tmp_path / "no", tmp_path)
-    with pytest.raises(InputError, match="Nothing in .* matches"):
-        logic.segmentFolder(tmp_path, tmp_path / "out", pattern="*.dcm")
 
 
 def test_current_item_of_a_sequence_is_what_is_segmented(logic, a_beating_ct, a_quick_model):

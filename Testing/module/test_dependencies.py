@@ -43,7 +43,9 @@ def packages(install, monkeypatch, tmp_path):
 def without_torch(install, packages, monkeypatch, the_module):
     """The panel, told that torch is missing until pip was asked for it."""
     missing = ["torch!=2.9.*,>=2.4"]
-    monkeypatch.setattr(install, "missingRequirements", lambda _path: list(missing))
+    monkeypatch.setattr(
+        install, "missingRequirements", lambda path: list(missing) if path.name == "requirements.txt" else []
+    )
     the_module.widget.sections.dependencies.refresh()
     return missing
 
@@ -70,6 +72,38 @@ def test_install_asks_pip_and_says_when_it_is_done(without_torch, the_module, a_
     assert a_slicer_host.pip.calls == [["install", *wanted]]
     assert not ui.installButton.enabled and not ui.cleanButton.enabled
     assert "All packages" in ui.dependenciesLabel.text
+
+
+@pytest.fixture
+def without_folders_packages(install, packages, monkeypatch, the_module):
+    """The panel, told that what only folders need is missing; torch, too, once it is put into the list."""
+    missing = {"requirements.txt": [], "requirements-batch.txt": ["pyarrow>=17"]}
+    monkeypatch.setattr(install, "missingRequirements", lambda path: missing[path.name])
+    the_module.widget.sections.dependencies.refresh()
+    return missing["requirements.txt"]
+
+
+def test_what_only_folders_need_is_offered_and_holds_nobody_up(
+    without_folders_packages, panel, a_slicer_host, click, wait_until
+):
+    ui = panel.ui
+    assert ui.dependenciesSection.collapsed
+    assert "All packages" in ui.dependenciesLabel.text
+    assert "segmentFolder" in ui.dependenciesLabel.text and "pyarrow>=17" in ui.dependenciesLabel.text
+    assert "Packages are missing" not in panel.sections.problem()
+    click(ui.dependenciesSection)
+    click(ui.installButton)
+    wait_until(lambda: "still missing: pyarrow>=17" in ui.dependenciesLog.plainText)
+    assert a_slicer_host.pip.calls == [["install", "pyarrow>=17"]]
+
+
+def test_what_only_folders_need_is_installed_after_what_the_networks_need(
+    without_folders_packages, the_module, a_slicer_host, wait_until
+):
+    without_folders_packages.append("torch>=2.4")
+    the_module.ui.installButton.click()
+    wait_until(lambda: "still missing" in the_module.ui.dependenciesLog.plainText)
+    assert a_slicer_host.pip.calls == [["install", "torch>=2.4"], ["install", "pyarrow>=17"]]
 
 
 def test_pip_that_ends_well_without_installing_is_not_believed(without_torch, the_module, click, wait_until):
@@ -174,7 +208,17 @@ def imported_packages(folder):
     return names - set(sys.stdlib_module_names) - {"segmamba"}
 
 
+def required(name):
+    lines = (MODULE / "Resources" / name).read_text(encoding="utf-8").splitlines()
+    return {Requirement(line).name for line in lines if not line.startswith("#")}
+
+
 def test_requirements_name_all_that_the_engine_imports_and_slicer_lacks():
-    lines = (MODULE / "Resources/requirements.txt").read_text(encoding="utf-8").splitlines()
-    required = {Requirement(line).name for line in lines if not line.startswith("#")}
-    assert imported_packages(MODULE / "segmamba") - OF_SLICER - OPTIONAL == required
+    assert imported_packages(MODULE / "segmamba") - OF_SLICER - OPTIONAL == required("requirements.txt")
+
+
+def test_requirements_of_folders_name_all_that_batches_import_besides():
+    # Packages that bring others, which they could not do without.
+    brings = {"dask": "distributed", "PIL": "matplotlib"}
+    imported = {brings.get(name, name) for name in imported_packages(MODULE / "segmamba" / "batch")}
+    assert imported - OF_SLICER - required("requirements.txt") == required("requirements-batch.txt")

@@ -139,15 +139,3 @@ def test_gpus_are_read_from_nvidia_smi_and_nonsense_is_not(the_module):
 
     lines = ["0, NVIDIA A100, 40000", "1, NVIDIA T4, [N/A]", "No devices were found"]
     assert gpus(lines) == [Gpu("cuda:0", "NVIDIA A100", 40000 * 2**20)]
-
-
-@pytest.mark.parametrize(
-    ("case", "expected"),
-    [("a.nii.gz", "a.seg.nrrd"), ("b/c.d.NRRD", "b/c.d.seg.nrrd"), ("e.mha", "e.seg.nrrd"), ("f", "f.seg.nrrd")],
-)
-def test_results_of_a_folder_are_named_after_the_cases(the_module, case, expected):
-    from pathlib import Path
-
-    from SegMambaSlicerLib.folder import outputName
-
-    assert outputName(Path(case)).as_posix() == expected

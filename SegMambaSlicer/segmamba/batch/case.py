@@ -64,7 +64,7 @@ def _do_case(case: Case, plan: Plan, attempt: int, run: Run, device: str | None)
     started = time.perf_counter()
     files = case.files()
     target = Path(plan.folder) / CASES / case.name
-    record = standing_record(target, files, plan.settings)
+    record = None if plan.request["overwrite"] else standing_record(target, files, plan.settings)
     if record is not None:
         return done_row(record, plan, target, this_run=False)
     with working_folder(Path(plan.folder), case.name) as place:

@@ -47,10 +47,13 @@ class Engine(WorkerPlugin):  # type: ignore[misc]
         if self._threads > 0 and THREADS not in os.environ:
             extra[THREADS] = str(self._threads)
         self._lock = threading.Lock()
+        self._over = False
         self._worker = Worker(environment=extra, preload=True)
 
     def teardown(self, worker: Any) -> None:
         """Dask calls this when the worker closes or the run is over: the child ends at once."""
+        # A case whose engine is still starting must not start it again.
+        self._over = True
         self._worker.kill()
 
     def run(self, request: Request) -> dict[str, Any]:
@@ -68,6 +71,8 @@ class Engine(WorkerPlugin):  # type: ignore[misc]
     def _wait_until_ready(self) -> None:
         text = ""
         for _ in range(STARTS):
+            if self._over:
+                break
             if self._worker.pid is not None:
                 return
             self._worker.start()

@@ -1,0 +1,210 @@
+"""Folders from the Python console: ``segmamba batch`` in a process of its own, and Slicer, which stays usable."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import many_cases
+import phantoms
+import psutil
+import pytest
+import qt
+import slicer
+
+from segmamba.batch.places import CASES, OVERVIEW, PARQUET, TABLE, WORKING
+from segmamba.cli import _parser
+from segmamba.cli_options import model_request
+from segmamba.errors import Cancelled, InputError, InstallationError, ModelError, WorkerError
+from segmamba.volume import read_volume
+from segmamba_mrml.volumes import roi_box
+
+SMALL = phantoms.grid_around_patient((6.0, 6.0, 8.0), phantoms.rotation(0, 0))
+
+
+@pytest.fixture
+def a_folder(tmp_path):
+    """Two good cases, a file and a DICOM series in a folder of its own, and a file that is no image."""
+    folder = tmp_path / "in"
+    many_cases.write(phantoms.phantom(SMALL), folder / "a.nii.gz")
+    many_cases.write_series(folder / "deeper" / "study")
+    (folder / "b.nii.gz").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def choices(a_quick_model):
+    """What the runs have in common."""
+    return {"task": "vertebrae", "manifest": a_quick_model, "device": "cpu"}
+
+
+@pytest.fixture
+def a_roi(a_slicer_host):
+    """A region of which one edge has a coordinate that is written with an exponent."""
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
+    roi.SetCenter(-20.00001, 1.5, 40)
+    roi.SetSize(40, 300, 70)
+    return roi
+
+
+def processes():
+    """Return the batches that this process has started and that still run."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE and "segmamba.cli" in process.cmdline()
+    ]
+
+
+def a_case_is_in_hand(out):
+    """Tell whether a case is being segmented, or waits for the engine to start."""
+    return any((out / WORKING).glob("*/results"))
+
+
+def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_folder, tmp_path, choices):
+    heard, ticks, out = [], [], tmp_path / "out"
+
+    def run():
+        rows = logic.segmentFolder(a_folder, out, onProgress=lambda *news: heard.append(news), **choices)
+        return {Path(row["input"]).relative_to(a_folder).parts[:2]: row for row in rows}
+
+    timer = qt.QTimer()
+    timer.connect("timeout()", lambda: ticks.append(time.perf_counter()))
+    timer.start(10)
+    rows = run()
+    timer.stop()
+    file, series, bad = rows[("a.nii.gz",)], rows[("deeper", "study")], rows[("b.nii.gz",)]
+    assert len(rows) == 3
+    assert (file["status"], series["status"], bad["status"]) == ("done", "done", "failed")
+    assert "b.nii.gz" in bad["error"]
+    for row in (file, series):
+        case = out / row["folder"]
+        assert json.loads((case / "report.json").read_text(encoding="utf-8"))["segments"]
+        assert read_volume(case / "segmentation.seg.nrrd").array.any()
+        assert (case / "preview.png").is_file()
+    assert file["structures"].keys() == series["structures"].keys()
+    assert len(list((out / CASES).iterdir())) == 2
+    assert all((out / name).is_file() for name in (TABLE, PARQUET, OVERVIEW))
+    assert heard[0] == ("3 cases", 0.0)
+    assert [fraction for _text, fraction in heard[1:]] == pytest.approx([1 / 3, 2 / 3, 1])
+    # Slicer's events were processed all the time.
+    assert max(after - before for before, after in zip(ticks, ticks[1:], strict=False)) < 1
+    before = many_cases.results(out)
+    again = run()
+    assert [again[name]["status"] for name in rows] == [row["status"] for row in rows.values()]
+    assert not again[("a.nii.gz",)]["this_run"] and not again[("deeper", "study")]["this_run"]
+    assert many_cases.results(out) == before
+
+
+def test_what_is_done_is_done_again_with_other_settings_or_where_that_is_asked_for(
+    logic, a_folder, tmp_path, choices, a_roi
+):
+    def run(**more):
+        (row,) = logic.segmentFolder(a_folder, tmp_path / "out", pattern="a*", **(choices | more))
+        assert row["this_run"]
+        report = json.loads((tmp_path / "out" / row["folder"] / "report.json").read_text(encoding="utf-8"))
+        return row, report["run"]["options"]["roi"]
+
+    everything, _none = run()
+    changes = {"structures": "L1 vertebra", "roi": a_roi, "format": "nii.gz"}
+    chosen, box = run(**changes)
+    assert len(everything["structures"]) > 1 and set(chosen["structures"]) <= {"L1 vertebra"}
+    assert chosen["settings"] != everything["settings"]
+    assert [value for corner in box for value in corner] == pytest.approx(
+        [value for corner in roi_box(a_roi) for value in corner], abs=1e-6
+    )
+    assert (tmp_path / "out" / chosen["folder"] / "segmentation.nii.gz").is_file()
+    assert run(**changes, skipExisting=False)[0]["settings"] == chosen["settings"]
+
+
+def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
+    logic, a_folder, tmp_path, choices, a_slow_model, wait_until
+):
+    out, ended = tmp_path / "out", []
+    slow = choices | {"manifest": a_slow_model}
+    job = logic.segmentFolderAsync(a_folder, out, onDone=ended.append, **slow)
+    assert not job.finished
+    wait_until(lambda: a_case_is_in_hand(out), 60)
+    with pytest.raises(WorkerError, match="A job is running"):
+        logic.segmentFolder(a_folder, tmp_path / "other", **choices)
+    logic.stop()
+    wait_until(lambda: job.finished, 10)
+    with pytest.raises(Cancelled, match="to go on"):
+        job.wait()
+    assert ended == [job]
+    assert processes() == [] and not (out / WORKING).exists()
+    assert list((out / CASES).iterdir()) == []
+    assert (out / TABLE).is_file()
+
+
+def test_error_in_a_callback_stops_the_folder_and_is_raised(logic, a_folder, tmp_path, choices):
+    def fail(_text, _fraction):
+        raise RuntimeError("The script has a mistake.")
+
+    with pytest.raises(RuntimeError, match="has a mistake"):
+        logic.segmentFolder(a_folder, tmp_path / "out", onProgress=fail, **choices)
+    assert processes() == [] and not (tmp_path / "out" / WORKING).exists()
+    assert list((tmp_path / "out" / CASES).iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_killed_batch_is_a_sentence_and_the_next_one_goes_on(
+    logic, a_folder, tmp_path, choices, a_slow_model, wait_until
+):
+    out = tmp_path / "out"
+    job = logic.segmentFolderAsync(a_folder, out, **(choices | {"manifest": a_slow_model}))
+    wait_until(lambda: a_case_is_in_hand(out), 60)
+    many_cases.kill(processes())
+    with pytest.raises(WorkerError, match="ended with status"):
+        job.wait()
+    rows = logic.segmentFolder(a_folder, out, pattern="a*", **choices)
+    assert [row["status"] for row in rows] == ["done"]
+    assert not (out / WORKING).exists()
+
+
+def test_wrong_calls_are_sentences(logic, a_folder, a_ct, tmp_path, choices):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="does not exist"):
+        logic.segmentFolder(tmp_path / "no", out, **choices)
+    with pytest.raises(InputError, match="no image in .*dcm"):
+        logic.segmentFolder(a_folder, out, pattern="*.dcm", **choices)
+    with pytest.raises(ModelError, match="no task 'teeth'"):
+        logic.segmentFolder(a_folder, out, **(choices | {"task": "teeth"}))
+    with pytest.raises(InputError, match="choose no output"):
+        logic.segmentFolder(a_folder, out, output=a_ct, **choices)
+    with pytest.raises(InputError, match="not a markups ROI"):
+        logic.segmentFolder(a_folder, out, roi=a_ct, **choices)
+    with pytest.raises(TypeError, match="devise"):
+        logic.segmentFolder(a_folder, out, devise="cpu")
+
+
+def test_missing_packages_are_named_before_anything_starts(logic, a_folder, tmp_path, choices, monkeypatch):
+    from SegMambaSlicerLib import install
+
+    monkeypatch.setattr(
+        install, "missingRequirements", lambda path: ["pyarrow>=17"] if path.name == "requirements-batch.txt" else []
+    )
+    with pytest.raises(InstallationError, match=r"\(pyarrow>=17\): install them .* Dependencies"):
+        logic.segmentFolder(a_folder, tmp_path / "out", **choices)
+    assert processes() == [] and not (tmp_path / "out").exists()
+
+
+def test_choices_are_the_same_on_the_command_line(the_module, a_roi):
+    from SegMambaSlicerLib.choices import Choices
+
+    for chosen in (
+        Choices(task="vertebrae"),
+        Choices(task="vertebrae", manifest=Path("a b.json"), checkpoint="-x.pt", model="m", overwrite=True),
+        Choices(structures=["L1 vertebra", 21], overlap=0.0, mirror=True, noRefine=True, noPostprocess=True),
+        Choices(structures="L1 vertebra, 21", device="cuda:1", precision="float32", scan="torch", seed=7),
+        Choices(structures=[]),
+    ):
+        options = _parser().parse_args(["batch", "in", "out", *chosen.arguments()])
+        assert model_request(options, input="", output="", overwrite=options.overwrite) == chosen.request()
+    options = _parser().parse_args(["batch", "in", "out", *Choices(roi=a_roi).arguments()])
+    roi = model_request(options, input="", output="").options.roi
+    assert [value for corner in roi for value in corner] == pytest.approx(
+        [value for corner in roi_box(a_roi) for value in corner], abs=1e-6
+    )
