@@ -163,7 +163,7 @@ def _predict(
             scan.set_backend("torch")  # one that was chosen for the GPU may not run here
         try:
             padded, inside = _pad(image, step.window, windows.fill)
-            run = _WindowRun.prepare(network, step, windows.mirror, notes)
+            run = _WindowRun.prepare(network, step, image.shape[0], windows.mirror, notes)
             grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
             answer = _blend(run, padded, grid, made, progress, cancelled)[inside]
             if run.fast is not None:
@@ -253,9 +253,11 @@ class _WindowRun:
     notes: list[str]
 
     @classmethod
-    def prepare(cls, network: torch.nn.Module, step: _Step, mirror: Sequence[int], notes: list[str]) -> _WindowRun:
+    def prepare(
+        cls, network: torch.nn.Module, step: _Step, channels: int, mirror: Sequence[int], notes: list[str]
+    ) -> _WindowRun:
         """Bring a network to its device, in its fast form where there is one."""
-        fast = fast_network(network, step.compute, step.dtype, step.window, notes)
+        fast = fast_network(network, step.compute, step.dtype, (channels, *step.window), notes)
         if fast is None:
             network.to(step.compute)
         network.ran_on = step.compute  # type: ignore[assignment]

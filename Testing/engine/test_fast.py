@@ -46,7 +46,12 @@ NETWORKS = ["release", "paper", "paper, strided", "spine", "spine, no prior"]
 
 
 def image(name: str, *size: int) -> torch.Tensor:
-    return torch.randn(2, 2 if name.startswith("spine") else 1, *size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, window_of(name)[0], *size, generator=torch.Generator().manual_seed(1))
+
+
+def window_of(name: str) -> tuple[int, ...]:
+    """What the network is given: channels, then z, y, x."""
+    return (2 if name.startswith("spine") else 1, *WINDOW)
 
 
 def relative_error(measured: torch.Tensor, expected: torch.Tensor) -> float:
@@ -80,12 +85,23 @@ def test_accelerating_leaves_the_network_as_it_was() -> None:
     assert all(value.dtype == torch.float32 for value in plain.parameters())
 
 
-def test_a_fast_network_is_held_against_the_plain_one() -> None:
-    plain = network("spine")
+@pytest.mark.parametrize("name", ["release", "paper", "spine"])
+def test_a_fast_network_is_held_against_the_plain_one(name: str) -> None:
+    plain = network(name)
     good = accelerate(plain, torch.bfloat16, graphs=False)
     wrong = FastNetwork(lambda image: 1.2 * good.forward(image), torch.bfloat16, graphs=False)
-    assert agrees(plain, good, WINDOW, CPU)
-    assert not agrees(plain, wrong, WINDOW, CPU)
+    assert agrees(plain, good, window_of(name), CPU)
+    assert not agrees(plain, wrong, window_of(name), CPU)
+
+
+@pytest.mark.parametrize("name", ["release", "spine"])
+def test_it_is_held_against_the_plain_one_on_windows_as_they_come(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "segmamba.sliding_window.fast_network", lambda plain, device, dtype, window, notes: asked.append(window)
+    )
+    predict(network(name), image(name, 32, 32, 32)[0], WINDOW, 0.5, "cpu", torch.float32)
+    assert asked == [window_of(name)]
 
 
 def test_one_that_gives_other_answers_is_not_used_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +112,7 @@ def test_one_that_gives_other_answers_is_not_used_and_the_report_says_so(monkeyp
     plain = network("release")
     for _ in range(2):
         notes: list[str] = []
-        assert fast_network(plain, torch.device("cuda"), torch.float16, WINDOW, notes) is None
+        assert fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), notes) is None
         assert len(notes) == 1
         assert notes[0].startswith("The fast kernels give other answers on this GPU")
     forget(plain)
@@ -113,14 +129,16 @@ def test_what_sets_the_pace_of_a_scan_stays_in_single_precision() -> None:
 def test_a_network_without_a_fast_form_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="no fast path for Conv3d"):
         accelerate(nn.Conv3d(1, 1, 1))
-    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16, WINDOW, []) is None
+    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16, window_of("release"), []) is None
 
 
 def test_without_triton_the_plain_network_runs_on_a_gpu_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "triton_kernels", lambda: None)
     notes: list[str] = []
     for _ in range(2):
-        assert fast_network(network("release"), torch.device("cuda"), torch.float16, WINDOW, notes) is None
+        assert (
+            fast_network(network("release"), torch.device("cuda"), torch.float16, window_of("release"), notes) is None
+        )
     assert len(notes) == 1
     assert notes[0].startswith("Triton is not installed")
 
@@ -134,8 +152,8 @@ def test_fewer_blocks_are_read_ahead_where_shared_memory_is_small(monkeypatch: p
 
 
 def test_on_the_processor_and_in_single_precision_the_plain_network_runs() -> None:
-    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16, WINDOW, []) is None
-    assert fast_network(network("release"), torch.device("cuda"), torch.float32, WINDOW, []) is None
+    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16, window_of("release"), []) is None
+    assert fast_network(network("release"), torch.device("cuda"), torch.float32, window_of("release"), []) is None
 
 
 def test_a_kernel_that_does_not_work_is_replaced_once_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,11 +257,11 @@ def test_the_fast_network_stays_near_float32_on_cuda(name: str, graphs: bool) ->
 @needs_cuda
 def test_weights_that_change_are_taken_up() -> None:
     plain = network("release")
-    first = fast_network(plain, torch.device("cuda"), torch.float16, WINDOW, [])
-    assert fast_network(plain, torch.device("cuda"), torch.float16, WINDOW, []) is first
+    first = fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), [])
+    assert fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), []) is first
     with torch.no_grad():
         plain.out.conv.conv.weight.mul_(2)  # type: ignore[union-attr, operator]
-    assert fast_network(plain, torch.device("cuda"), torch.float16, WINDOW, []) is not first
+    assert fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), []) is not first
     forget(plain)
 
 

@@ -113,7 +113,7 @@ def fast_network(
 ) -> FastNetwork | None:
     """Return the fast form of a network on a CUDA device, or None where there is none.
 
-    It is made once for its weights, and compared with the network on one ``window`` (voxels along z, y, x) of noise.
+    It is made once for its weights, and compared with the network on one ``window`` (channels, z, y, x) of noise.
     ``notes`` gets a sentence if only the kernels are what is missing, or if they give something else.
     """
     if device.type != "cuda" or dtype == torch.float32 or type(network) not in FAST:
@@ -138,10 +138,9 @@ def fast_network(
 def agrees(network: nn.Module, fast: FastNetwork, window: Sequence[int], device: torch.device) -> bool:
     """Tell whether a fast network gives what the network gives, on a window of noise; yes if memory is short for it.
 
-    ``network`` stays where it is: a copy of it runs on ``device``.
+    ``window`` is (channels, z, y, x). ``network`` stays where it is: a copy of it runs on ``device``.
     """
-    channels = next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv3d))
-    noise = torch.randn((1, channels, *window), generator=torch.Generator().manual_seed(0)).to(device)
+    noise = torch.randn((1, *window), generator=torch.Generator().manual_seed(0)).to(device)
     try:
         with torch.autocast(device.type, fast.dtype, enabled=fast.dtype != torch.float32):
             expected = copy.deepcopy(network).to(device)(noise).float()

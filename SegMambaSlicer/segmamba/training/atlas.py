@@ -60,7 +60,9 @@ def load_anatomies(files: Sequence[Path], device: torch.device, spacing: float =
         on_device = torch.from_numpy(codes).to(device)
         finer = min(spacing, SPACING)
         if finer < SPACING:
-            on_device = refined(on_device, codes, SPACING / finer)
+            # Every structure has a shape of its own: to try for each which algorithm is best takes ten times as long.
+            with torch.backends.cudnn.flags(benchmark=False):
+                on_device = refined(on_device, codes, SPACING / finer)
             ratio = (np.array(on_device.shape) - 1) / (np.array(codes.shape) - 1)
             centres = {label: tuple(np.array(centre) * ratio) for label, centre in centres.items()}
         anatomies.append(Anatomy(file.stem.rsplit("_", 1)[0], on_device, centres, finer))
