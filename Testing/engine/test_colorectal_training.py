@@ -25,6 +25,7 @@ from segmamba.training.colorectal.codes import LABELS
 from segmamba.training.colorectal.evaluate import evaluate_bowel, tumours_found
 from segmamba.training.colorectal.samples import BowelBatch, BowelPainter
 from segmamba.training.config import Config, read_config
+from segmamba.training.painters import painter_maker
 
 CPU = torch.device("cpu")
 RECIPE = Path(__file__).parents[2] / "Resources" / "Training" / "segmamba-v2-colorectal.json"
@@ -67,7 +68,7 @@ def test_the_command_trains_and_logs_the_overlap_of_each_label(folder: Path) -> 
 def test_repeating_one_sample_lowers_its_loss(config: Config) -> None:
     config = replace(config, warmup=0, learning_rate=5e-3, iterations=100)
     run = loop.Run(config, CPU)
-    painter = loop.painter_maker(config, CPU)(0)
+    painter = painter_maker(config, CPU)(0)
     sample = painter.batch(1)
     painter.batch = lambda size: sample  # type: ignore[method-assign]
     losses = [float(loop.step(run, loop.make_objective(run), painter)) for _ in range(8)]
@@ -75,7 +76,7 @@ def test_repeating_one_sample_lowers_its_loss(config: Config) -> None:
 
 
 def test_a_resumed_run_paints_other_samples(config: Config) -> None:
-    make = loop.painter_maker(config, CPU)
+    make = painter_maker(config, CPU)
     first, again, later = (make(seed).batch(1) for seed in (0, 0, 7))
     assert isinstance(first, BowelBatch)
     assert torch.equal(first.image, again.image)

@@ -22,7 +22,7 @@ from segmamba.manifest import Channel, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.training import evaluate as evaluation
-from segmamba.training import loop
+from segmamba.training import loop, painters
 from segmamba.training.anatomy import prepare
 from segmamba.training.atlas import load_anatomies
 from segmamba.training.config import Config, read_config
@@ -138,7 +138,7 @@ def test_maps_are_made_finer_with_the_samples_but_not_finer_than_a_millimetre(
         asked.append(spacing)
         return load_anatomies(files, device)
 
-    monkeypatch.setattr(loop, "load_anatomies", load)
+    monkeypatch.setattr(painters, "load_anatomies", load)
     for number, spacing in enumerate((2.0, 1.25, 0.5)):
         loop.train(replace(config, spacing=spacing, folder=f"{config.folder}{number}"), minutes=0)
     assert asked == [2.0, 1.25, 1.0]
@@ -151,7 +151,7 @@ def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monke
         seeds.append(arguments[-1])
         return Painter(*arguments)
 
-    monkeypatch.setattr(loop, "Painter", painter)
+    monkeypatch.setattr(painters, "Painter", painter)
     loop.train(replace(config, iterations=2, seed=7))
     loop.train(replace(config, iterations=4, seed=7))
     assert [entry["iteration"] for entry in log_of(Path(config.folder))] == [2, 4]
@@ -161,6 +161,29 @@ def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monke
     averaged = load_state_dict(run.weights_path)
     assert torch.equal(averaged["out.conv.conv.weight"], run.average.state_dict()["out.conv.conv.weight"].half())
     assert differing(weights_of(run), run.average.state_dict())
+
+
+def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Config) -> None:
+    config = replace(config, painters=2, batch=1)
+    source, make = painters.PaintedAhead(config, CPU, 7), painters.painter_maker(config, CPU)
+    alone = [make(seed) for seed in (14, 15)]
+    for painter in (alone[0], alone[1], alone[0]):
+        painted, expected = source.batch(1), painter.batch(1)
+        assert list(vars(painted)) == list(vars(expected))
+        for ours, theirs in zip(vars(painted).values(), vars(expected).values(), strict=True):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_with_painting_processes_trains(config: Config) -> None:
+    loop.train(replace(config, painters=1, iterations=2))
+    (entry,) = log_of(Path(config.folder))
+    assert math.isfinite(entry["loss"])
+
+
+def test_without_maps_the_painting_processes_are_not_begun(config: Config) -> None:
+    with pytest.raises(InputError, match="no anatomy to train on"):
+        loop.train(replace(config, painters=1, anatomies="none/*.npz"))
 
 
 def test_a_run_stops_when_its_time_is_up(config: Config) -> None:

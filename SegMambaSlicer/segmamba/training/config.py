@@ -57,6 +57,8 @@ class Config:
         "auto" is CUDA if there is any, else the processor.
     compile : bool
         Compile network and loss on CUDA: takes a minute, and pays on long runs.
+    painters : int
+        Processes that paint samples ahead of the training; 0: it paints them itself.
     base : Path
         What relative paths start from.
     """
@@ -85,6 +87,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     compile: bool = False
+    painters: int = 0
     base: Path = Path(".")
 
     def __post_init__(self) -> None:
@@ -115,6 +118,8 @@ class Config:
         for name in ("batch", "iterations", "log_every", "checkpoint_every", "evaluate_every"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1")
+        if not isinstance(self.painters, int) or self.painters < 0:
+            raise ValueError("painters must be a whole number of at least 0")
         if not (self.spacing > 0 and self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0):
             raise ValueError("spacing, learning_rate, weight_decay and warmup must not be negative")
         if not 0 <= self.ema < 1:

@@ -23,21 +23,15 @@ from segmamba.errors import InputError, OutputError
 from segmamba.labelmap import whole_file
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
-from segmamba.training.atlas import load_anatomies
-from segmamba.training.colorectal.atlas import load_bowel_maps
 from segmamba.training.colorectal.evaluate import evaluate_bowel
-from segmamba.training.colorectal.samples import BowelPainter
 from segmamba.training.config import COLORECTAL_TASK, Config, read_config
 from segmamba.training.evaluate import evaluate
 from segmamba.training.losses import bowel_loss, vertebra_loss
-from segmamba.training.synthesis import Painter
+from segmamba.training.painters import Source, source_maker
 
 # The cosine decay ends at this part of the learning rate.
 LAST_RATE = 0.005
 LARGEST_GRADIENT_NORM = 1.0
-
-# The anatomies are made as fine as the samples, but not finer than this many mm: they know no more.
-FINEST_MAP = 1.0
 
 # From the fields of a batch, the image first, to the loss.
 Objective = Callable[..., Tensor]
@@ -154,15 +148,15 @@ def train(config: Config, minutes: float = math.inf) -> Path:
     cases = config.files(config.evaluation) if config.evaluation else []
     if config.evaluation and not cases:
         raise InputError(f"No evaluation case matches '{config.evaluation}': correct it, or leave the key out.")
-    make_painter = painter_maker(config, device)
+    make_source = source_maker(config, device)
     run = Run(config, device)
     # A resumed run must not draw again what it has drawn.
-    painter = make_painter(config.seed + run.iteration)
+    source = make_source(config.seed + run.iteration)
     objective = make_objective(run)
     losses: list[Tensor] = []
     last = time.monotonic()
     while run.iteration < config.iterations and time.monotonic() < end:
-        losses.append(step(run, objective, painter))
+        losses.append(step(run, objective, source))
         run.iteration += 1
         if run.iteration % config.log_every == 0:
             _log_progress(run, losses, last)
@@ -183,30 +177,13 @@ def train_from_config(path: Path, minutes: float = math.inf) -> Path:
     return train(read_config(path), minutes)
 
 
-def painter_maker(config: Config, device: torch.device) -> Callable[[int], Painter | BowelPainter]:
-    """Read the anatomies and return what makes of a seed a painter of the task's samples.
-
-    Raises
-    ------
-    InputError
-        There are no anatomies, or one is damaged.
-    """
-    files = config.files(config.anatomies)
-    if config.task == COLORECTAL_TASK:
-        maps = load_bowel_maps(files, device)
-        return lambda seed: BowelPainter(maps, config.patch, config.spacing, config.channels, seed)
-    anatomies = load_anatomies(files, device, max(FINEST_MAP, config.spacing))
-    channels = {"CT": config.channels, "MR": config.mr_channels}
-    return lambda seed: Painter(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
-
-
-def step(run: Run, objective: Objective, painter: Painter | BowelPainter) -> Tensor:
+def step(run: Run, objective: Objective, source: Source) -> Tensor:
     """Take one optimizer step on new samples and return its loss, a scalar on the device.
 
     Nothing is read back from the device, so that the processor can prepare the next step meanwhile.
     """
     with torch.no_grad():
-        batch = painter.batch(run.config.batch)
+        batch = source.batch(run.config.batch)
     for group in run.optimizer.param_groups:
         group["lr"] = run.learning_rate()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
