@@ -143,4 +143,8 @@ def test_label_maps_become_files_that_can_be_read(tmp_path: Path, capsys: pytest
     (tmp_path / "bad.npz").write_bytes(b"x")
     with pytest.raises(InputError, match="make it again"):
         load_bowel_maps([tmp_path / "bad.npz"], CPU)
-    assert prepare(labels, tmp_path / "again") == ["whole"]
+    assert prepare(labels, tmp_path / "again", invented=1) == ["whole"]
+    real, invented = (tmp_path / "again" / f"whole_{number}.npz" for number in range(2))
+    assert real.read_bytes() == (tmp_path / "maps" / "whole_0.npz").read_bytes()
+    first, second = load_bowel_maps([real, invented], CPU)
+    assert first.subject == second.subject == "whole"

@@ -19,8 +19,9 @@ from scipy import ndimage
 from segmamba.errors import InputError, SegMambaError
 from segmamba.labelmap import whole_file
 from segmamba.training.anatomy import ORGANS_SUFFIX, VERTEBRAE_SUFFIX, closing, tissue_codes, within
-from segmamba.training.colorectal.centreline import lengths_along
+from segmamba.training.colorectal.centreline import STEP_MM, lengths_along
 from segmamba.training.colorectal.codes import LARGE, MESENTERY, OTHER_BOWEL, RECTUM
+from segmamba.training.colorectal.invented import reinvented
 from segmamba.training.colorectal.seeds import bone_places, seed_table
 from segmamba.training.tissues import (
     AIR,
@@ -38,8 +39,6 @@ from segmamba.training.tissues import (
     organ,
 )
 
-# Steps in which lengths along the large bowel are counted: 255 make 2.04 m (Khashab et al. 2009: 1.89 +- 0.26 m).
-STEP_MM = 8.0
 # The rectum: the last 15 cm of the bowel, below the promontory.
 RECTUM_MM = 150.0
 # Depths are kept in steps of 0.2 mm from this far outside the bowel.
@@ -82,8 +81,10 @@ class BowelArrays:
     bones: np.ndarray
 
 
-def bowel_arrays(codes: np.ndarray, rng: np.random.Generator) -> BowelArrays:
+def bowel_arrays(codes: np.ndarray, rng: np.random.Generator, invented: bool = False) -> BowelArrays:
     """Return the map of the bowel of a map of tissues (z, y, x), uint8, on a grid of `SPACING`.
+
+    With ``invented`` the large bowel first takes another course, see `segmamba.training.colorectal.invented`.
 
     Raises
     ------
@@ -91,6 +92,8 @@ def bowel_arrays(codes: np.ndarray, rng: np.random.Generator) -> BowelArrays:
         It holds no colon, or too little of it.
     """
     codes = _cropped(codes)
+    if invented:
+        codes = reinvented(codes, _cavity(codes), rng)
     large = codes == COLON
     depth = ndimage.distance_transform_edt(np.pad(large, 1), sampling=SPACING)[1:-1, 1:-1, 1:-1]
     length = lengths_along(large, depth, SPACING)
@@ -126,16 +129,21 @@ def _cropped(codes: np.ndarray) -> np.ndarray:
 
 def fill_cavity(codes: np.ndarray) -> None:
     """Make of the soft tissue between organs, in place, what it is: fat within the cavity, muscle around it, fat."""
-    coarse = codes[::2, ::2, ::2]
-    cavity = closing(np.isin(coarse, CAVITY_ORGANS), CAVITY_CLOSING_MM, 2 * SPACING)
-    wall = within(cavity, ABDOMINAL_WALL_MM, 2 * SPACING)
-    zoom = [n / m for n, m in zip(codes.shape, coarse.shape, strict=True)]
-    cavity, wall = (ndimage.zoom(part.astype(np.float32), zoom, order=1) > 0.5 for part in (cavity, wall))
+    cavity = _cavity(codes)
+    wall = within(cavity, ABDOMINAL_WALL_MM, SPACING)
     skin = within(codes == AIR, LEAST_FAT_MM, SPACING)
     soft, muscle = codes == SOFT, codes == MUSCLE
     codes[np.isin(codes, (SOFT, FAT)) & wall & ~skin] = MUSCLE
     codes[(soft | (codes == MUSCLE)) & cavity & ~muscle & ~skin] = MESENTERY
     codes[soft & skin] = FAT
+
+
+def _cavity(codes: np.ndarray) -> np.ndarray:
+    """Return the abdominal cavity (z, y, x), bool: the organs in it and what lies between them."""
+    coarse = codes[::2, ::2, ::2]
+    cavity = closing(np.isin(coarse, CAVITY_ORGANS), CAVITY_CLOSING_MM, 2 * SPACING)
+    zoom = [n / m for n, m in zip(codes.shape, coarse.shape, strict=True)]
+    return ndimage.zoom(cavity.astype(np.float32), zoom, order=1) > 0.5
 
 
 def _number_loops(codes: np.ndarray, place: np.ndarray, rng: np.random.Generator) -> None:
@@ -192,7 +200,7 @@ def _depths(codes: np.ndarray, place: np.ndarray, height: np.ndarray) -> np.ndar
     return signed
 
 
-def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int = 0) -> list[str]:
+def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int = 0, invented: int = 0) -> list[str]:
     """Write one compressed ``NAME_0.npz`` for each subject with a colon and return their names.
 
     Parameters
@@ -204,6 +212,8 @@ def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int =
     without : sequence of str
         Subjects to leave out.
     seed : int
+    invented : int
+        How many more maps, ``NAME_1.npz`` and so on, each subject gets, with invented courses of the large bowel.
 
     Raises
     ------
@@ -221,12 +231,13 @@ def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int =
         codes = tissue_codes(vertebrae, path, rng)
         if not (codes == COLON).any():
             continue
-        try:
-            arrays = bowel_arrays(codes, rng)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        with whole_file(output / f"{name}_0.npz", (".npz",)) as file:
-            np.savez_compressed(file, **vars(arrays))
+        for number in range(invented + 1):
+            try:
+                arrays = bowel_arrays(codes, rng, invented=number > 0)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
+            with whole_file(output / f"{name}_{number}.npz", (".npz",)) as file:
+                np.savez_compressed(file, **vars(arrays))
         names.append(name)
     if not names:
         raise InputError(f"{folder} holds no pair of NAME{VERTEBRAE_SUFFIX} and NAME{ORGANS_SUFFIX} with a colon.")
@@ -239,11 +250,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m segmamba.training.colorectal.anatomy", description="Make maps of the bowel from label maps."
     )
     parser.add_argument("labels", metavar="LABELS_FOLDER", type=Path)
-    parser.add_argument("output", metavar="OUT_FOLDER", type=Path, help="for NAME_0.npz, made where missing")
+    parser.add_argument("output", metavar="OUT_FOLDER", type=Path, help="for NAME_K.npz, made where missing")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="subjects to leave out")
+    parser.add_argument("--invented", type=int, default=0, metavar="N", help="maps with invented bowels a subject")
     options = parser.parse_args(arguments)
     try:
-        names = prepare(options.labels, options.output, options.without)
+        names = prepare(options.labels, options.output, options.without, invented=options.invented)
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

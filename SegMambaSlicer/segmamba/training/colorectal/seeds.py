@@ -28,7 +28,7 @@ def seed_table(codes: np.ndarray, depth: np.ndarray, place: np.ndarray, rng: np.
     rng : numpy.random.Generator
     """
     large = np.isin(codes, LARGE)
-    axis, radius = _axis(large, depth, place)
+    axis, radius = axis_along(large, depth, place)
     border = int(BORDER_MM / SPACING)
     known = (codes != OUTSIDE).all(axis=(1, 2))
     allowed = large & (depth < SURFACE_MM) & (place >= CANAL_STEPS)
@@ -51,7 +51,7 @@ def seed_table(codes: np.ndarray, depth: np.ndarray, place: np.ndarray, rng: np.
     return table[(reached > STRAIGHT * table[:, RADIUS]) & (table[:, RADIUS] > SMALLEST_RADIUS_MM)]
 
 
-def _axis(large: np.ndarray, depth: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def axis_along(large: np.ndarray, depth: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return for each step along the bowel the smoothed centre (256, 3), in voxels, and the largest depth (256,)."""
     number, numbers = place[large].astype(int), np.arange(256)
     count = np.bincount(number, minlength=256)
