@@ -219,8 +219,18 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("There is no CUDA GPU here.")
     image = ct_volume(path)
-    rows = networks() + scans() + [volume(image, classes) for classes in (2, 26)] + whole_file(path)
-    keep(rows, torch.cuda.get_device_name())
+    rows: list[Row] = []
+    try:
+        for part in (
+            networks,
+            scans,
+            lambda: [volume(image, 2)],
+            lambda: [volume(image, 26)],
+            lambda: whole_file(path),
+        ):
+            rows += part()
+    finally:  # what was measured before an error is kept
+        keep(rows, torch.cuda.get_device_name())
 
 
 if __name__ == "__main__":
