@@ -26,7 +26,7 @@ from segmamba.networks.checkpoint import load_state_dict, load_weights, save_saf
 from segmamba.training.colorectal.evaluate import evaluate_bowel
 from segmamba.training.config import COLORECTAL_TASK, Config, read_config
 from segmamba.training.evaluate import evaluate
-from segmamba.training.losses import bowel_loss, vertebra_loss
+from segmamba.training.losses import dice_cross_entropy, vertebra_loss
 from segmamba.training.painters import Source, source_maker
 
 # The cosine decay ends at this part of the learning rate.
@@ -209,7 +209,7 @@ def _device(name: str) -> torch.device:
 def make_objective(run: Run) -> Objective:
     """Return the function from images and targets to the loss, compiled where wanted and possible."""
     network = run.network
-    loss = bowel_loss if run.config.task == COLORECTAL_TASK else vertebra_loss
+    loss = dice_cross_entropy if run.config.task == COLORECTAL_TASK else vertebra_loss
 
     def objective(image: Tensor, *targets: Tensor) -> Tensor:
         return loss(network(image), *targets)

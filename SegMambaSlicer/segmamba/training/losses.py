@@ -10,8 +10,6 @@ from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, 
 from segmamba.training.tissues import VERTEBRAE
 
 SMOOTHING = 1.0
-# Of a class that is not there; 5 mL at 1.75 mm. Most windows of a scan show no tumour.
-FALSE_TUMOUR_VOXELS = 1000.0
 # Below this an error of the offset counts by its square, in units of `OFFSET_UNIT_MM`: 1 mm.
 OFFSET_BETA = 1.0 / OFFSET_UNIT_MM
 
@@ -46,23 +44,16 @@ def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor, ribs: Tensor)
     return loss
 
 
-def bowel_loss(answer: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss of a colorectal network, a scalar; parameters as `dice_cross_entropy`."""
-    return dice_cross_entropy(answer, labels, FALSE_TUMOUR_VOXELS)
-
-
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     """Return the mean of values in a region, 0 for an empty one."""
     return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
 
 
-def dice_cross_entropy(logits: Tensor, labels: Tensor, absent: float = 0.0) -> Tensor:
+def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy plus one minus the mean soft Dice, a scalar.
 
     The Dice is taken over the whole batch at once, and its mean over the classes that are present in the labels, the
-    background left out: it is easy, and large. V-Net's soft Dice (Milletari et al., 2016) without squares. To it alone
-    it is all the same how much of an absent class is seen, and to the cross-entropy nearly so: ``absent`` makes that
-    cost, too.
+    background left out: it is easy, and large. V-Net's soft Dice (Milletari et al., 2016) without squares.
 
     Parameters
     ----------
@@ -70,9 +61,6 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, absent: float = 0.0) -> T
         Any floating type; the loss is computed in float32.
     labels : Tensor (batch, z, y, x), int64
         From 0 to classes - 1.
-    absent : float
-        This many voxels of a class that is not there cost half as much as a class that is missed altogether; with 0
-        such classes are left out of the mean. Our own construction.
     """
     # Sums over masks, as counting or adding up by label would make the processor wait for the GPU or the GPU's
     # threads for one another; torch.compile makes one pass of them.
@@ -83,11 +71,7 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, absent: float = 0.0) -> T
     probabilities = log_probabilities.exp()
     overlap = torch.where(mask, probabilities, 0.0).sum(voxels)
     reference = mask.sum(voxels).float()
-    seen = probabilities.sum(voxels)
-    dice = (2 * overlap + SMOOTHING) / (reference + seen + SMOOTHING)
+    dice = (2 * overlap + SMOOTHING) / (reference + probabilities.sum(voxels) + SMOOTHING)
     counted = (reference[1:] > 0).float()
-    if absent:
-        dice = torch.where(reference > 0, dice, absent / (absent + seen))
-        counted = torch.ones_like(counted)
     mean_dice = (dice[1:] * counted).sum() / counted.sum().clamp(min=1.0)
     return functional.nll_loss(log_probabilities, labels) + 1.0 - mean_dice
