@@ -1,4 +1,4 @@
-"""Do the tests notice when the code is changed? Mutations of grids, the way there and back, windows, shape prior, model.
+"""Do the tests notice when the code is changed? Mutations of grids, the way there and back, windows, shape priors.
 
 ``python benchmarks/mutation.py``: mutmut (3.8 or later) changes these files in a copy of the tree, one place at a time,
 and runs the tests that pass through it. Prints for each file how many changes there were and how many the tests
