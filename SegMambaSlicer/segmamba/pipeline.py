@@ -36,8 +36,6 @@ from segmamba.sliding_window import predict
 from segmamba.volume import Volume
 from segmamba.windows import window_count
 
-__all__ = ["Options", "Result", "segment"]
-
 Progress = Callable[[str, float], None]
 
 
