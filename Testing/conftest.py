@@ -10,6 +10,9 @@ from hypothesis import settings
 
 from segmamba.manifest import Manifest, load_manifest
 
+# Helpers with fixtures: their assertions are explained too.
+pytest.register_assert_rewrite("batch_runs", "models_section")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The same examples in every run of the suite; "many" tries others, and far more.

@@ -1,8 +1,8 @@
-"""Do the tests notice when the code is changed? Mutations of grids, windows, shape prior and shape model.
+"""Do the tests notice when the code is changed? Mutations of grids, the way there and back, windows, shape priors.
 
 ``python benchmarks/mutation.py``: mutmut (3.8 or later) changes these files in a copy of the tree, one place at a time,
 and runs the tests that pass through it. Prints for each file how many changes there were and how many the tests
-noticed. It takes 15 to 30 minutes on two cores. ``--only grid windows`` takes some files; ``--folder F`` keeps the
+noticed. It takes 20 to 35 minutes on two cores. ``--only grid windows`` takes some files; ``--folder F`` keeps the
 copy, in which ``mutmut show NAME`` shows a change that survived.
 """
 
@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Each file with the tests that are its own.
 FILES = {
     "grid": ("segmamba/grid.py", ("test_grid.py",)),
+    "preprocess": ("segmamba/preprocess.py", ("test_preprocess_values.py",)),
     "windows": ("segmamba/windows.py", ("test_windows.py",)),
     "sliding_window": ("segmamba/sliding_window.py", ("test_sliding_window.py", "test_windows.py")),
     "blending": ("segmamba/blending.py", ("test_windows.py", "test_sliding_window.py")),

@@ -26,10 +26,8 @@ from segmamba.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
 from segmamba.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
 from segmamba.measuring.vertebrae import write_table
 from segmamba.paths import check_input
-from segmamba.request import Options, Request
+from segmamba.request import Request
 from segmamba.volume import read_volume
-
-__all__ = ["Options", "Request", "requested_model", "segment_file"]
 
 # The first two are PyTorch's, the third is ITK's.
 SIGNS_OF_NO_MEMORY = ("not enough memory", "out of memory", "Failed to allocate memory")

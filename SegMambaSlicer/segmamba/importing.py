@@ -86,11 +86,7 @@ def import_checkpoint(
     digest = store.sha256(path)
     progress("read", 1.0)
     model = _model_of(path, state, digest, manifest, model_id)
-    if model.file.sha256 not in (None, digest):
-        raise ModelError(
-            f"{path} fits the network of '{model.id}' but is not its checkpoint of version {model.version} (the "
-            "SHA-256 differs): get that one, or use yours with 'segmamba segment --checkpoint'."
-        )
+    _check_version(path, digest, model)
     channels = _channels(model, intensities)
     if cancelled():
         raise Cancelled()
@@ -153,6 +149,14 @@ def _model_of(
         for model in alike[:1]
     )
     raise ModelError(f"{path} fits no model of the manifest: {seems[0].lower()}{seems[1:]}{details}")
+
+
+def _check_version(path: Path, digest: str, model: ListedModel) -> None:
+    if model.file.sha256 not in (None, digest):
+        raise ModelError(
+            f"{path} fits the network of '{model.id}' but is not its checkpoint of version {model.version} (the "
+            "SHA-256 differs): get that one, or use yours with 'segmamba segment --checkpoint'."
+        )
 
 
 def estimated_channel(model: ListedModel) -> Channel | None:

@@ -36,8 +36,6 @@ from segmamba.sliding_window import predict
 from segmamba.volume import Volume
 from segmamba.windows import window_count
 
-__all__ = ["Options", "Result", "segment"]
-
 Progress = Callable[[str, float], None]
 
 
@@ -93,59 +91,41 @@ def segment(
     options = options or Options()
     run = _Run(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
     wanted = chosen_labels(model, options.structures)
-    notes: list[str] = []
     torch.manual_seed(options.seed)
     torch.backends.cudnn.deterministic = True
     with run.stage("load"):
-        engine = _prepare(model, options, checkpoint, root, notes)
+        engine = _prepare(model, options, checkpoint, root, run.notes)
         model = for_volume(volume, engine.model)
         guessed = guess(volume, engine.model)
-        notes += [guessed] if guessed else []
-    findings: dict[str, Any] = {}
-    if model.fine is None:
-        with run.stage("preprocess"):
-            image, grid = to_model_grid(volume, model, Box(*options.roi) if options.roi else None)
-        with run.stage("predict"):
-            probabilities = _predict(engine, torch.from_numpy(image), model, options, run, notes)
-            first, values = grid, model.channel_values
-    else:
-        with run.stage("predict"):
-            drawn = _draw(engine, volume, model, options, run, notes)
-            probabilities, values, findings = drawn.probabilities, drawn.values, drawn.findings
-            first, grid = drawn.coarse, drawn.grid
-            del drawn
+        run.notes += [guessed] if guessed else []
+    answer = _answer(engine, volume, model, options, run)
+    grids, findings = (answer.coarse, answer.grid), answer.findings
     with run.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
-        labels, confidence = labels_on_input_grid(probabilities, grid, values, where, model.interpolates_logits)
-        del probabilities
+        labels, confidence = labels_on_input_grid(
+            answer.probabilities, answer.grid, answer.values, where, model.interpolates_logits
+        )
+        del answer  # its probabilities are the most memory of a run
         run.progress("postprocess", 0.5)
         labels = _kept(labels, volume, model, options, wanted)
         if model.task == VERTEBRAE_TASK:
             findings = {**findings, "measurements": measure_labels(labels, volume, wanted)}
     if engine.device.kind == "cuda":
         torch.cuda.empty_cache()
-    report = {
-        "report_version": reporting.REPORT_VERSION,
-        "notice": NOTICE,
-        "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
-        "software": reporting.describe_software(),
-        "volume": reporting.describe_grid(volume.geometry)
-        | {"modality": volume.modality, "taken_for": taken_for(volume)},
-        "run": _describe_run(engine, notes, (first, grid), model, options),
-        "timings_s": run.timings,
-        "segments": reporting.measure_segments(labels, confidence, volume.geometry, wanted),
-    } | findings
+    segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
+    report = _report(engine, volume, model, options, run, grids) | {"segments": segments} | findings
     return Result(labels, report | {"summary": reporting.summary(report)}, model)
 
 
 class _Run:
-    """Progress, cancelling and timing of one run."""
+    """Progress, cancelling, timing and notes (what went otherwise than was asked) of one run."""
 
     def __init__(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
         self.progress = progress
         self.cancelled = cancelled
         self.timings: dict[str, float] = {}
+        self.notes: list[str] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -183,9 +163,19 @@ def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path
     return _Engine(model, device, backend, path, digest, network)
 
 
-def _predict(
-    engine: _Engine, image: torch.Tensor, model: Model, options: Options, run: _Run, notes: list[str]
-) -> torch.Tensor:
+def _answer(engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run) -> vertebrae.Drawn:
+    """Return what the network finds, in one stage or in two."""
+    if model.fine is not None:
+        with run.stage("predict"):
+            return _draw(engine, volume, model, options, run)
+    with run.stage("preprocess"):
+        image, grid = to_model_grid(volume, model, _roi(options))
+    with run.stage("predict"):
+        probabilities = _predict(engine, torch.from_numpy(image), model, options, run)
+    return vertebrae.Drawn(probabilities, model.channel_values, grid, grid, {})
+
+
+def _predict(engine: _Engine, image: torch.Tensor, model: Model, options: Options, run: _Run) -> torch.Tensor:
     return predict(
         engine.network,
         image,
@@ -196,28 +186,30 @@ def _predict(
         model.mirror_axes if options.mirror else (),
         lambda fraction: run.progress("predict", fraction),
         run.cancelled,
-        notes,
+        run.notes,
         outside_values(model.preprocessing, image),
         softmax=not model.interpolates_logits,
     )
 
 
-def _draw(
-    engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run, notes: list[str]
-) -> vertebrae.Drawn:
+def _draw(engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run) -> vertebrae.Drawn:
     return vertebrae.draw(
         engine.network,
         volume,
         model,
-        Box(*options.roi) if options.roi else None,
+        _roi(options),
         options.refine,
         options.overlap,
         torch.device(engine.device.name),
         engine.device.dtype,
         lambda fraction: run.progress("predict", fraction),
         run.cancelled,
-        notes,
+        run.notes,
     )
+
+
+def _roi(options: Options) -> Box | None:
+    return Box(*options.roi) if options.roi else None
 
 
 def _overlap(stage: Model | FineStage, options: Options) -> float:
@@ -265,6 +257,22 @@ def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wa
     values = [label.value for label in wanted]
     table[values] = values
     return table[labels]
+
+
+def _report(
+    engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run, grids: tuple[ModelGrid, ModelGrid]
+) -> dict[str, Any]:
+    """Return what was used and how it ran: the report without what was found."""
+    taken = {"modality": volume.modality, "taken_for": taken_for(volume)}
+    return {
+        "report_version": reporting.REPORT_VERSION,
+        "notice": NOTICE,
+        "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
+        "software": reporting.describe_software(),
+        "volume": reporting.describe_grid(volume.geometry) | taken,
+        "run": _describe_run(engine, run.notes, grids, model, options),
+        "timings_s": run.timings,
+    }
 
 
 def _describe_run(

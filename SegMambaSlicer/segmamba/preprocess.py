@@ -21,8 +21,6 @@ from segmamba.volume import Geometry, Volume, to_image
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Box", "ModelGrid", "labels_on_input_grid", "to_model_grid"]
-
 # Full width at half maximum of a gaussian, in standard deviations.
 FWHM = math.sqrt(8 * math.log(2))
 # Voxels across the smoothing kernel at most, and the share of it that may be cut off.

@@ -36,7 +36,7 @@ FAINT = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What the two stages found.
+    """What a network found, in one stage or in two.
 
     Attributes
     ----------
@@ -45,9 +45,10 @@ class Drawn:
     values : tuple of int
         Label value of each class.
     coarse, grid : ModelGrid
-        Of the first pass, and of ``probabilities``: the fine one, or the same where no vertebra was found.
+        Of the first pass, and of ``probabilities``: the fine one, or the same where there was no second pass.
     findings : dict
-        For the report: "numbering", see `describe_numbering`, and "refinement", see `segmamba.spine.refine.refine`.
+        For the report, of two stages alone: "numbering", see `describe_numbering`, and "refinement", see
+        `segmamba.spine.refine.refine`.
     """
 
     probabilities: torch.Tensor

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 
 from segmamba import __version__
 from segmamba.errors import Cancelled, SegMambaError
-from segmamba.files import Request, segment_file
+from segmamba.files import segment_file
 from segmamba.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
+from segmamba.request import Request
 
 # Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
 LAST_SECONDS = 5.0

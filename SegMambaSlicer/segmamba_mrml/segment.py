@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError, OutputError
-from segmamba.files import Request, requested_model
+from segmamba.files import requested_model
 from segmamba.job import Worker
-from segmamba.request import Options
+from segmamba.request import Options, Request
 from segmamba.volume import Volume
 from segmamba_mrml.host import worker_python
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, write_report

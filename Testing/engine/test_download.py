@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import signal
@@ -18,20 +16,14 @@ from pathlib import Path
 
 import filelock
 import pytest
-import tiny
 from file_server import FileServer, Served, file_server
+from served_model import CONTENT, HALF, NAME, PART, files_of, folder_of, start_fetch, write_manifest
 
 from segmamba import cli, download, installing, store
 from segmamba.download import fetch
 from segmamba.errors import Cancelled, ModelError, OutputError
 from segmamba.manifest import Model, load_manifest
 from segmamba.record import RECORD_NAME, read_record
-
-CONTENT = bytes(range(256)) * 1200
-HALF = len(CONTENT) // 2
-# The one file of the model; its record, and nothing else, lies beside it.
-NAME = f"weights-{hashlib.sha256(CONTENT).hexdigest()[:8]}.safetensors"
-PART = f"{NAME}.part"
 
 
 @pytest.fixture(autouse=True)
@@ -51,34 +43,10 @@ def server() -> Iterator[FileServer]:
         yield server
 
 
-def write_manifest(folder: Path, *urls: str, content: bytes = CONTENT) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = {
-        "name": "weights.safetensors",
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bundled": None,
-        "urls": list(urls),
-    }
-    entry = tiny.model_entry(file)
-    path = folder / "manifest.json"
-    path.write_text(json.dumps({"schema_version": 1, "label_sets": {"three": tiny.LABELS}, "models": [entry]}))
-    return path
-
-
 @pytest.fixture
 def a_model(server: FileServer, tmp_path: Path) -> Model:
     """A model with the two addresses of the server."""
     return load_manifest(write_manifest(tmp_path, f"{server.url}/a", f"{server.url}/b")).models[0]
-
-
-def folder_of(model: Model) -> Path:
-    return store.models_folder() / model.id
-
-
-def files_of(model: Model) -> set[str]:
-    folder = folder_of(model)
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def test_fetched_model_is_verified_recorded_and_not_fetched_again(a_model: Model, server: FileServer) -> None:
@@ -256,20 +224,6 @@ def test_disk_that_fills_up_meanwhile_is_a_sentence(a_model: Model) -> None:
     with pytest.raises(OutputError, match="No space left.*SEGMAMBA_MODELS"):
         fetch(a_model)
     assert store.find(a_model) is None
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-from segmamba import cli
-sys.exit(cli.main(["models", "--manifest", sys.argv[1], "fetch", "tiny-spine"]))
-"""
-
-
-def start_fetch(manifest: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    command = [sys.executable, "-c", PROGRAM, str(manifest)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights of POSIX")

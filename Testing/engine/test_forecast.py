@@ -13,11 +13,11 @@ import tiny
 from phantoms import phantom
 
 from segmamba.errors import InputError
-from segmamba.files import Request, segment_file
+from segmamba.files import segment_file
 from segmamba.forecast import forecast
 from segmamba.grid import cropped_geometry
 from segmamba.manifest import Model, load_manifest
-from segmamba.request import Options
+from segmamba.request import Options, Request
 from segmamba.volume import Geometry, Volume, to_image
 
 

@@ -21,6 +21,8 @@ from slicer_host import SlicerHost, themes
 from segmamba.job import Worker
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# A worker starts, loads torch, and runs a tiny network: on a slow machine.
+WORKER_SECONDS = 60.0
 MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
 
 
@@ -199,3 +201,28 @@ def logic(the_module, a_warm_worker):
     if logic._job is not None:
         logic._job.cancel()
     logic._worker = None
+
+
+@pytest.fixture
+def start(panel, click, wait_until):
+    """Click Segment and wait until the network runs."""
+
+    def start():
+        click(panel.ui.segmentButton)
+        wait_until(lambda: panel.job is None or "Segmenting" in panel.ui.progressBar.format, WORKER_SECONDS)
+        assert panel.job is not None, panel.ui.statusLabel.text
+
+    return start
+
+
+@pytest.fixture
+def segment(panel, click, wait_until):
+    """Click Segment, wait for the end, and return the result's node."""
+
+    def segment():
+        click(panel.ui.segmentButton)
+        assert panel.job is not None, panel.ui.statusLabel.text
+        wait_until(lambda: panel.job is None, WORKER_SECONDS)
+        return panel.sections.results.node
+
+    return segment

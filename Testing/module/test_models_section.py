@@ -6,93 +6,14 @@ import hashlib
 import json
 from types import SimpleNamespace
 
-import pytest
 import qt
 import tiny
 from file_server import Served, file_server
-from PySide6.QtTest import QTest
+from models_section import TIMEOUT, row
 
 from segmamba.errors import InstallationError
 
-TIMEOUT = 60.0
-# Unlike the bundled model's, so that the weights say which model they are for.
-ARGUMENTS = {**tiny.ARGUMENTS, "out_channels": 3}
-
-
-@pytest.fixture(scope="session")
-def a_weights_file(tmp_path_factory):
-    """Random weights of the model that is not bundled."""
-    import torch
-
-    from segmamba.networks import build_network
-
-    path = tmp_path_factory.mktemp("weights") / "given.pt"
-    torch.save(build_network("spine_mamba", **ARGUMENTS).state_dict(), path)
-    return path
-
-
-@pytest.fixture
-def models_folder(tmp_path, monkeypatch, a_warm_worker):
-    """An empty folder for the user's models."""
-    folder = tmp_path / "my models"
-    monkeypatch.setenv("SEGMAMBA_MODELS", str(folder))
-    monkeypatch.delenv("SEGMAMBA_MIRROR", raising=False)
-    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
-    # A worker has the environment that it was started in.
-    a_warm_worker.kill()
-    yield folder
-    a_warm_worker.kill()
-
-
-@pytest.fixture
-def use(panel, models_folder, tmp_path):
-    """Give the panel a bundled model and one that has to be got; takes changes of the latter's file."""
-    path = tiny.write_model(tmp_path)
-
-    def use(**file):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        missing = content["models"][1]
-        missing["arguments"], missing["channel_values"], missing["title"] = ARGUMENTS, [0, 20, 21], "Model to get"
-        missing["file"] |= file
-        path.write_text(json.dumps(content), encoding="utf-8")
-        panel.useManifest(path)
-        panel.ui.modelComboBox.currentIndex = panel.ui.modelComboBox.findData(tiny.MISSING_ID)
-
-    use()
-    return use
-
-
-@pytest.fixture
-def section(panel, use, click):
-    """The widgets of the panel, with the section open."""
-    click(panel.ui.modelsSection)
-    return panel.ui
-
-
-@pytest.fixture
-def answer(monkeypatch):
-    """Choose a file in the next file dialogs; an empty name cancels them."""
-
-    def answer(path):
-        monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", staticmethod(lambda *_arguments: str(path)))
-
-    return answer
-
-
-@pytest.fixture
-def done(section, wait_until):
-    """Wait until the command has ended and return what the section says."""
-
-    def done():
-        wait_until(lambda: not section.cancelModelsButton.visible, TIMEOUT)
-        return section.modelsLabel.text
-
-    return done
-
-
-def row(section, index):
-    table = section.modelsTable
-    return [table.item(index, column).text() for column in range(table.columnCount)]
+pytest_plugins = ("models_section",)
 
 
 def test_table_says_what_is_installed_how_large_and_from_where(section, click, screenshot):
@@ -327,85 +248,6 @@ def test_bundle_says_itself_what_it_has(section, answer, done, click, a_weights_
     answer(bundle)
     click(section.importButton)
     assert done().startswith(f"Installed: {tiny.MISSING_ID}")
-
-
-@pytest.fixture
-def settings(models_folder, monkeypatch, tmp_path):
-    """The settings file of this test alone, with no environment variable in its way."""
-    monkeypatch.delenv("SEGMAMBA_MODELS")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    return tmp_path / "config" / "segmamba" / "settings.json"
-
-
-def enter(edit, text):
-    """Type into a field and press Return."""
-    edit.setFocus()
-    edit.selectAll()
-    QTest.keyClicks(edit, text) if text else QTest.keyClick(edit, qt.Qt.Key_Delete)
-    QTest.keyClick(edit, qt.Qt.Key_Return)
-
-
-def test_folders_and_mirror_are_kept_in_the_settings_file_and_used(
-    settings, section, use, answer, done, click, a_weights_file, tmp_path, monkeypatch, screenshot
-):
-    assert section.modelsFolderEdit.text == "" and section.modelsFolderEdit.placeholderText.endswith("segmamba/models")
-    chosen, shared = tmp_path / "chosen", tmp_path / "shared"
-    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", staticmethod(lambda *_arguments: str(chosen)))
-    click(section.chooseFolderButton)
-    assert section.modelsFolderEdit.text == str(chosen)
-    assert f"Kept in {settings}" in section.modelsLabel.text
-    answer(a_weights_file)
-    click(section.importButton)
-    assert str(chosen) in done()
-    enter(section.sharedFolderEdit, str(shared))
-    enter(section.mirrorEdit, "http://models.hospital.example")
-    assert json.loads(settings.read_text()) == {
-        "models": str(chosen),
-        "shared_models": str(shared),
-        "mirror": "http://models.hospital.example",
-    }
-    click(section.modelsTable, 1)
-    assert section.downloadButton.enabled
-    screenshot("models-places")
-
-    chosen.rename(shared)
-    enter(section.modelsFolderEdit, "")
-    assert "models" not in json.loads(settings.read_text())
-    assert row(section, 1)[1] == "yes" and not section.removeButton.enabled
-
-
-def test_setting_that_cannot_be_right_is_a_sentence_and_the_old_one_stays(settings, section):
-    enter(section.mirrorEdit, "http://first.example")
-    enter(section.mirrorEdit, "hospital")
-    assert "is no address of a server" in section.modelsLabel.text
-    assert "d9480f" in section.modelsLabel.styleSheet
-    assert section.mirrorEdit.text == "http://first.example"
-
-
-def test_what_the_environment_sets_is_shown_and_not_changed_here(section, models_folder):
-    assert section.modelsFolderEdit.text == str(models_folder)
-    assert not section.modelsFolderEdit.enabled and not section.chooseFolderButton.enabled
-    assert "SEGMAMBA_MODELS" in section.modelsFolderEdit.toolTip
-    assert section.sharedFolderEdit.enabled and section.mirrorEdit.enabled
-
-
-def test_damaged_settings_file_is_said_and_the_bundled_model_still_runs(
-    settings, section, panel, a_ct, click, wait_until, screenshot
-):
-    settings.parent.mkdir(parents=True)
-    settings.write_text("{")
-    panel.enter()
-    assert "correct or remove it" in section.modelsLabel.text and str(settings) in section.modelsLabel.text
-    assert not section.mirrorEdit.enabled
-    click(section.modelsFolderButton)
-    assert "correct or remove it" in section.modelsLabel.text
-    assert row(section, 0)[1] == "yes" and not section.removeButton.enabled
-    section.modelComboBox.currentIndex = section.modelComboBox.findData(tiny.MODEL_ID)
-    wait_until(lambda: section.forecastLabel.visible and section.forecastLabel.text.startswith("Forecast"))
-    settings.unlink()
-    panel.enter()
-    assert section.mirrorEdit.enabled
 
 
 def test_model_that_cannot_run_is_listed_and_not_offered_for_a_run(the_module, click):

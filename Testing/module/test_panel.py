@@ -4,50 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
-import time
 
-import large
 import numpy as np
 import phantoms
 import pytest
 import qt
 import slicer
 import tiny
-from large import Clock
 
-from segmamba.errors import OutputError
 from segmamba.manifest import load_manifest
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
-
-TIMEOUT = 60.0
-
-
-@pytest.fixture
-def start(panel, click, wait_until):
-    """Click Segment and wait until the network runs."""
-
-    def start():
-        click(panel.ui.segmentButton)
-        wait_until(lambda: panel.job is None or "Segmenting" in panel.ui.progressBar.format, TIMEOUT)
-        assert panel.job is not None, panel.ui.statusLabel.text
-
-    return start
-
-
-@pytest.fixture
-def segment(panel, click, wait_until):
-    """Click Segment, wait for the end, and return the result's node."""
-
-    def segment():
-        click(panel.ui.segmentButton)
-        assert panel.job is not None, panel.ui.statusLabel.text
-        wait_until(lambda: panel.job is None, TIMEOUT)
-        return panel.sections.results.node
-
-    return segment
 
 
 def test_panel_names_the_model_its_limits_and_its_licence(the_module, a_ct, wait_until, screenshot):
@@ -237,121 +204,6 @@ def test_all_items_are_for_sequences_and_the_table_follows_the_item_shown(
         assert table.item(0, 1).text() == f"{rows[0]['volume_ml']:.1f}"
         shown.append([table.item(row, 1).text() for row in range(table.rowCount)])
     assert shown[0] != shown[1]
-
-
-def test_cancel_ends_the_worker_within_two_seconds_and_changes_nothing(
-    panel, a_ct, a_slow_model, start, click, wait_until, screenshot
-):
-    panel.useManifest(a_slow_model)
-    nodes = slicer.mrmlScene.GetNumberOfNodes()
-    start()
-    wait_until(lambda: "left" in panel.ui.progressBar.format, TIMEOUT)
-    screenshot("running")
-    assert panel.ui.segmentButton.text == "Cancel"
-    assert not panel.ui.inputSelector.enabled
-    process, folder = panel.logic._worker._process, panel.job._case._folder.name
-    begin = time.monotonic()
-    click(panel.ui.segmentButton)
-    wait_until(lambda: panel.job is None and process.poll() is not None, 2)
-    assert time.monotonic() - begin < 2
-    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
-    assert not os.path.exists(folder)
-    assert "cancelled" in panel.ui.statusLabel.text
-    assert panel.ui.inputSelector.enabled
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_killed_worker_is_one_sentence_and_the_next_run_works(
-    panel, a_ct, a_quick_model, a_slow_model, start, wait_until, segment, screenshot
-):
-    panel.useManifest(a_slow_model)
-    start()
-    os.kill(panel.logic._worker.pid, signal.SIGKILL)
-    wait_until(lambda: panel.job is None, 5)
-    screenshot("killed")
-    assert "The worker was killed" in panel.ui.statusLabel.text
-    assert panel.ui.statusLabel.text.count(". ") == 0
-    panel.useManifest(a_quick_model)
-    assert segment() is not None
-
-
-def test_event_loop_is_never_blocked_while_the_network_runs(panel, a_ct, a_slow_model, click, wait_until):
-    panel.useManifest(a_slow_model)
-    clock = Clock()
-    clock.start()
-    click(panel.ui.segmentButton)
-    wait_until(lambda: panel.job is None or "left" in panel.ui.progressBar.format, TIMEOUT)
-    waited, computed = clock.stop()
-    click(panel.ui.segmentButton)
-    assert len(waited) > 20
-    assert computed.max() < 0.1
-    # One gap may be the machine's: other programs run too.
-    assert np.sort(waited)[-2] < 0.1
-
-
-def test_event_loop_is_never_blocked_by_a_large_volume_and_its_25_segments(
-    panel, a_slicer_host, click, wait_until, tmp_path
-):
-    panel.useManifest(None)
-    panel.logic._worker = large.ReadyWorker(large.add_volume(), tmp_path)
-    longest = []
-    # Other programs run too, so the best of three runs counts for the time that passed, but each for what was computed.
-    while len(longest) < 3 and min(longest, default=1.0) >= 0.1:
-        clock = Clock()
-        clock.start()
-        click(panel.ui.segmentButton)
-        wait_until(lambda: panel.job is None, TIMEOUT)
-        waited, computed = clock.stop()
-        assert panel.ui.resultTable.rowCount == large.STRUCTURES, panel.ui.statusLabel.text
-        assert computed.max() < 0.1
-        longest.append(waited.max())
-    assert min(longest) < 0.1
-
-
-def test_cancel_while_the_volume_is_being_written_leaves_no_file(panel, click, wait_until, tmp_path):
-    panel.useManifest(None)
-    panel.logic._worker = large.ReadyWorker(large.add_volume(), tmp_path)
-    click(panel.ui.segmentButton)
-    folder = panel.job._case._folder.name
-    assert not panel.job._future.done()
-    click(panel.ui.segmentButton)
-    assert panel.job is None
-    assert not os.path.exists(folder)
-
-
-def test_full_disk_is_a_sentence(panel, a_ct, segment, click, wait_until, monkeypatch):
-    from segmamba_mrml import segment as floor
-
-    def fail(*_arguments):
-        raise OutputError("The volume cannot be copied to /tmp/x: free some disk space there.")
-
-    monkeypatch.setattr(floor, "write_volume", fail)
-    click(panel.ui.segmentButton)
-    wait_until(lambda: panel.job is None)
-    assert "free some disk space" in panel.ui.statusLabel.text
-    monkeypatch.undo()
-    assert segment() is not None
-
-
-def test_closing_the_scene_stops_the_run_and_the_worker(panel, a_ct, a_slow_model, start, add_volume, wait_until):
-    panel.useManifest(a_slow_model)
-    start()
-    process = panel.logic._worker._process
-    slicer.mrmlScene.Clear(0)
-    assert panel.job is None
-    assert process.poll() is not None
-    assert "scene was closed" in panel.ui.statusLabel.text
-    assert not panel.ui.segmentButton.enabled
-    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
-    add_volume("next", phantoms.phantom())
-    wait_until(lambda: panel.ui.segmentButton.enabled)
-
-
-def test_reloading_the_module_ends_the_worker(the_module, panel, a_ct, segment):
-    segment()
-    process = panel.logic._worker._process
-    the_module.module.unload()
-    assert process.poll() is not None
 
 
 def test_mr_is_warned_of_before_the_run_and_refused_by_it(panel, segment, add_volume, wait_until, screenshot):
