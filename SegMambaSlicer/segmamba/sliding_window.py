@@ -277,13 +277,14 @@ class _WindowRun:
         return logits
 
     def _mean_logits(self, windows: torch.Tensor) -> torch.Tensor:
+        # Not yet mirrored: a flip along no axis would copy.
+        total = self._forward(windows).to(torch.float32, memory_format=torch.contiguous_format)
         flips = mirrorings(self.mirror)
-        total: torch.Tensor | None = None
-        for axes in flips:
+        if len(flips) == 1:
+            return total
+        for axes in flips[1:]:
             spatial = [axis + 2 for axis in axes]
-            logits = self._forward(windows.flip(spatial)).float().flip(spatial)
-            total = logits if total is None else total.add_(logits)
-        assert total is not None
+            total.add_(self._forward(windows.flip(spatial)).flip(spatial))
         return total.div_(len(flips))
 
     def _forward(self, windows: torch.Tensor) -> torch.Tensor:
