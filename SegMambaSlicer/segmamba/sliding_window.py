@@ -337,6 +337,7 @@ def _blend(
                 done += 1
                 if progress is not None:
                     progress(done / count)
+            del windows, logits  # or they would be there beside the next windows' maps
         blender.finish(starts[number], starts[number + 1])
     assert answer is not None
     if answer.device.type == "cpu" and run.step.storage.type == "cuda":
