@@ -13,11 +13,14 @@ import multiprocessing
 import resource
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from segmamba.files import segment_file
+from segmamba.files import requested_model, segment_file
+from segmamba.forecast import forecast
 from segmamba.manifest import load_manifest
 from segmamba.request import Options, Request
+from segmamba.volume import read_volume
 
 # What the system counts the peak of main memory in.
 UNIT = 1 if sys.platform == "darwin" else 1024
@@ -37,7 +40,16 @@ def write_random(model_id: str, path: Path) -> None:
 
 def run(request: Request) -> dict[str, object]:
     """Run once in this process and return what it took."""
-    report = segment_file(request)
+    spent: list[float] = []
+
+    def note(stage: str, fraction: float) -> None:
+        if stage == "predict" and fraction in (0.0, 1.0):
+            spent.append(time.process_time())
+
+    report = segment_file(request, note)
+    # Afterwards, so that the volume that it reads takes no part in the peak of the run.
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / 2**30, 2)
+    told = forecast(read_volume(request.input), requested_model(request), request.options)
     made, seconds = report["run"], report["timings_s"]
     flips = 2 ** len(made["mirror_axes"])
     figures: dict[str, object] = {
@@ -49,7 +61,11 @@ def run(request: Request) -> dict[str, object]:
         "windows": made["windows"] * flips,
         "s a window": round(seconds["predict"] / made["windows"] / flips, 2),
         "s": seconds,
-        "peak memory GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / 2**30, 2),
+        "predict, processor s": round(spent[-1] - spent[0], 1),
+        "fine windows": made["fine"]["windows"] if "fine" in made else None,
+        "peak memory GiB": peak,
+        "forecast GiB": round(told.memory / 2**30, 2),
+        "forecast work": told.work,
     }
     if made["device"].startswith("cuda"):
         import torch

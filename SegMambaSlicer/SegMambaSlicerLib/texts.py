@@ -13,7 +13,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from segmamba.forecast import Forecast
+from segmamba.forecast import FINE_TIME, Forecast
 from segmamba.manifest import Model
 from segmamba.memory import gibibytes
 from segmamba.report import numbering_doubt
@@ -154,7 +154,7 @@ def forecastText(forecast: Forecast, need: int, free: int, secondsPerWindow: flo
     if secondsPerWindow is None:
         said.append(_("time unknown until the first run"))
     else:
-        said.append(duration(secondsPerWindow * forecast.windows))
+        said.append(duration(secondsPerWindow * forecast.work))
     return _("Forecast: {what}.").format(what=", ".join(said))
 
 
@@ -259,9 +259,10 @@ def changeText(change: Mapping[str, Any]) -> str:
 
 
 def secondsPerWindow(report: Mapping[str, Any]) -> float:
-    """Return how long one window took in a run."""
+    """Return how long one window of the first stage took in a run; see `segmamba.forecast.Forecast.work`."""
     run = report["run"]
-    return report["timings_s"]["predict"] / (run["windows"] * 2 ** len(run["mirror_axes"]))
+    windows = run["windows"] * 2 ** len(run["mirror_axes"])
+    return report["timings_s"]["predict"] / (windows + FINE_TIME * run.get("fine", {}).get("windows", 0))
 
 
 def _rival(numbering: Mapping[str, Any]) -> str:

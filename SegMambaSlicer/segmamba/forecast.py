@@ -13,17 +13,15 @@ from segmamba.volume import Volume
 from segmamba.windows import window_count
 
 FLOAT = 4
-# Per voxel of the input: the copy that is read, its resampled parts, and the answer's labels and confidence.
-BYTES_PER_INPUT_VOXEL = 12
-# Python, torch and the weights, without a window's own memory.
-BASE_MEMORY = 2**29
-# Of what a window needs on a GPU, where the allocator keeps more than is in use.
-WINDOW_SHARE_ON_PROCESSOR = 0.5
-# Logits are summed up before they become probabilities, in which both are there.
-COPIES_OF_CLASSES = 2
-# The first of two stages answers without a copy. What is made of its answer, and the second stage, which runs around
-# the column, are reckoned as so many channels of the first one's size.
+# Python and torch; measured, as all figures here (Docs/speed.md).
+BASE_MEMORY = 0.35 * 2**30
+# Per voxel of the input, beside the volume itself: what smoothing and resampling take (13 for an oblique volume).
+PREPARING = 9
+# What is made of the answer of the first of two stages, in channels of its size.
 BESIDE_FIRST_ANSWER = 8
+# Windows of the second stage, which follow the column from end to end, across it at most, and the time of one as a
+# part of the first stage's.
+FINE_ACROSS, FINE_TIME = 2, 0.5
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,11 @@ class Forecast:
     windows : int
         Times that the network runs, mirrorings included; of a model with two stages the first one, for only its
         answer tells where the second one runs.
+    work : float
+        The time of the networks, in windows of the first stage: those of a second one are estimated from the height
+        of the grid.
     memory : int
-        Bytes of main memory that the worker needs on the processor; a rough figure. On a GPU it is somewhat less: the
+        Bytes of main memory that the worker needs on the processor, in bfloat16. On a GPU it is somewhat less: the
         answer comes to main memory there too.
     window_memory : int
         Bytes that a window needs on a GPU; 0 where the manifest does not tell.
@@ -48,6 +49,7 @@ class Forecast:
 
     size: tuple[int, int, int]
     windows: int
+    work: float
     memory: int
     window_memory: int
     device_memory: int
@@ -76,22 +78,61 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     overlap = model.overlap if options.overlap is None else options.overlap
     mirrorings = 2 ** len(model.mirror_axes) if options.mirror else 1
     window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
-    if model.fine is None:
-        answer = len(model.channel_values)
-        beside = (COPIES_OF_CLASSES - 1) * answer
-    else:
-        answer, beside = model.arguments["coarse"]["out_channels"], BESIDE_FIRST_ANSWER
-    channel = FLOAT * math.prod(max(pair) for pair in zip(size, reversed(model.patch), strict=True))
-    memory = (
-        BASE_MEMORY
-        + round(WINDOW_SHARE_ON_PROCESSOR * window_memory)
-        + channel * (answer + beside + len(model.preprocessing.channels))
-        + BYTES_PER_INPUT_VOXEL * (input_voxels or volume.array.size)
-    )
+    windows = window_count(size[::-1], model.patch, overlap)
     return Forecast(
         size,
-        mirrorings * window_count(size[::-1], model.patch, overlap),
-        memory,
+        mirrorings * windows,
+        mirrorings * windows + FINE_TIME * fine_windows(size, model, options),
+        main_memory(model, size, windows, input_voxels or volume.array.size),
         window_memory,
-        window_memory + channel * answer if window_memory else 0,
+        window_memory + _channel(model, size) * _answer(model) if window_memory else 0,
     )
+
+
+def main_memory(model: Model, size: tuple[int, int, int], windows: int, input_voxels: int) -> int:
+    """Return the bytes of main memory that a run takes at its peak on the processor, in bfloat16.
+
+    Parameters
+    ----------
+    model : Model
+        Where its manifest entry does not tell ``main_memory_gib``, what a window takes is missing.
+    size : tuple of int
+        Voxels of the model's grid along x, y, z.
+    windows : int
+        Over that grid.
+    input_voxels : int
+        Of the volume.
+    """
+    channel = _channel(model, size)
+    running = (model.entry.get("main_memory_gib") or 0) * 2**30
+    if windows > 1:
+        # Beside a window's maps: the answer, and the sum of the windows in a ring of a window's length.
+        length, width = max((max(pair), pair[1]) for pair in zip(size, reversed(model.patch), strict=True))
+        answer = channel * _answer(model)
+        running = answer + max(running + answer * width / length, channel * BESIDE_FIRST_ANSWER)
+    running += channel * len(model.preprocessing.channels)
+    weights = FLOAT * (model.entry.get("parameters") or 0)
+    return round(BASE_MEMORY + weights + FLOAT * input_voxels + max(PREPARING * input_voxels, running))
+
+
+def fine_windows(size: tuple[int, int, int], model: Model, options: Options) -> int:
+    """Estimate the windows of the second stage, if there is one; the first one's axes are those of the patient."""
+    if model.fine is None:
+        return 0
+    overlap = model.fine.overlap if options.overlap is None else options.overlap
+    steps = zip(size, model.preprocessing.spacing, model.fine.spacing, strict=True)
+    x, y, z = (round(length * coarse / fine) for length, coarse, fine in steps)
+    upwards, *across = (
+        window_count([length], [width], overlap) for length, width in zip((z, y, x), model.fine.patch, strict=True)
+    )
+    return upwards * min(FINE_ACROSS, math.prod(across))
+
+
+def _answer(model: Model) -> int:
+    """Return the channels of the first network's answer."""
+    return len(model.channel_values) if model.fine is None else model.arguments["coarse"]["out_channels"]
+
+
+def _channel(model: Model, size: tuple[int, int, int]) -> int:
+    """Return the bytes of one channel over a grid, which is padded to a window at least."""
+    return FLOAT * math.prod(max(pair) for pair in zip(size, reversed(model.patch), strict=True))

@@ -18,7 +18,7 @@ def at_once(
 
     ``check`` is called before each result; what it, or a call, raises ends what has not begun yet.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         begun = {item: pool.submit(call, item) for item in items}
         found = {}
         try:
@@ -29,3 +29,8 @@ def at_once(
             pool.shutdown(cancel_futures=True)
             raise
     return found
+
+
+def processors() -> int:
+    """Return how many processors this process may use: a cluster may give it fewer than the computer has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

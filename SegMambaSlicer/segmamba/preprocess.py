@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from segmamba.grid import ROI_CONTEXT_MM, Box, ModelGrid, corners, cropped_geometry, model_grid
 from segmamba.manifest import Channel, Model, Preprocessing
+from segmamba.separable import is_aligned, smooth, smooth_and_resample
 from segmamba.volume import Geometry, Volume, to_image
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 # Full width at half maximum of a gaussian, in standard deviations.
 FWHM = math.sqrt(8 * math.log(2))
-# Voxels across the smoothing kernel at most, and the share of it that may be cut off.
-MAXIMUM_KERNEL = 64
-KERNEL_ERROR = 0.005
 # Standard deviation of the kernel in voxels at most: beyond, it is cut off, and far beyond ITK's overflows to NaN.
 WIDEST = 10.0
 # Intensities divided by less than this would only be noise.
@@ -80,9 +78,8 @@ def to_model_grid(
         ]
     else:
         low, high = intensity_range(preprocessing)
-        image = _smooth_against_aliasing(sitk.Clamp(image, sitk.sitkFloat32, low, high), grid.geometry)
         fill = min(max(preprocessing.fill, low), high)
-        image = _resample(image, grid.geometry, sitk.sitkLinear, fill)
+        image = _resample_without_aliasing(sitk.Clamp(image, sitk.sitkFloat32, low, high), grid.geometry, fill)
         images = [normalise(image, resolve(channel, image)) for channel in preprocessing.channels]
     return np.stack([sitk.GetArrayViewFromImage(image) for image in images]), grid
 
@@ -143,8 +140,8 @@ def outside_values(preprocessing: Preprocessing, image: torch.Tensor) -> list[fl
     ]
 
 
-def _smooth_against_aliasing(image: sitk.Image, geometry: Geometry) -> sitk.Image:
-    """Smooth along the axes that are to be sampled more coarsely.
+def _resample_without_aliasing(image: sitk.Image, geometry: Geometry, fill: float) -> sitk.Image:
+    """Interpolate linearly, after smoothing along the axes that are to be sampled more coarsely.
 
     A voxel of width s is taken for a gaussian whose full width at half maximum is s, and variances add up: what is
     missing from the input's width to the model's is sigma^2 = (model^2 - input^2) / FWHM^2. For an oblique volume,
@@ -159,9 +156,9 @@ def _smooth_against_aliasing(image: sitk.Image, geometry: Geometry) -> sitk.Imag
     if blocks.max() > 1:
         image = sitk.BinShrink(image, blocks.tolist())
         variances = _missing_variances(widths_squared, image)
-    if not variances.any():
-        return image
-    return sitk.DiscreteGaussian(image, variances.tolist(), MAXIMUM_KERNEL, KERNEL_ERROR, True)
+    if is_aligned(image, geometry):
+        return smooth_and_resample(image, variances, geometry, fill)
+    return _resample(smooth(image, variances) if variances.any() else image, geometry, sitk.sitkLinear, fill)
 
 
 def _missing_variances(widths_squared: np.ndarray, image: sitk.Image) -> np.ndarray:

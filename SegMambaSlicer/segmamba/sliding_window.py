@@ -279,13 +279,14 @@ class _WindowRun:
         return logits
 
     def _mean_logits(self, windows: torch.Tensor) -> torch.Tensor:
+        # Not yet mirrored: a flip along no axis would copy.
+        total = self._forward(windows).to(torch.float32, memory_format=torch.contiguous_format)
         flips = mirrorings(self.mirror)
-        total: torch.Tensor | None = None
-        for axes in flips:
+        if len(flips) == 1:
+            return total
+        for axes in flips[1:]:
             spatial = [axis + 2 for axis in axes]
-            logits = self._forward(windows.flip(spatial)).float().flip(spatial)
-            total = logits if total is None else total.add_(logits)
-        assert total is not None
+            total.add_(self._forward(windows.flip(spatial)).flip(spatial))
         return total.div_(len(flips))
 
     def _forward(self, windows: torch.Tensor) -> torch.Tensor:
@@ -338,6 +339,7 @@ def _blend(
                 done += 1
                 if progress is not None:
                     progress(done / count)
+            del windows, logits  # or they would be there beside the next windows' maps
         blender.finish(starts[number], starts[number + 1])
     assert answer is not None
     if answer.device.type == "cpu" and run.step.storage.type == "cuda":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from phantoms import phantom
 
 from segmamba.errors import InputError
 from segmamba.files import segment_file
-from segmamba.forecast import forecast
+from segmamba.forecast import FINE_TIME, fine_windows, forecast, main_memory
 from segmamba.grid import cropped_geometry
 from segmamba.manifest import Model, load_manifest
 from segmamba.request import Options, Request
 from segmamba.volume import Geometry, Volume, to_image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +77,13 @@ def test_of_two_stages_the_first_ones_answer_decides_the_memory() -> None:
     spine = load_manifest().default("vertebrae")
     channels = spine.arguments["coarse"]["out_channels"]
     double = replace(spine, arguments={"coarse": {"out_channels": 2 * channels}})
-    volume = phantom()
+    volume, size = phantom(), (200, 100, 160)
     voxels = np.prod(
         [max(pair) for pair in zip(forecast(volume, spine, Options()).size, spine.patch[::-1], strict=True)]
     )
     twice, once = forecast(volume, double, Options()), forecast(volume, spine, Options())
-    assert twice.memory - once.memory == twice.device_memory - once.device_memory == 4 * channels * voxels
+    assert twice.device_memory - once.device_memory == 4 * channels * voxels
+    assert main_memory(double, size, 12, 0) - main_memory(spine, size, 12, 0) > 4 * channels * np.prod(size)
     assert once.device_memory - once.window_memory == 4 * channels * voxels
 
 
@@ -94,5 +99,32 @@ def phantom_axes() -> tuple[float, ...]:
 
 def test_forecasting_does_not_import_torch() -> None:
     code = "import segmamba.forecast, segmamba.modality, sys; assert 'torch' not in sys.modules"
-    folder = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
+    folder = REPOSITORY / "SegMambaSlicer"
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+RESULTS = REPOSITORY / "benchmarks/results/2026-11-28-cost-intel-xeon-processor.json"
+MEASURED = json.loads(RESULTS.read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["case"])
+def test_the_forecast_of_main_memory_is_within_a_fifth_of_what_was_measured(row: dict[str, Any]) -> None:
+    model = load_manifest().model(row["model"])
+    told = main_memory(model, tuple(row["model grid"]), row["windows"], int(np.prod(row["volume"])))
+    assert told / 2**30 == pytest.approx(row["peak memory GiB"], rel=0.2)
+
+
+@pytest.mark.parametrize("row", [row for row in MEASURED if row["fine windows"]], ids=lambda row: row["case"])
+def test_the_windows_of_the_second_stage_are_estimated_to_a_factor_of_two(row: dict[str, Any]) -> None:
+    model = load_manifest().model(row["model"])
+    assert 0.5 <= fine_windows(tuple(row["model grid"]), model, Options()) / row["fine windows"] <= 2
+
+
+def test_the_time_of_one_run_tells_that_of_the_others_to_a_fifth() -> None:
+    """In processor seconds, which other programs change less than the clock."""
+    chest, *others = [row for row in MEASURED if row["model"] == "spinemamba"]
+    rate = chest["predict, processor s"] / (chest["windows"] + FINE_TIME * chest["fine windows"])
+    for row in others:
+        model = load_manifest().model(row["model"])
+        told = rate * (row["windows"] + FINE_TIME * fine_windows(tuple(row["model grid"]), model, Options()))
+        assert told == pytest.approx(row["predict, processor s"], rel=0.2), row["case"]

@@ -77,6 +77,24 @@ def test_bfloat16_autocast_stays_finite_and_close(architecture: str) -> None:
     assert (rounded - exact).norm() / exact.norm() < 0.1
 
 
+@every_architecture
+def test_in_half_precision_every_map_of_a_processor_keeps_its_channels_last(architecture: str) -> None:
+    """One map in another order and oneDNN reorders all that follow, which takes as long as convolving them."""
+    network = tiny(architecture).eval()
+    others = []
+
+    def note(module: torch.nn.Module, _: object, answer: torch.Tensor) -> None:
+        if not answer.is_contiguous(memory_format=torch.channels_last_3d):
+            others.append(module)
+
+    for module in network.modules():
+        if isinstance(module, (torch.nn.Conv3d, torch.nn.ConvTranspose3d, torch.nn.InstanceNorm3d)):
+            module.register_forward_hook(note)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(random_image(32, 32, 32))
+    assert not others
+
+
 def test_release_has_the_names_and_shapes_of_the_released_checkpoint() -> None:
     with torch.device("meta"):
         network = build_network("segmamba_v2_release")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+from segmamba import parallel
 from segmamba.errors import Cancelled
 from segmamba.parallel import at_once
 
@@ -33,3 +38,16 @@ def test_a_check_that_raises_ends_what_has_not_begun() -> None:
     with pytest.raises(Cancelled):
         at_once(call, range(10_000), check)
     assert len(begun) < 10_000
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be kept to some processors here")
+def test_no_more_threads_run_than_the_process_may_use_processors() -> None:
+    program = (
+        "import os\n"
+        "from segmamba.parallel import processors\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "print(processors())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(parallel.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr

@@ -150,3 +150,16 @@ def test_set_backend_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(scan, "_override", None)
     scan.set_backend("torch")
     assert scan.chosen_backend("cuda") == "torch"
+
+
+def test_loading_the_scan_does_not_load_pytorchs_compiler() -> None:
+    """It takes a second at each start of a worker; torch.compile loads it where it is used."""
+    program = (
+        "import sys, torch\n"
+        "before = 'torch._dynamo' in sys.modules\n"
+        "import segmamba.scan\n"
+        "print(before == ('torch._dynamo' in sys.modules))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(scan.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr

@@ -28,6 +28,44 @@ def pad_to_stride(volume: Tensor, stride: int) -> Tensor:
     return functional.pad(volume, (0, width, 0, height, 0, depth), mode="replicate")
 
 
+def laid_out(volume: Tensor) -> Tensor:
+    """Return a network's input as its device likes it: in half precision on a processor with the channels last.
+
+    oneDNN convolves so, and would reorder every other map before and after each convolution, which takes as long as
+    the convolutions. All layers keep the layout of what they are given. In float32 nothing is gained.
+    """
+    if volume.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return volume
+    # Not `contiguous`, which leaves a volume of one channel as it is.
+    return torch.empty_like(volume, memory_format=torch.channels_last_3d).copy_(volume)
+
+
+def volume_of(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """(B, D*H*W, C) tokens -> (B, C, D, H, W), laid out as `laid_out` says."""
+    volume = tokens.transpose(1, 2).unflatten(2, size)
+    # Contiguous, or cuDNN computes the gradient of a depth-wise convolution one channel at a time.
+    return laid_out(volume) if volume.device.type == "cpu" else volume.contiguous()
+
+
+def instance_norm(
+    volume: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Instance norm of (B, C, D, H, W).
+
+    Of one item it is the batch norm, which on a processor takes channels that come last as they are.
+    """
+    if len(volume) == 1 and volume.device.type == "cpu":
+        return functional.batch_norm(volume, None, None, weight, bias, training=True, eps=eps)
+    return functional.instance_norm(volume, weight=weight, bias=bias, eps=eps)
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance norm over the window that is there: no running figures. See `instance_norm`."""
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return instance_norm(volume, self.weight, self.bias, self.eps)
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm over the last axis, always in float32: half precision gives NaN around the scan in practice."""
 
@@ -45,7 +83,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.block = nn.Sequential(
             nn.Conv3d(channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation),
-            nn.InstanceNorm3d(channels),
+            InstanceNorm(channels),
             nn.ReLU(inplace=True),
         )
 
@@ -69,12 +107,12 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = _named(nn.Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False))
         self.conv2 = _named(nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False))
-        self.norm1 = nn.InstanceNorm3d(out_channels, affine=affine)
-        self.norm2 = nn.InstanceNorm3d(out_channels, affine=affine)
+        self.norm1 = InstanceNorm(out_channels, affine=affine)
+        self.norm2 = InstanceNorm(out_channels, affine=affine)
         self.project = in_channels != out_channels or stride != 1
         if self.project:
             self.conv3 = _named(nn.Conv3d(in_channels, out_channels, 1, stride, bias=False))
-            self.norm3 = nn.InstanceNorm3d(out_channels, affine=affine)
+            self.norm3 = InstanceNorm(out_channels, affine=affine)
 
     def forward(self, volume: Tensor) -> Tensor:
         shortcut = self.norm3(self.conv3(volume)) if self.project else volume

@@ -9,7 +9,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segmamba.networks.blocks import ConvBlock, DecoderBlock, EncoderBlock, OutputBlock, pad_to_stride
+from segmamba.networks.blocks import (
+    ConvBlock,
+    DecoderBlock,
+    EncoderBlock,
+    OutputBlock,
+    instance_norm,
+    laid_out,
+    pad_to_stride,
+)
 from segmamba.networks.mamba import TriOrientedMambaLayer
 
 STRIDE = 16
@@ -91,7 +99,7 @@ class Encoder(nn.Module):
         outputs = []
         for downsample, gsc, stage, mlp in zip(self.downsample_layers, self.gscs, self.stages, self.mlps, strict=True):
             volume = stage(gsc(downsample(volume)))
-            outputs.append(mlp(functional.instance_norm(volume)))
+            outputs.append(mlp(instance_norm(volume)))
         return outputs
 
 
@@ -137,7 +145,7 @@ class SegMambaV2(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         depth, height, width = image.shape[2:]
-        full = self.encoder1(pad_to_stride(image, STRIDE))
+        full = self.encoder1(laid_out(pad_to_stride(image, STRIDE)))
         half, quarter, eighth, sixteenth = self.vit(full)
         volume = self.decoder5(self.encoder5(sixteenth), self.encoder4(eighth))
         volume = self.decoder4(volume, self.encoder3(quarter))

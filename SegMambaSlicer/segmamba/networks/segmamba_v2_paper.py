@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segmamba.networks.blocks import ConvBlock, DecoderBlock, LayerNorm, OutputBlock, ResidualBlock, pad_to_stride
+from segmamba.networks.blocks import (
+    ConvBlock,
+    DecoderBlock,
+    InstanceNorm,
+    LayerNorm,
+    OutputBlock,
+    ResidualBlock,
+    laid_out,
+    pad_to_stride,
+)
 from segmamba.networks.mamba import TriOrientedMambaLayer
 
 STRIDE = 16
@@ -37,7 +46,7 @@ class HierarchicalDownsampling(nn.Module):
             for kernel, padding in ((5, 2), (3, 1), (2, 0))
         )
         self.fusion = nn.Conv3d(3 * width, out_channels, 1, bias=False)
-        self.norm = nn.InstanceNorm3d(out_channels, affine=True)
+        self.norm = InstanceNorm(out_channels, affine=True)
 
     def forward(self, volume: Tensor) -> Tensor:
         return self.norm(self.fusion(torch.cat([branch(volume) for branch in self.branches], dim=1)))
@@ -49,7 +58,7 @@ class StridedDownsampling(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
             nn.Conv3d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
-            nn.InstanceNorm3d(out_channels, affine=True),
+            InstanceNorm(out_channels, affine=True),
         )
 
 
@@ -63,7 +72,7 @@ class DepthwiseBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False),
-            nn.InstanceNorm3d(channels, affine=True),
+            InstanceNorm(channels, affine=True),
             nn.Conv3d(channels, MLP_FACTOR * channels, 1),
             nn.GELU(),
             nn.Conv3d(MLP_FACTOR * channels, channels, 1),
@@ -167,7 +176,7 @@ class SegMambaV2Paper(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         depth, height, width = image.shape[2:]
-        volume = pad_to_stride(image, STRIDE)
+        volume = laid_out(pad_to_stride(image, STRIDE))
         skips = [self.full(volume)]
         for downsample, stage in zip(self.downsamplings, self.stages, strict=True):
             volume = stage(downsample(volume))

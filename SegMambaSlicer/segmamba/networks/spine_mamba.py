@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segmamba.networks.blocks import DecoderBlock, LayerNorm, OutputBlock, ResidualBlock, pad_to_stride
+from segmamba.networks.blocks import (
+    DecoderBlock,
+    LayerNorm,
+    OutputBlock,
+    ResidualBlock,
+    laid_out,
+    pad_to_stride,
+    volume_of,
+)
 from segmamba.networks.mamba import SelectiveSSM, sum_of_orders, three_orders
 from segmamba.networks.shape_prior import ShapePrior
 
@@ -41,8 +49,7 @@ class VisualStateSpace(nn.Module):
 
     def forward(self, tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
         inner, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        # Contiguous, or cuDNN takes the depth-wise convolution and computes its gradient one channel at a time.
-        volume = functional.silu(self.conv(inner.transpose(1, 2).contiguous().unflatten(2, size)))
+        volume = functional.silu(self.conv(volume_of(inner, size)))
         scanned = sum_of_orders(self.ssm.scan(three_orders(volume)), size)
         normed = self.norm(scanned.flatten(2).transpose(1, 2))
         return self.out_proj(normed * functional.silu(gate.float()))
@@ -64,7 +71,7 @@ class ResidualVisualMamba(nn.Module):
         size = (depth, height, width)
         tokens = volume.flatten(2).transpose(1, 2)
         mixed = self.state_space(self.norm(tokens), size) + self.scale * tokens
-        return self.project(self.mixed_norm(mixed)).transpose(1, 2).contiguous().unflatten(2, size)
+        return volume_of(self.project(self.mixed_norm(mixed)), size)
 
 
 class SpineMamba(nn.Module):
@@ -115,7 +122,7 @@ class SpineMamba(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         depth, height, width = image.shape[2:]
-        volume = pad_to_stride(image, STRIDE)
+        volume = laid_out(pad_to_stride(image, STRIDE))
         scales = []
         for encoder, mamba in zip(self.encoders, self.mamba_layers, strict=True):
             volume = mamba(encoder(volume))

@@ -101,9 +101,13 @@ def selective_scan(
     return _functions[name](x, delta, A, B, C, D)
 
 
-@torch.compiler.assume_constant_result
+def allow_compiling() -> None:
+    """Let torch.compile trace a scan. Not done on import, where PyTorch's compiler would take a second to load."""
+    torch.compiler.assume_constant_result(_backend_constant)
+
+
 def _backend_constant(device_type: str) -> str:
-    """:func:`chosen_backend`, evaluated once while torch.compile traces."""
+    """:func:`chosen_backend`, evaluated once while torch.compile traces: see :func:`allow_compiling`."""
     return chosen_backend(device_type)
 
 

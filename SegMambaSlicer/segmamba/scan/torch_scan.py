@@ -90,7 +90,6 @@ def _in_chunks(value: Tensor, steps: int, chunks: int) -> Tensor:
     return padded.unflatten(-1, (chunks, steps)).permute(3, 2, 0, 1).contiguous()
 
 
-@torch.compiler.disable
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """Selective scan; shapes as in :func:`segmamba.scan.selective_scan`. float64 stays float64, else float32."""
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segmamba import scan
 from segmamba.device import choose_device
 from segmamba.errors import InputError, OutputError
 from segmamba.labelmap import whole_file
@@ -208,6 +209,7 @@ def _device(name: str) -> torch.device:
 
 def make_objective(run: Run) -> Objective:
     """Return the function from images and targets to the loss, compiled where wanted and possible."""
+    scan.allow_compiling()
     network = run.network
     loss = dice_cross_entropy if run.config.task == COLORECTAL_TASK else vertebra_loss
 
