@@ -43,6 +43,17 @@ def seconds(run: Callable[[], Any], times: int = 3) -> float:
     return min(taken)
 
 
+def core_seconds(run: Callable[[], Any], times: int = 2) -> float:
+    """Return the least time of a call in seconds of the processor's cores together, after one that does not count."""
+    run()
+    taken = []
+    for _ in range(times):
+        begin = time.process_time()
+        run()
+        taken.append(time.process_time() - begin)
+    return min(taken)
+
+
 def relative_error(measured: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the L2 norm of the difference over that of ``expected``."""
     return float((measured.double() - expected.double()).norm() / expected.double().norm())
@@ -63,7 +74,7 @@ def keep(rows: list[dict[str, Any]], machine: str) -> None:
         print("  ".join(f"{key}: {_shown(value)}" for key, value in row.items()))
     RESULTS.mkdir(exist_ok=True)
     day = datetime.now(timezone.utc).date().isoformat()
-    name = "-".join(machine.lower().replace("(", "").replace(")", "").split())
+    name = "-".join(machine.lower().replace("(r)", "").replace("(", "").replace(")", "").replace(",", "").split())
     record = {"day": day, "machine": machine, "torch": torch.__version__, "python": platform.python_version()}
     path = RESULTS / f"{day}-{name}.json"
     path.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")

@@ -280,8 +280,9 @@ class _WindowRun:
 
     def _mean_logits(self, windows: torch.Tensor) -> torch.Tensor:
         # Not yet mirrored: a flip along no axis would copy.
-        total = self._forward(windows).to(torch.float32, memory_format=torch.contiguous_format)
         flips = mirrorings(self.mirror)
+        # To be added to, it must be a copy: the next call of a recorded graph overwrites what this one gave.
+        total = self._forward(windows).to(torch.float32, memory_format=torch.contiguous_format, copy=len(flips) > 1)
         if len(flips) == 1:
             return total
         for axes in flips[1:]:

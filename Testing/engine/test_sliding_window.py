@@ -114,6 +114,24 @@ def test_mirroring_averages_over_all_combinations_of_axes() -> None:
     assert mirrored[0].std() < 1e-6
 
 
+class Overwriting(PerVoxel):
+    """Answers in the same memory each time, as a recorded CUDA graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer: torch.Tensor | None = None
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        answer = super().forward(image)
+        self.answer = answer if self.answer is None else self.answer.copy_(answer)
+        return self.answer
+
+
+def test_an_answer_that_the_next_call_overwrites_is_averaged_all_the_same() -> None:
+    image = volume(40, 33, 35)
+    torch.testing.assert_close(run(Overwriting(), image, mirror=(0, 2)), whole(image), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("fill", [None, [-7.0]])
 def test_a_small_volume_lies_in_the_middle_of_its_window(fill: list[float] | None) -> None:
     seen = []
