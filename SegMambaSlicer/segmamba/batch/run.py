@@ -25,8 +25,6 @@ from segmamba.batch.table import check_pyarrow, write_table
 from segmamba.errors import OutputError, SegMambaError
 from segmamba.request import Request
 
-RETRIES = 3
-
 
 def run_batch(
     inputs: Sequence[str],
