@@ -142,7 +142,7 @@ def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, click
     wait_until(lambda: combo.findText("NVIDIA Test, 1.0 GiB free") >= 0)
     wait_until(lambda: "on the GPU and 1.0 GiB are free" in panel.ui.forecastLabel.text)
     # The answer comes to main memory all the same.
-    monkeypatch.setattr(forecasting, "system_memory", lambda: (2**29, 2**28))
+    monkeypatch.setattr(forecasting, "system_memory", lambda: (2**28, 2**27))
     click(panel.ui.segmentButton)
     assert panel.job is None and "limit the region with an ROI" in panel.ui.statusLabel.text
 
@@ -226,7 +226,7 @@ def test_volume_without_voxels_is_refused_in_a_sentence(panel, click):
 def test_too_large_a_volume_is_refused_with_a_way_out(panel, a_ct, click, monkeypatch, screenshot, wait_until):
     from SegMambaSlicerLib import forecasting
 
-    monkeypatch.setattr(forecasting, "system_memory", lambda: (2**29, 2**28))
+    monkeypatch.setattr(forecasting, "system_memory", lambda: (2**28, 2**27))
     click(panel.ui.segmentButton)
     assert panel.job is None
     assert "limit the region with an ROI" in panel.ui.statusLabel.text
