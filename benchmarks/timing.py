@@ -34,23 +34,21 @@ def milliseconds(run: Callable[[], Any], times: int = 7) -> float:
 
 def seconds(run: Callable[[], Any], times: int = 3) -> float:
     """Return the least time of a call by the clock, after one that does not count."""
-    run()
-    taken = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
+    return _least(time.perf_counter, run, times)
 
 
 def core_seconds(run: Callable[[], Any], times: int = 2) -> float:
     """Return the least time of a call in seconds of the processor's cores together, after one that does not count."""
+    return _least(time.process_time, run, times)
+
+
+def _least(clock: Callable[[], float], run: Callable[[], Any], times: int) -> float:
     run()
     taken = []
     for _ in range(times):
-        begin = time.process_time()
+        begin = clock()
         run()
-        taken.append(time.process_time() - begin)
+        taken.append(clock() - begin)
     return min(taken)
 
 

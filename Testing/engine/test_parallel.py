@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-from segmamba import parallel
 from segmamba.errors import Cancelled
+from segmamba.job import worker_environment
 from segmamba.parallel import at_once
 
 
@@ -48,6 +47,5 @@ def test_no_more_threads_run_than_the_process_may_use_processors() -> None:
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "print(processors())\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(parallel.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], env=worker_environment(), capture_output=True, text=True)
     assert done.stdout.strip() == "1", done.stderr

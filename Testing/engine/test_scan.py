@@ -12,6 +12,7 @@ import torch
 
 from segmamba import scan
 from segmamba.errors import ModelError
+from segmamba.job import worker_environment
 from segmamba.scan import reference, torch_scan
 
 LENGTHS = (1, 2, 17, 64, 300)
@@ -160,6 +161,5 @@ def test_loading_the_scan_does_not_load_pytorchs_compiler() -> None:
         "import segmamba.scan\n"
         "print(before == ('torch._dynamo' in sys.modules))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(scan.__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], env=worker_environment(), capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr

@@ -19,7 +19,7 @@ from scipy import ndimage
 from segmamba.errors import InputError, SegMambaError
 from segmamba.labelmap import whole_file
 from segmamba.training.anatomy import ORGANS_SUFFIX, VERTEBRAE_SUFFIX, closing, tissue_codes, within
-from segmamba.training.colorectal.centreline import STEP_MM, lengths_along
+from segmamba.training.colorectal.centreline import depth_within, lengths_along, step_numbers
 from segmamba.training.colorectal.codes import LARGE, MESENTERY, OTHER_BOWEL, RECTUM
 from segmamba.training.colorectal.invented import reinvented
 from segmamba.training.colorectal.seeds import bone_places, seed_table
@@ -95,7 +95,7 @@ def bowel_arrays(codes: np.ndarray, rng: np.random.Generator, invented: bool = F
     if invented:
         codes = reinvented(codes, _cavity(codes), rng)
     large = codes == COLON
-    depth = ndimage.distance_transform_edt(np.pad(large, 1), sampling=SPACING)[1:-1, 1:-1, 1:-1]
+    depth = depth_within(large, SPACING)
     length = lengths_along(large, depth, SPACING)
     codes[large & ~np.isfinite(length)] = SOFT
     large &= np.isfinite(length)
@@ -105,8 +105,7 @@ def bowel_arrays(codes: np.ndarray, rng: np.random.Generator, invented: bool = F
     below = np.arange(len(codes))[:, None, None] < promontory
     codes[large & (length <= RECTUM_MM) & below] = RECTUM
     fill_cavity(codes)
-    place = np.zeros_like(codes)
-    place[large] = np.minimum(length[large] / STEP_MM, 254).astype(np.uint8)
+    place = step_numbers(length)
     _number_loops(codes, place, rng)
     height = _heights(codes, place)
     signed = _depths(codes, place, height)

@@ -68,6 +68,20 @@ def lengths_along(bowel: np.ndarray, depth: np.ndarray, spacing: float) -> np.nd
     return np.where(bowel, fine[inner], np.nan)
 
 
+def depth_within(bowel: np.ndarray, spacing: float) -> np.ndarray:
+    """Return the distance (z, y, x) in mm to the bowel's surface, inside; beyond the map there is none."""
+    depth: np.ndarray = ndimage.distance_transform_edt(np.pad(bowel, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    return depth
+
+
+def step_numbers(length: np.ndarray) -> np.ndarray:
+    """Return the number of the step of `STEP_MM` for lengths in mm, uint8; 0 where they are NaN."""
+    numbers = np.zeros(length.shape, np.uint8)
+    known = np.isfinite(length)
+    numbers[known] = np.minimum(length[known] / STEP_MM, 254).astype(np.uint8)
+    return numbers
+
+
 def _blocks(values: np.ndarray) -> np.ndarray:
     """Return the maximum of blocks of ``STEP`` voxels."""
     z, y, x = (n // STEP for n in values.shape)

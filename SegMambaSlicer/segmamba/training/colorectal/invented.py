@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from segmamba.training.colorectal.centreline import STEP_MM, lengths_along
+from segmamba.training.colorectal.centreline import STEP_MM, depth_within, lengths_along, step_numbers
 from segmamba.training.colorectal.seeds import axis_along
 from segmamba.training.tissues import COLON, FAT, SMALL_BOWEL, SOFT, SPACING
 
@@ -47,11 +47,10 @@ def reinvented(codes: np.ndarray, cavity: np.ndarray, rng: np.random.Generator) 
         `KEPT_MM` stays what it is.
     """
     large = codes == COLON
-    depth = ndimage.distance_transform_edt(np.pad(large, 1), sampling=SPACING)[1:-1, 1:-1, 1:-1]
+    depth = depth_within(large, SPACING)
     length = lengths_along(large, depth, SPACING)
     known = np.isfinite(length)
-    place = np.zeros(codes.shape, np.uint8)
-    place[known] = np.minimum(length[known] / STEP_MM, 254)
+    place = step_numbers(length)
     axis, radius = axis_along(known, depth, place)
     steps = slice(int(KEPT_MM / STEP_MM), int(place.max()) + 1)
     if steps.stop - steps.start < 2:

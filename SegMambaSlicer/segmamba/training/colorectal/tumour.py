@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from segmamba.training.canvas import Canvas
-from segmamba.training.colorectal.anatomy import STEP_MM
+from segmamba.training.colorectal.centreline import STEP_MM
 from segmamba.training.colorectal.plan import Tumour
 from segmamba.training.tissues import SPACING
 
