@@ -29,6 +29,7 @@ from segmamba.training.config import COLORECTAL_TASK, Config, read_config
 from segmamba.training.evaluate import evaluate
 from segmamba.training.losses import dice_cross_entropy, vertebra_loss
 from segmamba.training.painters import Source, source_maker
+from segmamba.training.team import ALONE, Team, join_team
 
 # The cosine decay ends at this part of the learning rate.
 LAST_RATE = 0.005
@@ -39,7 +40,7 @@ Objective = Callable[..., Tensor]
 
 
 class Run:
-    """The state of a training run: network, averaged network, optimizer, iteration.
+    """The state of a training run: network, averaged network, optimizer, iteration; the same in all of a team.
 
     Raises
     ------
@@ -51,10 +52,11 @@ class Run:
         The folder cannot be made.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, team: Team = ALONE) -> None:
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device
+        self.team = team
         self.folder = config.base / config.folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,8 @@ class Run:
 
     def save(self) -> None:
         """Write the state and the averaged weights; each file replaces the old one only when it is complete."""
+        if not self.team.leads:
+            return
         state = {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -112,6 +116,8 @@ class Run:
 
     def log(self, **entry: Any) -> None:
         """Print one JSON object and append it to the log."""
+        if not self.team.leads:
+            return
         line = json.dumps({"iteration": self.iteration, **entry})
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -145,18 +151,18 @@ def train(config: Config, minutes: float = math.inf) -> Path:
         See `Run`, and `segmamba.device.choose_device`.
     """
     end = time.monotonic() + 60 * minutes
-    device = _device(config.device)
+    team, device = join_team(_device(config.device))
     cases = config.files(config.evaluation) if config.evaluation else []
     if config.evaluation and not cases:
         raise InputError(f"No evaluation case matches '{config.evaluation}': correct it, or leave the key out.")
     make_source = source_maker(config, device)
-    run = Run(config, device)
-    # A resumed run must not draw again what it has drawn.
-    source = make_source(config.seed + run.iteration)
+    run = Run(config, device, team)
+    # A resumed run must not draw again what it has drawn, nor two of a team the same.
+    source = make_source((config.seed + run.iteration) * team.size + team.rank)
     objective = make_objective(run)
     losses: list[Tensor] = []
     last = time.monotonic()
-    while run.iteration < config.iterations and time.monotonic() < end:
+    while run.iteration < config.iterations and team.all_go_on(time.monotonic() < end, run.iteration, device):
         losses.append(step(run, objective, source))
         run.iteration += 1
         if run.iteration % config.log_every == 0:
@@ -191,6 +197,7 @@ def step(run: Run, objective: Objective, source: Source) -> Tensor:
         loss = objective(*vars(batch).values())
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    run.team.average([p.grad for p in run.network.parameters() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), LARGEST_GRADIENT_NORM)
     # Half precision may overflow: such a step changes nothing. The fused optimizer looks at this flag on the device.
     run.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
@@ -231,6 +238,8 @@ def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:
 
 
 def _evaluate(run: Run, cases: Sequence[Path]) -> None:
+    if not run.team.leads:
+        return
     config = run.config
     dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32
     measure = evaluate_bowel if config.task == COLORECTAL_TASK else evaluate
