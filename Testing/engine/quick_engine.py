@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,21 @@ def quick_run(request: Request) -> dict[str, Any]:
     Image.new("RGB", (640, 320)).save(request.preview)
     checkpoint = Path(str(request.manifest)).with_name("tiny.safetensors")
     segment = {"name": "L1 vertebra", "value": 20, "volume_ml": 1.5, "mean_confidence": 0.9, "at_border": False}
-    used = {"device": "cpu", "device_title": "none", "precision": "float32", "scan_backend": "torch", "fallbacks": []}
+    used = {"device": "cpu", "precision": "float32", "scan_backend": "torch", "fallbacks": []}
     return {
         "model": {"checkpoint_sha256": sha256(checkpoint)},
         "software": {"segmamba": "0"},
-        "run": used,
+        "run": {**used, "device_title": f"none, {threads()} threads"},
         "timings_s": {"total": 0.0},
         "segments": [segment],
         "measurements": [{"name": "L1 vertebra", "anterior_height_mm": 25.5, "flag": None}],
         "summary": "1 structure found: L1 vertebra.",
     }
+
+
+def threads() -> int:
+    """Return how many threads PyTorch would take: with MKL both variables count, without it the first."""
+    return min(int(os.environ.get(name, 1)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
 
 
 def write_inputs(folder: Path, count: int) -> None:

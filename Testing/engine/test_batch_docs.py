@@ -82,13 +82,18 @@ def run(place: Path, *command: str) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("commands", blocks("sh run"), ids=("first", "again", "dicom", "cluster"))
-def test_the_commands_run(place: Path, commands: str) -> None:
+@pytest.mark.parametrize(
+    ("commands", "threads"),
+    list(zip(blocks("sh run"), (1, 1, 1, 8), strict=True)),
+    ids=("first", "again", "dicom", "cluster"),
+)
+def test_the_commands_run(place: Path, commands: str, threads: int) -> None:
     run(place, "bash", "-e", "-c", commands)
     names = re.search(r"segmamba batch (\S+) (\S+)", commands)
     assert names is not None
     (row,) = many_cases.rows(place / names[2])
     assert row["status"] == "done"
+    assert row["device_title"].endswith(f", {threads} threads")
 
 
 def test_the_commands_of_the_document_are_found() -> None:
@@ -102,6 +107,7 @@ def test_the_slurm_script_runs_with_a_stand_in_for_sbatch(place: Path) -> None:
     run(place, sys.executable, "on_slurm.py")
     (row,) = many_cases.rows(place / "results_of_slurm")
     assert row["status"] == "done"
+    assert row["device_title"].endswith(", 8 threads")
 
 
 def test_the_job_scripts_ask_for_what_the_document_says() -> None:
@@ -120,7 +126,7 @@ def job_script(program: str) -> str:
     exec(program, names)
     with names["cluster"] as cluster:
         text: str = cluster.job_script()
-    assert "source .venv/bin/activate\n" in text
+    assert "source .venv/bin/activate\nexport OMP_NUM_THREADS=8 MKL_NUM_THREADS=8\n" in text
     assert "--lifetime 450m" in text
     assert "--nthreads 1 " in text
     return text

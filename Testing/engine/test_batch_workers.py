@@ -196,6 +196,20 @@ def test_a_local_run_opens_no_port_to_other_computers() -> None:
     assert set(listening) <= {"127.0.0.1"}
 
 
+@pytest.mark.parametrize(("workers", "threads"), [(3, "4"), (20, "1"), (1, None)])
+def test_local_engines_share_the_processors_that_the_process_may_use(
+    workers: int, threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A queue gave the run 12 of a node's 64.
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
+    monkeypatch.delenv(engine.THREADS, raising=False)
+    with cluster.connected("local", workers, "cpu") as client:
+        name = engine.PREFIX + client.id
+        given = client.run(lambda dask_worker: dask_worker.plugins[name]._worker._environment)
+    assert [environment.get(engine.THREADS) for environment in given.values()] == [threads] * workers
+
+
 def test_each_worker_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(engine.VISIBLE, raising=False)
     assert [engine.gpu_of(number, 2) for number in range(3)] == ["0", "1", "0"]

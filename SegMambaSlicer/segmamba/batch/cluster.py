@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from segmamba.errors import InputError, InstallationError, WorkerError
+from segmamba.parallel import processors
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -82,7 +83,7 @@ def _local(workers: int | None, device: str) -> Iterator[tuple[Client, Engine]]:
     asked = device in ("auto", "cuda") and shutil.which("nvidia-smi") is not None
     gpus = count_gpus() if asked else 0
     count = workers or max(1, gpus)
-    threads = 0 if gpus else max(1, (os.cpu_count() or 1) // count) if count > 1 else 0
+    threads = 0 if gpus else max(1, processors() // count) if count > 1 else 0
     # Workers are threads of this process, for the engine of each is a child process already: all that a crash can
     # take is one engine, and cases and results cross no network. Dask's web pages are for this computer only.
     with (
