@@ -19,7 +19,6 @@ from segmamba import report as reporting
 from segmamba import scan, store, vertebrae
 from segmamba.device import Device, choose_device
 from segmamba.errors import Cancelled, DeviceError
-from segmamba.fast import ran_on
 from segmamba.grid import Box, ModelGrid
 from segmamba.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Label, Model, chosen_labels
 from segmamba.measuring.vertebrae import measure_labels
@@ -27,7 +26,6 @@ from segmamba.memory import gibibytes
 from segmamba.modality import for_volume, guess, taken_for
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
-from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.notice import NOTICE
 from segmamba.postprocess import postprocess
 from segmamba.preprocess import labels_on_input_grid, outside_values, to_model_grid
@@ -37,6 +35,8 @@ from segmamba.volume import Volume
 from segmamba.windows import window_count
 
 Progress = Callable[[str, float], None]
+# The grid of a network's answer, and the device that it ran on.
+Pass = tuple[ModelGrid, torch.device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,8 @@ def segment(
         guessed = guess(volume, engine.model)
         run.notes += [guessed] if guessed else []
     answer = _answer(engine, volume, model, options, run)
-    grids, findings = (answer.coarse, answer.grid), answer.findings
+    # A pass that did not run has no device.
+    passes, findings = list(zip((answer.coarse, answer.grid), answer.devices, strict=False)), answer.findings
     with run.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
@@ -114,7 +115,7 @@ def segment(
     if engine.device.kind == "cuda":
         torch.cuda.empty_cache()
     segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
-    report = _report(engine, volume, model, options, run, grids) | {"segments": segments} | findings
+    report = _report(engine, volume, model, options, run, passes) | {"segments": segments} | findings
     return Result(labels, report | {"summary": reporting.summary(report)}, model)
 
 
@@ -171,12 +172,14 @@ def _answer(engine: _Engine, volume: Volume, model: Model, options: Options, run
     with run.stage("preprocess"):
         image, grid = to_model_grid(volume, model, _roi(options))
     with run.stage("predict"):
-        probabilities = _predict(engine, torch.from_numpy(image), model, options, run)
-    return vertebrae.Drawn(probabilities, model.channel_values, grid, grid, {})
+        return _predict(engine, torch.from_numpy(image), grid, model, options, run)
 
 
-def _predict(engine: _Engine, image: torch.Tensor, model: Model, options: Options, run: _Run) -> torch.Tensor:
-    return predict(
+def _predict(
+    engine: _Engine, image: torch.Tensor, grid: ModelGrid, model: Model, options: Options, run: _Run
+) -> vertebrae.Drawn:
+    devices: list[torch.device] = []
+    probabilities = predict(
         engine.network,
         image,
         model.patch,
@@ -189,7 +192,9 @@ def _predict(engine: _Engine, image: torch.Tensor, model: Model, options: Option
         run.notes,
         outside_values(model.preprocessing, image),
         softmax=not model.interpolates_logits,
+        devices=devices,
     )
+    return vertebrae.Drawn(probabilities, model.channel_values, grid, grid, {}, tuple(devices))
 
 
 def _draw(engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run) -> vertebrae.Drawn:
@@ -260,7 +265,7 @@ def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wa
 
 
 def _report(
-    engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run, grids: tuple[ModelGrid, ModelGrid]
+    engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run, passes: list[Pass]
 ) -> dict[str, Any]:
     """Return what was used and how it ran: the report without what was found."""
     taken = {"modality": volume.modality, "taken_for": taken_for(volume)}
@@ -270,35 +275,34 @@ def _report(
         "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
         "software": reporting.describe_software(),
         "volume": reporting.describe_grid(volume.geometry) | taken,
-        "run": _describe_run(engine, run.notes, grids, model, options),
+        "run": _describe_run(engine, run.notes, passes, model, options),
         "timings_s": run.timings,
     }
 
 
 def _describe_run(
-    engine: _Engine, fallbacks: list[str], grids: tuple[ModelGrid, ModelGrid], model: Model, options: Options
+    engine: _Engine, fallbacks: list[str], passes: list[Pass], model: Model, options: Options
 ) -> dict[str, Any]:
     """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
-    first, last = grids
-    network = engine.network
-    stages = (network.coarse, network.fine) if isinstance(network, TwoStageSpineMamba) else (network, network)
+    grid, device = passes[0]
     run = {
-        **_describe_device(engine, stages[0]),
+        **_describe_device(engine, device),
         "fallbacks": fallbacks,
-        **_describe_windows(first, model, options),
+        **_describe_windows(grid, model, options),
         "mirror_axes": list(model.mirror_axes) if options.mirror else [],
         "refine": list(model.refinement) if options.refine else [],
         "keep": model.keep if options.keep else KEEP_ALL,
         "options": asdict(options),
     }
-    if model.fine is not None and last is not first:
-        run["fine"] = _describe_device(engine, stages[1]) | _describe_windows(last, model.fine, options)
+    if model.fine is not None and len(passes) > 1:
+        grid, device = passes[1]
+        run["fine"] = _describe_device(engine, device) | _describe_windows(grid, model.fine, options)
     return run
 
 
-def _describe_device(engine: _Engine, network: torch.nn.Module) -> dict[str, Any]:
+def _describe_device(engine: _Engine, ran_on: torch.device) -> dict[str, Any]:
     """Return where a network ran: where memory ran out that is not the device that was chosen."""
-    kind = ran_on(network).type
+    kind = ran_on.type
     device, backend = engine.device, engine.backend
     if kind != device.kind:
         device, backend = choose_device(kind, "auto"), scan.chosen_backend(kind)

@@ -49,6 +49,7 @@ def predict(
     fallbacks: list[str] | None = None,
     fill: Sequence[float] | None = None,
     softmax: bool = True,
+    devices: list[torch.device] | None = None,
 ) -> torch.Tensor:
     """Return the class probabilities of a volume.
 
@@ -82,6 +83,8 @@ def predict(
         Value of each channel beyond the volume; by default its lowest.
     softmax : bool
         Without it the blended logits are returned.
+    devices : list of device, optional
+        Gets the device that the network ran on: not ``device`` where its memory did not suffice.
 
     Returns
     -------
@@ -99,7 +102,7 @@ def predict(
     """
     made = _probabilities if softmax else _as_they_are
     windows = _Windows(tuple(patch), overlap, tuple(mirror), fill)
-    return _predict(network, image, windows, torch.device(device), dtype, made, progress, cancelled, fallbacks)
+    return _predict(network, image, windows, torch.device(device), dtype, made, progress, cancelled, fallbacks, devices)
 
 
 @torch.no_grad()
@@ -153,6 +156,7 @@ def _predict(
     progress: Callable[[float], None] | None,
     cancelled: Callable[[], bool] | None,
     fallbacks: list[str] | None,
+    devices: list[torch.device] | None = None,
 ) -> torch.Tensor:
     """Return what ``made`` makes of the blended logits (classes, z, y, x), by the first step with enough memory."""
     notes = fallbacks if fallbacks is not None else []
@@ -166,6 +170,8 @@ def _predict(
             run = _WindowRun.prepare(network, step, image.shape[0], windows.mirror, notes)
             grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
             answer = _blend(run, padded, grid, made, progress, cancelled)[inside]
+            if devices is not None:
+                devices.append(step.compute)
             if run.fast is not None:
                 notes.extend(sentence for sentence in kernels.fallbacks.values() if sentence not in notes)
             return answer
@@ -260,7 +266,6 @@ class _WindowRun:
         fast = fast_network(network, step.compute, step.dtype, (channels, *step.window), notes)
         if fast is None:
             network.to(step.compute)
-        network.ran_on = step.compute  # type: ignore[assignment]
         return cls(network, fast, step, step.dtype, mirror, notes)
 
     def logits(self, windows: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ from scipy import ndimage, special
 
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, ModelError
-from segmamba.fast import ran_on
 from segmamba.grid import Box, ModelGrid
 from segmamba.labelmap import bounding_box
 from segmamba.manifest import Model
@@ -49,6 +48,8 @@ class Drawn:
     findings : dict
         For the report, of two stages alone: "numbering", see `describe_numbering`, and "refinement", see
         `segmamba.spine.refine.refine`.
+    devices : tuple of device
+        What the network of each pass ran on.
     """
 
     probabilities: torch.Tensor
@@ -56,6 +57,7 @@ class Drawn:
     coarse: ModelGrid
     grid: ModelGrid
     findings: dict[str, Any]
+    devices: tuple[torch.device, ...]
 
 
 def draw(
@@ -76,7 +78,7 @@ def draw(
     Parameters
     ----------
     network : Module
-        A `TwoStageSpineMamba`. Where a device's memory ran out, its two networks are on different devices afterwards.
+        A `TwoStageSpineMamba`.
     volume : Volume
     model : Model
         With a fine stage.
@@ -102,23 +104,23 @@ def draw(
         raise ModelError(f"The model '{model.id}' has no two stages: correct its manifest entry.")
     # Before the passes, which take minutes: a file that is missing is found at once.
     shapes = load_shapes(resource_root() / SHAPES) if refined and model.refinement else None
-    run = _Run(device, dtype, overlap, progress, cancelled, notes)
+    run = _Run(device, dtype, overlap, progress, cancelled, notes, [])
     column, coarse = _find(run, network.coarse, volume, model, roi)
     if column.box is None:
         empty = torch.ones(1, *coarse.geometry.size[::-1])
-        return Drawn(empty, (0,), coarse, coarse, {"numbering": describe_numbering(column)})
-    column, labels, mask, grid = _outline(run.after(network.coarse), network.fine, volume, model, column, coarse)
+        return Drawn(empty, (0,), coarse, coarse, {"numbering": describe_numbering(column)}, tuple(run.devices))
+    column, labels, mask, grid = _outline(run.next_pass(), network.fine, volume, model, column, coarse)
     findings: dict[str, Any] = {"numbering": describe_numbering(column)}
     if shapes is not None:
         spacing = grid.geometry.spacing[0]
         labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, run.check)
     probabilities, values = spread(labels, 1 - mask[0])
-    return Drawn(torch.from_numpy(probabilities), values, coarse, replace(grid, roi=roi), findings)
+    return Drawn(torch.from_numpy(probabilities), values, coarse, replace(grid, roi=roi), findings, tuple(run.devices))
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What both passes are run with; see `draw`."""
+    """What both passes are run with; see `draw`. ``devices`` gets what the network of each ran on."""
 
     device: torch.device
     dtype: torch.dtype
@@ -126,15 +128,16 @@ class _Run:
     progress: Callable[[float], None]
     cancelled: Callable[[], bool]
     notes: list[str]
+    devices: list[torch.device]
 
     def check(self) -> None:
         """Stop here where the run was cancelled."""
         if self.cancelled():
             raise Cancelled()
 
-    def after(self, network: torch.nn.Module) -> _Run:
+    def next_pass(self) -> _Run:
         """Return how the next network is run: on the processor where the device's memory did not suffice for one."""
-        here = ran_on(network)
+        here = self.devices[-1]
         if here.type == self.device.type:
             return self
         return replace(self, device=here, dtype=getattr(torch, cpu_precision()))
@@ -161,6 +164,7 @@ class _Run:
             self.notes,
             outside_values(stage.preprocessing, tensor),
             softmax=False,
+            devices=self.devices,
         )
         answer[MASK] = answer[MASK].softmax(dim=0)
         answer[OFFSET] *= OFFSET_UNIT_MM

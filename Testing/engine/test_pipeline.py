@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,12 @@ from segmamba import pipeline, vertebrae
 from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
 from segmamba.grid import model_grid
 from segmamba.manifest import FineStage, Model, load_manifest
-from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.request import Options
 from segmamba.volume import Volume
 from segmamba.windows import window_count
 
 VALUES = {0, 20, 21, 22}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +86,7 @@ def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
     coarse, fine = (model_grid(volume, replace(model.preprocessing, spacing=(step,) * 3)) for step in (4.0, 2.0))
     sure = {"numbering": {"certain": True}}
     empty = torch.ones(1, *fine.geometry.size[::-1])
-    monkeypatch.setattr(vertebrae, "draw", lambda *_: vertebrae.Drawn(empty, (0,), coarse, fine, sure))
+    monkeypatch.setattr(vertebrae, "draw", lambda *_: vertebrae.Drawn(empty, (0,), coarse, fine, sure, (CPU, CPU)))
     report = segment(volume, replace(model, fine=stage), manifest_path.parent).report
     for run, grid, patch, overlap in (
         (report["run"], coarse, model.patch, model.overlap),
@@ -104,20 +102,14 @@ def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
 def test_a_second_stage_that_ran_out_of_memory_is_reported_on_the_cpu(
     volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class OnGpu(torch.nn.Module):
-        def parameters(self, recurse: bool = True) -> Iterator[Any]:
-            yield SimpleNamespace(device=torch.device("cuda"))
-
     gpu = pipeline.Device("cuda:0", "cuda", "Fine GPU", "float16", 2**34, 2**34)
     cpu = pipeline.choose_device("cpu")
     monkeypatch.setattr(pipeline, "choose_device", lambda name, precision: cpu if name == "cpu" else gpu)
     monkeypatch.setattr(pipeline.scan, "chosen_backend", lambda name: "torch" if name == "cpu" else "triton")
-    network = TwoStageSpineMamba(tiny.ARGUMENTS, tiny.ARGUMENTS)
-    network.coarse = OnGpu()
-    monkeypatch.setattr(pipeline, "_network", lambda *_: network)
     grids = [model_grid(volume, model.preprocessing) for _ in range(2)]
+    devices = torch.device("cuda:0"), CPU
     empty = torch.ones(1, *grids[0].geometry.size[::-1])
-    monkeypatch.setattr(vertebrae, "draw", lambda *_: vertebrae.Drawn(empty, (0,), *grids, {}))
+    monkeypatch.setattr(vertebrae, "draw", lambda *_: vertebrae.Drawn(empty, (0,), *grids, {}, devices))
     two = replace(model, fine=FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ()))
     run = pipeline.segment(volume, two, Options(device="cuda"), root=manifest_path.parent).report["run"]
     where = ("device", "precision", "scan_backend")
@@ -133,7 +125,7 @@ def test_refinement_and_post_processing_are_chosen_apart_and_reported(
     def draw(network: Any, volume: Any, model: Model, roi: Any, refined: bool, *_: Any) -> vertebrae.Drawn:
         asked.append(refined)
         grid = model_grid(volume, model.preprocessing)
-        return vertebrae.Drawn(torch.ones(1, *grid.geometry.size[::-1]), (0,), grid, grid, {})
+        return vertebrae.Drawn(torch.ones(1, *grid.geometry.size[::-1]), (0,), grid, grid, {}, (CPU,))
 
     monkeypatch.setattr(vertebrae, "draw", draw)
     fine = FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ("pieces", "close"))

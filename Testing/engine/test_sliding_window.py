@@ -167,13 +167,15 @@ def test_cancelling_stops_between_windows() -> None:
 def test_lack_of_memory_on_a_device_is_met_by_blending_in_main_memory_then_by_the_cpu() -> None:
     image = volume(40, 32, 32)
     notes: list[str] = []
+    devices: list[torch.device] = []
     # The meta device stands in for a GPU: it is not the CPU, and the fake network fails on it.
-    probabilities = run(OutOfMemoryAt(1, 2), image, device="meta", fallbacks=notes)
+    probabilities = run(OutOfMemoryAt(1, 2), image, device="meta", fallbacks=notes, devices=devices)
     torch.testing.assert_close(probabilities, whole(image))
     assert probabilities.device.type == "cpu"
     assert len(notes) == 2
     assert "blended in main memory" in notes[0]
     assert "ran on the CPU" in notes[1]
+    assert devices == [torch.device("cpu")]
 
 
 def test_a_scan_that_was_chosen_for_the_gpu_is_given_up_with_it() -> None:
@@ -191,16 +193,18 @@ def test_a_scan_that_was_chosen_for_the_gpu_is_given_up_with_it() -> None:
 def test_a_real_gpu_that_is_full_gives_the_same_result(allowed_mib: int, where: str) -> None:
     image = volume(160, 160, 160)
     notes: list[str] = []
+    devices: list[torch.device] = []
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(allowed_mib * 2**20 / torch.cuda.mem_get_info()[1])
     try:
         # Eight classes of 160^3 voxels take 125 MiB, one window 1 MiB and its layers a few.
         network = nn.Sequential(PerVoxel(), nn.Conv3d(3, 16, 1), nn.Conv3d(16, 8, 1))
         expected = predict(network, image, PATCH, 0.5, "cpu", torch.float32)
-        probabilities = predict(network, image, PATCH, 0.5, "cuda", torch.float32, fallbacks=notes)
+        probabilities = predict(network, image, PATCH, 0.5, "cuda", torch.float32, fallbacks=notes, devices=devices)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert where in notes[-1]
+    assert [device.type for device in devices] == ["cpu" if where == "CPU" else "cuda"]
     assert probabilities.device.type == "cpu"
     torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-2)
 

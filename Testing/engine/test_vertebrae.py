@@ -73,7 +73,7 @@ def devices() -> list[str]:
 
 @pytest.fixture(scope="module")
 def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
-    """`vertebrae.draw` on an image of the truth's grid, with networks that answer from the truth."""
+    """`vertebrae.draw` on an image of the truth's grid, with networks that answer from the truth, on the processor."""
     rng = np.random.default_rng(0)
     grids: list[Geometry] = []
     to_model_grid = vertebrae.to_model_grid
@@ -88,6 +88,7 @@ def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
     ) -> torch.Tensor:
         grid = grids[-1]
         devices.append(device.type)
+        options["devices"].append(torch.device("cpu"))
         assert tuple(image.shape[:0:-1]) == grid.size
         empty = sitk.Image(list(grid.size), sitk.sitkUInt8)
         empty.SetOrigin(grid.origin)
@@ -172,6 +173,7 @@ def test_a_volume_without_vertebrae_gives_an_empty_segmentation(draw: Draw, trut
     assert not labels_of(drawn).any()
     assert not drawn.findings["numbering"]["certain"]
     assert drawn.findings["numbering"]["levels"] == {}
+    assert len(drawn.devices) == 1
 
 
 def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(drawn: vertebrae.Drawn) -> None:
@@ -188,8 +190,9 @@ def test_refinement_is_reported_only_where_it_is_on(draw: Draw, drawn: vertebrae
 def test_after_a_first_pass_that_ended_on_the_processor_the_second_one_starts_there(
     draw: Draw, devices: list[str]
 ) -> None:
-    draw(device="cuda")
+    drawn = draw(device="cuda")
     assert devices == ["cuda", "cpu"]
+    assert drawn.devices == (torch.device("cpu"),) * 2
 
 
 def test_a_missing_shape_model_is_found_before_the_passes(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from segmamba.fast.accelerate import FastNetwork, accelerate, agrees, fast_network, forget, ran_on
+from segmamba.fast.accelerate import FastNetwork, accelerate, agrees, fast_network, forget
 
-__all__ = ["FastNetwork", "accelerate", "agrees", "fast_network", "forget", "ran_on"]
+__all__ = ["FastNetwork", "accelerate", "agrees", "fast_network", "forget"]

@@ -154,12 +154,6 @@ def agrees(network: nn.Module, fast: FastNetwork, window: Sequence[int], device:
     return difference < LARGEST_DIFFERENCE
 
 
-def ran_on(network: nn.Module) -> torch.device:
-    """Return where the windows ran a network last: its fast form lies on another device than its own parameters."""
-    device = getattr(network, "ran_on", None)
-    return device if isinstance(device, torch.device) else next(network.parameters()).device
-
-
 def forget(network: nn.Module) -> None:
     """Free the memory that the fast form of a network takes."""
     _made.pop(network, None)
