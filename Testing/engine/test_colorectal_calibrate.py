@@ -1,0 +1,78 @@
+"""A tumour is said to be one only where the network is sure enough: how sure, painted scans tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segmamba.networks import build_network
+from segmamba.networks.checkpoint import load_state_dict, save_safetensors
+from segmamba.training.colorectal import calibrate
+from segmamba.training.colorectal.codes import LABELS
+
+RECIPE = Path(__file__).parents[2] / "Resources" / "Training" / "segmamba-v2-colorectal.json"
+SMALL = {"features": [4, 8, 8, 16], "depths": [1, 1, 1, 1], "full_features": 4}
+TRUE, FALSE = (slice(4, 10),) * 3, (slice(20, 26),) * 3  # 6^3 voxels of 3 mm: 5.8 mL each
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe, weights, and two scans with a tumour each, to which answers are given instead of the network's."""
+    content = json.loads(RECIPE.read_text(encoding="utf-8")) | {"spacing": 3.0, "device": "cpu"}
+    content["arguments"] |= SMALL
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    network = build_network(content["architecture"], **content["arguments"])
+    save_safetensors(network, tmp_path / "weights.safetensors")
+    labels = np.zeros((30, 30, 30), np.uint8)
+    labels[TRUE] = LABELS["tumour"]
+    (tmp_path / "scans").mkdir()
+    for name in "ab":
+        np.savez(tmp_path / "scans" / f"{name}.npz", image=np.zeros(labels.shape, np.int16), labels=labels)
+
+    def answer(network: Any, image: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        logits = torch.zeros(4, *image.shape[1:])
+        logits[LABELS["colon"]] = 1.0
+        logits[LABELS["tumour"]][TRUE] = 4.2  # leads by 3.2
+        logits[LABELS["tumour"]][FALSE] = 2.2  # by 1.2
+        return logits
+
+    monkeypatch.setattr(calibrate, "predict", answer)
+    return tmp_path
+
+
+def run(folder: Path, *options: str, scans: str = "scans") -> int:
+    paths = [str(folder / name) for name in ("config.json", "weights.safetensors", scans, "out.safetensors")]
+    return calibrate.main([*paths, *options])
+
+
+def lowered(folder: Path) -> list[float]:
+    before, after = (load_state_dict(folder / f"{name}.safetensors") for name in ("weights", "out"))
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert changed in ([calibrate.LAST_BIAS], [])
+    difference = before[calibrate.LAST_BIAS].float() - after[calibrate.LAST_BIAS].float()
+    return difference.round(decimals=2).tolist()
+
+
+def test_the_tumours_bias_is_lowered_until_false_ones_are_gone(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(folder) == 0
+    assert lowered(folder) == [0.0, 1.5, 0.0, 0.0]
+    rows = {row["lowered"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows[1.0] == {"lowered": 1.0, "tumours": 2, "found": 2, "false_tumours": 2, "taken": False}
+    assert rows[1.5] == {"lowered": 1.5, "tumours": 2, "found": 2, "false_tumours": 0, "taken": True}
+    assert rows[4.0] == {"lowered": 4.0, "tumours": 2, "found": 0, "false_tumours": 0, "taken": False}
+
+
+def test_nothing_is_lowered_where_as_many_false_ones_are_allowed(folder: Path) -> None:
+    assert run(folder, "--most-false", "1") == 0
+    assert lowered(folder) == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_without_scans_it_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(folder, scans="nowhere") != 0
+    assert "paint some" in capsys.readouterr().err
+    assert not (folder / "out.safetensors").exists()
