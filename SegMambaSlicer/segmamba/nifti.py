@@ -35,13 +35,15 @@ SPACING_TOLERANCE = 0.01
 
 
 def unpacked_size(path: Path) -> int:
-    """Return the number of bytes in a gzip file.
+    """Return the number of bytes in a file, unpacked where its name ends in ".gz".
 
     Raises
     ------
     InputError
         It is truncated or damaged.
     """
+    if not path.name.lower().endswith(".gz"):
+        return path.stat().st_size
     unpacked = 0
     try:
         with gzip.open(path, "rb") as stream:
@@ -50,6 +52,16 @@ def unpacked_size(path: Path) -> int:
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} is truncated or damaged: copy or download it again.") from error
     return unpacked
+
+
+def announced_size(path: Path) -> int:
+    """Return how many bytes a file says that it holds, unpacked: a gzip file (below 4 GiB) does at its end."""
+    size = path.stat().st_size
+    if not path.name.lower().endswith(".gz"):
+        return size
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - 4))
+        return int.from_bytes(stream.read(4), "little")
 
 
 @contextmanager

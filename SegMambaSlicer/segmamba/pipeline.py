@@ -20,6 +20,7 @@ from segmamba import scan, store, vertebrae
 from segmamba.device import Device, choose_device
 from segmamba.errors import Cancelled, DeviceError
 from segmamba.grid import Box, ModelGrid
+from segmamba.labelmap import bounding_box
 from segmamba.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Label, Model, chosen_labels
 from segmamba.measuring.vertebrae import measure_labels
 from segmamba.memory import gibibytes
@@ -261,7 +262,11 @@ def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wa
     table = np.zeros(256, dtype=np.uint8)
     values = [label.value for label in wanted]
     table[values] = values
-    return table[labels]
+    kept = np.zeros_like(labels)
+    box = bounding_box(labels > 0)
+    if box is not None:
+        kept[box] = table[labels[box]]
+    return kept
 
 
 def _report(

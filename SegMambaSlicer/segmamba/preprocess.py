@@ -302,9 +302,12 @@ def _classes_in_block(
     if len(active) == 1:
         return torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
     coordinates = _positions(block, to_model, low, high).to(part.device)
+    # As a batch of slices: PyTorch spreads a batch over the processors, and not a volume.
+    volumes = part[active].float().expand(len(coordinates), -1, -1, -1, -1)
     values = torch.nn.functional.grid_sample(
-        part[active].float()[None], coordinates[None], mode="bilinear", padding_mode="border", align_corners=True
-    )[0]
+        volumes, coordinates[:, None], mode="bilinear", padding_mode="border", align_corners=True
+    )
+    values = values[:, :, 0].transpose(0, 1)
     if logits:
         values = values.softmax(dim=0)
     # Between two voxels of a sure network ties are common, and rounding must not decide them.

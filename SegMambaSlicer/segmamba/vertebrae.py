@@ -243,9 +243,9 @@ def spread(labels: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, tuple[int,
     if box is not None:
         amount, labels, inner = amount[box], labels[box], probabilities[(slice(None), *box)]
         nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
-        owner = labels[tuple(nearest)]
-        for index, value in enumerate(values[1:], start=1):
-            inner[index] = np.where(owner == value, amount, 0)
+        bone_voxels = np.nonzero(amount)
+        owners = labels[tuple(axis[bone_voxels] for axis in nearest)]
+        inner[(np.searchsorted(values, owners), *bone_voxels)] = amount[bone_voxels]
         inner[0] = 1 - amount
     return probabilities, values
 

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,18 +214,20 @@ def read_image(path: Path) -> Volume:
         The file is no 3-D scalar image, or not whole.
     """
     state = _state(path)
-    size = path.stat().st_size
-    if size == 0:
+    if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes): copy or export it again.")
     wrong_name = misnamed(path)
     if wrong_name:
         raise InputError(wrong_name)
-    if path.name.lower().endswith(".gz"):
-        size = nifti.unpacked_size(path)
-    with nifti.alone(path) as place:
+    announced = nifti.announced_size(path)
+    with ThreadPoolExecutor(1) as beside, nifti.alone(path) as place:
+        size = beside.submit(nifti.unpacked_size, path)
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(place))
-        image = _read(reader, path, size)
+        try:
+            image = _read(reader, path, announced, size)
+        finally:
+            size.result()  # that a file is damaged comes before what ITK makes of it
     if _state(path) != state:
         raise InputError(f"{path} changed while it was read: wait until it is complete, then try again.")
     if image.GetDimension() > 3:
@@ -245,8 +248,12 @@ def _state(path: Path) -> tuple[int, int] | None:
     return state.st_size, state.st_mtime_ns
 
 
-def _read(reader: sitk.ImageFileReader, path: Path, size: int) -> sitk.Image:
-    """Read a file of so many (unpacked) bytes that errors call by its path."""
+def _read(reader: sitk.ImageFileReader, path: Path, announced: int, size: Future[int]) -> sitk.Image:
+    """Read a file that errors call by its path, while its (unpacked) bytes are checked and counted.
+
+    Where the end of a gzip file announces as many bytes as the header, ITK unpacks it meanwhile: less than 4 GiB.
+    Else the check ends before ITK allocates anything, for the header may ask for more than any memory.
+    """
     try:
         with quiet():
             reader.ReadImageInformation()
@@ -256,7 +263,8 @@ def _read(reader: sitk.ImageFileReader, path: Path, size: int) -> sitk.Image:
     _check_header(reader, path)
     if nifti.is_nifti(reader):
         nifti.check_header(path, reader)
-        if size < nifti.expected_size(reader):
+        expected = nifti.expected_size(reader)
+        if announced != expected and size.result() < expected:
             raise InputError(f"{path} is truncated: copy or download it again.")
         if not _at_right_angles(nifti.direction(reader)):
             raise InputError(SHEARED.format(path))
@@ -267,9 +275,9 @@ def _read(reader: sitk.ImageFileReader, path: Path, size: int) -> sitk.Image:
             return reader.Execute()
     except RuntimeError as error:
         if any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY):
-            size = math.prod(reader.GetSize())
+            count = math.prod(reader.GetSize())
             raise DeviceError(
-                f"There is not enough memory to read {path}, which has {size:,} voxels by its header: close other "
+                f"There is not enough memory to read {path}, which has {count:,} voxels by its header: close other "
                 "programs, or crop the volume; if it is not that large, export it again."
             ) from error
         damaged = f"{path} cannot be read to its end: it is incomplete or damaged, copy it again."

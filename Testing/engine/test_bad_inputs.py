@@ -79,6 +79,14 @@ def truncated(name: str) -> Callable[[Path], Path]:
     return cut
 
 
+def damaged_inside(folder: Path) -> Path:
+    path = saved(folder / "ct.nii.gz", sitk.GetImageFromArray(noise(20, 20, 20)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
 def unpacked_too_short(folder: Path) -> Path:
     path = saved(folder / "short.nii", sitk.GetImageFromArray(noise(20, 20, 20)))
     with gzip.open(folder / "short.nii.gz", "wb") as stream:
@@ -221,6 +229,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "vectors": (vectors, "colours or vectors"),
     "empty": (empty, r"is empty \(0 bytes\)"),
     "truncated gzip": (truncated("ct.nii.gz"), "truncated or damaged: copy"),
+    "damaged gzip that ends as it should": (damaged_inside, "truncated or damaged: copy"),
     "truncated NIfTI": (truncated("ct.nii"), "is truncated: copy"),
     "truncated NRRD": (truncated("ct.nrrd"), "incomplete or damaged, copy"),
     "truncated MetaImage": (truncated("ct.mha"), "incomplete or damaged, copy"),
@@ -311,6 +320,15 @@ def test_a_ct_with_a_wrong_offset_is_told(offset: int, filler: int | None, sente
         array[:, :2] = filler
     said = guess(Volume(array, volume.geometry, "CT"), spine_model())
     assert (said is None) if sentence is None else (said is not None and sentence in said and said.endswith("."))
+
+
+def test_a_header_that_asks_for_more_than_its_file_holds_is_refused_before_voxels_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = unpacked_too_short(tmp_path)
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", lambda reader: pytest.fail("ITK allocates what it asks for"))
+    with pytest.raises(InputError, match="is truncated: copy"):
+        read_volume(path)
 
 
 def test_a_sound_volume_passes() -> None:

@@ -137,7 +137,7 @@ def with_cut_ends(
     probabilities, offsets, spacing_mm, origin_mm
         As for `decode_fine`.
     """
-    vertebra = probabilities.argmax(axis=0) == VERTEBRA_CHANNEL
+    vertebra = _most_probable_vertebra(probabilities)
     for end, face, step in ((0, -1, -1), (-1, 0, 1)):
         if len(column.levels) < 2 or not (column.labels[face] == column.levels[end]).any():
             continue
@@ -163,9 +163,8 @@ def decode_fine(
     column : Column
         What `decode` found.
     """
-    best = probabilities.argmax(axis=0)
     centres = np.vstack([column.centres, column.sacral])
-    numbers = assign(best == VERTEBRA_CHANNEL, offsets, spacing_mm, origin_mm, centres)
+    numbers = assign(_most_probable_vertebra(probabilities), offsets, spacing_mm, origin_mm, centres)
     labels = np.r_[0, column.levels, [SACRUM] * len(column.sacral)].astype(np.uint8)[numbers]
     if column.sacrum is not None:
         labels[find_sacrum(probabilities[SACRUM_CHANNEL], spacing_mm)[0] & (labels == 0)] = SACRUM
@@ -216,6 +215,13 @@ def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.nda
     near = (rib[box] > PROBABLE) & (distance <= RIB_NEAR_MM) & (labels == 0)
     owners = labels[tuple(axis[near] for axis in nearest)]
     return np.bincount(owners, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
+
+
+def _most_probable_vertebra(probabilities: np.ndarray) -> np.ndarray:
+    """Return the voxels (z, y, x) where a vertebra is the most probable; the background wins ties, not the sacrum."""
+    background, vertebra, sacrum = probabilities
+    mask: np.ndarray = (vertebra > background) & (vertebra >= sacrum)
+    return mask
 
 
 def _is_above_most(sacrum: np.ndarray, instances: Instances) -> bool:

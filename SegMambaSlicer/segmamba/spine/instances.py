@@ -158,11 +158,12 @@ def find_next(
     course = course / gap
     indices, votes = _votes(mask, offsets, spacing_mm)
     votes += np.asarray(origin_mm)
-    nearest = KDTree(centres).query(votes)[1]
     from_end = votes - centres[-1]
     along = from_end @ course
     near = np.linalg.norm(from_end - along[:, None] * course, axis=1) < BESIDE * gap
-    last, before = (near & (nearest == len(centres) - number) for number in (1, 2))
+    indices, votes, along = indices[:, near], votes[near], along[near]
+    nearest = KDTree(centres).query(votes)[1]
+    last, before = (nearest == len(centres) - number for number in (1, 2))
     if not last.any() or not before.any():
         return None
     spread = 1.48 * np.median(np.abs(along[before] - np.median(along[before])))
