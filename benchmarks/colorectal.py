@@ -4,6 +4,7 @@
 on. ``train CONFIG VARIANT`` trains the network of a configuration, or what it is compared with. ``measure CONFIG
 VARIANT --synthetic FOLDER --real CT LABELS`` measures it on such scans, and on real CTs with TotalSegmentator labels;
 ``--pictures PAGE.png`` draws the scans with the worst tumours and the real CTs where they are most wrong.
+``bundled CT LABELS`` measures the bundled model on a real CT as a user gets it.
 JSON lines, also to the file that ``--output`` names; ``table RESULTS.jsonl ...`` makes a table of such files.
 """
 
@@ -35,7 +36,9 @@ from segmamba.labelmap import whole_file  # noqa: E402
 from segmamba.manifest import Preprocessing, load_manifest  # noqa: E402
 from segmamba.networks import build_network, parameter_count  # noqa: E402
 from segmamba.networks.checkpoint import load_state_dict, load_weights  # noqa: E402
+from segmamba.pipeline import segment  # noqa: E402
 from segmamba.preprocess import outside_values, to_model_grid  # noqa: E402
+from segmamba.request import Options  # noqa: E402
 from segmamba.sliding_window import predict  # noqa: E402
 from segmamba.training.arrays import read_arrays  # noqa: E402
 from segmamba.training.canvas import Canvas  # noqa: E402
@@ -60,6 +63,8 @@ VARIANTS = {
 # TotalSegmentator's colon has the rectum in it.
 TOTALSEGMENTATOR_COLON = 20
 LARGEST_SCAN_MM = (480.0, 340.0, 420.0)
+# The axis along which half of the training's samples are mirrored.
+LEFT_RIGHT = 2
 # Painted scans on a page of pictures.
 WORST = 6
 
@@ -98,12 +103,14 @@ class Subject:
     network: nn.Module
     config: Config
     overlap: float
+    mirror: tuple[int, ...] = ()
 
     def labels(self, image: torch.Tensor, fill: Sequence[float] | None = None) -> np.ndarray:
         """Return the most probable class (z, y, x), uint8, of a network's input (channels, z, y, x)."""
         device = next(self.network.parameters()).device
         dtype = torch.bfloat16 if device.type == "cuda" else getattr(torch, cpu_precision())
-        answer = predict(self.network, image, self.config.patch, self.overlap, device, dtype, fill=fill, softmax=False)
+        patch = self.config.patch
+        answer = predict(self.network, image, patch, self.overlap, device, dtype, self.mirror, fill=fill, softmax=False)
         return answer.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
@@ -181,6 +188,21 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
     return entry, [worst_slice(title, hounsfield, answer, theirs_shown, mask) for title, mask in wrong.items()]
 
 
+def bundled(image: Path, labels: Path) -> dict[str, Any]:
+    """Return the figures of the bundled model on a real CT as a user gets them: post-processed, on the CT's grid."""
+    volume, theirs = read_volume(image), read_volume(labels)
+    answer = segment(volume, load_manifest().default("colorectal"), Options()).labels
+    reference = on_grid((theirs.array == TOTALSEGMENTATOR_COLON).astype(np.uint8), theirs.geometry, volume.geometry)
+    edge = volume.geometry.voxel_volume ** (1 / 3)
+    false = tumours_found(answer, np.zeros_like(answer), edge)["false_tumours"]
+    return {
+        "real": image.name,
+        "dice colon and rectum": round(dice_of_all(answer, reference), 4),
+        "false tumours over 1 mL": false,
+        "tumour mL": round(float((answer == TUMOUR_LABEL).sum()) * edge**3 / 1000, 1),
+    }
+
+
 def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndarray:
     """Return a label map (z, y, x) on another grid, by nearest neighbours."""
     resampled = sitk.Resample(
@@ -197,7 +219,8 @@ def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndar
 
 def measure(options: argparse.Namespace, config: Config) -> None:
     """Print the figures of all scans and CTs, and draw the worst."""
-    subject = Subject(trained(config, options.weights), config, options.overlap)
+    mirror = (LEFT_RIGHT,) if options.mirror else ()
+    subject = Subject(trained(config, options.weights), config, options.overlap, mirror)
     start = {"variant": options.variant, "parameters": parameter_count(subject.network)}
 
     def tell(entry: dict[str, Any]) -> None:
@@ -257,6 +280,9 @@ def parsed() -> argparse.Namespace:
     painting.add_argument("--count", type=int, default=24)
     painting.add_argument("--spacing", type=float, default=1.75)
     painting.add_argument("--seed", type=int, default=0)
+    product = commands.add_parser("bundled")
+    product.add_argument("image", type=Path, metavar="CT")
+    product.add_argument("labels", type=Path, help="TotalSegmentator's")
     tabling = commands.add_parser("table")
     tabling.add_argument("results", type=Path, nargs="+", metavar="RESULTS.jsonl")
     for name in ("train", "measure"):
@@ -270,6 +296,7 @@ def parsed() -> argparse.Namespace:
             command.add_argument("--real", type=Path, nargs=2, action="append", default=[], metavar=("CT", "LABELS"))
             command.add_argument("--weights", type=Path, help="in place of those of the run's folder")
             command.add_argument("--overlap", type=float, default=0.5, help="of the windows (0.25 is half the work)")
+            command.add_argument("--mirror", action="store_true", help="average over the mirrored scan")
             command.add_argument("--most", type=int, help="number of painted scans, the first ones")
             command.add_argument("--output", type=Path, help="file that the lines are added to")
             command.add_argument("--pictures", type=Path, metavar="PAGE.png", help="of the worst scans")
@@ -282,6 +309,9 @@ def main() -> None:
     if options.command == "paint":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         paint(load_bowel_maps(options.maps, device), options.output, options.count, options.spacing, options.seed)
+        return
+    if options.command == "bundled":
+        print(json.dumps(bundled(options.image, options.labels)))
         return
     if options.command == "table":
         print(table(options.results))

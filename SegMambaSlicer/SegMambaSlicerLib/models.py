@@ -22,6 +22,12 @@ QUALITIES: dict[str, tuple[float | None, bool]] = {
     "standard": (None, False),
     "mirrored": (None, True),
 }
+KEEP_TIPS = {
+    "largest_column": _("Drop what is not connected to the largest column of vertebrae and is no piece of it."),
+    "bowel": _(
+        "Drop pieces in the lungs, give those under 0.2 mL to the structure that they touch most, and fill small holes."
+    ),
+}
 QUALITY_TITLES = {
     "fast": _("Fast (little overlap)"),
     "standard": _("Standard"),
@@ -154,7 +160,7 @@ class ModelSection:
         self._offer(
             self._ui.postprocessCheckBox,
             model is not None and model.keep != KEEP_ALL,
-            _("Drop what is not connected to the largest column of vertebrae and is no piece of it."),
+            KEEP_TIPS.get(model.keep, "") if model is not None else "",
         )
 
     @staticmethod

@@ -146,8 +146,8 @@ def _segment(options: argparse.Namespace) -> int:
         print(report["summary"])
         for sentence in run["fallbacks"]:
             print(f"Note: {sentence}")
-        if report["model"]["estimated"]:
-            print(f"Note: {report['model']['estimated']}.")
+        for sentence in filter(None, (report["model"]["estimated"], report["model"]["caution"])):
+            print(f"Note: {sentence}.")
         written = (request.output, request.report, request.preview, request.measurements)
         print(f"Written: {', '.join(path for path in written if path)}")
         devices = " and ".join(dict.fromkeys((run["device"], run.get("fine", run)["device"])))

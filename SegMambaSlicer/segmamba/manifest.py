@@ -180,6 +180,11 @@ class Model(ListedModel):
     interpolates_logits: bool = False
 
     @property
+    def caution(self) -> str | None:
+        """What has to be said with each result, as a clause."""
+        return self.entry.get("caution")
+
+    @property
     def refinement(self) -> tuple[str, ...]:
         """Steps of `segmamba.spine.refine` that its masks can be refined by."""
         return self.fine.refine if self.fine is not None else ()

@@ -258,7 +258,7 @@ def free_gpu() -> None:
 def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]) -> np.ndarray:
     """Apply the model's post-processing, then drop the structures that were not asked for."""
     if options.keep:
-        labels = postprocess(labels, volume.geometry, model.keep)
+        labels = postprocess(labels, volume, model.keep)
     table = np.zeros(256, dtype=np.uint8)
     values = [label.value for label in wanted]
     table[values] = values

@@ -165,8 +165,8 @@ def _write_titles(figure: Figure, case: str, model: Model, empty: bool, certain:
     left, top = EDGE / width, 1 - 0.3 / height
     figure.text(left, top, case, color=TEXT, fontsize=14, fontweight="bold", va="center", parse_math=False)
     subtitle = f"{model.title}, version {model.version}"
-    if model.preprocessing.estimated:
-        subtitle += f"; {model.preprocessing.estimated}"
+    for clause in filter(None, (model.preprocessing.estimated, model.caution)):
+        subtitle += f"; {clause}"
     figure.text(left, 1 - 0.58 / height, subtitle, color=FAINT, fontsize=9.5, va="center", parse_math=False)
     figure.text(left, 0.22 / height, FOOTNOTE, color=WARNING, fontsize=9.5, va="center")
     if empty:

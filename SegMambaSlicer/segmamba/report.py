@@ -82,6 +82,7 @@ def describe_model(model: Model, checkpoint: Path, digest: str) -> dict[str, Any
         "checkpoint_in_manifest": model.file.sha256 == digest,
         "intensities": [asdict(channel) for channel in model.preprocessing.channels],
         "estimated": model.preprocessing.estimated,
+        "caution": model.caution,
         "limits": list(model.entry.get("limits", [])),
         "licence": model.entry.get("licence"),
         "citation": model.entry.get("citation"),

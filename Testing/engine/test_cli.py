@@ -63,11 +63,14 @@ def test_one_command_writes_segmentation_report_and_preview(folder: Path, capsys
     assert "not a medical device" in printed
 
 
-def test_colorectal_cancer_gets_names_colours_and_codes(folder: Path) -> None:
+def test_colorectal_cancer_gets_names_colours_and_codes_and_what_has_to_be_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest = tiny.write_bowel_model(folder)
     run = ["segment", str(folder / "ct.nii.gz"), "--output", str(folder / "bowel.seg.nrrd"), "--task", "colorectal"]
     report = ["--report", str(folder / "bowel-report.json")]
-    assert cli.main([*run, *report, "--manifest", str(manifest), "--in-process", "--device", "cpu", "--quiet"]) == 0
+    assert cli.main([*run, *report, "--manifest", str(manifest), "--in-process", "--device", "cpu"]) == 0
+    assert f"Note: {tiny.CAUTION}." in capsys.readouterr().out
     found = json.loads((folder / "bowel-report.json").read_text(encoding="utf-8"))["segments"]
     image = sitk.ReadImage(str(folder / "bowel.seg.nrrd"))
     labels = {label.name: label for label in load_manifest(manifest).default("colorectal").labels}

@@ -8,7 +8,7 @@ from phantoms import OBLIQUE, STRAIGHT, positions, true_labels
 
 from segmamba.errors import ModelError
 from segmamba.postprocess import postprocess
-from segmamba.volume import Geometry
+from segmamba.volume import Geometry, Volume
 
 GRIDS = {"straight": STRAIGHT, "oblique": OBLIQUE}
 LONG = Geometry((60, 60, 130), (3.0, 3.0, 3.0), (-90.0, -90.0, 0.0), STRAIGHT.direction)
@@ -18,8 +18,13 @@ def ball(geometry: Geometry, centre: tuple[float, float, float], radius: float) 
     return np.linalg.norm(positions(geometry) - centre, axis=-1) < radius
 
 
+def ct(geometry: Geometry) -> Volume:
+    """A CT of water."""
+    return Volume(np.zeros(geometry.size[::-1], np.int16), geometry)
+
+
 def clean(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
-    return postprocess(labels, geometry, "largest_column")
+    return postprocess(labels, ct(geometry), "largest_column")
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -111,9 +116,52 @@ def test_an_empty_result_stays_empty() -> None:
 
 def test_keep_all_changes_nothing() -> None:
     labels = np.random.default_rng(0).integers(0, 4, (5, 6, 7)).astype(np.uint8)
-    np.testing.assert_array_equal(postprocess(labels, STRAIGHT, "all"), labels)
+    np.testing.assert_array_equal(postprocess(labels, ct(STRAIGHT), "all"), labels)
 
 
 def test_an_unknown_rule_is_a_fault_of_the_model() -> None:
     with pytest.raises(ModelError, match="no rule 'best'"):
-        postprocess(np.zeros((5, 6, 7), np.uint8), STRAIGHT, "best")
+        postprocess(np.zeros((5, 6, 7), np.uint8), ct(STRAIGHT), "best")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_bowel_keeps_tumours_from_a_fifth_of_a_millilitre_and_loses_smaller_pieces_and_holes(name: str) -> None:
+    geometry = GRIDS[name]
+    truth = np.zeros(geometry.size[::-1], np.uint8)
+    truth[ball(geometry, (5.0, -10.0, 100.0), 35.0)] = 2
+    truth[ball(geometry, (5.0, -10.0, 118.0), 5.5)] = 1  # 0.7 mL in the colon
+    labels = truth.copy()
+    labels[ball(geometry, (5.0, -10.0, 85.0), 3.0)] = 1  # 0.1 mL in the colon
+    labels[ball(geometry, (5.0, -10.0, 150.0), 3.0)] = 1  # 0.1 mL on its own
+    labels[ball(geometry, (20.0, -10.0, 100.0), 3.0)] = 0  # a bubble
+    cleaned = postprocess(labels, ct(geometry), "bowel")
+    assert (truth == 1).any() and not np.array_equal(labels, truth)
+    np.testing.assert_array_equal(cleaned, truth)
+
+
+def test_bowel_in_pieces_far_from_each_other_is_kept() -> None:
+    labels = np.zeros(STRAIGHT.size[::-1], np.uint8)
+    labels[ball(STRAIGHT, (-25.0, -30.0, 60.0), 8.0)] = 2
+    labels[ball(STRAIGHT, (30.0, 15.0, 150.0), 8.0)] = 3
+    np.testing.assert_array_equal(postprocess(labels, ct(STRAIGHT), "bowel"), labels)
+
+
+@pytest.mark.parametrize(("air", "kept"), [(-850, False), (-1000, True)])
+def test_bowel_in_the_lungs_is_dropped_but_not_bowel_full_of_gas(air: int, kept: bool) -> None:
+    volume = ct(LONG)
+    volume.array[ball(LONG, (0.0, 0.0, 250.0), 60.0)] = air  # 900 mL
+    labels = np.zeros(LONG.size[::-1], np.uint8)
+    labels[ball(LONG, (10.0, 0.0, 240.0), 30.0)] = 2
+    labels[ball(LONG, (0.0, 0.0, 60.0), 30.0)] = 2
+    cleaned = postprocess(labels, volume, "bowel")
+    assert (labels[60:] > 0).any() and (cleaned[60:] > 0).any() == kept
+    np.testing.assert_array_equal(cleaned[:60], labels[:60])
+
+
+def test_bowel_beside_the_lungs_is_kept_whole() -> None:
+    volume = ct(LONG)
+    volume.array[ball(LONG, (0.0, 0.0, 250.0), 60.0)] = -850
+    labels = np.zeros(LONG.size[::-1], np.uint8)
+    labels[ball(LONG, (0.0, 0.0, 180.0), 30.0)] = 2
+    assert ((labels > 0) & (volume.array < -500)).any()
+    np.testing.assert_array_equal(postprocess(labels, volume, "bowel"), labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,13 @@ def test_a_picture_says_what_of_the_model_is_an_estimate() -> None:
         preview._write_titles(figure, "case", spine_model(estimated=estimated), empty=False, certain=True)
         texts.append(" ".join(text.get_text() for text in figure.texts))
     assert "the figures are an estimate" in texts[0] and "estimate" not in texts[1]
+
+
+def test_a_picture_says_what_has_to_be_said_with_each_result() -> None:
+    figure = Figure()
+    model = replace(spine_model(), entry={"caution": "its tumours were synthetic"})
+    preview._write_titles(figure, "case", model, empty=False, certain=True)
+    assert "its tumours were synthetic" in " ".join(text.get_text() for text in figure.texts)
 
 
 def test_a_picture_says_that_numbers_are_not_certain() -> None:

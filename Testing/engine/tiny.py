@@ -27,7 +27,7 @@ TRAINING: dict[str, Any] = {
     "device": "cpu",
 }
 MODEL_ID, MISSING_ID = "tiny-spine", "tiny-missing"
-BOWEL_ID = "tiny-bowel"
+BOWEL_ID, CAUTION = "tiny-bowel", "nothing that it was trained on was real"
 BOWEL_ARGUMENTS = {"in_channels": 1, "out_channels": 4, "features": [8, 16, 32, 32], "depths": [1, 1, 1, 1]}
 STRUCTURE = ["SCT", "123037004", "Anatomical Structure"]
 LABELS = [
@@ -99,6 +99,8 @@ def write_bowel_model(folder: Path) -> Path:
         "arguments": BOWEL_ARGUMENTS,
         "label_set": "colorectal",
         "channel_values": [0, 1, 2, 3],
+        "keep": "bowel",
+        "caution": CAUTION,
     }
     manifest = folder / "bowel.json"
     manifest.write_text(json.dumps({"schema_version": 1, "label_sets": {"colorectal": labels}, "models": [entry]}))

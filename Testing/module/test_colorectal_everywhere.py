@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import phantoms
 import pytest
@@ -13,6 +15,7 @@ import vtk
 from segmamba import cli
 from segmamba.manifest import load_manifest
 from segmamba.volume import to_image
+from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
 
 # The panel's "Fast": little overlap.
@@ -63,7 +66,9 @@ def test_panel_console_and_command_line_give_the_same_voxels(
     np.testing.assert_array_equal(by_command, by_panel)
 
 
-def test_segments_have_names_colours_and_snomed_codes(segmented_by_the_panel, a_bowel_model, screenshot):
+def test_segments_have_names_colours_and_snomed_codes_and_the_panel_says_what_they_rest_on(
+    segmented_by_the_panel, panel, a_bowel_model, screenshot
+):
     node = segmented_by_the_panel
     labels = {label.name: label for label in load_manifest(a_bowel_model).default("colorectal").labels}
     assert {"Colorectal tumour", "Colon", "Rectum"} == set(labels)
@@ -75,4 +80,6 @@ def test_segments_have_names_colours_and_snomed_codes(segmented_by_the_panel, a_
         assert segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag)
         assert str(tag) == label.terminology_tag
     assert labels["Colorectal tumour"].terminology_tag.count("SCT^86049000^Neoplasm, Primary") == 1
+    assert json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["model"]["caution"] == tiny.CAUTION
+    assert panel.ui.limitsLabel.visible
     screenshot("colorectal")
