@@ -29,6 +29,7 @@ source = painters.painter_maker(config, device)(mine.rank)
 objective = loop.make_objective(run)
 losses = [loop.step(run, objective, source) for _ in range(2)]
 going = [mine.all_go_on(mine.rank == 0, step, device) for step in (1, 10)]
+loop.train(replace(config, folder="run"))
 torch.save({"losses": losses, "weights": run.network.state_dict(), "going": going}, folder / f"{mine.rank}.pt")
 """
 
@@ -48,8 +49,7 @@ def test_two_processes_see_different_samples_and_keep_the_same_weights(tmp_path:
     assert not torch.equal(first["losses"][0], second["losses"][0])
     assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
     assert first["going"] == second["going"] == [True, False]
-    # The whole command: one log, and weights that a process alone can go on from.
-    torchrun("-m", "segmamba.cli", "train", str(tmp_path / "config.json"))
+    # A whole run: one log, and one set of weights.
     lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [2, 4]
     assert (tmp_path / "run" / "weights.safetensors").is_file()

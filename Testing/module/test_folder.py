@@ -156,7 +156,7 @@ def test_killed_batch_is_a_sentence_and_the_next_one_goes_on(
     out = tmp_path / "out"
     job = logic.segmentFolderAsync(a_folder, out, **(choices | {"manifest": a_slow_model}))
     wait_until(lambda: a_case_is_in_hand(out), 60)
-    many_cases.kill(processes())
+    assert many_cases.kill(processes()) >= 1  # or the rest would take minutes, and tell nothing
     with pytest.raises(WorkerError, match="ended with status"):
         job.wait()
     rows = logic.segmentFolder(a_folder, out, pattern="a*", **choices)
