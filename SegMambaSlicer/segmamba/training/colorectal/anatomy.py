@@ -49,7 +49,7 @@ LEVEL_STEPS = 6
 LOOP_ML = 20.0
 CAVITY_CLOSING_MM, ABDOMINAL_WALL_MM, LEAST_FAT_MM = 30.0, 12.0, 6.0
 # Slices farther than this below and above the bowel are left out.
-MARGIN_MM = 60.0
+MARGIN_MM = 250.0
 CAVITY_ORGANS = (LIVER, SPLEEN, KIDNEY, KIDNEY + 1, organ(21), organ(52), organ(63), *LARGE, *OTHER_BOWEL)
 
 
