@@ -73,13 +73,15 @@ def duration(seconds: float) -> str:
 
 
 def modelSummary(model: Model, origin: str) -> str:
-    """Return one line about a model: modality, spacing, accuracy, where its file is from, licence, what is a guess."""
+    """Return one line about a model: modality, spacing, accuracy, where its file is from, licence, what to know."""
     x, y, z = model.preprocessing.spacing
     spacing = f"{x:.3g} × {y:.3g} × {z:.3g} mm"
     licence = model.entry.get("licence") or _("licence not stated")
     said = ["/".join(model.modalities), spacing, accuracy(model.entry), origin, licence]
     if model.preprocessing.estimated:
         said.append(_("estimate: {what}").format(what=model.preprocessing.estimated))
+    if model.caution:
+        said.append(model.caution)
     return " · ".join(said)
 
 

@@ -82,4 +82,5 @@ def test_segments_have_names_colours_and_snomed_codes_and_the_panel_says_what_th
     assert labels["Colorectal tumour"].terminology_tag.count("SCT^86049000^Neoplasm, Primary") == 1
     assert json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["model"]["caution"] == tiny.CAUTION
     assert panel.ui.limitsLabel.visible
+    assert tiny.CAUTION in panel.ui.modelSummaryLabel.text
     screenshot("colorectal")
