@@ -164,17 +164,10 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
     tensor = torch.from_numpy(channels)
     answer = subject.labels(tensor, outside_values(grid_of, tensor))
     seconds = time.monotonic() - start
-    theirs = read_volume(labels)
-    reference = on_grid((theirs.array == TOTALSEGMENTATOR_COLON).astype(np.uint8), theirs.geometry, grid.geometry)
-    false = tumours_found(answer, np.zeros_like(answer), config.spacing)["false_tumours"]
-    dice = dice_of_all(answer, reference)
-    entry = {
-        "real": image.name,
-        "dice colon and rectum": round(dice, 4),
-        "false tumours over 1 mL": false,
-        "tumour mL": round(float((answer == TUMOUR_LABEL).sum()) * config.spacing**3 / 1000, 1),
-        "s": round(seconds, 1),
-    }
+    reference = colon_of(labels, grid.geometry)
+    entry = real_figures(image, answer, reference, config.spacing)
+    dice, false = entry["dice colon and rectum"], entry["false tumours over 1 mL"]
+    entry["s"] = round(seconds, 1)
     # The widest channel shows the CT; what it is drawn with is HU again.
     wide = max(range(len(config.channels)), key=lambda n: config.channels[n].high - config.channels[n].low)
     channel = config.channels[wide]
@@ -190,17 +183,26 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
 
 def bundled(image: Path, labels: Path) -> dict[str, Any]:
     """Return the figures of the bundled model on a real CT as a user gets them: post-processed, on the CT's grid."""
-    volume, theirs = read_volume(image), read_volume(labels)
+    volume = read_volume(image)
     answer = segment(volume, load_manifest().default("colorectal"), Options()).labels
-    reference = on_grid((theirs.array == TOTALSEGMENTATOR_COLON).astype(np.uint8), theirs.geometry, volume.geometry)
     edge = volume.geometry.voxel_volume ** (1 / 3)
-    false = tumours_found(answer, np.zeros_like(answer), edge)["false_tumours"]
+    return real_figures(image, answer, colon_of(labels, volume.geometry), edge)
+
+
+def real_figures(image: Path, answer: np.ndarray, reference: np.ndarray, edge: float) -> dict[str, Any]:
+    """Return the figures of labels (z, y, x) on a real CT without a tumour; ``edge`` is that of a voxel in mm."""
     return {
         "real": image.name,
         "dice colon and rectum": round(dice_of_all(answer, reference), 4),
-        "false tumours over 1 mL": false,
+        "false tumours over 1 mL": tumours_found(answer, np.zeros_like(answer), edge)["false_tumours"],
         "tumour mL": round(float((answer == TUMOUR_LABEL).sum()) * edge**3 / 1000, 1),
     }
+
+
+def colon_of(labels: Path, geometry: Geometry) -> np.ndarray:
+    """Return TotalSegmentator's colon on a grid, (z, y, x) of 0 and 1."""
+    theirs = read_volume(labels)
+    return on_grid((theirs.array == TOTALSEGMENTATOR_COLON).astype(np.uint8), theirs.geometry, geometry)
 
 
 def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, save_safetensors
-from segmamba.training.colorectal import calibrate
+from segmamba.training.colorectal import calibrate, evaluate
 from segmamba.training.colorectal.codes import LABELS
 
 RECIPE = Path(__file__).parents[2] / "Resources" / "Training" / "segmamba-v2-colorectal.json"
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         logits[LABELS["tumour"]][FALSE] = 2.2  # by 1.2
         return logits
 
-    monkeypatch.setattr(calibrate, "predict", answer)
+    monkeypatch.setattr(evaluate, "predict", answer)
     return tmp_path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import small_spine
 import tiny
 import torch
 
-from segmamba import cli
+from segmamba.job import worker_environment
 from segmamba.training.anatomy import prepare
 
 # What each process does, with its rank and the folder.
@@ -36,8 +35,7 @@ torch.save({"losses": losses, "weights": run.network.state_dict(), "going": goin
 
 def torchrun(*arguments: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    subprocess.run(command, check=True, env=environment, timeout=300)
+    subprocess.run(command, check=True, env=worker_environment(), timeout=300)
 
 
 def test_two_processes_see_different_samples_and_keep_the_same_weights(tmp_path: Path) -> None:

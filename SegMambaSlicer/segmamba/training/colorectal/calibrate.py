@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,12 +21,10 @@ from segmamba.errors import InputError, SegMambaError
 from segmamba.labelmap import bounding_box, check_output, whole_file
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
-from segmamba.sliding_window import predict
 from segmamba.training.arrays import read_arrays
 from segmamba.training.colorectal.codes import TUMOUR_LABEL
-from segmamba.training.colorectal.evaluate import tumours_found
+from segmamba.training.colorectal.evaluate import answered_logits, tumours_found
 from segmamba.training.config import Config, read_config
-from segmamba.training.synthesis import normalised
 
 AMOUNTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 LAST_BIAS = "out.conv.conv.bias"
@@ -66,11 +63,11 @@ def calibrate(config: Config, weights: Path, scans: Sequence[Path], most_false: 
     network = build_network(config.architecture, **config.arguments).eval()
     load_weights(network, load_state_dict(weights))
     device = choose_device(config.device)
+    network.to(device.name)
     counts: dict[float, dict[str, int]] = {amount: {} for amount in AMOUNTS}
     for file in scans:
         image, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
-        tensor = normalised(torch.from_numpy(image.astype(np.float32))[None], config.channels)
-        logits = predict(network, tensor, config.patch, 0.5, device.name, device.dtype, softmax=False)
+        logits = answered_logits(network, image, config.channels, config.patch, device.dtype)
         lead = tumour_lead(logits).cpu().numpy()
         box = bounding_box((lead > 0) | (reference == TUMOUR_LABEL)) or (slice(0, 0),) * 3
         for amount in AMOUNTS:

@@ -52,10 +52,21 @@ def answered(
     dtype: torch.dtype,
 ) -> np.ndarray:
     """Return the labels (z, y, x), uint8, that a network gives a CT in HU on its own grid."""
+    answer = answered_logits(network, intensities, channels, patch, dtype)
+    return answer.argmax(dim=0).cpu().numpy().astype(np.uint8)
+
+
+def answered_logits(
+    network: nn.Module,
+    intensities: np.ndarray,
+    channels: Sequence[Channel],
+    patch: tuple[int, int, int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return the logits (classes, z, y, x) behind `answered`, on the network's device."""
     image = normalised(torch.from_numpy(intensities.astype(np.float32))[None], channels)
     device = next(network.parameters()).device
-    answer = predict(network, image, patch=patch, overlap=0.5, device=device, dtype=dtype, softmax=False)
-    return answer.argmax(dim=0).cpu().numpy().astype(np.uint8)
+    return predict(network, image, patch=patch, overlap=0.5, device=device, dtype=dtype, softmax=False)
 
 
 def tumours_found(labels: np.ndarray, reference: np.ndarray, spacing: float) -> dict[str, int]:
