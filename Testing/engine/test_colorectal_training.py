@@ -71,7 +71,7 @@ def test_repeating_one_sample_lowers_its_loss(config: Config) -> None:
     painter = painter_maker(config, CPU)(0)
     sample = painter.batch(1)
     painter.batch = lambda size: sample  # type: ignore[method-assign]
-    losses = [float(loop.step(run, loop.make_objective(run), painter)) for _ in range(8)]
+    losses = [float(loop.step(run, loop.make_gradients(run), painter)) for _ in range(8)]
     assert losses[-1] < losses[0] - 0.15
 
 

@@ -26,6 +26,7 @@ from segmamba.training import loop, painters
 from segmamba.training.anatomy import prepare
 from segmamba.training.atlas import load_anatomies
 from segmamba.training.config import Config, read_config
+from segmamba.training.gradients import Recorded, gradients_of
 from segmamba.training.losses import vertebra_loss
 from segmamba.training.synthesis import Painter
 from segmamba.volume import Volume, to_image
@@ -234,21 +235,22 @@ def test_repeating_one_sample_lowers_its_loss(a_step: tuple[loop.Run, Painter]) 
     run, painter = a_step
     sample = painter.batch(1)
     painter.batch = lambda size: sample  # type: ignore[method-assign]
-    losses = [float(loop.step(run, loop.make_objective(run), painter)) for _ in range(8)]
+    losses = [float(loop.step(run, loop.make_gradients(run), painter)) for _ in range(8)]
     assert losses[-1] < losses[0] - 0.3
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 def test_a_step_without_finite_gradients_changes_nothing(a_step: tuple[loop.Run, Painter], factor: float) -> None:
     run, painter = a_step
-    objective = loop.make_objective(run)
-    loop.step(run, objective, painter)
+    objective, gradients = loop.make_objective(run), loop.make_gradients(run)
+    loop.step(run, gradients, painter)
     before, states = weights_of(run), [value["exp_avg"].clone() for value in run.optimizer.state.values()]
-    loop.step(run, lambda *batch: factor * objective(*batch), painter)
+    broken = gradients_of(lambda *batch: factor * objective(*batch), run.network, CPU)
+    loop.step(run, broken, painter)
     assert not differing(before, weights_of(run))
     after = [value["exp_avg"] for value in run.optimizer.state.values()]
     assert all(torch.equal(first, second) for first, second in zip(states, after, strict=True))
-    loop.step(run, objective, painter)
+    loop.step(run, gradients, painter)
     assert differing(before, weights_of(run))
 
 
@@ -349,12 +351,28 @@ def test_a_training_step_never_waits_for_the_gpu(config: Config) -> None:
     device = torch.device("cuda:0")
     run = loop.Run(config, device)
     painter = painter_of(config, device)
-    objective = loop.make_objective(run)
+    gradients = loop.make_gradients(run)
     for _ in range(3):  # libraries start up
-        loop.step(run, objective, painter)
+        loop.step(run, gradients, painter)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses = [loop.step(run, objective, painter) for _ in range(3)]
+        losses = [loop.step(run, gradients, painter) for _ in range(3)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.stack(losses).isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recorded_step_has_the_gradients_of_one_that_is_not(config: Config) -> None:
+    device = torch.device("cuda:0")
+    run, other = loop.Run(config, device), loop.Run(config, device)
+    plain = gradients_of(loop.make_objective(run), run.network, device)
+    recorded = Recorded(gradients_of(loop.make_objective(other), other.network, device))
+    painter = painter_of(config, device)
+    for _ in range(3):  # recorded with the first, replayed with the others
+        batch = list(vars(painter.batch(1)).values())
+        assert recorded(*batch) == pytest.approx(plain(*batch), rel=1e-2)
+        assert recorded.replays
+        for mine, theirs in zip(run.network.parameters(), other.network.parameters(), strict=True):
+            assert (mine.grad - theirs.grad).norm() <= 0.05 * mine.grad.norm() + 1e-4

@@ -11,7 +11,7 @@ import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from segmamba.networks.checkpoint import load_state_dict, load_weights, save_saf
 from segmamba.training.colorectal.evaluate import evaluate_bowel
 from segmamba.training.config import COLORECTAL_TASK, Config, read_config
 from segmamba.training.evaluate import evaluate
+from segmamba.training.gradients import Objective, Recorded, gradients_of
 from segmamba.training.losses import dice_cross_entropy, vertebra_loss
 from segmamba.training.painters import Source, source_maker
 from segmamba.training.team import ALONE, Team, join_team
@@ -34,9 +35,6 @@ from segmamba.training.team import ALONE, Team, join_team
 # The cosine decay ends at this part of the learning rate.
 LAST_RATE = 0.005
 LARGEST_GRADIENT_NORM = 1.0
-
-# From the fields of a batch, the image first, to the loss.
-Objective = Callable[..., Tensor]
 
 
 class Run:
@@ -159,11 +157,11 @@ def train(config: Config, minutes: float = math.inf) -> Path:
     run = Run(config, device, team)
     # A resumed run must not draw again what it has drawn, nor two of a team the same.
     source = make_source((config.seed + run.iteration) * team.size + team.rank)
-    objective = make_objective(run)
+    gradients = make_gradients(run)
     losses: list[Tensor] = []
     last = time.monotonic()
     while run.iteration < config.iterations and team.all_go_on(time.monotonic() < end, run.iteration, device):
-        losses.append(step(run, objective, source))
+        losses.append(step(run, gradients, source))
         run.iteration += 1
         if run.iteration % config.log_every == 0:
             _log_progress(run, losses, last)
@@ -184,26 +182,24 @@ def train_from_config(path: Path, minutes: float = math.inf) -> Path:
     return train(read_config(path), minutes)
 
 
-def step(run: Run, objective: Objective, source: Source) -> Tensor:
+def step(run: Run, gradients: Objective, source: Source) -> Tensor:
     """Take one optimizer step on new samples and return its loss, a scalar on the device.
 
-    Nothing is read back from the device, so that the processor can prepare the next step meanwhile.
+    ``gradients`` is from `make_gradients`. Nothing is read back from the device, so that the processor can prepare the
+    next step meanwhile.
     """
     with torch.no_grad():
         batch = source.batch(run.config.batch)
     for group in run.optimizer.param_groups:
         group["lr"] = run.learning_rate()
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
-        loss = objective(*vars(batch).values())
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss = gradients(*vars(batch).values())
     run.team.average([p.grad for p in run.network.parameters() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), LARGEST_GRADIENT_NORM)
     # Half precision may overflow: such a step changes nothing. The fused optimizer looks at this flag on the device.
     run.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
     run.optimizer.step()
     run.update_average()
-    return loss.detach()
+    return loss
 
 
 def _device(name: str) -> torch.device:
@@ -227,6 +223,12 @@ def make_objective(run: Run) -> Objective:
     if not run.config.compile or run.device.type != "cuda":
         return objective
     return torch.compile(objective, fullgraph=True, dynamic=False)
+
+
+def make_gradients(run: Run) -> Objective:
+    """Return the function from a batch to its loss that leaves the gradients; recorded where it is compiled."""
+    compute = gradients_of(make_objective(run), run.network, run.device)
+    return Recorded(compute) if run.config.compile and run.device.type == "cuda" else compute
 
 
 def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:
