@@ -172,6 +172,16 @@ def test_shares_of_samples_without_tumour_and_in_the_rectum(bowel: BowelMap) -> 
     assert np.mean(rectal) == pytest.approx(plan.RECTUM_SHARE, abs=0.07)
 
 
+def test_more_tumours_lie_apart(bowel: BowelMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "APART", 4)  # this bowel is short
+    rng = np.random.default_rng(0)
+    drawn = [draw_tumours(bowel.seeds, rng, more=3) for _ in range(200)]
+    assert max(len(tumours) for tumours in drawn) > 2
+    for tumours in drawn:
+        steps = np.sort([bowel.seeds[tumour.seed, STEP] for tumour in tumours])
+        assert (np.diff(steps) > plan.APART).all()
+
+
 def test_a_good_part_of_the_crops_with_and_without_tumours_lies_elsewhere(bowel: BowelMap) -> None:
     canvas = Canvas((8, 8, 8), SPACING, CPU, np.random.default_rng(0), torch.Generator())
     tumours = [draw_tumour(draw_seed(bowel.seeds, canvas.rng), 12.0, canvas.rng)]

@@ -15,6 +15,7 @@ from segmamba.training.colorectal.seeds import IN_RECTUM, RADIUS, STEP
 KINDS = ("polypoid", "asymmetric", "circumferential", "apple core")
 SHARES = (0.27, 0.28, 0.25, 0.20)
 TUMOUR_SHARE, SECOND_SHARE, RECTUM_SHARE = 0.75, 0.12, 0.33
+APART = 15  # steps along the bowel between two tumours
 # A lumen narrowed by a tumour keeps this radius at least, in mm.
 LUMEN_MM = (1.5, 5.0)
 LARGEST_OUTWARD_MM = 8.0
@@ -118,15 +119,18 @@ def draw_tumour(seed: int, radius: float, rng: np.random.Generator, kind: str = 
     )
 
 
-def draw_tumours(seeds: np.ndarray, rng: np.random.Generator) -> list[Tumour]:
-    """Return no, one or two tumours, in rectum and colon as often as they are there in patients."""
+def draw_tumours(seeds: np.ndarray, rng: np.random.Generator, more: int = 0) -> list[Tumour]:
+    """Return no, one or two tumours, in rectum and colon as often as they are there in patients.
+
+    ``more`` times another is tried where there is one; all are at least `APART` steps from each other.
+    """
     if rng.random() >= TUMOUR_SHARE:
         return []
     rows = [draw_seed(seeds, rng)]
-    if rng.random() < SECOND_SHARE:
-        second = draw_seed(seeds, rng)
-        if abs(seeds[second, STEP] - seeds[rows[0], STEP]) > 15:
-            rows.append(second)
+    for _ in range(more + int(rng.random() < SECOND_SHARE)):
+        row = draw_seed(seeds, rng)
+        if (np.abs(seeds[row, STEP] - seeds[rows, STEP]) > APART).all():
+            rows.append(row)
     return [draw_tumour(row, float(seeds[row, RADIUS]), rng) for row in rows]
 
 

@@ -22,6 +22,9 @@ from segmamba.training.placing import cut_field_of_view, deformed
 from segmamba.training.synthesis import normalised
 from segmamba.training.tissues import SPACING
 
+# Samples with a tumour have up to so many more than patients have: each shows where to look and where not, and costs
+# the same.
+MOST_MORE = 3
 # How far a crop's centre is from its seed at most, as a part of the patch: a tumour may be anywhere in a window, so no
 # place in it shall hint at one. Part of the crops that look for a tumour, and of the others that lie anywhere: most
 # windows of a whole scan show no tumour, many not even bowel.
@@ -86,7 +89,7 @@ class BowelPainter:
     def sample(self) -> tuple[Tensor, Tensor]:
         """Return one image (channels, z, y, x) and its labels (z, y, x)."""
         bowel = self.maps[int(self.canvas.rng.integers(len(self.maps)))]
-        tumours = draw_tumours(bowel.seeds, self.canvas.rng)
+        tumours = draw_tumours(bowel.seeds, self.canvas.rng, int(self.canvas.rng.integers(MOST_MORE + 1)))
         image, tissues = scan(bowel, tumours, crop_centre(bowel, tumours, self.canvas), self.canvas)
         return normalised(image[None], self.channels), tissues.labels
 
