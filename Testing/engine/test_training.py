@@ -372,7 +372,7 @@ def test_a_recorded_step_has_the_gradients_of_one_that_is_not(config: Config) ->
     painter = painter_of(config, device)
     for _ in range(3):  # recorded with the first, replayed with the others
         batch = list(vars(painter.batch(1)).values())
-        assert recorded(*batch) == pytest.approx(plain(*batch), rel=1e-2)
+        assert float(recorded(*batch)) == pytest.approx(float(plain(*batch)), rel=1e-2)
         assert recorded.replays
         for mine, theirs in zip(run.network.parameters(), other.network.parameters(), strict=True):
             assert (mine.grad - theirs.grad).norm() <= 0.05 * mine.grad.norm() + 1e-4
