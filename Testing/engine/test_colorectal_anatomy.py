@@ -148,3 +148,5 @@ def test_label_maps_become_files_that_can_be_read(tmp_path: Path, capsys: pytest
     assert real.read_bytes() == (tmp_path / "maps" / "whole_0.npz").read_bytes()
     first, second = load_bowel_maps([real, invented], CPU)
     assert first.subject == second.subject == "whole"
+    bodies = [(codes.packed.numpy() & 255 != AIR).sum() for codes in (first, second)]
+    assert bodies[0] != bodies[1]  # another layer of fat

@@ -25,8 +25,8 @@ config = replace(loop.read_config(folder / "config.json"), evaluation="", folder
 mine, device = team.join_team(torch.device("cpu"))
 run = loop.Run(config, device, mine)
 source = painters.painter_maker(config, device)(mine.rank)
-objective = loop.make_objective(run)
-losses = [loop.step(run, objective, source) for _ in range(2)]
+gradients = loop.make_gradients(run)
+losses = [loop.step(run, gradients, source) for _ in range(2)]
 going = [mine.all_go_on(mine.rank == 0, step, device) for step in (1, 10)]
 loop.train(replace(config, folder="run"))
 torch.save({"losses": losses, "weights": run.network.state_dict(), "going": going}, folder / f"{mine.rank}.pt")

@@ -56,7 +56,7 @@ class Config:
     device : str
         "auto" is CUDA if there is any, else the processor.
     compile : bool
-        Compile network and loss on CUDA: takes a minute, and pays on long runs.
+        Compile network and loss on CUDA and record a step: takes one to two minutes, and pays on long runs.
     painters : int
         Processes that paint samples ahead of the training; 0: it paints them itself.
     base : Path

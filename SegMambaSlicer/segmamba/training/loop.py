@@ -172,6 +172,7 @@ def train(config: Config, minutes: float = math.inf) -> Path:
             _evaluate(run, cases)
             last = time.monotonic()
     run.save()
+    team.wait(device)
     if cases:
         _evaluate(run, cases)
     return run.weights_path

@@ -42,11 +42,18 @@ class Team:
         """Return whether no process wants to stop; a team is asked at every `ASK_EVERY`-th iteration only."""
         if self.size == 1:
             return mine
-        if iteration % ASK_EVERY:
-            return True
-        stopping = torch.tensor(float(not mine), device=device)
-        torch.distributed.all_reduce(stopping)
-        return not stopping.item()
+        return iteration % ASK_EVERY > 0 or not self._number_of(not mine, device)
+
+    def wait(self, device: torch.device) -> None:
+        """Return when all have come here: what one that ends has not computed yet, the others would wait for."""
+        if self.size > 1:
+            self._number_of(True, device)
+
+    @staticmethod
+    def _number_of(mine: bool, device: torch.device) -> int:
+        count = torch.tensor(float(mine), device=device)
+        torch.distributed.all_reduce(count)
+        return int(count.item())
 
 
 ALONE = Team()

@@ -212,7 +212,8 @@ def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int =
         Subjects to leave out.
     seed : int
     invented : int
-        How many more maps, ``NAME_1.npz`` and so on, each subject gets, with invented courses of the large bowel.
+        How many more maps, ``NAME_1.npz`` and so on, each subject gets, with invented courses of the large bowel and
+        another layer of fat under the skin.
 
     Raises
     ------
@@ -231,6 +232,8 @@ def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int =
         if not (codes == COLON).any():
             continue
         for number in range(invented + 1):
+            if number:  # its own layer of fat under the skin, too
+                codes = tissue_codes(vertebrae, path, rng)
             try:
                 arrays = bowel_arrays(codes, rng, invented=number > 0)
             except InputError as error:

@@ -27,8 +27,9 @@ from segmamba.training.filters import blur
 from segmamba.training.priors import ct_priors
 from segmamba.training.tissues import AORTA, CAVA, FAT, KIDNEY, LAST_ORGAN, LIVER, MUSCLE, SPLEEN, organ
 
-PHASES = ("portal venous", "arterial", "plain")
-PHASE_SHARES = (0.65, 0.17, 0.18)
+PHASES = ("portal venous", "arterial", "plain", "delayed")
+PHASE_SHARES = (0.58, 0.16, 0.18, 0.08)
+PLAIN = PHASES.index("plain")
 ARTERIES = (AORTA, *(organ(i) for i in (54, 55, 56, 57, 58, 65, 66)))
 VEINS = (CAVA, *(organ(i) for i in (59, 60, 61, 62, 64, 67, 68)))
 PANCREAS, BLADDER, PROSTATE = organ(7), organ(21), organ(22)
@@ -36,24 +37,25 @@ KIDNEYS = (KIDNEY, KIDNEY + 1)
 # Mean and standard deviation between patients in HU, in the order of `PHASES`. Tumour: Oto et al. 2003 (42.6 without,
 # 90.7 with contrast); the others are ours, from textbooks' ranges.
 HOUNSFIELD = {
-    ARTERIES: ((150, 20), (290, 60), (42, 5)),
-    VEINS: ((155, 20), (100, 35), (42, 5)),
-    (LIVER,): ((108, 15), (72, 12), (56, 10)),
-    (SPLEEN,): ((118, 13), (125, 25), (48, 5)),
-    KIDNEYS: ((185, 25), (160, 30), (33, 5)),
-    (PANCREAS,): ((92, 12), (105, 15), (40, 7)),
-    (PROSTATE,): ((75, 15), (60, 10), (40, 6)),
-    (MUSCLE, *range(organ(80), organ(90))): ((62, 7), (58, 6), (52, 6)),
-    (WALL,): ((88, 14), (82, 16), (40, 6)),
-    (OTHER_WALL,): ((92, 16), (98, 20), (40, 6)),
-    (TUMOUR,): ((90.7, 15), (85, 16), (42.6, 6)),
-    (NODE,): ((85, 16), (72, 14), (38, 6)),
-    (VESSEL,): ((125, 30), (120, 40), (38, 6)),
+    ARTERIES: ((150, 20), (290, 60), (42, 5), (85, 12)),
+    VEINS: ((155, 20), (100, 35), (42, 5), (90, 12)),
+    (LIVER,): ((108, 15), (72, 12), (56, 10), (85, 12)),
+    (SPLEEN,): ((118, 13), (125, 25), (48, 5), (88, 10)),
+    KIDNEYS: ((185, 25), (160, 30), (33, 5), (120, 20)),
+    (PANCREAS,): ((92, 12), (105, 15), (40, 7), (70, 10)),
+    (PROSTATE,): ((75, 15), (60, 10), (40, 6), (75, 12)),
+    (MUSCLE, *range(organ(80), organ(90))): ((62, 7), (58, 6), (52, 6), (62, 6)),
+    (WALL,): ((88, 14), (82, 16), (40, 6), (75, 12)),
+    (OTHER_WALL,): ((92, 16), (98, 20), (40, 6), (78, 14)),
+    (TUMOUR,): ((90.7, 15), (85, 16), (42.6, 6), (78, 13)),
+    (NODE,): ((85, 16), (72, 14), (38, 6), (75, 14)),
+    (VESSEL,): ((125, 30), (120, 40), (38, 6), (85, 20)),
 }
 NECROSIS_HU, MUCUS_HU, MUCINOUS_SHARE = (12, 38), (20, 45), 0.08
 # Of the kidney's medulla against its cortex, by phase; and of its pelvis, which is urine or excreted contrast.
-MEDULLA_HU = ((-45, 15), (-125, -45), (-5, 5))
-PELVIS_HU, EXCRETED_HU, EXCRETED_SHARE = (-5, 25), (150, 900), 0.15
+MEDULLA_HU = ((-45, 15), (-125, -45), (-5, 5), (-10, 15))
+PELVIS_HU, EXCRETED_HU, EXCRETED_SHARES = (-5, 25), (150, 900), (0.15, 0.15, 0.15, 0.8)
+BLADDER_SHARES = (0.15, 0.0, 0.0, 0.6)  # with contrast in the bladder
 CORTEX_MM, PELVIS_SHARE = 6.0, 0.7
 # This part of the scans has organs of any density nearby: disease, and protocols that the table does not know.
 ODD_SHARE, ODD_HU = 0.3, 22.0
@@ -88,9 +90,9 @@ def painted(tissues: Tissues, metal: Tensor, canvas: Canvas) -> Tensor:
 def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and texture in HU for the 256 codes, of one of `PHASES`: all tissues enhance together."""
     mean, texture = ct_priors(rng)
-    strength = float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.35)) if phase < 2 else 1.0
+    strength = float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.35)) if phase != PLAIN else 1.0
     for codes, figures in HOUNSFIELD.items():
-        (middle, spread), plain = figures[phase], figures[2][0]
+        (middle, spread), plain = figures[phase], figures[PLAIN][0]
         mean[list(codes)] = plain + strength * (middle - plain) + rng.normal(0, spread)
     if rng.random() < ODD_SHARE:
         organs = slice(organ(1), organ(LAST_ORGAN) + 1)
@@ -99,7 +101,8 @@ def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
         mean[TUMOUR] = rng.uniform(*MUCUS_HU)
     mean[NECROSIS] = min(rng.uniform(*NECROSIS_HU), mean[TUMOUR] - 8)
     mean[MESENTERY] = mean[FAT] + rng.normal(4, 5)
-    mean[BLADDER] = rng.uniform(-5, 20) if phase or rng.random() < 0.85 else rng.uniform(100, 500)
+    filled = rng.random() < BLADDER_SHARES[phase]
+    mean[BLADDER] = rng.uniform(100, 500) if filled else rng.uniform(-5, 20)
     texture[[WALL, OTHER_WALL, NODE, VESSEL]] = rng.uniform(4, 14)
     texture[[TUMOUR, NECROSIS]] = rng.uniform(4, 18)
     texture[MESENTERY] = texture[FAT]
@@ -113,7 +116,7 @@ def _with_kidneys(image: Tensor, codes: Tensor, phase: int, canvas: Canvas) -> T
     within = blur(kidney.float(), CORTEX_MM / canvas.spacing) + 0.07 * canvas.smooth_noise(1, 9.0)[0]
     image = torch.where(kidney & (within > 0.72), image + rng.uniform(*MEDULLA_HU[phase]), image)
     if rng.random() < PELVIS_SHARE:
-        filling = EXCRETED_HU if rng.random() < EXCRETED_SHARE else PELVIS_HU
+        filling = EXCRETED_HU if rng.random() < EXCRETED_SHARES[phase] else PELVIS_HU
         image = torch.where(kidney & (within > rng.uniform(0.86, 0.97)), rng.uniform(*filling), image)
     return image
 

@@ -23,11 +23,11 @@ LARGEST_OUTWARD_MM = 8.0
 SHRINK, WALL, LEVEL, FILLING, MOTTLE, FOLDS, STRANDS = range(7)
 ROWS = 7
 # Share of each content along the large bowel: unprepared, prepared as for colonography, with contrast by mouth or anus.
-CONTENTS = ("gas", "gas over fluid", "stool", "paste", "contrast", "fluid", "collapsed")
+CONTENTS = ("gas", "gas over fluid", "gas over paste", "stool", "paste", "contrast", "fluid", "collapsed")
 PREPARATIONS = {
-    "none": (0.20, 0.06, 0.40, 0.08, 0.0, 0.04, 0.22),
-    "prepared": (0.55, 0.25, 0.04, 0.0, 0.0, 0.06, 0.10),
-    "contrast": (0.20, 0.10, 0.10, 0.02, 0.38, 0.05, 0.15),
+    "none": (0.16, 0.06, 0.08, 0.32, 0.13, 0.0, 0.04, 0.21),
+    "prepared": (0.55, 0.25, 0.0, 0.04, 0.0, 0.0, 0.06, 0.10),
+    "contrast": (0.17, 0.10, 0.03, 0.10, 0.03, 0.37, 0.05, 0.15),
 }
 PREPARATION_SHARES = (0.6, 0.2, 0.2)
 
@@ -191,6 +191,7 @@ def _fill(
     level, filling, mottle = {
         "gas": (rng.uniform(-0.1, 0.15), rng.uniform(0, 60), rng.uniform(0, 0.3)),
         "gas over fluid": (rng.uniform(0.25, 0.75), rng.uniform(0, 40), 0.0),
+        "gas over paste": (rng.uniform(0.3, 0.85), rng.uniform(25, 80), rng.uniform(0, 0.04)),
         "stool": (rng.uniform(0.7, 1.3), rng.uniform(10, 90), rng.uniform(0.05, 0.6)),
         "paste": (rng.uniform(0.8, 1.3), rng.uniform(25, 80), rng.uniform(0, 0.05)),
         "contrast": (rng.uniform(0.5, 1.3), contrast, rng.choice((0.0, rng.uniform(0, 0.4)))),
