@@ -9,8 +9,9 @@ TORCH ?= torch==2.13.0
 demo: .venv/installed
 	$(BIN)/python Docs/demo.py demo
 
+# Two files at a time, each on one core: most of their time is waiting for processes to start.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
