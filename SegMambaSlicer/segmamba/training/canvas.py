@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segmamba.training.filters import upload
+
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
@@ -51,10 +53,7 @@ class Canvas:
 
     def upload(self, values: np.ndarray) -> Tensor:
         """Return float32 values on the device."""
-        tensor = torch.from_numpy(values).float()
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # from other memory the copy would wait until the GPU is done
-        return tensor.to(self.device, non_blocking=True)
+        return upload(values, self.device)
 
     def members(self, codes: Iterable[int]) -> Tensor:
         """Return a table of 256 truth values: whether a code is one of ``codes``."""
