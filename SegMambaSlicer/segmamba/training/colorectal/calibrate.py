@@ -26,7 +26,7 @@ from segmamba.training.colorectal.codes import TUMOUR_LABEL
 from segmamba.training.colorectal.evaluate import answered_logits, tumours_found
 from segmamba.training.config import Config, read_config
 
-AMOUNTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+AMOUNTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 LAST_BIAS = "out.conv.conv.bias"
 
 
