@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage, special
+from scipy import special
 
 from segmamba.device import cpu_precision
 from segmamba.errors import Cancelled, ModelError
@@ -23,6 +23,7 @@ from segmamba.resources import SHAPES, resource_root
 from segmamba.sliding_window import predict
 from segmamba.spine.decode import Column, decode, decode_fine, with_cut_ends
 from segmamba.spine.levels import level_name
+from segmamba.spine.nearest import nearest_labels
 from segmamba.spine.refine import refine
 from segmamba.spine.shape_model import load_shapes
 from segmamba.volume import Volume
@@ -242,10 +243,11 @@ def spread(labels: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, tuple[int,
     box = bounding_box(amount > 0) if len(values) > 1 else None
     if box is not None:
         amount, labels, inner = amount[box], labels[box], probabilities[(slice(None), *box)]
-        nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+        owners = labels.copy()
+        free = np.nonzero((amount > 0) & (labels == 0))
+        owners[free] = nearest_labels(labels, np.stack(free, axis=1))[0]
         bone_voxels = np.nonzero(amount)
-        owners = labels[tuple(axis[bone_voxels] for axis in nearest)]
-        inner[(np.searchsorted(values, owners), *bone_voxels)] = amount[bone_voxels]
+        inner[(np.searchsorted(values, owners[bone_voxels]), *bone_voxels)] = amount[bone_voxels]
         inner[0] = 1 - amount
     return probabilities, values
 

@@ -11,6 +11,7 @@ from segmamba.labelmap import bounding_box
 from segmamba.spine.chain import Numbering, number
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
 from segmamba.spine.levels import C1, L5, L6, SACRUM, distance_by_volume
+from segmamba.spine.nearest import nearest_labels
 
 VERTEBRA_CHANNEL, SACRUM_CHANNEL = 1, 2
 PROBABLE = 0.5
@@ -211,10 +212,10 @@ def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.nda
         return found
     box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in place)
     labels = instances.labels[box]
-    distance, nearest = ndimage.distance_transform_edt(labels == 0, sampling=spacing_mm, return_indices=True)
-    near = (rib[box] > PROBABLE) & (distance <= RIB_NEAR_MM) & (labels == 0)
-    owners = labels[tuple(axis[near] for axis in nearest)]
-    return np.bincount(owners, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
+    ribs = np.argwhere((rib[box] > PROBABLE) & (labels == 0))
+    owners, distances = nearest_labels(labels, ribs)
+    near = owners[distances * spacing_mm <= RIB_NEAR_MM]
+    return np.bincount(near, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
 
 
 def _most_probable_vertebra(probabilities: np.ndarray) -> np.ndarray:
