@@ -248,7 +248,7 @@ def test_a_kidney_has_a_medulla_within_its_cortex() -> None:
         image = painted(tissues, torch.zeros((0, 3)), canvas)
         cortex, medulla = image[12, 12, 5:7].mean(), image[9:15, 9:15, 8].mean()
         differences.append(float(cortex - medulla))
-    assert np.quantile(differences, 0.95) > 60  # arterial
+    assert np.quantile(differences, 0.9) > 60  # arterial
     assert 0.1 < np.mean(np.abs(differences) < 20) < 0.6  # plain
     assert np.min(differences) < -100  # contrast in its pelvis
 

@@ -25,8 +25,10 @@ def blur(image: Tensor, sigma: float) -> Tensor:
     radius = max(1, int(np.ceil(2.5 * sigma)))
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     kernel /= kernel.sum()
-    matrices = {n: ndimage.correlate1d(np.eye(n), kernel, axis=0, mode="nearest") for n in set(image.shape)}
-    along = {n: upload(matrix, image.device) for n, matrix in matrices.items()}
+    along = {
+        n: upload(ndimage.correlate1d(np.eye(n), kernel, axis=0, mode="nearest"), image.device)
+        for n in set(image.shape)
+    }
     depth, height, width = image.shape
     image = along[height] @ image @ along[width].T
     return (along[depth] @ image.reshape(depth, -1)).view(depth, height, width)

@@ -44,9 +44,8 @@ class Recorded:
 
     def __init__(self, compute: Objective) -> None:
         self.compute = compute
-        self._tried = False
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._batch: list[Tensor] = []
+        self._batch: list[Tensor] = []  # what is recorded reads this one
         self._loss = torch.empty(0)
 
     @property
@@ -56,8 +55,7 @@ class Recorded:
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """Return the loss of a batch and leave its gradients in the network."""
-        if not self._tried:
-            self._tried = True
+        if not self._batch:
             self._record(batch)
         if self._graph is None:
             return self.compute(*batch)

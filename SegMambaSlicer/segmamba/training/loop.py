@@ -77,6 +77,11 @@ class Run:
             self._load()
 
     @property
+    def compiles(self) -> bool:
+        """Whether network and loss are compiled; the scan for the processor cannot be."""
+        return self.config.compile and self.device.type == "cuda"
+
+    @property
     def state_path(self) -> Path:
         """What the run goes on from."""
         return self.folder / "state.pt"
@@ -220,16 +225,13 @@ def make_objective(run: Run) -> Objective:
     def objective(image: Tensor, *targets: Tensor) -> Tensor:
         return loss(network(image), *targets)
 
-    # The scan for the processor cannot be compiled.
-    if not run.config.compile or run.device.type != "cuda":
-        return objective
-    return torch.compile(objective, fullgraph=True, dynamic=False)
+    return torch.compile(objective, fullgraph=True, dynamic=False) if run.compiles else objective
 
 
 def make_gradients(run: Run) -> Objective:
     """Return the function from a batch to its loss that leaves the gradients; recorded where it is compiled."""
     compute = gradients_of(make_objective(run), run.network, run.device)
-    return Recorded(compute) if run.config.compile and run.device.type == "cuda" else compute
+    return Recorded(compute) if run.compiles else compute
 
 
 def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:

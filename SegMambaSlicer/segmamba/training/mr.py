@@ -43,11 +43,9 @@ def cut_to_slab(codes: Tensor, canvas: Canvas) -> Tensor:
         return codes
     kept = int(rng.uniform(*SLAB_MM) / canvas.spacing)
     first = int(width / 2 + rng.normal(0, 8 / canvas.spacing) - kept / 2)
-    outside = torch.ones(width, dtype=torch.bool)
-    outside[max(0, first) : max(0, first + kept)] = False
-    if canvas.device.type == "cuda":
-        outside = outside.pin_memory()
-    return codes.masked_fill(outside.to(canvas.device, non_blocking=True), OUTSIDE)
+    outside = np.ones(width)
+    outside[max(0, first) : max(0, first + kept)] = 0
+    return codes.masked_fill(canvas.upload(outside) > 0, OUTSIDE)
 
 
 def _scanned(image: Tensor, codes: Tensor, canvas: Canvas) -> Tensor:
