@@ -52,6 +52,7 @@ def run(request: Request) -> dict[str, object]:
     told = forecast(read_volume(request.input), requested_model(request), request.options)
     made, seconds = report["run"], report["timings_s"]
     flips = 2 ** len(made["mirror_axes"])
+    on_gpu = made["device"].startswith("cuda")
     figures: dict[str, object] = {
         "volume": report["volume"]["size"],
         "model grid": made["model_grid"]["size"],
@@ -64,12 +65,13 @@ def run(request: Request) -> dict[str, object]:
         "predict, processor s": round(spent[-1] - spent[0], 1),
         "fine windows": made["fine"]["windows"] if "fine" in made else None,
         "peak memory GiB": peak,
-        "forecast GiB": round(told.memory / 2**30, 2),
+        "forecast GiB": round((told.memory_beside_gpu if on_gpu else told.memory) / 2**30, 2),
         "forecast work": told.work,
     }
-    if made["device"].startswith("cuda"):
+    if on_gpu:
         import torch
 
+        figures["forecast GPU GiB"] = round(told.device_memory / 2**30, 2)
         figures["peak GPU memory GiB"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
     return figures
 

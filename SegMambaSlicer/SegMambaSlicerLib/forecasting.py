@@ -87,7 +87,7 @@ class ForecastSection:
             told = self._forecast()
         except SegMambaError as error:
             return str(error)
-        text, hopeless = memoryProblem(told.memory, *system_memory())
+        text, hopeless = memoryProblem(self._mainMemory(told), *system_memory())
         return text if hopeless else ""
 
     def learn(self, report: dict[str, Any], device: str) -> None:
@@ -110,7 +110,7 @@ class ForecastSection:
             told = self._forecast()
         except SegMambaError as error:
             return str(error), True
-        need, (total, free) = told.memory, system_memory()
+        need, (total, free) = self._mainMemory(told), system_memory()
         shortage, _hopeless = memoryProblem(need, total, free)
         gpu = self._devices.gpuMemory
         if gpu is not None:
@@ -118,6 +118,10 @@ class ForecastSection:
             shortage = gpuProblem(told.window_memory, need, free) or shortage
         known = slicer.util.settingsValue(_key(self.models.model.id, self._devices.device), None, float)
         return f"{forecastText(told, need, free, known)} {shortage}".strip(), bool(shortage)
+
+    def _mainMemory(self, told: Forecast) -> int:
+        """Return the bytes of main memory that a run on the chosen device takes."""
+        return told.memory if self._devices.gpuMemory is None else told.memory_beside_gpu
 
     def _forecast(self) -> Forecast:
         volumeNode, roiNode = self.parameters.inputVolume, self.parameters.roi

@@ -15,6 +15,8 @@ from segmamba.windows import window_count
 FLOAT = 4
 # Python and torch; measured, as all figures here (Docs/speed.md).
 BASE_MEMORY = 0.35 * 2**30
+# CUDA's libraries and context.
+CUDA_MEMORY = 1.1 * 2**30
 # Per voxel of the input, beside the volume itself: what smoothing and resampling take (13 for an oblique volume).
 PREPARING = 9
 # What is made of the answer of the first of two stages, in channels of its size.
@@ -39,8 +41,9 @@ class Forecast:
         The time of the networks, in windows of the first stage: those of a second one are estimated from the height
         of the grid.
     memory : int
-        Bytes of main memory that the worker needs on the processor, in bfloat16. On a GPU it is somewhat less: the
-        answer comes to main memory there too.
+        Bytes of main memory that the worker needs on the processor, in bfloat16.
+    memory_beside_gpu : int
+        The same where a CUDA GPU runs the networks.
     window_memory : int
         Bytes that a window needs on a GPU; 0 where the manifest does not tell.
     device_memory : int
@@ -51,6 +54,7 @@ class Forecast:
     windows: int
     work: float
     memory: int
+    memory_beside_gpu: int
     window_memory: int
     device_memory: int
 
@@ -79,18 +83,24 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     mirrorings = 2 ** len(model.mirror_axes) if options.mirror else 1
     window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
     windows = window_count(size[::-1], model.patch, overlap)
+    memory, beside_gpu = (
+        main_memory(model, size, windows, input_voxels or volume.array.size, gpu) for gpu in (False, True)
+    )
     return Forecast(
         size,
         mirrorings * windows,
         mirrorings * windows + FINE_TIME * fine_windows(size, model, options),
-        main_memory(model, size, windows, input_voxels or volume.array.size),
+        memory,
+        beside_gpu,
         window_memory,
         window_memory + _channel(model, size) * _answer(model) if window_memory else 0,
     )
 
 
-def main_memory(model: Model, size: tuple[int, int, int], windows: int, input_voxels: int) -> int:
-    """Return the bytes of main memory that a run takes at its peak on the processor, in bfloat16.
+def main_memory(
+    model: Model, size: tuple[int, int, int], windows: int, input_voxels: int, beside_gpu: bool = False
+) -> int:
+    """Return the bytes of main memory that a run takes at its peak, on the processor in bfloat16.
 
     Parameters
     ----------
@@ -102,9 +112,12 @@ def main_memory(model: Model, size: tuple[int, int, int], windows: int, input_vo
         Over that grid.
     input_voxels : int
         Of the volume.
+    beside_gpu : bool
+        A CUDA GPU runs the networks: the windows' maps are there, but the answer comes to main memory.
     """
     channel = _channel(model, size)
-    running = (model.entry.get("main_memory_gib") or 0) * 2**30
+    running = 0 if beside_gpu else (model.entry.get("main_memory_gib") or 0) * 2**30
+    base = BASE_MEMORY + (CUDA_MEMORY if beside_gpu else 0)
     if windows > 1:
         # Beside a window's maps: the answer, and the sum of the windows in a ring of a window's length.
         length, width = max((max(pair), pair[1]) for pair in zip(size, reversed(model.patch), strict=True))
@@ -112,7 +125,7 @@ def main_memory(model: Model, size: tuple[int, int, int], windows: int, input_vo
         running = answer + max(running + answer * width / length, channel * BESIDE_FIRST_ANSWER)
     running += channel * len(model.preprocessing.channels)
     weights = FLOAT * (model.entry.get("parameters") or 0)
-    return round(BASE_MEMORY + weights + FLOAT * input_voxels + max(PREPARING * input_voxels, running))
+    return round(base + weights + FLOAT * input_voxels + max(PREPARING * input_voxels, running))
 
 
 def fine_windows(size: tuple[int, int, int], model: Model, options: Options) -> int:

@@ -103,14 +103,22 @@ def test_forecasting_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
 
 
-RESULTS = REPOSITORY / "benchmarks/results/2026-11-28-cost-intel-xeon-processor.json"
-MEASURED = json.loads(RESULTS.read_text())["rows"]
+def measured(machine: str) -> list[dict[str, Any]]:
+    path = REPOSITORY / f"benchmarks/results/2026-11-28-cost-{machine}.json"
+    return list(json.loads(path.read_text())["rows"])
 
 
-@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["case"])
+MEASURED = measured("intel-xeon-processor")
+MEASURED_ON_GPU = measured("nvidia-h200")
+
+
+@pytest.mark.parametrize(
+    "row", [*MEASURED, *MEASURED_ON_GPU], ids=lambda row: f"{row['case']} {row['model']} {row['device']}"
+)
 def test_the_forecast_of_main_memory_is_within_a_fifth_of_what_was_measured(row: dict[str, Any]) -> None:
     model = load_manifest().model(row["model"])
-    told = main_memory(model, tuple(row["model grid"]), row["windows"], int(np.prod(row["volume"])))
+    voxels, beside_gpu = int(np.prod(row["volume"])), row in MEASURED_ON_GPU
+    told = main_memory(model, tuple(row["model grid"]), row["windows"], voxels, beside_gpu)
     assert told / 2**30 == pytest.approx(row["peak memory GiB"], rel=0.2)
 
 
