@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import monai_peer  # noqa: E402
 from failure_page import Picture, draw, worst_slice  # noqa: E402
 
+from segmamba.certainty import leave_unsure  # noqa: E402
 from segmamba.device import cpu_precision  # noqa: E402
 from segmamba.evaluation.metrics import dice_of_all, overlap_table, table_dice  # noqa: E402
 from segmamba.labelmap import whole_file  # noqa: E402
@@ -104,13 +105,15 @@ class Subject:
     config: Config
     overlap: float
     mirror: tuple[int, ...] = ()
+    least_lead: float = 0.0
 
     def labels(self, image: torch.Tensor, fill: Sequence[float] | None = None) -> np.ndarray:
         """Return the most probable class (z, y, x), uint8, of a network's input (channels, z, y, x)."""
         device = next(self.network.parameters()).device
         dtype = torch.bfloat16 if device.type == "cuda" else getattr(torch, cpu_precision())
         patch = self.config.patch
-        answer = predict(self.network, image, patch, self.overlap, device, dtype, self.mirror, fill=fill, softmax=False)
+        answer = predict(self.network, image, patch, self.overlap, device, dtype, self.mirror, fill=fill)
+        leave_unsure(answer, TUMOUR_LABEL, self.least_lead)
         return answer.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
@@ -122,7 +125,7 @@ def trained(config: Config, weights: Path | None) -> nn.Module:
 
 
 def on_synthetic(subject: Subject, file: Path) -> tuple[dict[str, Any], Picture]:
-    """Return the figures of one painted scan, without any post-processing, and a picture of its worst slice."""
+    """Return the figures of one painted scan, without other post-processing, and a picture of its worst slice."""
     config = subject.config
     intensities, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
     start = time.monotonic()
@@ -154,8 +157,8 @@ def of_all(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any], list[Picture]]:
     """Return the figures of a real CT of a patient without a tumour, and pictures of its worst slices.
 
-    The input is what the product makes of the CT; nothing is post-processed. TotalSegmentator's colon has the rectum
-    in it, and wall and contents, so our three labels together are compared with it.
+    The input is what the product makes of the CT; nothing else is post-processed. TotalSegmentator's colon has the
+    rectum in it, and wall and contents, so our three labels together are compared with it.
     """
     config, volume = subject.config, read_volume(image)
     grid_of = Preprocessing("LPS", (config.spacing,) * 3, "linear", -500.0, -1024.0, config.channels)
@@ -222,7 +225,7 @@ def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndar
 def measure(options: argparse.Namespace, config: Config) -> None:
     """Print the figures of all scans and CTs, and draw the worst."""
     mirror = (LEFT_RIGHT,) if options.mirror else ()
-    subject = Subject(trained(config, options.weights), config, options.overlap, mirror)
+    subject = Subject(trained(config, options.weights), config, options.overlap, mirror, options.least_lead)
     start = {"variant": options.variant, "parameters": parameter_count(subject.network)}
 
     def tell(entry: dict[str, Any]) -> None:
@@ -299,6 +302,9 @@ def parsed() -> argparse.Namespace:
             command.add_argument("--weights", type=Path, help="in place of those of the run's folder")
             command.add_argument("--overlap", type=float, default=0.5, help="of the windows (0.25 is half the work)")
             command.add_argument("--mirror", action="store_true", help="average over the mirrored scan")
+            command.add_argument(
+                "--least-lead", type=float, default=0.0, help="of a tumour's logit, as in the manifest (0)"
+            )
             command.add_argument("--most", type=int, help="number of painted scans, the first ones")
             command.add_argument("--output", type=Path, help="file that the lines are added to")
             command.add_argument("--pictures", type=Path, metavar="PAGE.png", help="of the worst scans")

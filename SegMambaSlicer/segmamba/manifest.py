@@ -127,6 +127,22 @@ class FineStage:
 
 
 @dataclass(frozen=True)
+class Certainty:
+    """How sure a network must be of a structure; see `segmamba.certainty`.
+
+    Attributes
+    ----------
+    value : int
+        Label value of the structure.
+    lead : float
+        A piece of it is left to what is second there, unless its logit leads all others by this much somewhere.
+    """
+
+    value: int
+    lead: float
+
+
+@dataclass(frozen=True)
 class ModelFile:
     """One file of a model. ``size`` (bytes) and ``sha256`` are None where they are not known.
 
@@ -166,6 +182,7 @@ class Model(ListedModel):
     """An entry that this version can segment with.
 
     ``interpolates_logits``: on the way back to the volume logits are interpolated, not probabilities.
+    ``certainty``: part of the post-processing, as ``keep``.
     """
 
     labels: tuple[Label, ...]
@@ -178,6 +195,7 @@ class Model(ListedModel):
     fine: FineStage | None = None
     mr_preprocessing: Preprocessing | None = None
     interpolates_logits: bool = False
+    certainty: Certainty | None = None
 
     @property
     def caution(self) -> str | None:
@@ -352,6 +370,7 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
         fine=_fine(entry["fine"]) if entry.get("fine") else None,
         mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
         interpolates_logits=entry.get("interpolated") == "logits",
+        certainty=Certainty(**entry["certainty"]) if entry.get("certainty") else None,
     )
 
 

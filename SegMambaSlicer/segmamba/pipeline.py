@@ -17,6 +17,7 @@ import torch
 
 from segmamba import report as reporting
 from segmamba import scan, store, vertebrae
+from segmamba.certainty import leave_unsure
 from segmamba.device import Device, choose_device
 from segmamba.errors import Cancelled, DeviceError
 from segmamba.grid import Box, ModelGrid
@@ -195,6 +196,8 @@ def _predict(
         softmax=not model.interpolates_logits,
         devices=devices,
     )
+    if options.keep and model.certainty is not None:
+        leave_unsure(probabilities, model.channel_values.index(model.certainty.value), model.certainty.lead)
     return vertebrae.Drawn(probabilities, model.channel_values, grid, grid, {}, tuple(devices))
 
 
@@ -297,6 +300,7 @@ def _describe_run(
         "mirror_axes": list(model.mirror_axes) if options.mirror else [],
         "refine": list(model.refinement) if options.refine else [],
         "keep": model.keep if options.keep else KEEP_ALL,
+        "certainty": asdict(model.certainty) if options.keep and model.certainty else None,
         "options": asdict(options),
     }
     if model.fine is not None and len(passes) > 1:

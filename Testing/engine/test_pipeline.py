@@ -16,7 +16,7 @@ from phantoms import STRAIGHT, phantom
 from segmamba import pipeline, vertebrae
 from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
 from segmamba.grid import model_grid
-from segmamba.manifest import FineStage, Model, load_manifest
+from segmamba.manifest import Certainty, FineStage, Model, load_manifest
 from segmamba.request import Options
 from segmamba.volume import Volume
 from segmamba.windows import window_count
@@ -134,6 +134,19 @@ def test_refinement_and_post_processing_are_chosen_apart_and_reported(
         run = segment(volume, two, manifest_path.parent, refine=refine, keep=keep).report["run"]
         assert (run["refine"], run["keep"]) == (steps, rule)
         assert asked[-1] == refine
+
+
+def test_what_the_network_is_nowhere_sure_of_is_left_to_what_is_second_unless_nothing_is_post_processed(
+    volume: Volume, model: Model, manifest_path: Path
+) -> None:
+    plain = segment(volume, model, manifest_path.parent)
+    value = int(np.unique(plain.labels)[-1])
+    sceptical = replace(model, certainty=Certainty(value, 50.0))
+    sure, all_of_it = (segment(volume, sceptical, manifest_path.parent, keep=keep) for keep in (True, False))
+    assert value not in sure.labels and np.array_equal(all_of_it.labels, plain.labels)
+    assert (sure.labels[plain.labels == value] > 0).any()
+    assert sure.report["run"]["certainty"] == {"value": value, "lead": 50.0}
+    assert all_of_it.report["run"]["certainty"] is None is plain.report["run"]["certainty"]
 
 
 def test_the_reports_volumes_are_those_of_the_labels(result: pipeline.Result) -> None:

@@ -1,8 +1,9 @@
 """How sure a network must be before it says tumour: ``python -m segmamba.training.colorectal.calibrate``.
 
 Trained on crops of which most hold a tumour, a network sees too many in whole scans. Painted scans of the training's
-own anatomies (`benchmarks/colorectal.py paint`) tell by how much its logit of a tumour has to be lowered until there
-are few false ones; the amount is taken off the bias of its last layer, so that whoever runs it need not know.
+own anatomies (`benchmarks/colorectal.py paint`) tell how far the logit of a tumour must lead somewhere in a piece
+(`segmamba.certainty`): so far that F0.5 is best, in which precision weighs twice as much as sensitivity, for a false
+tumour is the worse error of a demonstration. A model's manifest entry has that figure.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
+import numpy as np
 
+from segmamba.certainty import lead, pieces_and_peaks
 from segmamba.device import choose_device
 from segmamba.errors import InputError, SegMambaError
-from segmamba.labelmap import bounding_box, check_output, whole_file
+from segmamba.labelmap import bounding_box
 from segmamba.networks import build_network
-from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
+from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.training.arrays import read_arrays
 from segmamba.training.colorectal.codes import TUMOUR_LABEL
 from segmamba.training.colorectal.evaluate import answered_logits, tumours_found
 from segmamba.training.config import Config, read_config
 
-AMOUNTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
-LAST_BIAS = "out.conv.conv.bias"
+LEADS = tuple(map(float, range(16)))
+BETA = 0.5
 
 
-def calibrate(config: Config, weights: Path, scans: Sequence[Path], most_false: float) -> tuple[nn.Module, list[dict]]:
-    """Return the network with the smallest of `AMOUNTS` off its tumours' bias that is enough, and the figures of all.
+def calibrate(config: Config, weights: Path, scans: Sequence[Path]) -> list[dict]:
+    """Return for each of `LEADS` the tumours that are found where pieces must reach it, and the false ones.
 
     Parameters
     ----------
@@ -41,15 +42,12 @@ def calibrate(config: Config, weights: Path, scans: Sequence[Path], most_false: 
         Its result.
     scans : sequence of Path
         Painted scans, ``.npz``, none of a held-out subject.
-    most_false : float
-        False tumours over 1 mL a scan that are allowed. Where no amount is enough, the largest is taken.
 
     Returns
     -------
-    network : Module
-    rows : list of dict
-        For each amount ``lowered``, ``tumours``, ``found`` and ``false_tumours`` of all scans, as `tumours_found`
-        counts them, and whether it was ``taken``.
+    list of dict
+        For each lead ``lead``, ``tumours``, ``found`` and ``false_tumours`` of all scans, as `tumours_found` counts
+        them, ``f`` (see `f_score`), and whether it is ``taken``: the smallest with the best one.
 
     Raises
     ------
@@ -64,26 +62,27 @@ def calibrate(config: Config, weights: Path, scans: Sequence[Path], most_false: 
     load_weights(network, load_state_dict(weights))
     device = choose_device(config.device)
     network.to(device.name)
-    counts: dict[float, dict[str, int]] = {amount: {} for amount in AMOUNTS}
+    counts: dict[float, dict[str, int]] = {least: {} for least in LEADS}
     for file in scans:
         image, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
         logits = answered_logits(network, image, config.channels, config.patch, device.dtype)
-        lead = tumour_lead(logits).cpu().numpy()
-        box = bounding_box((lead > 0) | (reference == TUMOUR_LABEL)) or (slice(0, 0),) * 3
-        for amount in AMOUNTS:
-            ours = TUMOUR_LABEL * (lead[box] > amount)
+        leads = lead(logits.softmax(dim=0), TUMOUR_LABEL).cpu().numpy()
+        box = bounding_box((leads > 0) | (reference == TUMOUR_LABEL)) or (slice(0, 0),) * 3
+        pieces, peaks = pieces_and_peaks(leads[box])
+        for least in LEADS:
+            ours = np.where((peaks >= least)[pieces], TUMOUR_LABEL, 0)
             for name, count in tumours_found(ours, reference[box], config.spacing).items():
-                counts[amount][name] = counts[amount].get(name, 0) + count
-    allowed = most_false * len(scans)
-    taken = next((amount for amount in AMOUNTS if counts[amount]["false_tumours"] <= allowed), AMOUNTS[-1])
-    network.get_parameter(LAST_BIAS).data[TUMOUR_LABEL] -= taken
-    return network, [{"lowered": amount, **row, "taken": amount == taken} for amount, row in counts.items()]
+                counts[least][name] = counts[least].get(name, 0) + count
+    scores = {least: f_score(**row) for least, row in counts.items()}
+    taken = max(scores, key=lambda least: scores[least])
+    return [
+        {"lead": least, **row, "f": round(scores[least], 3), "taken": least == taken} for least, row in counts.items()
+    ]
 
 
-def tumour_lead(logits: torch.Tensor) -> torch.Tensor:
-    """Return by how much the logit of a tumour leads those of all other classes, (z, y, x) of (classes, z, y, x)."""
-    others = torch.cat([logits[:TUMOUR_LABEL], logits[TUMOUR_LABEL + 1 :]]).amax(dim=0)
-    return logits[TUMOUR_LABEL] - others
+def f_score(tumours: int, found: int, false_tumours: int) -> float:
+    """Return F0.5 of the detection (van Rijsbergen, Information Retrieval, 1979), from 0, where none is found, to 1."""
+    return (1 + BETA**2) * found / (BETA**2 * tumours + found + false_tumours) if found else 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,15 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the training's configuration")
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="the training's result")
     parser.add_argument("scans", type=Path, metavar="SCANS", help="folder of painted scans, none of a held-out subject")
-    parser.add_argument("output", type=Path, metavar="OUT.safetensors")
-    parser.add_argument("--most-false", type=float, default=0.5, help="false tumours over 1 mL a scan (0.5)")
     options = parser.parse_args(arguments)
     try:
-        check_output(options.output, (".safetensors",))
         scans = sorted(options.scans.glob("*.npz"))
-        network, rows = calibrate(read_config(options.config), options.weights, scans, options.most_false)
-        with whole_file(options.output, (".safetensors",)) as file:
-            save_safetensors(network.cpu(), file)
+        rows = calibrate(read_config(options.config), options.weights, scans)
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
