@@ -14,8 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from segmamba.labelmap import bounding_box
-
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
+from segmamba.postprocess import TOUCHING
 
 
 def lead(probabilities: Tensor, channel: int) -> Tensor:

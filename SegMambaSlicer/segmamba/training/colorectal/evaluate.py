@@ -12,12 +12,12 @@ from torch import nn
 
 from segmamba.evaluation.metrics import overlap_table, table_dice
 from segmamba.manifest import Channel
+from segmamba.postprocess import TOUCHING
 from segmamba.sliding_window import predict
 from segmamba.training.arrays import read_arrays
 from segmamba.training.colorectal.codes import LABELS, TUMOUR_LABEL
 from segmamba.training.synthesis import normalised
 
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
 # A tumour is found where at least this part of it is labelled tumour.
 FOUND = 0.1
 COUNTED_ML = 1.0
