@@ -100,6 +100,7 @@ def write_bowel_model(folder: Path) -> Path:
         "label_set": "colorectal",
         "channel_values": [0, 1, 2, 3],
         "keep": "bowel",
+        "certainty": {"value": 1, "lead": 0.1},
         "caution": CAUTION,
     }
     manifest = folder / "bowel.json"
