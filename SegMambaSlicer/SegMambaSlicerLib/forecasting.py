@@ -120,8 +120,10 @@ class ForecastSection:
         return f"{forecastText(told, need, free, known)} {shortage}".strip(), bool(shortage)
 
     def _mainMemory(self, told: Forecast) -> int:
-        """Return the bytes of main memory that a run on the chosen device takes."""
-        return told.memory if self._devices.gpuMemory is None else told.memory_beside_gpu
+        """Return the bytes of main memory that a run takes where it will run: of a GPU without room, not there."""
+        gpu = self._devices.gpuMemory
+        on_gpu = gpu is not None and (gpu >= told.window_memory or self._devices.device != "auto")
+        return told.memory_beside_gpu if on_gpu else told.memory
 
     def _forecast(self) -> Forecast:
         volumeNode, roiNode = self.parameters.inputVolume, self.parameters.roi

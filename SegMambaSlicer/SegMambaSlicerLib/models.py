@@ -25,8 +25,8 @@ QUALITIES: dict[str, tuple[float | None, bool]] = {
 KEEP_TIPS = {
     "largest_column": _("Drop what is not connected to the largest column of vertebrae and is no piece of it."),
     "bowel": _(
-        "Drop pieces in the lungs, give tumours that the network is nowhere sure of to what is second there and pieces "
-        "under 0.2 mL to the structure that they touch most, and fill small holes."
+        "Relabel tumours that the network is nowhere sure of as what is next likely there, drop pieces in the lungs, "
+        "give those under 0.2 mL to the structure that they touch most, and fill small holes."
     ),
 }
 QUALITY_TITLES = {

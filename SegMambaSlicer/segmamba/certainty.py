@@ -16,6 +16,9 @@ from torch import Tensor
 from segmamba.labelmap import bounding_box
 from segmamba.postprocess import TOUCHING
 
+# A GPU computes this many slices at a time: beside the answer and the recorded networks there may be little memory.
+SLAB = 16
+
 
 def lead(probabilities: Tensor, channel: int) -> Tensor:
     """Return by how much the logit of a class leads those of all others: (z, y, x) of (classes, z, y, x).
@@ -44,7 +47,8 @@ def leave_unsure(probabilities: Tensor, channel: int, least: float) -> None:
     """Leave each piece of a class in which its lead is nowhere ``least`` to what is second there, in place.
 
     The class keeps its probability in the other pieces and in the voxels next to them, and has none elsewhere: or
-    between two voxels where it is second, interpolation could make it the first.
+    between two voxels where it is second, interpolation could make it the first. What the others are then is their
+    probability if it is not this class.
 
     Parameters
     ----------
@@ -55,8 +59,10 @@ def leave_unsure(probabilities: Tensor, channel: int, least: float) -> None:
     least : float
         Lead of its logit before all others that a piece must reach in one voxel at least.
     """
-    pieces, peaks = pieces_and_peaks(lead(probabilities, channel).cpu().numpy())
+    slabs = probabilities.split(SLAB, dim=1)
+    pieces, peaks = pieces_and_peaks(torch.cat([lead(slab, channel).cpu() for slab in slabs]).numpy())
     near = ndimage.binary_dilation((peaks >= least)[pieces], TOUCHING)
-    elsewhere = torch.from_numpy(~near).to(probabilities.device)
-    probabilities[channel].masked_fill_(elsewhere, 0.0)
-    probabilities /= torch.where(elsewhere, probabilities.sum(dim=0), 1.0)
+    for slab, part in zip(slabs, torch.from_numpy(~near).split(SLAB), strict=True):
+        elsewhere = part.to(slab.device)
+        slab[channel].masked_fill_(elsewhere, 0.0)
+        slab /= torch.where(elsewhere, slab.sum(dim=0), 1.0)

@@ -24,7 +24,7 @@ def add_model_options(parser: Any) -> None:
     parser.add_argument("--mirror", action="store_true", help="average over mirrored copies: slower, a little better")
     parser.add_argument("--overlap", type=float, metavar="PART", help="overlap of windows, 0 to 0.9")
     parser.add_argument("--no-refine", action="store_true", help="do not refine the masks by the shapes of vertebrae")
-    text = "keep also what is not part of the column, or a small piece of bowel or tumour"
+    text = "keep also what is not part of the column, a small piece of bowel, or a tumour that is small or unsure"
     parser.add_argument("--no-postprocess", action="store_true", help=text)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--precision", default="auto", help="auto (default), float32, float16 or bfloat16")

@@ -358,6 +358,12 @@ def _listed(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]
 def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> Model:
     entry = listed.entry
     values = tuple(entry["channel_values"])
+    certainty = Certainty(**entry["certainty"]) if entry.get("certainty") else None
+    if certainty and (certainty.value not in values or entry.get("fine") or entry.get("interpolated") == "logits"):
+        raise ModelError(
+            f"The model '{listed.id}' asks certainty of what it does not label, or has two stages or interpolates "
+            "logits, with which that does not go: correct its manifest entry."
+        )
     return Model(
         **vars(listed),
         labels=tuple(label for label in label_sets[entry["label_set"]] if label.value in values),
@@ -370,7 +376,7 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
         fine=_fine(entry["fine"]) if entry.get("fine") else None,
         mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
         interpolates_logits=entry.get("interpolated") == "logits",
-        certainty=Certainty(**entry["certainty"]) if entry.get("certainty") else None,
+        certainty=certainty,
     )
 
 

@@ -90,7 +90,7 @@ def postprocess(labels: np.ndarray, volume: Volume, keep: str) -> np.ndarray:
 def drop_lung(labels: np.ndarray, hounsfield: np.ndarray, spacing: Sequence[float]) -> None:
     """Remove, in place, connected pieces of which more than half is lung; both (z, y, x), spacing in mm alike.
 
-    The colorectal network's training samples hardly show lungs, and in a chest it takes part of them for a wide colon.
+    In a chest the colorectal network may take part of the lungs for a wide colon: few training samples show any.
     """
     coarse = tuple(slice(None, None, max(1, round(LUNG_GRID_MM / mm))) for mm in spacing)
     values = hounsfield[coarse]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from segmamba import certainty
 from segmamba.certainty import lead, leave_unsure, pieces_and_peaks
 
 SURE, UNSURE = (slice(1, 4), 2, 2), (slice(1, 4), 7, 7)
@@ -60,6 +61,19 @@ def test_interpolation_brings_nothing_back_of_a_piece_that_was_left() -> None:
     assert probabilities.mean(dim=1).argmax() == TUMOUR
     leave_unsure(probabilities, TUMOUR, 8.0)
     assert probabilities.mean(dim=1).argmax() != TUMOUR
+
+
+def test_slabs_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = 3 * torch.randn(3, 20, 10, 10, generator=torch.Generator().manual_seed(0))
+    logits[TUMOUR] -= 5
+    whole = logits.softmax(dim=0)
+    slabs, before = whole.clone(), int((whole.argmax(dim=0) == TUMOUR).sum())
+    monkeypatch.setattr(certainty, "SLAB", 20)
+    leave_unsure(whole, TUMOUR, 2.0)
+    monkeypatch.setattr(certainty, "SLAB", 3)
+    leave_unsure(slabs, TUMOUR, 2.0)
+    assert torch.equal(whole, slabs)
+    assert 0 < int((whole.argmax(dim=0) == TUMOUR).sum()) < before
 
 
 def test_pieces_that_share_a_corner_are_one() -> None:

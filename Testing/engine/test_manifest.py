@@ -54,6 +54,16 @@ def test_a_bundled_file_without_a_hash_is_refused_by_the_schema() -> None:
         jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
 
 
+@pytest.mark.parametrize("change", [{"certainty": {"value": 4, "lead": 9.0}}, {"interpolated": "logits"}])
+def test_certainty_of_what_cannot_be_had_is_refused_when_a_manifest_is_loaded(change: Any, tmp_path: Path) -> None:
+    broken = copy.deepcopy(CONTENT)
+    next(entry for entry in broken["models"] if "certainty" in entry).update(change)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(ModelError, match="asks certainty of what it does not label"):
+        load_manifest(path)
+
+
 @pytest.mark.parametrize("name", ["licence", "memory_gib", "sha256"])
 def test_a_null_without_its_reason_is_refused_by_the_schema(name: str) -> None:
     broken = copy.deepcopy(CONTENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import phantoms
@@ -145,6 +146,26 @@ def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, click
     monkeypatch.setattr(forecasting, "system_memory", lambda: (2**28, 2**27))
     click(panel.ui.segmentButton)
     assert panel.job is None and "limit the region with an ROI" in panel.ui.statusLabel.text
+
+
+def test_main_memory_is_told_of_where_the_run_will_be(panel, a_ct, monkeypatch):
+    """A GPU without room for a window gives way to the processor where the device is chosen automatically."""
+    from SegMambaSlicerLib import forecasting
+
+    panel.useManifest(None)
+    section = panel.sections.forecast
+    told = section._forecast()
+    between = (told.memory + told.memory_beside_gpu) // 2
+    monkeypatch.setattr(forecasting, "system_memory", lambda: (between, between))
+    assert told.memory < between < told.memory_beside_gpu
+    for free, device, enough in (
+        (None, "cpu", True),
+        (told.window_memory, "auto", False),
+        (told.window_memory - 1, "auto", True),
+        (told.window_memory - 1, "cuda:0", False),
+    ):
+        monkeypatch.setattr(section, "_devices", SimpleNamespace(gpuMemory=free, device=device))
+        assert (section.refusal() == "") is enough
 
 
 def test_unexpected_error_leaves_the_panel_usable(panel, a_ct, segment, monkeypatch, caplog):
