@@ -76,6 +76,15 @@ def test_slabs_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 < int((whole.argmax(dim=0) == TUMOUR).sum()) < before
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_gives_what_the_processor_gives(logits: torch.Tensor) -> None:
+    here, there = logits.softmax(dim=0), logits.softmax(dim=0).cuda()
+    leave_unsure(here, TUMOUR, 8.0)
+    leave_unsure(there, TUMOUR, 8.0)
+    torch.testing.assert_close(there.cpu(), here)
+
+
 def test_pieces_that_share_a_corner_are_one() -> None:
     leads = np.full((4, 4, 4), -1.0)
     leads[0, 0, 0], leads[1, 1, 1], leads[3, 3, 3] = 2.0, 5.0, 1.0
