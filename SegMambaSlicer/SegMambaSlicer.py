@@ -52,7 +52,7 @@ class SegMambaSlicer(ScriptedLoadableModule):
 
 def registerSamples():
     """Offer volumes to try the module with in the module Sample Data."""
-    from SegMambaSlicerLib.samples import registerSamples
+    from SegMambaSlicerLib.sample_data import registerSamples
 
     registerSamples()
 
@@ -75,7 +75,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def setup(self):
         """Build the panel; called once, when the module is opened for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
-        from SegMambaSlicerLib.panel import buildSections
+        from SegMambaSlicerLib.controller import buildSections
 
         panel = slicer.util.loadUI(self.resourcePath("UI/SegMambaSlicer.ui"))
         self.layout.addWidget(panel)
@@ -194,7 +194,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onProgress(self, stage, fraction):
         """Show how far the job is."""
-        from SegMambaSlicerLib.texts import overallFraction, progressText, remainingSeconds
+        from SegMambaSlicerLib.messages import overallFraction, progressText, remainingSeconds
 
         if stage != self._stage:
             self._stage, self._stageBegin = stage, time.monotonic()
@@ -226,7 +226,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def showStatus(self, text, problem=False):
         """Show a sentence below the button, and keep it in the log."""
-        from SegMambaSlicerLib.texts import PROBLEM_STYLE
+        from SegMambaSlicerLib.messages import PROBLEM_STYLE
 
         self.ui.statusLabel.text = text
         self.ui.statusLabel.styleSheet = PROBLEM_STYLE if problem else ""
@@ -278,7 +278,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         **choices
             ``model``, ``output`` (a segmentation node), ``overwrite``, ``structures``, ``roi`` (an ROI node),
             ``mirror``, ``overlap``, ``noRefine``, ``noPostprocess``, ``device``, ``precision``, ``scan``,
-            ``seed``, ``checkpoint``, ``manifest``: see ``SegMambaSlicerLib.choices.Choices``.
+            ``seed``, ``checkpoint``, ``manifest``: see ``SegMambaSlicerLib.parameters.Choices``.
 
         Raises
         ------
@@ -293,9 +293,9 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         As `segment`; besides, ``onDone`` is called with the job at its end, whose ``node`` or ``error`` says how it
         went, and ``onLog`` with each line of the worker's log. One job at a time.
         """
-        from SegMambaSlicerLib.choices import Choices
-        from SegMambaSlicerLib.job import SegmentationJob
-        from SegMambaSlicerLib.sequence import SequenceJob
+        from SegMambaSlicerLib.parameters import Choices
+        from SegMambaSlicerLib.segmentation_job import SegmentationJob
+        from SegMambaSlicerLib.sequence_job import SequenceJob
 
         worker = self._freeWorker()
 
@@ -314,8 +314,8 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         return self.segmentFolderAsync(inputFolder, outputFolder, task=task, **more).wait()
 
     def segmentFolderAsync(self, inputFolder, outputFolder, **more):
-        """Start that, and return the job at once: see ``SegMambaSlicerLib.folder.FolderJob``."""
-        from SegMambaSlicerLib.folder import FolderJob
+        """Start that, and return the job at once: see ``SegMambaSlicerLib.folder_job.FolderJob``."""
+        from SegMambaSlicerLib.folder_job import FolderJob
 
         self._freeWorker()
         self._job = FolderJob(inputFolder, outputFolder, **more)
@@ -349,8 +349,8 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
     def _freeWorker(self):
         """Return the worker, which stays up between runs so that weights load once."""
         from segmamba.errors import WorkerError
-        from segmamba.job import Worker
-        from segmamba_mrml.host import worker_python
+        from segmamba.worker.client import Worker
+        from segmamba_mrml.application import worker_python
 
         if self._job is not None and not self._job.finished:
             raise WorkerError("A job is running: wait for it with job.wait(), or stop it with job.cancel().")
@@ -375,7 +375,7 @@ class SegMambaSlicerTest(ScriptedLoadableModuleTest):
         """Two vertebrae in a small volume give two segments with the manifest's names, colours and codes."""
         import numpy as np
 
-        from segmamba.manifest import load_manifest
+        from segmamba.models.manifest import load_manifest
         from segmamba_mrml.segmentation import segmentation_from_labels
         from segmamba_mrml.terminology import load_terminology
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from segmamba.manifest import Manifest, load_manifest
+from segmamba.models.manifest import Manifest, load_manifest
 
 # Helpers with fixtures: their assertions are explained too.
-pytest.register_assert_rewrite("batch_runs", "models_section")
+pytest.register_assert_rewrite("helpers")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path += [str(REPOSITORY / part) for part in ("Testing/engine", "SegMambaSlicer")]
+sys.path += [str(REPOSITORY / part) for part in ("Testing", "SegMambaSlicer")]
 
 import psutil  # noqa: E402
 
@@ -29,8 +29,7 @@ RETRIES = "10"
 
 def chaos(folder: Path) -> dict[str, object]:
     """Run 60 cases in peace and in trouble, and return what came of them."""
-    import many_cases
-    import tiny
+    from helpers import many_cases, tiny
 
     manifest = tiny.write_model(folder)
     real = REPOSITORY.parent / "shared" / "data" / "val" / "ct"
@@ -58,7 +57,7 @@ def chaos(folder: Path) -> dict[str, object]:
 
 
 def _timed(command: list[str], between_kills: float) -> dict[str, object]:
-    import many_cases
+    from helpers import many_cases
 
     started = time.perf_counter()
     process = many_cases.start(command)
@@ -73,7 +72,7 @@ def _timed(command: list[str], between_kills: float) -> dict[str, object]:
 
 def _interrupted(command: list[str], output: Path) -> dict[str, object]:
     """Kill the main process again and again after some more cases, then let it finish."""
-    import many_cases
+    from helpers import many_cases
 
     def count() -> int:
         return len(list((output / "cases").glob("*")))
@@ -93,8 +92,8 @@ def _interrupted(command: list[str], output: Path) -> dict[str, object]:
 
 def _cluster(folder: Path, run: object) -> dict[str, object]:
     """Run on a cluster of processes of its own, whose Dask workers are killed."""
-    import many_cases
     from distributed import LocalCluster
+    from helpers import many_cases
 
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         nannies = list(cluster.workers.values())
@@ -109,9 +108,9 @@ def _cluster(folder: Path, run: object) -> dict[str, object]:
 
 def overhead(source: Path, folder: Path) -> dict[str, float]:
     """Run the default model on a folder with one local worker; return the engine's seconds and all seconds."""
-    import many_cases
+    from helpers import many_cases
 
-    from segmamba import cli
+    from segmamba.cli import main as cli
 
     started = time.perf_counter()
     cli.main(["batch", str(source), str(folder / "out"), "--task", "vertebrae", "--workers", "1", "--quiet"])
@@ -135,11 +134,11 @@ def memory(folder: Path) -> dict[str, object]:
     """Do many cases whose engine only writes; return the main process's memory along the way."""
     from unittest.mock import patch
 
-    import tiny
-    from quick_engine import QuickEngine, write_inputs
+    from helpers import tiny
+    from helpers.quick_engine import QuickEngine, write_inputs
 
-    from segmamba import cli
     from segmamba.batch import engine, show
+    from segmamba.cli import main as cli
 
     manifest = tiny.write_model(folder)
     write_inputs(folder / "in", MANY)

@@ -30,29 +30,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import monai_peer  # noqa: E402
 from failure_page import Picture, draw, worst_slice  # noqa: E402
 
-from segmamba.certainty import leave_unsure  # noqa: E402
-from segmamba.device import cpu_precision  # noqa: E402
 from segmamba.evaluation.metrics import dice_of_all, overlap_table, table_dice  # noqa: E402
-from segmamba.labelmap import whole_file  # noqa: E402
-from segmamba.manifest import Preprocessing, load_manifest  # noqa: E402
+from segmamba.inference.device import cpu_precision  # noqa: E402
+from segmamba.inference.hysteresis import leave_unsure  # noqa: E402
+from segmamba.inference.pipeline import segment  # noqa: E402
+from segmamba.inference.preprocess import outside_values, to_model_grid  # noqa: E402
+from segmamba.inference.sliding_window import predict  # noqa: E402
+from segmamba.io.labelmap import whole_file  # noqa: E402
+from segmamba.io.volume import Geometry, read_volume, to_image  # noqa: E402
+from segmamba.models.manifest import Preprocessing, load_manifest  # noqa: E402
 from segmamba.networks import build_network, parameter_count  # noqa: E402
 from segmamba.networks.checkpoint import load_state_dict, load_weights  # noqa: E402
-from segmamba.pipeline import segment  # noqa: E402
-from segmamba.preprocess import outside_values, to_model_grid  # noqa: E402
 from segmamba.request import Options  # noqa: E402
-from segmamba.sliding_window import predict  # noqa: E402
-from segmamba.training.arrays import read_arrays  # noqa: E402
-from segmamba.training.canvas import Canvas  # noqa: E402
-from segmamba.training.colorectal.atlas import BowelMap, load_bowel_maps  # noqa: E402
-from segmamba.training.colorectal.codes import COLON_LABEL, LABELS, TUMOUR_LABEL  # noqa: E402
-from segmamba.training.colorectal.evaluate import tumours_found  # noqa: E402
-from segmamba.training.colorectal.plan import draw_tumours  # noqa: E402
+from segmamba.training.colorectal.labels import COLON_LABEL, LABELS, TUMOUR_LABEL  # noqa: E402
+from segmamba.training.colorectal.map_format import BowelMap, load_bowel_maps  # noqa: E402
+from segmamba.training.colorectal.parameters import draw_tumours  # noqa: E402
 from segmamba.training.colorectal.samples import scan  # noqa: E402
+from segmamba.training.colorectal.validation import tumours_found  # noqa: E402
 from segmamba.training.config import Config, read_config  # noqa: E402
 from segmamba.training.loop import train  # noqa: E402
-from segmamba.training.synthesis import normalised  # noqa: E402
-from segmamba.training.tissues import SPACING  # noqa: E402
-from segmamba.volume import Geometry, read_volume, to_image  # noqa: E402
+from segmamba.training.synthesis.context import Canvas  # noqa: E402
+from segmamba.training.synthesis.npz import read_arrays  # noqa: E402
+from segmamba.training.synthesis.tissue_labels import SPACING  # noqa: E402
+from segmamba.training.vertebrae.samples import normalised  # noqa: E402
 
 # What a variant changes in a configuration; the budget stays. The U-Net has as many parameters (14.8 M against 14.9 M).
 VARIANTS = {

@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from segmamba.files import requested_model, segment_file
-from segmamba.forecast import forecast
-from segmamba.manifest import load_manifest
+from segmamba.inference.file_to_file import requested_model, segment_file
+from segmamba.inference.forecast import forecast
+from segmamba.io.volume import read_volume
+from segmamba.models.manifest import load_manifest
 from segmamba.request import Options, Request
-from segmamba.volume import read_volume
 
 # What the system counts the peak of main memory in.
 UNIT = 1 if sys.platform == "darwin" else 1024

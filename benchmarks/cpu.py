@@ -21,14 +21,14 @@ import torch
 from timing import core_seconds, keep, relative_error
 from torch import Tensor, nn
 
-from segmamba.device import choose_device
-from segmamba.files import segment_file
-from segmamba.manifest import load_manifest
+from segmamba.inference.device import choose_device
+from segmamba.inference.file_to_file import segment_file
+from segmamba.models.manifest import load_manifest
+from segmamba.models.resources import resource_root
 from segmamba.networks import blocks, build_network, segmamba_v2, spine_mamba
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.networks.segmamba_v2 import SegMambaV2
 from segmamba.request import Options, Request
-from segmamba.resources import resource_root
 from segmamba.scan import torch_scan
 
 Row = dict[str, Any]

@@ -1,10 +1,10 @@
 """What does storage in eight bits change? ``python benchmarks/eight_bit.py CHECKPOINT [CT ...] [--model ID]``.
 
 The network runs on the middle window of each volume with the weights of a checkpoint as they are and as
-`segmamba.networks.eight_bit` stores them, of a model with two stages both networks. Prints as JSON lines the sizes of
-the files; the relative L2 error of the large weights, also with scales of least squared error instead of those of the
-largest number; and of each window the relative L2 error of the logits and the part of the voxels whose most probable
-class changes. For Dice: ``segmamba evaluate`` with ``--checkpoint`` for each file.
+`segmamba.networks.quantization` stores them, of a model with two stages both networks. Prints as JSON lines the sizes
+of the files; the relative L2 error of the large weights, also with scales of least squared error instead of those of
+the largest number; and of each window the relative L2 error of the logits and the part of the voxels whose most
+probable class changes. For Dice: ``segmamba evaluate`` with ``--checkpoint`` for each file.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from segmamba.manifest import Model, load_manifest
-from segmamba.modality import for_volume
+from segmamba.inference.preprocess import to_model_grid
+from segmamba.io.modality import for_volume
+from segmamba.io.volume import Volume, read_volume
+from segmamba.models.manifest import Model, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_in_eight_bits, save_safetensors
-from segmamba.networks.eight_bit import LARGEST
+from segmamba.networks.quantization import LARGEST
 from segmamba.networks.spine_mamba import MASK
 from segmamba.networks.two_stage import TwoStageSpineMamba
-from segmamba.preprocess import to_model_grid
-from segmamba.volume import Volume, read_volume
 
 
 def stages(network: nn.Module, model: Model) -> Iterator[tuple[str, nn.Module, Model]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segmamba.training.colorectal.examples import COLOURS, WINDOW_HU
+from segmamba.training.colorectal.gallery import COLOURS, WINDOW_HU
 
 COLUMNS = 3
 

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path += [str(REPOSITORY / part) for part in ("Testing/engine", "SegMambaSlicer")]
+sys.path += [str(REPOSITORY / part) for part in ("Testing", "SegMambaSlicer")]
 
-import random_faults  # noqa: E402
+from helpers import random_faults  # noqa: E402
 
 
 def _say(text: str) -> None:

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from segmamba import scan
 from segmamba.fast import accelerate, forget
-from segmamba.files import segment_file
+from segmamba.inference.file_to_file import segment_file
+from segmamba.inference.sliding_window import predict_labels
+from segmamba.models.resources import resource_root
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.networks.segmamba_v2 import SegMambaV2
 from segmamba.request import Options, Request
-from segmamba.resources import resource_root
 from segmamba.scan import reference, torch_scan
-from segmamba.sliding_window import predict_labels
 
 WINDOW = (128, 128, 128)
 VOLUME = (160, 512, 512)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segmamba import vertebrae
+from segmamba.inference import two_stage as vertebrae
 
 
 def keep_answers(folder: Path) -> None:

@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing" / "engine"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing"))
 
-from measured_spine import TRABECULAR_HU, Vertebra, painted, turned  # noqa: E402
+from helpers.measured_spine import TRABECULAR_HU, Vertebra, painted, turned  # noqa: E402
 
 from segmamba.evaluation.cases import find_cases, on_grid, read_prediction  # noqa: E402
 from segmamba.evaluation.names import OWN_IDS  # noqa: E402
 from segmamba.evaluation.references import read_reference  # noqa: E402
-from segmamba.manifest import VERTEBRAE_TASK, load_manifest  # noqa: E402
-from segmamba.measuring.vertebrae import BANDS, measure_labels  # noqa: E402
-from segmamba.volume import Geometry, read_volume  # noqa: E402
+from segmamba.io.volume import Geometry, read_volume  # noqa: E402
+from segmamba.measurements.vertebrae import BANDS, measure_labels  # noqa: E402
+from segmamba.models.manifest import VERTEBRAE_TASK, load_manifest  # noqa: E402
 
 SPACINGS = ((0.7, 0.7, 0.7), (0.7, 0.7, 1.25), (0.8, 0.8, 2.5), (1.5, 1.5, 1.5), (3.0, 3.0, 3.0), (0.8, 0.8, 5.0))
 POSES, LEAN_DEG = 20, 15.0

@@ -22,13 +22,16 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Each file with the tests that are its own.
 FILES = {
-    "grid": ("segmamba/grid.py", ("test_grid.py",)),
-    "preprocess": ("segmamba/preprocess.py", ("test_preprocess_values.py",)),
-    "windows": ("segmamba/windows.py", ("test_windows.py",)),
-    "sliding_window": ("segmamba/sliding_window.py", ("test_sliding_window.py", "test_windows.py")),
-    "blending": ("segmamba/blending.py", ("test_windows.py", "test_sliding_window.py")),
-    "shape_prior": ("segmamba/networks/shape_prior.py", ("test_shape_prior.py",)),
-    "shape_model": ("segmamba/spine/shape_model.py", ("test_shape_model.py",)),
+    "grid": ("segmamba/inference/model_grid.py", ("inference/test_model_grid.py",)),
+    "preprocess": ("segmamba/inference/preprocess.py", ("inference/test_preprocess_values.py",)),
+    "windows": ("segmamba/inference/windows.py", ("inference/test_windows.py",)),
+    "sliding_window": (
+        "segmamba/inference/sliding_window.py",
+        ("inference/test_sliding_window.py", "inference/test_windows.py"),
+    ),
+    "blending": ("segmamba/inference/blending.py", ("inference/test_windows.py", "inference/test_sliding_window.py")),
+    "shape_prior": ("segmamba/networks/shape_prior.py", ("networks/test_shape_prior.py",)),
+    "shape_model": ("segmamba/spine/shape_model.py", ("spine/test_shape_model.py",)),
 }
 SETTINGS = """
 [tool.mutmut]
@@ -41,7 +44,8 @@ track_dependencies = false
 timeout_constant = 10.0
 
 [tool.pytest.ini_options]
-pythonpath = ["tests/engine"]
+addopts = "--import-mode=importlib"
+pythonpath = ["tests"]
 markers = ["gpu: needs a CUDA device", "slow: takes more than half a minute"]
 """
 # What mutmut calls a change that was noticed: the tests failed, hung, or crashed.
@@ -51,7 +55,8 @@ NOTICED = {"killed", "timeout", "segfault", "suspicious", "caught by type check"
 def lay_out(folder: Path, names: list[str]) -> None:
     """Copy what the tests need to where mutmut finds it."""
     shutil.copytree(REPOSITORY / "SegMambaSlicer" / "segmamba", folder / "segmamba")
-    shutil.copytree(REPOSITORY / "Testing" / "engine", folder / "tests" / "engine")
+    for part in ("engine", "helpers"):
+        shutil.copytree(REPOSITORY / "Testing" / part, folder / "tests" / part)
     shutil.copy(REPOSITORY / "Testing" / "conftest.py", folder / "tests")
     shutil.copytree(REPOSITORY / "Resources", folder / "Resources")
     shutil.copy(REPOSITORY / "weights_manifest.json", folder)

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing" / "engine"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing"))
 
-from simulated_answers import SACRUM, Answers, centroids, level_evidence, load, simulate, whole_levels  # noqa: E402
+from helpers.simulated_answers import SACRUM, Answers, centroids, level_evidence, load, simulate, whole_levels  # noqa: E402
 
 from segmamba.spine.chain import Numbering, number  # noqa: E402
 from segmamba.spine.decode import decode, decode_fine, with_cut_ends  # noqa: E402

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path += [str(REPOSITORY / part) for part in ("Testing/host", "Testing/module")]
+sys.path += [str(REPOSITORY / part) for part in ("Testing", "Testing/host")]
 
-import large  # noqa: E402
 import slicer  # noqa: E402
+from helpers import large  # noqa: E402
 from slicer_host import SlicerHost  # noqa: E402
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing" / "engine"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing"))
 
-from phantoms import dice  # noqa: E402
-from simulated_answers import SACRUM, load, smooth_noise, whole_levels  # noqa: E402
+from helpers.phantoms import dice  # noqa: E402
+from helpers.simulated_answers import SACRUM, load, smooth_noise, whole_levels  # noqa: E402
 
-from segmamba.resources import SHAPES, resource_root  # noqa: E402
+from segmamba.models.resources import SHAPES, resource_root  # noqa: E402
 from segmamba.spine.frames import column_frames  # noqa: E402
 from segmamba.spine.levels import L6, T1, T12, level_name  # noqa: E402
 from segmamba.spine.refine import ON, STEPS, refine  # noqa: E402

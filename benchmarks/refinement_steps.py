@@ -22,7 +22,7 @@ from segmamba.evaluation.names import BODIES, OWN_IDS, WHOLE
 from segmamba.evaluation.run import evaluate_case, evaluation, run_model
 from segmamba.evaluation.scores import Rules
 from segmamba.evaluation.statistics import compare
-from segmamba.manifest import VERTEBRAE_TASK, Model, load_manifest
+from segmamba.models.manifest import VERTEBRAE_TASK, Model, load_manifest
 from segmamba.request import Options
 from segmamba.spine.refine import ON, STEPS
 

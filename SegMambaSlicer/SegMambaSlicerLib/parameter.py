@@ -22,7 +22,7 @@ class ParameterNode:
     task, model : str
         Empty for the first one.
     quality : str
-        A key of `SegMambaSlicerLib.models.QUALITIES`.
+        A key of `SegMambaSlicerLib.sections.model.QUALITIES`.
     structures : str
         Values of the labels to keep, separated by commas; empty for all.
     refine, postprocess : bool

@@ -7,7 +7,7 @@ from typing import Any
 import vtk
 
 from segmamba.errors import InputError
-from segmamba.labelmap import label_boxes
+from segmamba.io.labelmap import label_boxes
 from segmamba_mrml.correct import engine_module, vertebra_labels, vertebrae_of
 from segmamba_mrml.refinement import read_layer, shifted
 from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside
@@ -16,7 +16,7 @@ from segmamba_mrml.volumes import RAS_TO_LPS, volume_of, world_matrix
 # The segmentation's reference to its table, and the table's to its segmentation: a copy of a segmentation has the first
 # one too, but is not what the second one says.
 TABLE_ROLE, SEGMENTATION_ROLE = "SegMamba.Measurements", "SegMamba.Segmentation"
-# The table's columns after the names, and what they are in `segmamba.measuring.vertebrae`.
+# The table's columns after the names, and what they are in `segmamba.measurements.vertebrae`.
 FIGURES = {
     "Volume (mL)": "volume_ml",
     "R (mm)": "right_mm",
@@ -51,7 +51,7 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
     Returns
     -------
     list of dict
-        See `segmamba.measuring.vertebrae.measure`.
+        See `segmamba.measurements.vertebrae.measure`.
 
     Raises
     ------

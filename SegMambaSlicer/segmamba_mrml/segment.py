@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError, OutputError
-from segmamba.files import requested_model
-from segmamba.job import Worker
+from segmamba.inference.file_to_file import requested_model
+from segmamba.io.volume import Volume
 from segmamba.request import Options, Request
-from segmamba.volume import Volume
-from segmamba_mrml.host import worker_python
+from segmamba.worker.client import Worker
+from segmamba_mrml.application import worker_python
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, write_report
 from segmamba_mrml.segmentation import LabelBox, check_segmentation, label_box, segment_ids, segments_in_steps
 from segmamba_mrml.terminology import load_terminology

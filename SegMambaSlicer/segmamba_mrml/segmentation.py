@@ -14,8 +14,8 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
 from segmamba.errors import InputError
-from segmamba.labelmap import SEGMENTATION_EXTENSION, check_output, segment_id, whole_file
-from segmamba.manifest import Label
+from segmamba.io.labelmap import SEGMENTATION_EXTENSION, check_output, segment_id, whole_file
+from segmamba.models.manifest import Label
 
 BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 # Where a segmentation keeps the grid of the volume that it is of.

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InstallationError
-from segmamba.manifest import ANATOMIC_CONTEXT, TERMINOLOGY_CONTEXT
-from segmamba.resources import MANIFEST_NAME, resource_root
+from segmamba.models.manifest import ANATOMIC_CONTEXT, TERMINOLOGY_CONTEXT
+from segmamba.models.resources import MANIFEST_NAME, resource_root
 
 FOLDER = Path("Resources") / "Terminology"
 TERMINOLOGY_FILE = "SegMambaSlicer-Terminology.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import slicer
 
-from segmamba.manifest import load_manifest
-from segmamba_mrml import host
+from segmamba.models.manifest import load_manifest
+from segmamba_mrml import application as host
 from segmamba_mrml.segmentation import save_segmentation, segmentation_from_labels
 from segmamba_mrml.terminology import load_terminology
 

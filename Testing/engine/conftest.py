@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from modelled_spine import modelled
+from helpers.modelled_spine import modelled
 
-from segmamba.resources import SHAPES, resource_root
+from segmamba.models.resources import SHAPES, resource_root
 from segmamba.spine.shape_model import ShapeModel, load_shapes
 
 

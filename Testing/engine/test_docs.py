@@ -8,13 +8,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tiny
-from many_cases import write
-from phantoms import grid_around_patient, phantom, rotation
+from helpers import tiny
+from helpers.many_cases import write
+from helpers.phantoms import grid_around_patient, phantom, rotation
+from helpers.repository import REPOSITORY
 
-from segmamba import cli, manifest, store
+from segmamba.cli import main as cli
+from segmamba.models import manifest, store
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "Docs").rglob("*.md")])
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 NAMING_TESTS = ("troubleshooting.md", "panel.md")
@@ -58,7 +59,7 @@ def test_the_readmes_python_segments_a_file(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(manifest, "load_manifest", lambda: small)
     monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
-    (code,) = [block for block in blocks(README, "python") if "segmamba.pipeline" in block]
+    (code,) = [block for block in blocks(README, "python") if "segmamba.inference.pipeline" in block]
     exec(compile(code, "README.md", "exec"), {})
     assert str(volume.array.shape) in capsys.readouterr().out
 

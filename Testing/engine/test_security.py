@@ -13,16 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 import SimpleITK as sitk
-import tiny
-from test_bad_inputs import noise, saved
+from helpers import tiny
+from helpers.repository import PACKAGES
+from helpers.saved_images import noise, saved
 
-from segmamba import nifti, store
-from segmamba.batch.places import WORKING, prepare
+from segmamba.batch.layout import WORKING, prepare
 from segmamba.errors import ModelError
-from segmamba.job import Worker
-from segmamba.manifest import load_manifest
+from segmamba.io import nifti
+from segmamba.models import store
+from segmamba.models.manifest import load_manifest
+from segmamba.worker.client import Worker
 
-PACKAGE = Path(store.__file__).parents[1]
+PACKAGE = PACKAGES / "segmamba"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 # Functions that run or build code, or a shell, out of what they are given.
 FORBIDDEN = {
@@ -31,7 +33,7 @@ FORBIDDEN = {
 }
 # The one module that talks to the network, and the package that talks to a cluster.
 NETWORK = {"socket", "http", "urllib", "requests", "urllib3", "ftplib", "smtplib", "distributed", "dask"}
-MAY_USE_NETWORK = ("segmamba/download.py", "segmamba/batch/")
+MAY_USE_NETWORK = ("segmamba/models/download.py", "segmamba/batch/")
 
 
 def nodes() -> Iterator[tuple[str, ast.AST]]:

@@ -9,21 +9,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import phantoms
 import pytest
 import qt
 import slicer
-import tiny
+from helpers import phantoms, tiny
+from helpers.repository import PACKAGES
 from PySide6.QtTest import QTest
 from shiboken6 import Shiboken
 from slicer_host import SlicerHost, themes
 
-from segmamba.job import Worker
+from segmamba.worker.client import Worker
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A worker starts, loads torch, and runs a tiny network: on a slow machine.
 WORKER_SECONDS = 60.0
-MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def a_slicer_host(tmp_path):
 @pytest.fixture
 def module(a_slicer_host):
     """The imported ``SegMambaSlicer.py``, its panel not made yet."""
-    a_slicer_host.load(MODULE / "SegMambaSlicer.py")
+    a_slicer_host.load(PACKAGES / "SegMambaSlicer.py")
     return sys.modules["SegMambaSlicer"]
 
 
@@ -50,7 +49,7 @@ def the_module(a_slicer_host):
 
     As in Slicer, the panel is as high as it needs to be, and scrolled.
     """
-    module = a_slicer_host.load(MODULE / "SegMambaSlicer.py")
+    module = a_slicer_host.load(PACKAGES / "SegMambaSlicer.py")
     panel = module.widgetRepresentation()
     area = qt.QScrollArea()
     area.widgetResizable = True

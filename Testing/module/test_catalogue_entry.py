@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
+from helpers.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ENTRY = REPOSITORY / "Resources" / "ExtensionsIndex" / "SegMambaSlicer.json"
 SCHEMA = (
     "https://raw.githubusercontent.com/Slicer/Slicer/main/Schemas/slicer-extension-catalog-entry-schema-v1.0.2.json#"

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import cmake
 import ninja
 import pytest
+from helpers.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "SegMambaSlicer"
 STAND_IN = REPOSITORY / "Testing" / "cmake"
 MODULES_FOLDER = "lib/Slicer-5.12/qt-scripted-modules"
@@ -39,8 +39,8 @@ for package in sys.argv[1:]:
             if name not in ABSENT:
                 raise
             needs[found.name] = name
-from segmamba.manifest import load_manifest
-from segmamba.resources import resource_root
+from segmamba.models.manifest import load_manifest
+from segmamba.models.resources import resource_root
 files = {name: module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] in sys.argv[1:]}
 bundled = [[model.file.bundled, model.file.sha256] for model in load_manifest().models if model.file.bundled]
 print(json.dumps({"files": files, "needs": needs, "root": str(resource_root()), "bundled": bundled}))
@@ -121,7 +121,7 @@ def test_installed_packages_import_without_slicer_and_torch_from_the_install_tre
 ) -> None:
     outside = {name: file for name, file in imported["files"].items() if not Path(file).is_relative_to(installed)}
     assert not outside
-    free = {"segmamba.cli", "segmamba.job", "segmamba.volume", "segmamba_mrml.terminology"}
+    free = {"segmamba.cli", "segmamba.worker.client", "segmamba.io.volume", "segmamba_mrml.terminology"}
     assert free <= set(imported["files"])
     assert {missing for name, missing in imported["needs"].items() if name.startswith("segmamba.")} == {"torch"}
 

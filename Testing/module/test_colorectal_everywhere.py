@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import phantoms
 import pytest
 import SimpleITK as sitk
 import slicer
-import tiny
 import vtk
+from helpers import phantoms, tiny
 
-from segmamba import cli
-from segmamba.manifest import load_manifest
-from segmamba.volume import to_image
+from segmamba.cli import main as cli
+from segmamba.io.volume import to_image
+from segmamba.models.manifest import load_manifest
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
 

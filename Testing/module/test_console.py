@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import slicer
 
-from segmamba.cli import _parser
+from segmamba.cli.main import _parser
 from segmamba.errors import Cancelled, InputError, ModelError, WorkerError
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
@@ -50,7 +50,7 @@ def test_choices_reach_the_engine(logic, a_ct, a_quick_model):
 
 
 def test_names_of_the_choices_are_those_of_the_command_line(the_module):
-    from SegMambaSlicerLib.choices import Choices
+    from SegMambaSlicerLib.parameters import Choices
 
     commands = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
     for command in ("segment", "batch"):
@@ -101,7 +101,7 @@ def test_cancelled_job_raises_when_waited_for(logic, a_ct, a_slow_model):
 
 
 def test_cancel_while_segments_are_added_takes_them_back(logic, a_ct, a_quick_model, wait_until, monkeypatch):
-    from SegMambaSlicerLib import job as module
+    from SegMambaSlicerLib import segmentation_job as module
 
     monkeypatch.setattr(module, "ADDING_S", 0.0)
     nodes = slicer.mrmlScene.GetNumberOfNodes()

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import slicer
-from large import Clock
-from placed_spine import L1, Column
+from helpers.large import Clock
+from helpers.placed_spine import L1, Column
 
 from segmamba.errors import InputError
-from segmamba.manifest import load_manifest
+from segmamba.models.manifest import load_manifest
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids, segmentation_from_labels
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ast
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import slicer
+from helpers.repository import PACKAGES
 from packaging.requirements import Requirement
 
 from segmamba.errors import InstallationError
 
-MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
 # In Slicer 5.12's SuperBuild (External_python-*.cmake).
 OF_SLICER = {"numpy", "pydicom", "scipy", "SimpleITK", "requests", "urllib3"}
 # A bar in a terminal, a picture on the command line, DICOM SEG, batches, faster scans where they are installed: the
@@ -25,7 +24,7 @@ OPTIONAL = {"tqdm", "matplotlib", "triton", "mamba_ssm", *BATCHES}
 @pytest.fixture
 def install(the_module):
     """The module behind the section."""
-    from SegMambaSlicerLib import install
+    from SegMambaSlicerLib.sections import dependency as install
 
     return install
 
@@ -167,7 +166,7 @@ def test_check_runs_the_doctor_in_a_child_process(the_module, click, wait_until,
         f'#!{sys.executable}\nimport sys\nprint("FAIL  torch: broken")\nprint(sys.argv[1:])\nsys.exit(8)\n'
     )
     doctor.chmod(0o755)
-    monkeypatch.setattr("SegMambaSlicerLib.command.worker_python", lambda: str(doctor))
+    monkeypatch.setattr("SegMambaSlicerLib.cli_process.worker_python", lambda: str(doctor))
     ui = the_module.ui
     click(ui.dependenciesSection)
     click(ui.checkButton)
@@ -181,7 +180,7 @@ def test_missing_interpreter_is_a_sentence(the_module, click, monkeypatch, insta
     def fail():
         raise InstallationError("PythonSlicer was not found.")
 
-    monkeypatch.setattr("SegMambaSlicerLib.command.worker_python", fail)
+    monkeypatch.setattr("SegMambaSlicerLib.cli_process.worker_python", fail)
     click(the_module.ui.dependenciesSection)
     click(the_module.ui.checkButton)
     assert "PythonSlicer was not found." in the_module.ui.dependenciesLog.plainText
@@ -209,16 +208,16 @@ def imported_packages(folder):
 
 
 def required(name):
-    lines = (MODULE / "Resources" / name).read_text(encoding="utf-8").splitlines()
+    lines = (PACKAGES / "Resources" / name).read_text(encoding="utf-8").splitlines()
     return {Requirement(line).name for line in lines if not line.startswith("#")}
 
 
 def test_requirements_name_all_that_the_engine_imports_and_slicer_lacks():
-    assert imported_packages(MODULE / "segmamba") - OF_SLICER - OPTIONAL == required("requirements.txt")
+    assert imported_packages(PACKAGES / "segmamba") - OF_SLICER - OPTIONAL == required("requirements.txt")
 
 
 def test_requirements_of_folders_name_all_that_batches_import_besides():
     # Packages that bring others, which they could not do without.
     brings = {"dask": "distributed", "PIL": "matplotlib"}
-    imported = {brings.get(name, name) for name in imported_packages(MODULE / "segmamba" / "batch")}
+    imported = {brings.get(name, name) for name in imported_packages(PACKAGES / "segmamba" / "batch")}
     assert imported - OF_SLICER - required("requirements.txt") == required("requirements-batch.txt")

@@ -7,18 +7,17 @@ import os
 import time
 from pathlib import Path
 
-import many_cases
-import phantoms
 import psutil
 import pytest
 import qt
 import slicer
+from helpers import many_cases, phantoms
 
-from segmamba.batch.places import CASES, OVERVIEW, PARQUET, TABLE, WORKING
-from segmamba.cli import _parser
-from segmamba.cli_options import model_request
+from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, TABLE, WORKING
+from segmamba.cli.main import _parser
+from segmamba.cli.options import model_request
 from segmamba.errors import Cancelled, InputError, InstallationError, ModelError, WorkerError
-from segmamba.volume import read_volume
+from segmamba.io.volume import read_volume
 from segmamba_mrml.volumes import roi_box
 
 SMALL = phantoms.grid_around_patient((6.0, 6.0, 8.0), phantoms.rotation(0, 0))
@@ -181,7 +180,7 @@ def test_wrong_calls_are_sentences(logic, a_folder, a_ct, tmp_path, choices):
 
 
 def test_missing_packages_are_named_before_anything_starts(logic, a_folder, tmp_path, choices, monkeypatch):
-    from SegMambaSlicerLib import install
+    from SegMambaSlicerLib.sections import dependency as install
 
     monkeypatch.setattr(
         install, "missingRequirements", lambda path: ["pyarrow>=17"] if path.name == "requirements-batch.txt" else []
@@ -192,7 +191,7 @@ def test_missing_packages_are_named_before_anything_starts(logic, a_folder, tmp_
 
 
 def test_choices_are_the_same_on_the_command_line(the_module, a_roi):
-    from SegMambaSlicerLib.choices import Choices
+    from SegMambaSlicerLib.parameters import Choices
 
     for chosen in (
         Choices(task="vertebrae"),

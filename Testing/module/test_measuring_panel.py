@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import slicer
-from measured_spine import Vertebra, painted, turned
+from helpers.measured_spine import Vertebra, painted, turned
 
-from segmamba.manifest import load_manifest
-from segmamba.volume import Geometry
+from segmamba.io.volume import Geometry
+from segmamba.models.manifest import load_manifest
 from segmamba_mrml.measurements import TABLE_ROLE
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segmentation_from_labels

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import qt
-import tiny
-from models_section import row
+from helpers import tiny
+from helpers.models_section import row
 from PySide6.QtTest import QTest
 
-pytest_plugins = ("models_section",)
+pytest_plugins = ("helpers.models_section",)
 
 
 @pytest.fixture

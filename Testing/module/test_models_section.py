@@ -7,13 +7,13 @@ import json
 from types import SimpleNamespace
 
 import qt
-import tiny
-from file_server import Served, file_server
-from models_section import TIMEOUT, row
+from helpers import tiny
+from helpers.file_server import Served, file_server
+from helpers.models_section import TIMEOUT, row
 
 from segmamba.errors import InstallationError
 
-pytest_plugins = ("models_section",)
+pytest_plugins = ("helpers.models_section",)
 
 
 def test_table_says_what_is_installed_how_large_and_from_where(section, click, screenshot):
@@ -172,13 +172,13 @@ def test_child_that_cannot_start_or_breaks_is_a_sentence(section, click, done, m
     def fail():
         raise InstallationError("PythonSlicer was not found.")
 
-    monkeypatch.setattr("SegMambaSlicerLib.command.worker_python", fail)
+    monkeypatch.setattr("SegMambaSlicerLib.cli_process.worker_python", fail)
     click(section.verifyButton)
     assert section.modelsLabel.text == "PythonSlicer was not found."
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho ModuleNotFoundError: no numpy\nexit 9\n")
     broken.chmod(0o755)
-    monkeypatch.setattr("SegMambaSlicerLib.command.worker_python", lambda: str(broken))
+    monkeypatch.setattr("SegMambaSlicerLib.cli_process.worker_python", lambda: str(broken))
     click(section.verifyButton)
     assert "status 9 (ModuleNotFoundError: no numpy)" in done()
     assert section.verifyButton.enabled

@@ -7,15 +7,14 @@ import re
 import subprocess
 import sys
 import unittest
-from pathlib import Path
 from xml.etree import ElementTree
 
 import slicer
+from helpers.repository import PACKAGES
 
-from segmamba.manifest import load_manifest
+from segmamba.models.manifest import load_manifest
 
-MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
-TESTING = MODULE.parent / "Testing"
+TESTING = PACKAGES.parent / "Testing"
 
 IMPORT_ONLY = """
 import sys
@@ -48,10 +47,10 @@ host.stop()
 
 
 def run_python(code, *arguments):
-    paths = os.pathsep.join(map(str, (MODULE, TESTING / "host")))
+    paths = os.pathsep.join(map(str, (PACKAGES, TESTING / "host")))
     environment = {**os.environ, "PYTHONPATH": paths}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=MODULE, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=PACKAGES, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_import_loads_nothing_heavy():
@@ -82,9 +81,9 @@ def test_module_says_what_it_is_whom_to_thank_and_that_it_is_for_research(the_mo
 
 def test_every_widget_that_the_code_uses_is_in_the_ui_file():
     names = {
-        widget.get("name") for widget in ElementTree.parse(MODULE / "Resources/UI/SegMambaSlicer.ui").iter("widget")
+        widget.get("name") for widget in ElementTree.parse(PACKAGES / "Resources/UI/SegMambaSlicer.ui").iter("widget")
     }
-    sources = [MODULE / "SegMambaSlicer.py", *(MODULE / "SegMambaSlicerLib").glob("*.py")]
+    sources = [PACKAGES / "SegMambaSlicer.py", *(PACKAGES / "SegMambaSlicerLib").glob("*.py")]
     used = {name for path in sources for name in re.findall(r"\bui\.(\w+)", path.read_text(encoding="utf-8"))}
     assert used
     assert used <= names
@@ -101,12 +100,12 @@ def test_tasks_and_models_of_the_panel_are_those_of_the_manifest(the_module):
 
 
 def test_no_file_of_the_module_is_longer_than_a_sitting():
-    sources = [MODULE / "SegMambaSlicer.py", *(MODULE / "SegMambaSlicerLib").glob("*.py")]
+    sources = [PACKAGES / "SegMambaSlicer.py", *(PACKAGES / "SegMambaSlicerLib").glob("*.py")]
     assert all(len(path.read_text(encoding="utf-8").splitlines()) < 400 for path in sources)
 
 
 def test_icon_is_a_square_png():
-    data = (MODULE / "Resources/Icons/SegMambaSlicer.png").read_bytes()
+    data = (PACKAGES / "Resources/Icons/SegMambaSlicer.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert [int.from_bytes(data[16 + 4 * axis : 20 + 4 * axis], "big") for axis in range(2)] == [128, 128]
 
@@ -126,9 +125,11 @@ def test_tests_registered_for_slicer_pass(the_module, monkeypatch):
 def test_documentation_names_a_test_for_every_control():
     interactive = {"qMRMLNodeComboBox", "QComboBox", "QPushButton", "QProgressBar", "QTableWidget", "QListWidget"}
     interactive |= {"QCheckBox", "QPlainTextEdit", "QLineEdit", "QDoubleSpinBox", "ctkCollapsibleButton"}
-    widgets = ElementTree.parse(MODULE / "Resources/UI/SegMambaSlicer.ui").iter("widget")
+    widgets = ElementTree.parse(PACKAGES / "Resources/UI/SegMambaSlicer.ui").iter("widget")
     controls = {widget.get("name") for widget in widgets if widget.get("class") in interactive}
-    rows = re.findall(r"^\| (\w[^|]*) \| (test_[^|]*) \|$", (MODULE.parent / "Docs/panel.md").read_text("utf-8"), re.M)
+    rows = re.findall(
+        r"^\| (\w[^|]*) \| (test_[^|]*) \|$", (PACKAGES.parent / "Docs/panel.md").read_text("utf-8"), re.M
+    )
     assert {name for names, _tests in rows for name in names.split(", ")} == controls
     sources = "".join(path.read_text(encoding="utf-8") for path in (TESTING / "module").glob("test_*.py"))
     assert all(f"def {test}(" in sources for _names, tests in rows for test in tests.split(", "))

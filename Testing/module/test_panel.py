@@ -7,13 +7,12 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
-import phantoms
 import pytest
 import qt
 import slicer
-import tiny
+from helpers import phantoms, tiny
 
-from segmamba.manifest import load_manifest
+from segmamba.models.manifest import load_manifest
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
 
@@ -130,7 +129,7 @@ def test_device_is_the_user_s_and_comes_back_with_the_next_panel(panel, a_slicer
 
 
 def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, click, wait_until, tmp_path, monkeypatch):
-    from SegMambaSlicerLib import forecasting
+    from SegMambaSlicerLib.sections import forecast as forecasting
 
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho '0, NVIDIA Test, 1024'\n")
@@ -150,7 +149,7 @@ def test_gpu_is_offered_with_its_free_memory_and_forecast_for(panel, a_ct, click
 
 def test_main_memory_is_told_of_where_the_run_will_be(panel, a_ct, monkeypatch):
     """A GPU without room for a window gives way to the processor where the device is chosen automatically."""
-    from SegMambaSlicerLib import forecasting
+    from SegMambaSlicerLib.sections import forecast as forecasting
 
     panel.useManifest(None)
     section = panel.sections.forecast
@@ -245,7 +244,7 @@ def test_volume_without_voxels_is_refused_in_a_sentence(panel, click):
 
 
 def test_too_large_a_volume_is_refused_with_a_way_out(panel, a_ct, click, monkeypatch, screenshot, wait_until):
-    from SegMambaSlicerLib import forecasting
+    from SegMambaSlicerLib.sections import forecast as forecasting
 
     monkeypatch.setattr(forecasting, "system_memory", lambda: (2**28, 2**27))
     click(panel.ui.segmentButton)

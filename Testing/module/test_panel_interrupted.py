@@ -7,12 +7,11 @@ import signal
 import sys
 import time
 
-import large
 import numpy as np
-import phantoms
 import pytest
 import slicer
-from large import Clock
+from helpers import large, phantoms
+from helpers.large import Clock
 
 from segmamba.errors import OutputError
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import slicer
 import vtk
+from helpers.repository import REPOSITORY
 
-from segmamba.manifest import load_manifest
-from segmamba.volume import read_volume
+from segmamba.io.volume import read_volume
+from segmamba.models.manifest import load_manifest
 from segmamba_mrml.segmentation import segment_ids
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT = 1800.0
 
 pytestmark = pytest.mark.slow

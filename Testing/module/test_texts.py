@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
-
-MODULE = Path(__file__).resolve().parents[2] / "SegMambaSlicer"
+from helpers.repository import PACKAGES
 
 
 @pytest.fixture
 def texts(the_module):
     """The module of the panel's sentences."""
-    from SegMambaSlicerLib import texts
+    from SegMambaSlicerLib import messages as texts
 
     return texts
 
 
 @pytest.mark.parametrize(
-    "path", [MODULE / "SegMambaSlicer.py", *sorted(MODULE.glob("SegMambaSlicerLib/*.py"))], ids=str
+    "path", [PACKAGES / "SegMambaSlicer.py", *sorted(PACKAGES.glob("SegMambaSlicerLib/*.py"))], ids=str
 )
 def test_translators_can_find_what_is_translated(path):
     """Qt's lupdate reads the source: it sees texts in `_()`, and neither variables nor f-strings."""
@@ -32,7 +30,7 @@ def test_translators_can_find_what_is_translated(path):
 
 
 def test_no_sentence_of_the_panel_is_put_together_from_english_words():
-    tree = ast.parse((MODULE / "SegMambaSlicerLib/texts.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGES / "SegMambaSlicerLib/messages.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             words = [part.value for part in node.values if isinstance(part, ast.Constant)]
@@ -135,7 +133,7 @@ def test_gravest_limit_is_said_and_the_others_are_counted(texts):
 
 
 def test_gpus_are_read_from_nvidia_smi_and_nonsense_is_not(the_module):
-    from SegMambaSlicerLib.devices import Gpu, gpus
+    from SegMambaSlicerLib.sections.device import Gpu, gpus
 
     lines = ["0, NVIDIA A100, 40000", "1, NVIDIA T4, [N/A]", "No devices were found"]
     assert gpus(lines) == [Gpu("cuda:0", "NVIDIA A100", 40000 * 2**20)]

@@ -9,9 +9,9 @@ import pytest
 import slicer
 import vtk
 
-from segmamba.manifest import load_manifest
-from segmamba.resources import MANIFEST_NAME, resource_root
-from segmamba_mrml import host
+from segmamba.models.manifest import load_manifest
+from segmamba.models.resources import MANIFEST_NAME, resource_root
+from segmamba_mrml import application as host
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import slicer
+from helpers.repository import PACKAGES
 
 from segmamba.errors import InstallationError
-from segmamba_mrml import host
+from segmamba_mrml import application as host
 
 
 def test_starting_twice_keeps_the_scene(a_slicer_scene):
@@ -50,6 +50,5 @@ def test_this_floor_imports_neither_torch_nor_qt():
         "import sys, segmamba_mrml.segment, segmamba_mrml.terminology\n"
         "assert not {'torch', 'qt', 'PySide6', 'monai', 'matplotlib'} & set(sys.modules), 'heavy import'"
     )
-    folder = Path(host.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGES, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from dicom_files import write_slices
-from measured_spine import TRABECULAR_HU, Vertebra, painted, turned
+from helpers.dicom_files import write_slices
+from helpers.measured_spine import TRABECULAR_HU, Vertebra, painted, turned
 
-from segmamba.dicom_seg import write_dicom_seg
-from segmamba.dicom_series import find_series, read_series
 from segmamba.errors import InputError
-from segmamba.labelmap import write_labelmap
-from segmamba.manifest import load_manifest
+from segmamba.io.dicom_index import find_series, read_series
+from segmamba.io.dicom_seg import write_dicom_seg
+from segmamba.io.labelmap import write_labelmap
+from segmamba.io.volume import Geometry
+from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
-from segmamba.volume import Geometry
 from segmamba_mrml.correct import renumber
 from segmamba_mrml.measurements import CHECK, NAME, TABLE_ROLE, measure, measurements_table
 from segmamba_mrml.reports import read_report

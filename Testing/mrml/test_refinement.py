@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import slicer
-from placed_spine import GRIDS, L1, L2, T12, Column
+from helpers.placed_spine import GRIDS, L1, L2, T12, Column
 
 from segmamba.errors import InputError
 from segmamba_mrml.refinement import OTHER, SPACING_MM, Refinement, brought_back, patient_grid, refine, sampled

@@ -14,11 +14,11 @@ import SimpleITK as sitk
 import slicer
 
 from segmamba.errors import Cancelled, InputError, ModelError, OutputError
-from segmamba.files import segment_file
-from segmamba.labelmap import write_labelmap
-from segmamba.manifest import load_manifest
+from segmamba.inference.file_to_file import segment_file
+from segmamba.io.labelmap import write_labelmap
+from segmamba.io.volume import read_volume
+from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
-from segmamba.volume import read_volume
 from segmamba_mrml import segment
 from segmamba_mrml.reports import parts, read_report
 from segmamba_mrml.segment import REPORT_ATTRIBUTE, Case, segment_volume_node

@@ -8,8 +8,8 @@ import slicer
 import vtk
 
 from segmamba.errors import InputError, OutputError
-from segmamba.labelmap import write_labelmap
-from segmamba.volume import Geometry
+from segmamba.io.labelmap import write_labelmap
+from segmamba.io.volume import Geometry
 from segmamba_mrml.segmentation import save_segmentation, segmentation_from_labels
 from segmamba_mrml.volumes import index_to_lps
 

@@ -8,8 +8,8 @@ import pytest
 import slicer
 import vtk
 
-from segmamba.manifest import ANATOMIC_CONTEXT, TERMINOLOGY_CONTEXT, load_manifest
-from segmamba.resources import MANIFEST_NAME, resource_root
+from segmamba.models.manifest import ANATOMIC_CONTEXT, TERMINOLOGY_CONTEXT, load_manifest
+from segmamba.models.resources import MANIFEST_NAME, resource_root
 from segmamba_mrml.terminology import FOLDER, as_text, build_contexts, load_terminology
 
 LABELS = {label.terminology_tag: label for model in load_manifest().models for label in model.labels}

@@ -12,14 +12,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from segmamba import report as reporting
+from segmamba.batch.case_record import CaseRecord, keep_additions, output_digests, standing_record
 from segmamba.batch.cases import Case
-from segmamba.batch.identity import identify
-from segmamba.batch.places import CASES, PREVIEW, REPORT, THUMBNAIL, publish, working_folder
+from segmamba.batch.fingerprint import identify
+from segmamba.batch.layout import CASES, PREVIEW, REPORT, THUMBNAIL, publish, working_folder
+from segmamba.batch.outcome import done_row, failed_row
 from segmamba.batch.plan import Plan
-from segmamba.batch.record import CaseRecord, keep_additions, output_digests, standing_record
-from segmamba.batch.rows import done_row, failed_row
 from segmamba.errors import DeviceError, ModelError, OutputError, SegMambaError, WorkerError
+from segmamba.reporting import report as reporting
 from segmamba.request import Request
 
 Run = Callable[[Request], dict[str, Any]]
@@ -47,7 +47,7 @@ def do_case(case: Case, plan: Plan, attempt: int, run: Run, device: str | None =
     Returns
     -------
     row : dict
-        See `segmamba.batch.rows`.
+        See `segmamba.batch.outcome`.
     again : bool
         Whether it failed in a way that another attempt may not.
     """

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segmamba import dicom
 from segmamba.batch.datafiles import data_files
-from segmamba.batch.places import SERIES, WORKING
-from segmamba.dicom_series import Series, group_series
+from segmamba.batch.layout import SERIES, WORKING
 from segmamba.errors import InputError, OutputError
+from segmamba.io import dicom
+from segmamba.io.dicom_index import Series, group_series
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 # A segmentation beside its volume is no case.
@@ -73,7 +73,7 @@ def find_cases(
     ----------
     inputs : sequence of str
     output : Path
-        Folder of the run; `segmamba.batch.places.prepare` has made it.
+        Folder of the run; `segmamba.batch.layout.prepare` has made it.
     map_roots : callable
         Like ``map``; thousands of studies are looked through in parallel by giving that of a cluster.
     say : callable

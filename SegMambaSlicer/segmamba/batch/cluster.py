@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from segmamba.errors import InputError, InstallationError, WorkerError
-from segmamba.parallel import processors
+from segmamba.utils.parallel import processors
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from segmamba.batch.case import Row, do_case
 from segmamba.batch.cases import Case
+from segmamba.batch.outcome import failed_row, left_out_row
 from segmamba.batch.plan import Plan
-from segmamba.batch.rows import failed_row, left_out_row
 from segmamba.errors import Cancelled, SegMambaError, WorkerError
 
 if TYPE_CHECKING:

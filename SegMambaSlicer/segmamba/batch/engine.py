@@ -1,4 +1,4 @@
-"""The engine of a Dask worker: one child process (`segmamba.job.Worker`) that stays up between cases."""
+"""The engine of a Dask worker: one child process (`segmamba.worker.client.Worker`) that stays up between cases."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 
 from segmamba.errors import WorkerError
-from segmamba.job import Worker, worker_environment
 from segmamba.request import Request
+from segmamba.worker.client import Worker, worker_environment
 
 PREFIX = "segmamba-engine-"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -62,7 +62,7 @@ class Engine(WorkerPlugin):  # type: ignore[misc]
         Raises
         ------
         SegMambaError
-            As `segmamba.job.Worker.run`.
+            As `segmamba.worker.client.Worker.run`.
         """
         with self._lock:
             self._wait_until_ready()

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from segmamba.batch.layout import OVERVIEW, PREVIEW, REPORT, THUMBNAIL
+from segmamba.batch.outcome import DONE, FAILED, LEFT_OUT
 from segmamba.batch.page import HEAD, SCRIPT, STYLE, TAIL
-from segmamba.batch.places import OVERVIEW, PREVIEW, REPORT, THUMBNAIL
 from segmamba.batch.plan import Plan
-from segmamba.batch.rows import DONE, FAILED, LEFT_OUT
 from segmamba.batch.table import UNPRINTABLE, read_rows
-from segmamba.labelmap import whole_file
-from segmamba.notice import NOTICE
+from segmamba.io.labelmap import whole_file
+from segmamba.reporting.disclaimer import NOTICE
 
 Row = dict[str, Any]
 

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from segmamba import store
-from segmamba.batch.identity import digest_of
-from segmamba.dicom_series import NEEDED
+from segmamba.batch.fingerprint import digest_of
 from segmamba.errors import InputError, InstallationError
-from segmamba.files import requested_model
-from segmamba.manifest import Model, chosen_labels
+from segmamba.inference.file_to_file import requested_model
+from segmamba.io.dicom_index import NEEDED
+from segmamba.models import store
+from segmamba.models.manifest import Model, chosen_labels
 from segmamba.request import Request
 
 FORMATS = ("seg.nrrd", "nii.gz", "dcm")

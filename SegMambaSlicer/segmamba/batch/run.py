@@ -12,14 +12,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from segmamba.batch.case_record import read_record
 from segmamba.batch.cases import Case, find_cases
 from segmamba.batch.cluster import connected
 from segmamba.batch.dispatch import look_through, run_cases, wait_for_workers
+from segmamba.batch.layout import CASES, LOCK, ROWS, clear, prepare
+from segmamba.batch.outcome import done_row
 from segmamba.batch.overview import write_overview
-from segmamba.batch.places import CASES, LOCK, ROWS, clear, prepare
 from segmamba.batch.plan import Plan, make_plan
-from segmamba.batch.record import read_record
-from segmamba.batch.rows import done_row
 from segmamba.batch.show import Progress
 from segmamba.batch.table import check_pyarrow, write_table
 from segmamba.errors import OutputError, SegMambaError

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from segmamba.batch.rows import DONE, FAILED, LEFT_OUT
+from segmamba.batch.outcome import DONE, FAILED, LEFT_OUT
 
 Row = dict[str, Any]
 

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from segmamba.batch.places import PARQUET, TABLE
+from segmamba.batch.layout import PARQUET, TABLE
 from segmamba.errors import InstallationError
-from segmamba.labelmap import whole_file
+from segmamba.io.labelmap import whole_file
 
 Row = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from segmamba.evaluation.metrics import centroids
-from segmamba.volume import Geometry
+from segmamba.io.volume import Geometry
 
 POSTERIOR = np.array([0.0, 1.0, 0.0])
 # The posterior wall is looked for in this part of a body's width and height, where it is flat.

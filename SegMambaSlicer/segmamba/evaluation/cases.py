@@ -13,9 +13,9 @@ from segmamba.evaluation.names import IDS, NATIVE, OWN_IDS
 from segmamba.evaluation.references import HIGHEST, read_reference, reasons_not_to_count
 from segmamba.evaluation.scores import Rules
 from segmamba.evaluation.variants import Variant, resampled
-from segmamba.labelmap import LABELMAP_EXTENSIONS
-from segmamba.training.arrays import as_labels
-from segmamba.volume import Geometry, Volume, read_image, read_volume
+from segmamba.io.labelmap import LABELMAP_EXTENSIONS
+from segmamba.io.volume import Geometry, Volume, read_image, read_volume
+from segmamba.training.synthesis.npz import as_labels
 
 ENDING = ".nii.gz"
 CT = "ct"

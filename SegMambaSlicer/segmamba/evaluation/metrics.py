@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from segmamba.labelmap import label_boxes
-from segmamba.volume import Geometry
+from segmamba.io.labelmap import label_boxes
+from segmamba.io.volume import Geometry
 
 # The VerSe challenge's limit (Sekuboyina et al. 2021).
 IDENTIFICATION_MM = 20.0

@@ -8,9 +8,9 @@ import numpy as np
 
 from segmamba.errors import InputError
 from segmamba.evaluation.names import OWN_IDS, TOTALSEGMENTATOR_IDS
-from segmamba.labelmap import label_boxes
-from segmamba.training.arrays import as_labels
-from segmamba.volume import Volume, read_volume
+from segmamba.io.labelmap import label_boxes
+from segmamba.io.volume import Volume, read_volume
+from segmamba.training.synthesis.npz import as_labels
 
 HIGHEST = 255
 SACRUM = 26

@@ -13,13 +13,13 @@ from segmamba.evaluation.references import SACRUM
 from segmamba.evaluation.scores import Rules, score
 from segmamba.evaluation.statistics import MEASURES, counted, grouped, mean_with_interval, values_of
 from segmamba.evaluation.variants import Variant, make_variants
-from segmamba.labelmap import label_boxes
-from segmamba.manifest import Model
-from segmamba.modality import check_modality
-from segmamba.preview import render, write_png
-from segmamba.report import describe_software
+from segmamba.io.labelmap import label_boxes
+from segmamba.io.modality import check_modality
+from segmamba.io.volume import Volume
+from segmamba.models.manifest import Model
+from segmamba.reporting.preview import render, write_png
+from segmamba.reporting.report import describe_software
 from segmamba.request import Options
-from segmamba.volume import Volume
 
 EVALUATION_VERSION = 1
 # The vertebrae that number a column without a look at the ribs: C1, C2 and the sacrum.
@@ -30,10 +30,10 @@ Predictor = Callable[[str, Volume], tuple[Volume, Mapping[str, Any] | None]]
 
 
 def run_model(model: Model, options: Options, checkpoint: Path | None = None, root: Path | None = None) -> Predictor:
-    """Return what segments each image by a model; the arguments are those of `segmamba.pipeline.segment`."""
+    """Return what segments each image by a model; the arguments are those of `segmamba.inference.pipeline.segment`."""
 
     def predict(name: str, image: Volume) -> tuple[Volume, Mapping[str, Any] | None]:
-        from segmamba.pipeline import segment
+        from segmamba.inference.pipeline import segment
 
         check_modality(image, model)
         result = segment(image, model, options, checkpoint=checkpoint, root=root)

@@ -13,7 +13,7 @@ from segmamba.evaluation.metrics import centroids, dice_of_all, identified, over
 from segmamba.evaluation.names import BODIES, PLAIN
 from segmamba.evaluation.references import FUSED, LAST_LEVEL, SACRUM
 from segmamba.evaluation.statistics import counted
-from segmamba.volume import Geometry, Volume
+from segmamba.io.volume import Geometry, Volume
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from segmamba.evaluation.names import NATIVE, PLAIN
 from segmamba.evaluation.statistics import counted
-from segmamba.notice import NOTICE
+from segmamba.reporting.disclaimer import NOTICE
 
 MEASURE_TITLES = {
     "dice": "Dice, mean over structures",

@@ -10,9 +10,9 @@ import SimpleITK as sitk
 
 from segmamba.evaluation.names import CROP, NOISE, OBLIQUE, STORAGE, THICK
 from segmamba.evaluation.references import LAST_LEVEL, at_border
-from segmamba.grid import cropped_geometry
-from segmamba.labelmap import label_boxes
-from segmamba.volume import Geometry, Volume, image_geometry, to_image
+from segmamba.inference.model_grid import cropped_geometry
+from segmamba.io.labelmap import label_boxes
+from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
 
 THICKNESS_MM = 5.0
 NOISE_HU = 60.0

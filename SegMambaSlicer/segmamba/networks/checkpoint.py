@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segmamba.errors import InstallationError, ModelError
-from segmamba.networks.eight_bit import EIGHT_BIT, STORAGE, in_eight_bits, restored
+from segmamba.networks.quantization import EIGHT_BIT, STORAGE, in_eight_bits, restored
 
 WRAPPERS = ("module", "model", "state_dict")
 DATA_PARALLEL_PREFIX = "module."
@@ -98,7 +98,7 @@ def save_safetensors(
 
 
 def save_in_eight_bits(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write a state dict as safetensors in half the space of float16: see `segmamba.networks.eight_bit`.
+    """Write a state dict as safetensors in half the space of float16: see `segmamba.networks.quantization`.
 
     Raises
     ------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage, special
 
-from segmamba.labelmap import bounding_box
+from segmamba.io.labelmap import bounding_box
 from segmamba.spine.chain import Numbering, number
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
 from segmamba.spine.levels import C1, L5, L6, SACRUM, distance_by_volume

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmamba.labelmap import label_boxes
+from segmamba.io.labelmap import label_boxes
 from segmamba.spine.levels import DISTANCES_MM, SACRUM, distance_by_volume
 
 

@@ -9,8 +9,8 @@ from scipy import ndimage
 from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
 from scipy.spatial import KDTree, distance_matrix
 
-from segmamba.labelmap import bounding_box
-from segmamba.postprocess import column
+from segmamba.inference.postprocess import column
+from segmamba.io.labelmap import bounding_box
 from segmamba.spine.levels import distance_by_volume
 
 VERTEBRA = 0.5

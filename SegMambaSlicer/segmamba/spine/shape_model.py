@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from scipy import ndimage
 
 from segmamba.errors import ModelError
-from segmamba.labelmap import bounding_box
+from segmamba.io.labelmap import bounding_box
 from segmamba.spine.frames import Frame
 from segmamba.spine.levels import L6
 
@@ -79,7 +79,7 @@ class Fit:
 
 
 def load_shapes(path: str | os.PathLike[str]) -> ShapeModel:
-    """Read a model that `segmamba.training.shapes` wrote.
+    """Read a model that `segmamba.training.vertebrae.shape_model` wrote.
 
     Raises
     ------

@@ -1,5 +1,5 @@
-"""Training on synthetic images that are painted from real label maps.
+"""Training on synthetic images that are rendered from label maps.
 
-``anatomy`` turns label maps into maps of tissue codes (CPU, once), ``synthesis`` paints CT-like images from them
-(GPU, at every step), ``losses`` and ``loop`` train, ``evaluate`` measures on real volumes.
+``synthesis`` has what every task shares, ``vertebrae`` and ``colorectal`` the samples of a task; ``loop`` trains as
+``config`` says.
 """

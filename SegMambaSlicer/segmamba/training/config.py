@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError
-from segmamba.manifest import Channel
+from segmamba.models.manifest import Channel
 from segmamba.networks.spine_mamba import OFFSET, RIB
-from segmamba.training.colorectal.codes import LABELS
+from segmamba.training.colorectal.labels import LABELS
 
 VERTEBRAE_TASK, COLORECTAL_TASK = "vertebrae", "colorectal"
 
@@ -37,8 +37,8 @@ class Config:
     mr_share : float
         Part of the samples that is MR, 0 to 1.
     anatomies : str
-        Pattern of the ``.npz`` files of `segmamba.training.anatomy.prepare`, or of
-        `segmamba.training.colorectal.anatomy.prepare`.
+        Pattern of the ``.npz`` files of `segmamba.training.vertebrae.label_maps.prepare`, or of
+        `segmamba.training.colorectal.label_maps.prepare`.
     patch, spacing
         Voxels of a sample along z, y, x, and their size in mm.
     folder : str

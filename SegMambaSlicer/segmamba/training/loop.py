@@ -19,18 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from segmamba import scan
-from segmamba.device import choose_device
 from segmamba.errors import InputError, OutputError
-from segmamba.labelmap import whole_file
+from segmamba.inference.device import choose_device
+from segmamba.io.labelmap import whole_file
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
-from segmamba.training.colorectal.evaluate import evaluate_bowel
+from segmamba.training.colorectal.validation import evaluate_bowel
 from segmamba.training.config import COLORECTAL_TASK, Config, read_config
-from segmamba.training.evaluate import evaluate
-from segmamba.training.gradients import Objective, Recorded, gradients_of
+from segmamba.training.cuda_graph import Objective, Recorded, gradients_of
+from segmamba.training.distributed import ALONE, Team, join_team
 from segmamba.training.losses import dice_cross_entropy, vertebra_loss
-from segmamba.training.painters import Source, source_maker
-from segmamba.training.team import ALONE, Team, join_team
+from segmamba.training.sample_source import Source, source_maker
+from segmamba.training.vertebrae.validation import evaluate
 
 # The cosine decay ends at this part of the learning rate.
 LAST_RATE = 0.005
@@ -151,7 +151,7 @@ def train(config: Config, minutes: float = math.inf) -> Path:
     InputError
         There is nothing to train on or to evaluate with, or the loss is no longer finite.
     SegMambaError
-        See `Run`, and `segmamba.device.choose_device`.
+        See `Run`, and `segmamba.inference.device.choose_device`.
     """
     end = time.monotonic() + 60 * minutes
     team, device = join_team(_device(config.device))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
-from segmamba.training.tissues import VERTEBRAE
+from segmamba.training.synthesis.tissue_labels import VERTEBRAE
 
 SMOOTHING = 1.0
 # Below this an error of the offset counts by its square, in units of `OFFSET_UNIT_MM`: 1 mm.

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segmamba.errors import SegMambaError
-from segmamba.labelmap import check_output, whole_file
+from segmamba.io.labelmap import check_output, whole_file
+from segmamba.models.store import sha256
 from segmamba.networks.checkpoint import load_state_dict, save_in_eight_bits
-from segmamba.store import sha256
 
 EXTENSIONS = (".safetensors",)
 

@@ -13,7 +13,7 @@ import pytest
 import qt
 import slicer
 
-from segmamba_mrml import host as mrml_host
+from segmamba_mrml import application as mrml_host
 from slicer_host import application, packaging, parameter_node, qmrml, sample_data, scripted_module
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmamba.training.canvas import Canvas
-from segmamba.training.colorectal.atlas import Fields
-from segmamba.training.colorectal.codes import (
+from segmamba.training.colorectal.labels import (
     COLON_LABEL,
     LARGE,
     LUMEN,
@@ -28,11 +26,13 @@ from segmamba.training.colorectal.codes import (
     VESSEL,
     WALL,
 )
-from segmamba.training.colorectal.plan import FOLDS, SHRINK, Tumour
-from segmamba.training.colorectal.plan import WALL as WALL_ROW
+from segmamba.training.colorectal.map_format import Fields
+from segmamba.training.colorectal.parameters import FOLDS, SHRINK, Tumour
+from segmamba.training.colorectal.parameters import WALL as WALL_ROW
 from segmamba.training.colorectal.tumour import grown
-from segmamba.training.filters import blur
-from segmamba.training.tissues import FAT, SOFT
+from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.scanner import blur
+from segmamba.training.synthesis.tissue_labels import FAT, SOFT
 
 # The look-up takes the nearest voxel of the map: this much blur, in voxels, takes its steps off the surfaces.
 SMOOTHING = 0.6
@@ -52,7 +52,7 @@ class Tissues:
     labels : Tensor, int64
         0 background, 1 tumour, 2 colon, 3 rectum.
     table : Tensor (rows, z, y, x), float32
-        The rows of `segmamba.training.colorectal.plan` for each voxel's place.
+        The rows of `segmamba.training.colorectal.parameters` for each voxel's place.
     depth : Tensor, float32
         Below the surface of the bowel in the map's mm, negative outside.
     height : Tensor, float32
@@ -80,7 +80,7 @@ def shaped(
     fields : Fields
         Of the map, looked up at the sample's voxels.
     tables : tuple of ndarray
-        What the large bowel and the others are like, see `segmamba.training.colorectal.plan`.
+        What the large bowel and the others are like, see `segmamba.training.colorectal.parameters`.
     tumours : sequence of tuple
         Each with the bowel's radius in mm and step at its seed, and the seed's points (see `tumour.local_axes`).
     nodes : Tensor (n, 6)

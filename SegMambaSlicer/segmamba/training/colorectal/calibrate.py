@@ -2,8 +2,8 @@
 
 Trained on crops of which most hold a tumour, a network sees too many in whole scans. Painted scans of the training's
 own anatomies (`benchmarks/colorectal.py paint`) tell how far the logit of a tumour must lead somewhere in a piece
-(`segmamba.certainty`): so far that F0.5 is best, in which precision weighs twice as much as sensitivity, for a false
-tumour is the worse error of a demonstration. A model's manifest entry has that figure.
+(`segmamba.inference.hysteresis`): so far that F0.5 is best, in which precision weighs twice as much as sensitivity,
+for a false tumour is the worse error of a demonstration. A model's manifest entry has that figure.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from segmamba.certainty import lead, pieces_and_peaks
-from segmamba.device import choose_device
 from segmamba.errors import InputError, SegMambaError
-from segmamba.labelmap import bounding_box
+from segmamba.inference.device import choose_device
+from segmamba.inference.hysteresis import lead, pieces_and_peaks
+from segmamba.io.labelmap import bounding_box
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
-from segmamba.training.arrays import read_arrays
-from segmamba.training.colorectal.codes import TUMOUR_LABEL
-from segmamba.training.colorectal.evaluate import answered_logits, tumours_found
+from segmamba.training.colorectal.labels import TUMOUR_LABEL
+from segmamba.training.colorectal.validation import answered_logits, tumours_found
 from segmamba.training.config import Config, read_config
+from segmamba.training.synthesis.npz import read_arrays
 
 LEADS = tuple(map(float, range(16)))
 BETA = 0.5

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmamba.manifest import Channel
-from segmamba.training.atlas import Anatomy
-from segmamba.training.canvas import Canvas
-from segmamba.training.colorectal.atlas import BowelMap, unpacked
+from segmamba.models.manifest import Channel
 from segmamba.training.colorectal.bowel import Tissues, shaped
-from segmamba.training.colorectal.painting import painted
-from segmamba.training.colorectal.plan import Tumour, draw_seed, draw_tumours, large_bowel, other_bowel
+from segmamba.training.colorectal.ct import painted
+from segmamba.training.colorectal.map_format import BowelMap, unpacked
+from segmamba.training.colorectal.parameters import Tumour, draw_seed, draw_tumours, large_bowel, other_bowel
 from segmamba.training.colorectal.seeds import ALONG, INWARD, POSITION, RADIUS, STEP
 from segmamba.training.colorectal.tumour import ARM_VOXELS
-from segmamba.training.placing import cut_field_of_view, deformed
-from segmamba.training.synthesis import normalised
-from segmamba.training.tissues import SPACING
+from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.elastic import cut_field_of_view, deformed
+from segmamba.training.synthesis.tissue_labels import SPACING
+from segmamba.training.vertebrae.samples import normalised
+from segmamba.training.vertebrae.tissue_maps import Anatomy
 
 # Samples with a tumour have up to so many more than patients have: each shows where to look and where not, and costs
 # the same.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from segmamba.training.colorectal.codes import LARGE, RECTUM
-from segmamba.training.tissues import BONES, OUTSIDE, SPACING
+from segmamba.training.colorectal.labels import LARGE, RECTUM
+from segmamba.training.synthesis.tissue_labels import BONES, OUTSIDE, SPACING
 
 SEEDS, BONE_PLACES = 1200, 40
 # Seeds lie this near to the surface, not in the last part of the bowel (the anal canal), and not at the map's border.
@@ -24,7 +24,7 @@ def seed_table(codes: np.ndarray, depth: np.ndarray, place: np.ndarray, rng: np.
     Parameters
     ----------
     codes, depth, place : ndarray (z, y, x)
-        As in `segmamba.training.colorectal.anatomy`, the depth in mm.
+        As in `segmamba.training.colorectal.label_maps`, the depth in mm.
     rng : numpy.random.Generator
     """
     large = np.isin(codes, LARGE)

@@ -11,10 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from segmamba.training.canvas import Canvas
 from segmamba.training.colorectal.centreline import STEP_MM
-from segmamba.training.colorectal.plan import Tumour
-from segmamba.training.tissues import SPACING
+from segmamba.training.colorectal.parameters import Tumour
+from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.tissue_labels import SPACING
 
 # The points that place a seed: itself, and this far (in voxels of the map) into the bowel and along it.
 ARM_VOXELS = 6.0

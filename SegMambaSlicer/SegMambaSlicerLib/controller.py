@@ -1,0 +1,125 @@
+"""The sections of the panel, put together, and what they say as one: the choices, and what stands in a run's way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from segmamba_mrml.sequences import number_of_items
+from SegMambaSlicerLib.sections.checkpoint import CheckpointSection
+from SegMambaSlicerLib.sections.correction import CorrectionSection
+from SegMambaSlicerLib.sections.dependency import DependencySection
+from SegMambaSlicerLib.sections.device import DeviceSection
+from SegMambaSlicerLib.sections.forecast import ForecastSection
+from SegMambaSlicerLib.sections.log import LogSection
+from SegMambaSlicerLib.sections.measurement import MeasuringSection
+from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
+from SegMambaSlicerLib.sections.result import ResultSection
+
+OVERWRITE_SETTING = "SegMambaSlicer/Overwrite"
+# What must stay as it is while a job runs.
+LOCKED = (
+    *("inputSelector", "taskComboBox", "modelComboBox", "outputSelector"),
+    *("correctionWidget", "advancedSection", "dependenciesSection"),
+)
+
+
+@dataclass
+class Sections:
+    """All sections of the panel."""
+
+    ui: Any
+    models: ModelSection
+    devices: DeviceSection
+    forecast: ForecastSection
+    results: ResultSection
+    checkpoints: CheckpointSection
+    dependencies: DependencySection
+    log: LogSection
+
+    def show(self, parameters: Any) -> None:
+        """Show what a parameter node holds."""
+        self.models.show(parameters)
+        self.forecast.follow(parameters)
+        self.results.show(parameters.resultSegmentation)
+
+    def refresh(self) -> None:
+        """Follow a change of the parameter node."""
+        self.models.refresh()
+        self.results.refresh()
+        self.ui.allItemsCheckBox.enabled = number_of_items(self.forecast.parameters.inputVolume) > 1
+        self.forecast.askLater()
+
+    def choices(self) -> dict[str, Any]:
+        """Return what the user chose, under the names that the logic's ``segmentAsync`` has."""
+        parameters = self.forecast.parameters
+        overlap, mirror = QUALITIES[self.ui.qualityComboBox.currentData]
+        return {
+            "model": self.models.model.id,
+            "manifest": self.models.manifestPath,
+            "output": parameters.outputSegmentation,
+            "overwrite": self.ui.overwriteComboBox.currentData == "replace",
+            "structures": self.models.structures(),
+            "roi": parameters.roi,
+            "mirror": mirror,
+            "overlap": overlap,
+            "noRefine": not parameters.refine,
+            "noPostprocess": not parameters.postprocess,
+            "device": self.devices.device,
+            "allItems": self.ui.allItemsCheckBox.enabled and parameters.allItems,
+        }
+
+    def problem(self) -> str:
+        """Return in one sentence why a run cannot start, or an empty text."""
+        if self.models.model is None:
+            return self.models.problem()
+        missing = self.dependencies.missing
+        if missing:
+            self.dependencies.refresh()
+            return _("Packages are missing ({names}): install them in the section Dependencies below.").format(
+                names=", ".join(missing)
+            )
+        problem = self.models.problem()
+        if problem:
+            self.checkpoints.reveal()
+        return problem or self.forecast.refusal()
+
+    def setRunning(self, running: bool) -> None:
+        """Lock what a running job depends on."""
+        for name in LOCKED:
+            getattr(self.ui, name).enabled = not running
+        self.checkpoints.lock(running)
+
+
+def buildSections(
+    ui: Any, requirements: Path, stopWorker: Callable[[], None], say: Callable[[str, bool], None]
+) -> Sections:
+    """Make the sections of a panel from its widgets by name.
+
+    ``stopWorker`` ends the process that has torch loaded; ``say`` shows a sentence, and whether it is about a problem.
+    """
+    ui.overwriteComboBox.addItem(_("Keep them and add the new ones"), "keep")
+    ui.overwriteComboBox.addItem(_("Replace them"), "replace")
+    chosen = slicer.util.settingsValue(OVERWRITE_SETTING, "keep")
+    ui.overwriteComboBox.currentIndex = max(0, ui.overwriteComboBox.findData(chosen))
+    ui.overwriteComboBox.connect(
+        "currentIndexChanged(int)",
+        lambda index: slicer.app.userSettings().setValue(OVERWRITE_SETTING, ui.overwriteComboBox.itemData(index)),
+    )
+    devices = DeviceSection(ui)
+    forecast = ForecastSection(ui, devices)
+    models = ModelSection(ui, forecast.askLater)
+    forecast.models = models
+    log = LogSection(ui)
+    checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
+    dependencies = DependencySection(ui, requirements, stopWorker)
+    results = ResultSection(ui)
+    # They live as long as the result that they correct and measure.
+    results.onFilled = CorrectionSection(ui, results, say).refresh
+    results.onShown = MeasuringSection(ui, results, say).refresh
+    return Sections(ui, models, devices, forecast, results, checkpoints, dependencies, log)

@@ -1,0 +1,154 @@
+"""A folder of volumes: ``segmamba batch`` in a process of its own, while Slicer stays usable."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import re
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from segmamba.batch.layout import ROWS
+from segmamba.batch.table import read_rows
+from segmamba.cli.batch import SOME_FAILED
+from segmamba.errors import ERRORS_BY_NAME, InputError, InstallationError, WorkerError
+from segmamba.worker.client import LOG_LINES
+from SegMambaSlicerLib.cli_process import startCommand
+from SegMambaSlicerLib.messages import commandOutcome
+from SegMambaSlicerLib.parameters import Choices
+from SegMambaSlicerLib.sections.dependency import missingForFolders, missingRequirements
+from SegMambaSlicerLib.segmentation_job import waitForEnd
+
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
+# What the command says when it has looked through the folder.
+FOUND = re.compile(r"(\d+) cases")
+
+
+class FolderJob:
+    """The volumes of a folder being segmented; made by the logic's ``segmentFolderAsync``.
+
+    Parameters
+    ----------
+    inputFolder, outputFolder : str or Path
+        What is in the output folder at the end, and what is not done again, is in ``Docs/batches.md``.
+    pattern : str, optional
+        Which files below the folder; by default all NIfTI, NRRD and MetaImage files and DICOM series.
+    skipExisting : bool
+        False does again what is done.
+    format : str
+        Of the segmentations: "seg.nrrd", "nii.gz" or "dcm".
+    onProgress : callable, optional
+        Called with a text and the fraction of the volumes that are through. If it raises an error, the run stops and
+        ends with that.
+    onDone : callable, optional
+        Called with this job, once, when it has ended in whatever way.
+    **choices
+        As for `Choices`, the same for all volumes.
+
+    Attributes
+    ----------
+    finished : bool
+    rows : list of dict
+        One for each volume that is through, see `segmamba.batch.outcome.done_row`; ``status`` is "done", "failed" (and
+        ``error`` says why) or "left out".
+    error : Exception or None
+        Why the run as a whole did not come to its end.
+
+    Raises
+    ------
+    SegMambaError
+        The run cannot start.
+    """
+
+    def __init__(
+        self,
+        inputFolder: str | Path,
+        outputFolder: str | Path,
+        pattern: str | None = None,
+        skipExisting: bool = True,
+        format: str = "seg.nrrd",
+        onProgress: Callable[[str, float], None] | None = None,
+        onDone: Callable[[FolderJob], None] | None = None,
+        **choices: Any,
+    ) -> None:
+        chosen = Choices(**{"overwrite": not skipExisting, **choices})
+        if chosen.output is not None:
+            raise InputError("The volumes of a folder go into files: choose no output segmentation.")
+        missing = [*missingRequirements(REQUIREMENTS), *missingForFolders(REQUIREMENTS)]
+        if missing:
+            text = _("For folders packages are missing ({names}): install them in the panel's section Dependencies.")
+            raise InstallationError(text.format(names=", ".join(missing)))
+        self.finished = False
+        self.rows: list[dict[str, Any]] = []
+        self.error: Exception | None = None
+        self._onProgress, self._onDone = onProgress, onDone
+        self._output = Path(outputFolder).absolute()
+        self._total = 0
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        source = os.path.abspath(inputFolder)
+        given = source if pattern is None else os.path.join(glob.escape(source), pattern)
+        arguments = ["batch", given, str(self._output), "--json", "--format", format, *chosen.arguments()]
+        # The command goes on while this folder is there. A signal would end with the launcher that PythonSlicer may
+        # be, and on Windows there is none to ask with.
+        self._asking = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)
+        try:
+            startCommand([*arguments, "--while", self._asking.name], self._hear, self._end)
+        except InstallationError:
+            self._asking.cleanup()
+            raise
+
+    def cancel(self) -> None:
+        """Ask the run to stop; it ends within seconds, with the table of what is done, and nothing half done stays."""
+        self._asking.cleanup()
+
+    def wait(self) -> list[dict[str, Any]]:
+        """Wait for the end, with Slicer's events processed, and return the rows.
+
+        Raises
+        ------
+        SegMambaError
+            With a sentence that says what to do.
+        """
+        waitForEnd(self)
+        return self.rows
+
+    def _hear(self, line: str) -> None:
+        found = FOUND.fullmatch(line)
+        if found:
+            self._total = int(found[1])
+            self._tell(line)
+        elif line.startswith("{"):
+            # One that another line got into is left to the end, when all are read from their file.
+            with contextlib.suppress(ValueError):
+                self.rows.append(json.loads(line))
+                self._tell(f"{self.rows[-1]['case']}: {self.rows[-1]['error'] or self.rows[-1]['status']}")
+        else:
+            self._lines.append(line)
+
+    def _tell(self, text: str) -> None:
+        if self._onProgress is None or self.error is not None:
+            return
+        try:
+            self._onProgress(text, len(self.rows) / max(1, self._total))
+        except Exception as error:
+            # Raised here it would be lost in the event loop, and the run would go on.
+            self.error = error
+            self.cancel()
+
+    def _end(self, status: int) -> None:
+        self._asking.cleanup()
+        if status in (0, SOME_FAILED):
+            self.rows = list(read_rows(self._output / ROWS))
+        elif self.error is None:
+            kind = next((kind for kind in ERRORS_BY_NAME.values() if kind.exit_code == status), WorkerError)
+            self.error = kind(commandOutcome(self._lines, status))
+        self.finished = True
+        if self._onDone is not None:
+            self._onDone(self)

@@ -1,0 +1,87 @@
+"""What the panel asks of an import: which model the file is for, and its intensity figures where they are a guess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from segmamba.models.bundle import is_bundle
+from segmamba.models.import_checkpoint import estimated_channel
+from segmamba.models.manifest import ListedModel, Model
+from SegMambaSlicerLib.sections.forecast import WARNING_STYLE
+
+BY_WEIGHTS = ""
+
+
+class ImportOptions:
+    """The choices beside the button *Import*.
+
+    Parameters
+    ----------
+    ui : object
+        The panel's widgets by name.
+    """
+
+    def __init__(self, ui: Any) -> None:
+        self._ui = ui
+        self._models: dict[str, ListedModel] = {}
+        self._figures = (ui.clipLowSpinBox, ui.clipHighSpinBox, ui.meanSpinBox, ui.stdSpinBox)
+        ui.importAsComboBox.connect("currentIndexChanged(int)", self._onModel)
+        ui.ownFiguresCheckBox.connect("toggled(bool)", self._onOwn)
+        self._onModel()
+
+    def offer(self, models: tuple[ListedModel, ...]) -> None:
+        """Offer the models of a manifest; what was chosen stays where they are the same."""
+        if list(models) == list(self._models.values()):
+            return
+        combo = self._ui.importAsComboBox
+        blocked = combo.blockSignals(True)
+        self._models = {model.id: model for model in models}
+        combo.clear()
+        combo.addItem(_("The model that the weights fit"), BY_WEIGHTS)
+        for model in models:
+            combo.addItem(model.title, model.id)
+        combo.blockSignals(blocked)
+        self._onModel()
+
+    def arguments(self, path: Path) -> list[str]:
+        """Return what ``segmamba models import`` is to be told of a file; nothing of a bundle, which says it itself."""
+        model = self._ui.importAsComboBox.currentData
+        if not model or is_bundle(path):
+            return []
+        if not self._own():
+            return ["--as", model]
+        low, high, mean, std = (str(box.value) for box in self._figures)
+        return ["--as", model, "--clip", low, high, "--mean", mean, "--std", std]
+
+    def _own(self) -> bool:
+        return not self._ui.figuresBox.isHidden() and self._ui.ownFiguresCheckBox.checked
+
+    def _onModel(self, _index: int = 0) -> None:
+        model = self._models.get(self._ui.importAsComboBox.currentData or BY_WEIGHTS)
+        estimate = estimated_channel(model) if model is not None else None
+        self._ui.figuresBox.visible = estimate is not None
+        self._ui.ownFiguresCheckBox.checked = False
+        if estimate is not None:
+            for box, value in zip(
+                self._figures, (estimate.low, estimate.high, estimate.mean, estimate.std), strict=True
+            ):
+                box.value = value
+        self._onOwn()
+
+    def _onOwn(self, _checked: bool = False) -> None:
+        """Let the figures be changed, or say that they are an estimate."""
+        own = self._ui.ownFiguresCheckBox.checked
+        for box in self._figures:
+            box.enabled = own
+        model = self._models.get(self._ui.importAsComboBox.currentData or BY_WEIGHTS)
+        if own:
+            text = _("Your figures are kept beside the checkpoint and written in each report.")
+        elif isinstance(model, Model) and model.preprocessing.estimated:
+            text = _("Estimate: {text}. Each result is marked so.").format(text=model.preprocessing.estimated)
+        else:
+            text = ""
+        self._ui.figuresLabel.text = text
+        self._ui.figuresLabel.styleSheet = "" if own else WARNING_STYLE

@@ -1,0 +1,287 @@
+"""What the panel says, from what the engine knows. Functions that take and give values; no Qt.
+
+Slicer's translators see what stands as it is in ``_(...)``: whole sentences, and names for what is put into them.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from segmamba.inference.forecast import FINE_TIME, Forecast
+from segmamba.models.manifest import Model
+from segmamba.reporting.report import numbering_doubt
+from segmamba.spine.levels import level_name
+from segmamba.utils.memory import gibibytes
+
+# Share of a run that a stage takes, about: 512 x 512 x 133 voxels on a processor.
+STAGES = {"read": 0.02, "load": 0.05, "preprocess": 0.05, "predict": 0.78, "postprocess": 0.08, "write": 0.02}
+STAGE_TITLES = {
+    "read": _("Reading"),
+    "load": _("Loading the model"),
+    "preprocess": _("Preparing"),
+    "predict": _("Segmenting"),
+    "postprocess": _("Cleaning up"),
+    "write": _("Writing"),
+}
+TASK_TITLES = {"vertebrae": _("Vertebrae"), "colorectal": _("Colorectal cancer")}
+# Legible on light and on dark grounds.
+PROBLEM_STYLE = "color: #d9480f;"
+# Below this mean probability of its voxels a segment is marked, and below this one of its level.
+LOW_CONFIDENCE, UNSURE_NUMBER = 0.6, 0.9
+# What refinement does to a mask, by its steps.
+REFINEMENT_STEPS = {
+    "pieces": _("loose pieces and holes"),
+    "split": _("cut from its neighbour"),
+    "remove": _("looked like no vertebra"),
+    "trim": _("trimmed to the shape of a vertebra"),
+    "close": _("gaps closed"),
+    "edit": _("tidied after an edit"),
+}
+# What the command line puts before its errors, and the lines that say what it did.
+COMMAND_ERROR = re.compile(r"segmamba: error: |FAIL  [^:]+: ")
+COMMAND_NEWS = ("Installed: ", "Removed: ", "Note: ")
+
+
+def taskTitle(task: str) -> str:
+    """Return a task's name for people."""
+    return TASK_TITLES.get(task, task.capitalize())
+
+
+def overallFraction(stage: str, fraction: float) -> float:
+    """Return how much of a whole run is done, from a stage and the fraction of it that is done."""
+    done = 0.0
+    for name, share in STAGES.items():
+        if name == stage:
+            return done + share * fraction
+        done += share
+    return done
+
+
+def duration(seconds: float) -> str:
+    """Write a time span roughly, for example ``about 20 s`` or ``about 3 min``."""
+    if seconds < 10:
+        return _("a few seconds")
+    if seconds < 90:
+        return _("about {number} s").format(number=round(seconds / 5) * 5)
+    return _("about {number} min").format(number=round(seconds / 60))
+
+
+def modelSummary(model: Model, origin: str) -> str:
+    """Return one line about a model: modality, spacing, accuracy, where its file is from, licence, what to know."""
+    x, y, z = model.preprocessing.spacing
+    spacing = f"{x:.3g} × {y:.3g} × {z:.3g} mm"
+    licence = model.entry.get("licence") or _("licence not stated")
+    said = ["/".join(model.modalities), spacing, accuracy(model.entry), origin, licence]
+    if model.preprocessing.estimated:
+        said.append(_("estimate: {what}").format(what=model.preprocessing.estimated))
+    if model.caution:
+        said.append(model.caution)
+    return " · ".join(said)
+
+
+def accuracy(entry: Mapping[str, Any]) -> str:
+    """Return the span of each measure in a manifest entry, for example ``Dice, whole spine 0.58 to 0.86``."""
+    values: dict[str, list[float]] = {}
+    for row in entry.get("accuracy", []):
+        values.setdefault(row["measure"], []).append(row["value"])
+    if not values:
+        return _("accuracy not measured")
+    return "; ".join(f"{name} {_span(numbers)}" for name, numbers in values.items())
+
+
+def modelDetails(model: Model) -> str:
+    """Return several lines about a model: its limits, training data and citation."""
+    limits = [*model.entry.get("limits", []), model.preprocessing.estimated]
+    parts = [model.title, bulletList([limit for limit in limits if limit])]
+    parts += [f"{name}: {model.entry[key]}" for name, key in _DETAILS if model.entry.get(key)]
+    return "\n".join(parts)
+
+
+_DETAILS = ((_("Training data"), "training_data"), (_("Citation"), "citation"))
+
+
+def bulletList(sentences: Sequence[str]) -> str:
+    """Return sentences one below the other, in lines short enough for a tool tip."""
+    return "\n".join(textwrap.fill(sentence, 90, initial_indent="• ", subsequent_indent="  ") for sentence in sentences)
+
+
+def limitsText(limits: Sequence[str], estimated: str | None = None) -> str:
+    """Return what of a model is an estimate, the first of its limits, which is the gravest, and how many there are."""
+    lines = [_("Estimate: {what}.").format(what=estimated)] if estimated else []
+    if len(limits) > 1:
+        text = _("Know the limits: {first} ({number} more: hold the mouse here)")
+        lines.append(text.format(first=limits[0], number=len(limits) - 1))
+    elif limits:
+        lines.append(_("Know the limits: {first}").format(first=limits[0]))
+    return "\n".join(lines)
+
+
+def missingCheckpoint(model: Model, path: Path) -> str:
+    """Say that a model's checkpoint is not there and what to do."""
+    if model.file.urls:
+        said = _("This model is not installed: download it in the section Models below, or put its file at {path}.")
+    else:
+        said = _("This model is not installed: import it in the section Models below, or put its file at {path}.")
+    return " ".join(filter(None, (said.format(path=path), model.file.note)))
+
+
+def commandOutcome(lines: Sequence[str], status: int) -> str:
+    """Return what a command ``segmamba models`` wrote that is worth showing: its error, or what it did."""
+    if status == 0:
+        return "\n".join(line for line in lines if line.startswith(COMMAND_NEWS))
+    errors = [COMMAND_ERROR.sub("", line, count=1) for line in lines if COMMAND_ERROR.match(line)]
+    if errors:
+        return errors[-1]
+    if not lines:
+        text = _("The command ended with status {status}: press 'Check installation' in the section Dependencies.")
+        return text.format(status=status)
+    text = _("The command ended with status {status} ({line}): press 'Check installation' in the section Dependencies.")
+    return text.format(status=status, line=lines[-1])
+
+
+def forecastText(forecast: Forecast, need: int, free: int, secondsPerWindow: float | None) -> str:
+    """Return one line about a run to come; ``need`` and ``free`` are bytes of memory, 0 if unknown."""
+    grid = _("grid {size}").format(size=" × ".join(map(str, forecast.size)))
+    said = [grid, _("1 window") if forecast.windows == 1 else _("{number} windows").format(number=forecast.windows)]
+    if need and free:
+        said.append(_("about {need} memory of {free} free").format(need=gibibytes(need), free=gibibytes(free)))
+    elif need:
+        said.append(_("about {need} memory").format(need=gibibytes(need)))
+    if secondsPerWindow is None:
+        said.append(_("time unknown until the first run"))
+    else:
+        said.append(duration(secondsPerWindow * forecast.work))
+    return _("Forecast: {what}.").format(what=", ".join(said))
+
+
+def memoryProblem(need: int, total: int, free: int) -> tuple[str, bool]:
+    """Return a sentence where main memory is short (else an empty one), and whether the run cannot work at all."""
+    if total and need > total:
+        text = _(
+            "This needs about {need} of memory and the computer has {total}: limit the region with an ROI (Advanced), "
+            "or use a computer with more memory."
+        )
+        return text.format(need=gibibytes(need), total=gibibytes(total)), True
+    if free and need > free:
+        text = _(
+            "This needs about {need} of memory and {free} are free: close other programs, or limit the region with an "
+            "ROI (Advanced)."
+        )
+        return text.format(need=gibibytes(need), free=gibibytes(free)), False
+    return "", False
+
+
+def gpuProblem(window: int, need: int, free: int) -> str:
+    """Return a sentence where a GPU's memory is short, else an empty one.
+
+    ``window`` is what it cannot do without, and ``need`` what it takes to keep the whole answer there.
+    """
+    if window > free:
+        text = _(
+            "This needs about {need} on the GPU and {free} are free: close other programs, or choose the processor "
+            "(Advanced)."
+        )
+        return text.format(need=gibibytes(window), free=gibibytes(free))
+    if need > free:
+        text = _(
+            "The answer takes about {need} on the GPU and {free} are free: it is put together in main memory, which "
+            "takes longer."
+        )
+        return text.format(need=gibibytes(need), free=gibibytes(free))
+    return ""
+
+
+def progressText(stage: str, remaining: float | None) -> str:
+    """Return what the progress bar says."""
+    text = STAGE_TITLES.get(stage, stage)
+    if remaining is None:
+        return text
+    return _("{stage}, {time} left").format(stage=text, time=duration(remaining))
+
+
+def remainingSeconds(stage: str, fraction: float, seconds: float) -> float | None:
+    """Return the time left of a run, ``seconds`` after its stage began; None while that cannot be told.
+
+    Only the network's windows tell it: they are most of the time, and each takes as long as the one before.
+    """
+    if stage != "predict" or not 0 < fraction < 1:
+        return None
+    return seconds / fraction * (1 - fraction)
+
+
+def segmentFlags(
+    row: Mapping[str, Any], numbering: Mapping[str, Any] | None = None, earlier: bool = False
+) -> list[str]:
+    """Return what is to be looked at in a segment of the report; ``numbering`` is the report's, where it has one."""
+    flags = [_("earlier run")] if earlier else []
+    if (numbering or {}).get("levels", {}).get(str(row["value"]), 1.0) < UNSURE_NUMBER:
+        flags.append(_("number unsure"))
+    if row.get("mean_confidence", 1.0) < LOW_CONFIDENCE:
+        flags.append(_("low confidence"))
+    if row.get("at_border"):
+        flags.append(_("cut off"))
+    return flags
+
+
+def numberingText(report: Mapping[str, Any]) -> str:
+    """Return why the vertebrae's numbers are not certain, and what else they could be; empty where they are certain."""
+    doubt = numbering_doubt(report)
+    if not doubt:
+        return ""
+    numbering = report["numbering"]
+    sentences = [doubt, *numbering["variants"]]
+    if numbering["runner_up"]:
+        text = _("Next best ({probability}): {numbers}.")
+        probability = f"{numbering['runner_up_probability']:.0%}"
+        sentences.append(text.format(probability=probability, numbers=_rival(numbering)))
+    return " ".join([*sentences, _("Select a vertebra and renumber if needed.")])
+
+
+def refinementText(changes: Sequence[Mapping[str, Any]], level: str) -> str:
+    """Return what refinement did to a level, by the report's list of changes; empty where it did nothing."""
+    lines = [
+        f"{REFINEMENT_STEPS.get(change['step'], change['step'])}: {changeText(change)}"
+        for change in changes
+        if change["level"] == level
+    ]
+    title = _("Refinement of {level}").format(level=level)
+    return f"{title}\n{bulletList(lines)}" if lines else ""
+
+
+def changeText(change: Mapping[str, Any]) -> str:
+    """Return how much a change of a mask has added and removed."""
+    amounts = (("+", change["added_ml"]), ("-", change["removed_ml"]))
+    return ", ".join(f"{sign}{amount:.3g} mL" for sign, amount in amounts if amount) or _("less than 0.001 mL")
+
+
+def secondsPerWindow(report: Mapping[str, Any]) -> float:
+    """Return how long one window of the first stage took in a run; see `segmamba.inference.forecast.Forecast.work`."""
+    run = report["run"]
+    windows = run["windows"] * 2 ** len(run["mirror_axes"])
+    return report["timings_s"]["predict"] / (windows + FINE_TIME * run.get("fine", {}).get("windows", 0))
+
+
+def _rival(numbering: Mapping[str, Any]) -> str:
+    """Return what the next best numbering calls the vertebrae, and which of them it calls otherwise."""
+    now, rival = [level_name(int(value)) for value in numbering["levels"]], numbering["runner_up"]
+    # Where it leaves out another one, or none, they cannot be compared one by one.
+    if len(now) != len(rival) or now == rival:
+        return _ends(rival)
+    others = [index for index, (name, other) in enumerate(zip(now, rival, strict=True)) if name != other]
+    part = slice(others[0], others[-1] + 1)
+    return _("{rival} instead of {now}").format(rival=_ends(rival[part]), now=_ends(now[part]))
+
+
+def _ends(names: Sequence[str]) -> str:
+    return _("{first} to {last}").format(first=names[0], last=names[-1]) if len(names) > 1 else names[0]
+
+
+def _span(numbers: list[float]) -> str:
+    low, high = f"{min(numbers):.2f}", f"{max(numbers):.2f}"
+    return low if low == high else _("{first} to {last}").format(first=low, last=high)

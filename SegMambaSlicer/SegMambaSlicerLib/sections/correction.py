@@ -1,0 +1,145 @@
+"""The part of the panel that corrects a result: the numbers of its vertebrae, and one vertebra's mask."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as waitFor
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from segmamba.errors import SegMambaError
+from segmamba.spine.levels import level_name
+from segmamba_mrml.correct import LEVELS, renumber, vertebrae_of
+from segmamba_mrml.refinement import Refinement
+from SegMambaSlicerLib.messages import changeText
+from SegMambaSlicerLib.sections.result import ResultSection
+from SegMambaSlicerLib.segmentation_job import THREAD_INTERVAL_MS, THREAD_LISTENING_S
+
+
+class CorrectionSection:
+    """Corrects the vertebra whose row is selected.
+
+    Parameters
+    ----------
+    ui : object
+        The panel's widgets by name.
+    results : ResultSection
+        Shows the segmentation.
+    say : callable
+        Shows a sentence, and whether it is about a problem.
+    """
+
+    def __init__(self, ui: Any, results: ResultSection, say: Callable[[str, bool], None]) -> None:
+        self._ui, self._results, self._say = ui, results, say
+        self._running: tuple[Refinement, Future[None]] | None = None
+        self._level: int | None = None
+        self._executor = ThreadPoolExecutor(1)
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.connect("timeout()", self._poll)
+        # What is below does not move when a row is selected.
+        ui.correctionWidget.minimumHeight = ui.refineButton.sizeHint.height()
+        for level in LEVELS:
+            ui.levelComboBox.addItem(level)
+        ui.renumberScopeComboBox.addItem(_("whole column"), False)
+        ui.renumberScopeComboBox.addItem(_("from here down"), True)
+        ui.resultTable.connect("itemSelectionChanged()", self.refresh)
+        ui.levelComboBox.connect("currentIndexChanged(int)", self._allow)
+        ui.renumberButton.connect("clicked(bool)", self._onRenumber)
+        ui.refineButton.connect("clicked(bool)", self._onRefine)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Follow the table: what can be corrected, and of what."""
+        node = self._results.node
+        if node is None:
+            self._forget()
+        levels = vertebrae_of(node) if node is not None else {}
+        self._ui.correctionWidget.visible = bool(levels)
+        self._level = levels.get(self._segment())
+        if self._level is None:
+            self._ui.correctionLabel.text = _("To correct a number or a mask, select a vertebra.")
+        else:
+            name = level_name(self._level)
+            self._ui.correctionLabel.text = _("{level} is:").format(level=name)
+            self._ui.levelComboBox.currentIndex = self._ui.levelComboBox.findText(name)
+        for name in ("levelComboBox", "renumberScopeComboBox", "renumberButton", "refineButton"):
+            getattr(self._ui, name).visible = self._level is not None
+        self._allow()
+
+    def _segment(self) -> str:
+        """Return the ID of the segment whose row is selected, or an empty text."""
+        items = self._ui.resultTable.selectedItems()
+        return str(items[0].data(qt.Qt.UserRole)) if items else ""
+
+    def _allow(self, _index: int = 0) -> None:
+        idle = self._running is None
+        self._ui.renumberButton.enabled = idle and LEVELS[self._ui.levelComboBox.currentText] != self._level
+        self._ui.refineButton.enabled = idle
+
+    def _onRenumber(self, _checked: bool = False) -> None:
+        before, after = level_name(self._level), self._ui.levelComboBox.currentText
+        below = self._ui.renumberScopeComboBox.currentData
+        _saveForUndo(self._results.node)
+        try:
+            renumber(self._results.node, self._segment(), after, below)
+        except SegMambaError as error:
+            self._say(str(error), True)
+            return
+        if below:
+            said = _("{before} is {after} now, and all below moved with it.")
+        else:
+            said = _("{before} is {after} now, and all others moved with it.")
+        self._say(said.format(before=before, after=after), False)
+
+    def _onRefine(self, _checked: bool = False) -> None:
+        try:
+            refinement = Refinement(self._results.node, self._segment())
+        except SegMambaError as error:
+            self._say(str(error), True)
+            return
+        self._running = refinement, self._executor.submit(refinement.compute)
+        self._allow()
+        self._timer.start(THREAD_INTERVAL_MS)
+
+    def _poll(self) -> None:
+        assert self._running is not None
+        refinement, future = self._running
+        if not waitFor([future], THREAD_LISTENING_S).done:
+            self._timer.start(THREAD_INTERVAL_MS)
+            return
+        self._forget()
+        try:
+            future.result()
+            self._say(_applied(refinement), False)
+        except SegMambaError as error:
+            self._say(str(error), True)
+        except Exception:
+            logging.exception("SegMambaSlicer")
+            self._say(_("The vertebra could not be refined: the Python console shows why."), True)
+        self._allow()
+
+    def _forget(self) -> None:
+        self._timer.stop()
+        self._running = None
+
+
+def _applied(refinement: Refinement) -> str:
+    """Write the new mask, and say what was changed."""
+    _saveForUndo(refinement.node)
+    changes = refinement.apply()
+    if not changes:
+        return _("The mask is clean already: nothing was changed.")
+    return _("{level} was refined: {change}.").format(level=changes[0]["level"], change=changeText(changes[0]))
+
+
+def _saveForUndo(node: Any) -> None:
+    """Let Segment Editor undo what comes, where it edits that segmentation."""
+    widget = getattr(slicer.modules, "SegmentEditorWidget", None)
+    if widget is not None and widget.editor.segmentationNode() is node:
+        widget.editor.saveStateForUndo()

@@ -1,0 +1,151 @@
+"""The part of the panel that says before a run what it will take, and what stands in its way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from segmamba.errors import SegMambaError
+from segmamba.inference.forecast import Forecast, forecast
+from segmamba.io.modality import check_modality
+from segmamba.request import Options
+from segmamba.utils.memory import system_memory
+from segmamba_mrml.volumes import coarse_volume, roi_box
+from SegMambaSlicerLib.messages import forecastText, gpuProblem, memoryProblem, secondsPerWindow
+from SegMambaSlicerLib.sections.device import DeviceSection
+from SegMambaSlicerLib.sections.model import QUALITIES
+
+# Many changes in a row, as of a scene that is loaded, are answered once.
+DELAY_MS = 150
+SETTING = "SegMambaSlicer/SecondsPerWindow"
+WARNING_STYLE = "color: #d9480f;"
+
+
+class ForecastSection:
+    """Forecasts the run that the panel would start.
+
+    Parameters
+    ----------
+    ui : object
+        The panel's widgets by name.
+    devices : DeviceSection
+
+    Attributes
+    ----------
+    models : ModelSection
+        Set right after both are made: each needs the other.
+    parameters : ParameterNode or None
+    """
+
+    def __init__(self, ui: Any, devices: DeviceSection) -> None:
+        self._ui, self._devices = ui, devices
+        self.models: Any = None
+        self.parameters: Any = None
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(DELAY_MS)
+        self._timer.connect("timeout()", self.ask)
+        devices.onRefreshed = self.askLater
+        ui.deviceComboBox.connect("currentIndexChanged(int)", lambda _index: self.askLater())
+
+    def follow(self, parameters: Any) -> None:
+        """Forecast for what this parameter node holds."""
+        self.parameters = parameters
+        self.askLater()
+
+    def askLater(self) -> None:
+        """Forecast soon."""
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Forecast no more."""
+        self._timer.stop()
+
+    def ask(self) -> None:
+        """Forecast now and show it; a new ROI is laid around the volume first."""
+        parameters = self.parameters
+        if parameters is not None and parameters.inputVolume and parameters.roi:
+            _surround(parameters.roi, parameters.inputVolume)
+        text, warning = self._say()
+        self._ui.forecastLabel.text = text
+        self._ui.forecastLabel.styleSheet = WARNING_STYLE if warning else ""
+        self.show()
+
+    def show(self) -> None:
+        """Show the forecast, unless the line below the button says the same."""
+        text = self._ui.forecastLabel.text
+        self._ui.forecastLabel.visible = bool(text) and text != self._ui.statusLabel.text
+
+    def refusal(self) -> str:
+        """Return in one sentence why a run cannot work, or an empty text."""
+        try:
+            told = self._forecast()
+        except SegMambaError as error:
+            return str(error)
+        text, hopeless = memoryProblem(self._mainMemory(told), *system_memory())
+        return text if hopeless else ""
+
+    def learn(self, report: dict[str, Any], device: str) -> None:
+        """Remember how long a window took, for the next forecast."""
+        slicer.app.userSettings().setValue(_key(report["model"]["id"], device), secondsPerWindow(report))
+        self.askLater()
+
+    def _say(self) -> tuple[str, bool]:
+        """Return what to show, and whether it is a warning."""
+        if self.parameters is None or self.models.model is None:
+            return "", False
+        volumeNode = self.parameters.inputVolume
+        if volumeNode is None:
+            return _("Load a volume to begin; the module Sample Data has some to try."), False
+        problem = self.models.problem()
+        if problem:
+            return problem, True
+        try:
+            check_modality(coarse_volume(volumeNode), self.models.model)
+            told = self._forecast()
+        except SegMambaError as error:
+            return str(error), True
+        need, (total, free) = self._mainMemory(told), system_memory()
+        shortage, _hopeless = memoryProblem(need, total, free)
+        gpu = self._devices.gpuMemory
+        if gpu is not None:
+            need, free = told.device_memory, gpu
+            shortage = gpuProblem(told.window_memory, need, free) or shortage
+        known = slicer.util.settingsValue(_key(self.models.model.id, self._devices.device), None, float)
+        return f"{forecastText(told, need, free, known)} {shortage}".strip(), bool(shortage)
+
+    def _mainMemory(self, told: Forecast) -> int:
+        """Return the bytes of main memory that a run takes where it will run: of a GPU without room, not there."""
+        gpu = self._devices.gpuMemory
+        on_gpu = gpu is not None and (gpu >= told.window_memory or self._devices.device != "auto")
+        return told.memory_beside_gpu if on_gpu else told.memory
+
+    def _forecast(self) -> Forecast:
+        volumeNode, roiNode = self.parameters.inputVolume, self.parameters.roi
+        volume = coarse_volume(volumeNode)
+        overlap, mirror = QUALITIES[self._ui.qualityComboBox.currentData]
+        options = Options(overlap=overlap, mirror=mirror)
+        if roiNode is not None:
+            options = replace(options, roi=roi_box(roiNode))
+        voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))
+        return forecast(volume, self.models.model, options, voxels)
+
+
+def _surround(roiNode: Any, volumeNode: Any) -> None:
+    """Lay a ROI that has not been placed around a volume."""
+    if roiNode.GetNumberOfDefinedControlPoints() > 0:
+        return
+    bounds = [0.0] * 6
+    volumeNode.GetRASBounds(bounds)
+    low, high = np.array(bounds[0::2]), np.array(bounds[1::2])
+    roiNode.SetCenter(*((low + high) / 2).tolist())
+    roiNode.SetSize(*(high - low).tolist())
+
+
+def _key(model: str, device: str) -> str:
+    return f"{SETTING}/{model}/{device}"

@@ -1,0 +1,210 @@
+"""The part of the panel that chooses what runs: task, model, quality and structures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from segmamba.errors import ModelError
+from segmamba.models.manifest import KEEP_ALL, Manifest, Model, load_manifest
+from segmamba.models.store import checkpoint_location, configured
+from SegMambaSlicerLib.messages import missingCheckpoint, modelDetails, modelSummary, taskTitle
+from SegMambaSlicerLib.model_status import look
+
+# Overlap of the windows (None is the model's own) and mirroring.
+QUALITIES: dict[str, tuple[float | None, bool]] = {
+    "fast": (0.25, False),
+    "standard": (None, False),
+    "mirrored": (None, True),
+}
+KEEP_TIPS = {
+    "largest_column": _("Drop what is not connected to the largest column of vertebrae and is no piece of it."),
+    "bowel": _(
+        "Relabel tumours that the network is nowhere sure of as what is next likely there, drop pieces in the lungs, "
+        "give those under 0.2 mL to the structure that they touch most, and fill small holes."
+    ),
+}
+QUALITY_TITLES = {
+    "fast": _("Fast (little overlap)"),
+    "standard": _("Standard"),
+    "mirrored": _("Mirrored (slower, a little better)"),
+}
+
+
+class ModelSection:
+    """Keeps the widgets and the parameter node's task, model, quality and structures the same.
+
+    Parameters
+    ----------
+    ui : object
+        The panel's widgets by name.
+    onChanged : callable
+        Called after the user's choice has gone into the parameter node.
+    """
+
+    def __init__(self, ui: Any, onChanged: Callable[[], None]) -> None:
+        self._ui = ui
+        self._onChanged = onChanged
+        self._parameters: Any = None
+        self._updating = False
+        self.manifestPath: Path | None = None
+        self.manifest = Manifest(())
+        ui.taskComboBox.connect("currentIndexChanged(int)", self._onTask)
+        ui.modelComboBox.connect("currentIndexChanged(int)", self._onModel)
+        ui.qualityComboBox.connect("currentIndexChanged(int)", self._onQuality)
+        ui.structuresList.connect("itemChanged(QListWidgetItem*)", self._onStructures)
+
+    @property
+    def model(self) -> Model | None:
+        """The model that is chosen."""
+        models = [model for model in self.manifest.models if model.id == self._ui.modelComboBox.currentData]
+        return models[0] if models else None
+
+    @property
+    def root(self) -> Path | None:
+        """The folder that the paths of bundled files start from; None for that of the software."""
+        return self.manifestPath.parent if self.manifestPath else None
+
+    def load(self, path: Path | None = None) -> None:
+        """Read a manifest; by default the one that comes with the software.
+
+        Raises
+        ------
+        ModelError
+            It cannot be read.
+        """
+        self.manifestPath = path
+        self.manifest = load_manifest(path)
+        with self._silently():
+            self._ui.taskComboBox.clear()
+            for task in self.manifest.tasks:
+                self._ui.taskComboBox.addItem(taskTitle(task), task)
+        if self._parameters is not None:
+            self.show(self._parameters)
+
+    def show(self, parameters: Any) -> None:
+        """Show what a parameter node holds; what does not exist any more gives way to the first choice."""
+        self._parameters = parameters
+        with self._silently():
+            _select(self._ui.taskComboBox, parameters.task)
+            self._fillModels(parameters.model)
+            self._fillQualities(parameters.quality)
+            self._fillStructures({part for part in parameters.structures.split(",") if part})
+            self._describe()
+
+    def refresh(self) -> None:
+        """Show the parameter node again, after somebody else changed it."""
+        if not self._updating and self._parameters is not None:
+            self.show(self._parameters)
+
+    def structures(self) -> list[str] | None:
+        """Return the values of the structures that are wanted, or None for all."""
+        return [part for part in self._parameters.structures.split(",") if part] or None
+
+    def problem(self) -> str:
+        """Return why the model cannot run, or an empty text."""
+        if self.model is None:
+            return _("No model is chosen.")
+        try:
+            path = checkpoint_location(self.model, self.root)
+        except ModelError as error:
+            return str(error)
+        return "" if path.is_file() else missingCheckpoint(self.model, path)
+
+    def _fillModels(self, chosen: str) -> None:
+        combo, task = self._ui.modelComboBox, self._ui.taskComboBox.currentData
+        combo.clear()
+        for model in self.manifest.models:
+            if model.task == task:
+                combo.addItem(model.title, model.id)
+        _select(combo, chosen)
+
+    def _fillQualities(self, chosen: str) -> None:
+        combo, model = self._ui.qualityComboBox, self.model
+        combo.clear()
+        for quality, title in QUALITY_TITLES.items():
+            # A model that is not mirrored would run the same as with the standard.
+            if quality != "mirrored" or (model is not None and model.mirror_axes):
+                combo.addItem(title, quality)
+        _select(combo, chosen, "standard")
+
+    def _fillStructures(self, chosen: set[str]) -> None:
+        widget = self._ui.structuresList
+        widget.clear()
+        for label in self.model.labels if self.model else ():
+            item = qt.QListWidgetItem(label.name)
+            item.setData(qt.Qt.UserRole, str(label.value))
+            item.setFlags(qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled)
+            wanted = not chosen or str(label.value) in chosen
+            item.setCheckState(qt.Qt.Checked if wanted else qt.Qt.Unchecked)
+            widget.addItem(item)
+
+    def _describe(self) -> None:
+        model, summary = self.model, ""
+        if model is not None:
+            state = look(model, self.root)
+            if state.found is not None:
+                model = configured(model, state.found)
+            summary = modelSummary(model, state.origin)
+        self._ui.modelSummaryLabel.text = summary
+        self._ui.modelSummaryLabel.toolTip = modelDetails(model) if model else ""
+        self._offer(
+            self._ui.refineCheckBox,
+            model is not None and bool(model.refinement),
+            _("Clean the masks by what vertebrae look like: loose pieces, holes, parts of ribs, gaps."),
+        )
+        self._offer(
+            self._ui.postprocessCheckBox,
+            model is not None and model.keep != KEEP_ALL,
+            KEEP_TIPS.get(model.keep, "") if model is not None else "",
+        )
+
+    @staticmethod
+    def _offer(checkBox: Any, possible: bool, text: str) -> None:
+        """Let a step of the run be chosen where the model has it."""
+        checkBox.enabled = possible
+        checkBox.toolTip = text if possible else _("The chosen model has no such step.")
+
+    def _onTask(self, _index: int) -> None:
+        self._write(task=self._ui.taskComboBox.currentData, model="", structures="")
+
+    def _onModel(self, _index: int) -> None:
+        self._write(model=self._ui.modelComboBox.currentData, structures="")
+
+    def _onQuality(self, _index: int) -> None:
+        self._write(quality=self._ui.qualityComboBox.currentData)
+
+    def _onStructures(self, _item: Any) -> None:
+        widget = self._ui.structuresList
+        items = [widget.item(index) for index in range(widget.count)]
+        wanted = [item.data(qt.Qt.UserRole) for item in items if item.checkState() == qt.Qt.Checked]
+        self._write(structures="" if len(wanted) == len(items) else ",".join(wanted))
+
+    def _write(self, **values: str) -> None:
+        if self._updating or self._parameters is None:
+            return
+        with self._silently():
+            for name, value in values.items():
+                setattr(self._parameters, name, value or "")
+        # The list of structures is not filled again from within its own signal.
+        if set(values) != {"structures"}:
+            self.show(self._parameters)
+        self._onChanged()
+
+    @contextmanager
+    def _silently(self) -> Any:
+        before, self._updating = self._updating, True
+        try:
+            yield
+        finally:
+            self._updating = before
+
+
+def _select(combo: Any, data: str, otherwise: str = "") -> None:
+    index = combo.findData(data)
+    combo.currentIndex = index if index >= 0 else max(0, combo.findData(otherwise))

@@ -1,0 +1,112 @@
+"""What a run says of a case: a row of its table, a line for machines, a card of its overview."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+from segmamba.batch.case_record import CaseRecord
+from segmamba.batch.cases import Case
+from segmamba.batch.layout import CASES, REPORT
+from segmamba.batch.plan import Plan
+from segmamba.reporting import report as reporting
+
+Row = dict[str, Any]
+
+DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
+NUMBERS_UNCERTAIN, NOTHING_FOUND = "numbers not certain", "nothing found"
+AT_BORDER, NOTE, REPEATED, OUTDATED = "cut by the border", "note", "repeated", "old results kept"
+
+
+def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Row:
+    """Return the row of a case whose folder is complete.
+
+    Returns
+    -------
+    dict
+        ``case``, ``status``, ``error``, ``flags`` (list of short texts to look at), ``summary``, ``input``, ``folder``
+        (below that of the run), ``this_run`` (else it stood from an earlier one), ``attempts``, ``seconds``,
+        ``finished``, ``host``, ``model``, ``model_version``, ``checkpoint_sha256``, ``settings``, versions of the
+        ``software``, ``device``, ``device_title``, ``precision``, ``scan_backend``, ``timings_s`` (seconds by stage)
+        and ``structures``: name, then figures by name.
+    """
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    run = record.run
+    used = {name: report["run"][name] for name in ("device", "device_title", "precision", "scan_backend")}
+    return {
+        **_base(Case(record.name, record.path), plan, DONE),
+        "flags": flags(report, run["attempts"]),
+        "summary": report["summary"],
+        "folder": f"{CASES}/{record.name}",
+        "this_run": this_run,
+        **{name: run[name] for name in ("attempts", "seconds", "finished", "host")},
+        "software": report["software"],
+        **used,
+        "timings_s": run["timings_s"],
+        "structures": structures(report),
+    }
+
+
+def failed_row(case: Case, plan: Plan, error: str, attempts: int) -> Row:
+    """Return the row of a case that cannot be done; results of an earlier run that no longer stand stay, flagged."""
+    row = _base(case, plan, FAILED)
+    if (Path(plan.folder) / CASES / case.name).is_dir():
+        row |= {"flags": [OUTDATED]}
+    return row | {"error": error, "attempts": attempts}
+
+
+def left_out_row(case: Case, plan: Plan) -> Row:
+    """Return the row of a DICOM series that is no case to segment."""
+    return _base(case, plan, LEFT_OUT) | {"error": case.left_out}
+
+
+def flags(report: Mapping[str, Any], attempts: int) -> list[str]:
+    """Return what a person should look at."""
+    found = []
+    if not report["segments"]:
+        found.append(NOTHING_FOUND)
+    if reporting.numbering_doubt(report):
+        found.append(NUMBERS_UNCERTAIN)
+    if any(segment["at_border"] for segment in report["segments"]):
+        found.append(AT_BORDER)
+    if report["run"]["fallbacks"]:
+        found.append(NOTE)
+    if attempts > 1:
+        found.append(REPEATED)
+    return found
+
+
+def structures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the figures of each structure: those of its segment, and its measurements where there are any."""
+    found = {
+        segment["name"]: {name: segment[name] for name in ("volume_ml", "mean_confidence", "at_border")}
+        for segment in report["segments"]
+    }
+    for measured in report.get("measurements") or []:
+        figures = {name: value for name, value in measured.items() if isinstance(value, Number) and name != "value"}
+        found.setdefault(measured["name"], {}).update(figures)
+    return found
+
+
+def _base(case: Case, plan: Plan, status: str) -> Row:
+    model = {"model": plan.model["id"], "model_version": plan.model["version"]}
+    return {
+        "case": case.name,
+        "status": status,
+        "error": "",
+        "flags": [],
+        "summary": "",
+        "input": case.path,
+        "folder": "",
+        "this_run": True,
+        "attempts": 0,
+        "seconds": None,
+        "finished": "",
+        "host": "",
+        **model,
+        "checkpoint_sha256": plan.model["checkpoint_sha256"],
+        "settings": plan.settings,
+    }

@@ -1,0 +1,84 @@
+"""The command ``segmamba batch``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from segmamba.cli.interrupt import stop_signal
+from segmamba.cli.options import add_model_options, model_request
+from segmamba.errors import InputError
+from segmamba.reporting.disclaimer import NOTICE
+
+# Exit status of a run that went through, but not for every case.
+SOME_FAILED = 9
+DESCRIPTION = """
+Segment many volumes. OUT gets a folder for each case with its segmentation, report.json and preview.png, and for all
+together table.csv, table.parquet and overview.html. The same command again goes on where the last one ended: what is
+done is not done again unless its input, the model or the settings are others. See Docs/batches.md.
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add ``batch`` to the command line."""
+    parser = commands.add_parser("batch", help="segment many volumes, on many GPUs", description=DESCRIPTION)
+    parser.set_defaults(run=_run)
+    text = "folders (looked through whole), files or patterns in quotes: NIfTI, NRRD, MetaImage, DICOM series"
+    parser.add_argument("inputs", metavar="IN", nargs="+", help=text)
+    parser.add_argument("output", metavar="OUT", type=Path, help="folder of the results")
+    parser.add_argument("--format", default="seg.nrrd", help="of the segmentations: seg.nrrd (default), nii.gz or dcm")
+    add_model_options(parser)
+    parser.add_argument("--overwrite", action="store_true", help="segment what is done already, too")
+    parser.add_argument("--scheduler", default="local", help="local (default), or a Dask scheduler's address or file")
+    parser.add_argument("--workers", type=int, metavar="N", help="of a local run; default one a GPU, or one without")
+    parser.add_argument(
+        "--retries", type=int, default=3, metavar="N", help="after a crash or lack of memory (default 3)"
+    )
+    text = "go on only while FILE is there: without it the run stops as with Ctrl-C"
+    parser.add_argument("--while", dest="while_file", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON line a case on standard output")
+    parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Dask is imported where it is used: it takes a second, and other commands do without.
+    from segmamba.batch.layout import OVERVIEW, TABLE
+    from segmamba.batch.outcome import FAILED
+    from segmamba.batch.run import run_batch
+    from segmamba.batch.show import Progress
+
+    if options.retries < 0:
+        raise InputError(f"--retries is {options.retries}: give 0 or more.")
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def show(total: int) -> Progress:
+        return Progress(total, options.json, options.quiet)
+
+    def stopped() -> bool:
+        return interrupted() or (options.while_file is not None and not options.while_file.exists())
+
+    # pydicom tells of each value that is not as the standard has it, and reads on.
+    warnings.filterwarnings("ignore", module="pydicom")
+    with stop_signal() as interrupted:
+        progress = run_batch(
+            options.inputs,
+            options.output,
+            model_request(options, input="", output="", overwrite=options.overwrite),
+            options.format,
+            options.scheduler,
+            options.workers,
+            options.retries,
+            stopped,
+            say,
+            show,
+        )
+    overview, table = options.output / OVERVIEW, options.output / TABLE
+    say(f"{progress.summary()}. Look at {overview}; the figures are in {table}")
+    say(NOTICE)
+    return SOME_FAILED if progress.counts[FAILED] else 0

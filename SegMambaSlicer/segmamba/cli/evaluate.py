@@ -1,0 +1,166 @@
+"""The command ``segmamba evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segmamba.errors import InputError, OutputError
+from segmamba.evaluation.names import BODIES, CASES, IDS, OWN_IDS, PLAIN, RESAMPLES, VARIANTS, WHOLE
+from segmamba.models.manifest import VERTEBRAE_TASK, Model
+from segmamba.request import Options, Request
+
+if TYPE_CHECKING:
+    from segmamba.evaluation.run import Predictor
+
+REPORT, TABLE, PICTURES = "evaluation.json", "evaluation.md", "pictures"
+DESCRIPTION = """
+Segment images, compare the results with references, and write figures, a table and pictures; or compare two such
+evaluations. A folder of PAIRS holds NAME_ct.nii.gz, NAME_mr.nii.gz or NAME_image.nii.gz with NAME_TASK.nii.gz, for
+example NAME_vertebrae.nii.gz.
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add ``evaluate`` to the command line."""
+    text = "measure a model, or any tool's label maps, against references"
+    parser = commands.add_parser("evaluate", help=text, description=DESCRIPTION)
+    parser.set_defaults(run=_run)
+    parser.add_argument("pairs", metavar="PAIRS", type=Path, nargs="*", help="folders of images and references")
+    parser.add_argument("--task", help="vertebrae or colorectal: the task's default model is taken")
+    parser.add_argument("--model", metavar="ID", help="a model, see 'segmamba models'")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights to use instead of the model's own")
+    parser.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
+    parser.add_argument("--no-refine", action="store_true", help="measure masks that are not refined")
+    parser.add_argument("--no-postprocess", action="store_true", help="measure also what is not part of the column")
+    parser.add_argument("--predictions", metavar="FOLDER", type=Path, help="measure the label maps NAME.nii.gz in it")
+    parser.add_argument("--bodies", action="store_true", help="compare with NAME_bodies.nii.gz: vertebral bodies only")
+    ids = f"numbering of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one a folder"
+    parser.add_argument("--reference-ids", metavar="IDS", default=OWN_IDS, help=ids)
+    parser.add_argument("--variants", metavar="A,B", help=f"versions to measure too: {', '.join(VARIANTS)}")
+    parser.add_argument("--resample", choices=RESAMPLES, default=CASES, help=f"for intervals (default {CASES})")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and of the bootstrap (default 0)")
+    parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, help="gets the results; required with PAIRS")
+    parser.add_argument("--overwrite", action="store_true", help="replace the evaluation in that folder")
+    text = "print the differences B minus A of two evaluations"
+    parser.add_argument("--compare", metavar=("A.json", "B.json"), type=Path, nargs=2, help=text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.compare and options.pairs:
+        raise InputError("PAIRS and --compare are given: measure first, then compare the two results.")
+    if options.compare:
+        return _compare(options.compare[0], options.compare[1], options.resample, options.seed)
+    if not options.pairs or options.output is None:
+        raise InputError("PAIRS or --output is missing: give the folder of the pairs, and one for the results.")
+    return _evaluate(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from segmamba.evaluation.cases import find_cases
+    from segmamba.evaluation.run import evaluate_case, evaluation
+    from segmamba.evaluation.scores import Rules
+    from segmamba.inference.file_to_file import requested_model
+
+    kinds = _kinds(options)
+    model = requested_model(
+        Request(input="", output="", task=options.task, model=options.model, manifest=options.manifest)
+    )
+    kind = PLAIN if model.task != VERTEBRAE_TASK else BODIES if options.bodies else WHOLE
+    rules = Rules(kind, {label.value: label.name for label in model.labels})
+    structure = "bodies" if options.bodies else model.task
+    cases = find_cases(options.pairs, structure, options.reference_ids.split(","))
+    folder = _prepared(options.output, options.overwrite)
+    predict = _predictor(options, model)
+    subject: dict[str, Any] = {}
+    if options.predictions:
+        subject = {"id": str(options.predictions)}
+        # Only names and colours are the model's.
+        model = replace(model, title=f"Label maps of {options.predictions}", version="unknown")
+    results: list[dict[str, Any]] = []
+    for number, case in enumerate(cases, start=1):
+        for result in evaluate_case(case, kinds, predict, model, rules, folder / PICTURES, options.seed):
+            subject = subject or result["model"]
+            result.pop("model", None)
+            results.append(result)
+            print(f"{number}/{len(cases)} {_line(result)}", flush=True)
+        # After each case, so that a run that is broken off has measured something.
+        _write(evaluation(results, rules, subject, options.resample, options.seed), folder)
+    print(f"Written: {folder / REPORT}, {folder / TABLE}, {folder / PICTURES}")
+    return 0
+
+
+def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
+    from segmamba.evaluation.run import read_predictions, run_model
+
+    if options.predictions:
+        return read_predictions(options.predictions)
+    root = Path(options.manifest).parent if options.manifest else None
+    settings = Options(
+        device=options.device, refine=not options.no_refine, keep=not options.no_postprocess, seed=options.seed
+    )
+    return run_model(model, settings, options.checkpoint, root)
+
+
+def _kinds(options: argparse.Namespace) -> list[str]:
+    kinds = options.variants.split(",") if options.variants else []
+    unknown = [kind for kind in kinds if kind not in VARIANTS]
+    if unknown:
+        raise InputError(f"There is no version '{', '.join(unknown)}': choose from {', '.join(VARIANTS)}.")
+    if kinds and options.predictions:
+        raise InputError("Versions of a case have to be segmented: leave --variants or --predictions out.")
+    return kinds
+
+
+def _prepared(folder: Path, overwrite: bool) -> Path:
+    """Make the folder for the results, before any work is done."""
+    if (folder / REPORT).exists() and not overwrite:
+        raise OutputError(f"{folder} holds an evaluation already: choose another folder, or allow it with --overwrite.")
+    try:
+        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be made: choose another one.") from error
+    return folder
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    from segmamba.evaluation.tables import number
+
+    dice = f"Dice {number(result['dice_mean'])}, of all {number(result['dice_all'])}"
+    return f"{result['case']}, {result['variant']}: {dice}, identified {result['identified']} of {result['of']}"
+
+
+def _write(result: Mapping[str, Any], folder: Path) -> None:
+    from segmamba.evaluation.tables import to_markdown
+    from segmamba.io.labelmap import whole_file
+    from segmamba.reporting.report import write_report
+
+    write_report(folder / REPORT, result)
+    with whole_file(folder / TABLE, (".md",)) as temporary:
+        temporary.write_text(to_markdown(result, PICTURES), encoding="utf-8")
+
+
+def _compare(first: Path, second: Path, resample: str, seed: int) -> int:
+    from segmamba.evaluation.statistics import compare
+    from segmamba.evaluation.tables import comparison_to_markdown
+
+    differences = compare(_read(first), _read(second), resample, seed)
+    print(comparison_to_markdown(differences, str(first), str(second)))
+    return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from segmamba.evaluation.run import EVALUATION_VERSION
+
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["evaluation_version"] == EVALUATION_VERSION:
+            return content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no evaluation: give the {REPORT} of 'segmamba evaluate'.") from error
+    raise InputError(f"{path} is from another version of this software: measure again.")

@@ -1,0 +1,208 @@
+"""The commands ``segmamba models ...``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from segmamba.cli.interrupt import stop_signal
+from segmamba.cli.progress import ProgressBar
+from segmamba.errors import ModelError, SegMambaError
+from segmamba.models import store
+from segmamba.models.manifest import ListedModel, Manifest, Model, load_manifest
+from segmamba.models.settings import MIRROR, MODELS, SHARED_MODELS, VARIABLES, setting, settings_file
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``models`` and what it can do to the command line."""
+    description = (
+        "List the models, or fetch, import, check and remove their checkpoints. The models folder is that of the user, "
+        f"or what {VARIABLES[MODELS]} names; models in the folder that {VARIABLES[SHARED_MODELS]} names are used and "
+        f"never changed; {VARIABLES[MIRROR]} names a server to download from first. The same can stand in a settings "
+        "file: 'segmamba models path' says where."
+    )
+    models = commands.add_parser("models", help="list, fetch, import, check, remove models", description=description)
+    models.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
+    models.set_defaults(run=_list)
+    actions = models.add_subparsers(title="commands", metavar="COMMAND")
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        # Without a default, so that one given before the command is not lost.
+        parser.add_argument("--manifest", metavar="FILE", default=argparse.SUPPRESS, help="a manifest of your own")
+        parser.set_defaults(run=run)
+        return parser
+
+    action("list", _list, "list the models: which are installed, how large, from where")
+    path = action("path", _path, "print where an installed model is or, of none, which folders are used and why")
+    path.add_argument("model", metavar="MODEL", nargs="?")
+    verify = action("verify", _verify, "compare installed checkpoints with their size and SHA-256")
+    verify.add_argument("models", metavar="MODEL", nargs="*", help="by default all that are installed")
+    fetch = action("fetch", _fetch, "download checkpoints; one that was broken off goes on where it was")
+    fetch.add_argument("models", metavar="MODEL", nargs="+")
+    remove = action("remove", _remove, "remove checkpoints from the models folder")
+    remove.add_argument("models", metavar="MODEL", nargs="+")
+    bundle = action("bundle", _bundle, "write installed models into a zip archive for a computer without a network")
+    bundle.add_argument("output", metavar="OUT.zip", type=Path)
+    bundle.add_argument("models", metavar="MODEL", nargs="*", help="by default all that do not come with the software")
+    importing = action("import", _import, "bring in a .pt, .pth or .safetensors file, or a zip or folder of models")
+    importing.add_argument("file", metavar="FILE", type=Path)
+    importing.add_argument("--as", dest="model", metavar="MODEL", help="the model; by default what the weights fit")
+    importing.add_argument("--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="intensities (HU) to clip to")
+    importing.add_argument("--mean", type=float, metavar="M", help="intensity that becomes 0, after clipping")
+    importing.add_argument("--std", type=float, metavar="S", help="intensity difference that becomes 1")
+
+
+def _manifest(options: argparse.Namespace) -> tuple[Manifest, Path | None]:
+    """Return the manifest, and the folder of one that the user names."""
+    if options.manifest is None:
+        return load_manifest(), None
+    path = Path(options.manifest)
+    return load_manifest(path), path.parent
+
+
+def _list(options: argparse.Namespace) -> int:
+    manifest, root = _manifest(options)
+    rows = [("ID", "TASK", "MODALITY", "INSTALLED", "SIZE", "ORIGIN", "TITLE")]
+    problems = []
+    for model in manifest.listed:
+        state, origin, size = "no", "-", model.file.size
+        try:
+            found = store.installed(model, root)
+            state, origin, size = "yes", found.origin, found.path.stat().st_size
+        except ModelError as error:
+            problems.append(str(error))
+        text = f"{size / 1e6:.1f} MB" if size is not None else "-"
+        rows.append((model.id, model.task, ",".join(model.modalities), state, text, origin, model.title))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    problems += [f"'{model.id}' cannot be used: {model.unsupported}" for model in manifest.listed if model.unsupported]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in problems:
+        print(line)
+    return 0
+
+
+def _path(options: argparse.Namespace) -> int:
+    if options.model is None:
+        return _places()
+    manifest, root = _manifest(options)
+    print(store.installed(manifest.entry(options.model), root).path)
+    return 0
+
+
+def _places() -> int:
+    """Print the settings, and where each is from."""
+    titles = {MODELS: "Models folder", SHARED_MODELS: "Shared models folder", MIRROR: "Mirror"}
+    defaults = {MODELS: str(store.default_models_folder())}
+    for name, title in titles.items():
+        chosen = setting(name)
+        if chosen.value:
+            print(f"{title}: {chosen.value}, from {chosen.source}")
+        else:
+            print(f"{title}: {defaults.get(name, 'none')}; {VARIABLES[name]} or the settings file can name another")
+    path = settings_file()
+    print(f"Settings file: {path}{'' if path.is_file() else ', which is not there'}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    manifest, root = _manifest(options)
+    status = 0
+    for model in _chosen(manifest, options.models):
+        try:
+            if not options.models and store.find(model, root) is None:
+                continue
+            found = store.installed(model, root)
+            digest = store.verify(found)
+        except SegMambaError as error:
+            print(f"FAIL  {model.id}: {error}")
+            status = error.exit_code
+            continue
+        known = "" if found.sha256 else ", not known before, so not compared"
+        print(f"OK    {model.id}: {found.path}, SHA-256 {digest}{known}")
+    return status
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from segmamba.models.download import fetch
+
+    manifest, root = _manifest(options)
+    models = _chosen(manifest, options.models)
+    for model in models:
+        with ProgressBar(sys.stderr) as bar, stop_signal() as stopped:
+            found = fetch(model, root, bar.update, stopped)
+        print(f"Installed: {model.id}, {found.origin}, {found.path}")
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from segmamba.models.install import remove
+
+    manifest, _ = _manifest(options)
+    for model in _chosen(manifest, options.models):
+        print(f"Removed: {model.id}, {remove(model) / 1e6:.1f} MB")
+    return 0
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from segmamba.models.bundle import write_bundle
+
+    manifest, root = _manifest(options)
+    if options.models:
+        wanted = [store.installed(model, root) for model in _chosen(manifest, options.models)]
+    else:
+        present = [store.find(model, root) for model in manifest.listed]
+        wanted = [found for found in present if found is not None and found.place != store.SOFTWARE]
+    if not wanted:
+        raise ModelError("No model is installed beyond those of the software: name those that the bundle is to have.")
+    with ProgressBar(sys.stderr) as bar:
+        write_bundle(options.output, wanted, bar.update)
+    print(f"Written: {options.output} with {', '.join(found.model.id for found in wanted)}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from segmamba.models.bundle import import_bundle, is_bundle
+    from segmamba.models.import_checkpoint import Intensities, import_checkpoint
+
+    manifest, _ = _manifest(options)
+    figures = (options.clip, options.mean, options.std)
+    if None in figures and figures != (None, None, None):
+        raise ModelError("The intensity figures belong together: give --clip, --mean and --std, or none of them.")
+    intensities = None
+    if options.clip is not None:
+        low, high = options.clip
+        intensities = Intensities(low, high, options.mean, options.std)
+    bundle = is_bundle(options.file)
+    if bundle and (options.model or intensities):
+        raise ModelError("A zip or folder of models says itself what it has: leave out --as, --clip, --mean and --std.")
+    with ProgressBar(sys.stderr) as bar, stop_signal() as stopped:
+        if bundle:
+            imported = import_bundle(options.file, manifest, bar.update, stopped)
+        else:
+            imported = (import_checkpoint(options.file, manifest, options.model, intensities, bar.update, stopped),)
+    for found in imported:
+        print(f"Installed: {found.model.id}, {found.origin}, {found.path}")
+        for note in _notes(found):
+            print(f"Note: {note}")
+    return 0
+
+
+def _notes(found: store.Installed) -> Iterator[str]:
+    """Say what the user has to know of an imported model."""
+    model = found.model
+    if not isinstance(model, Model):
+        yield f"It is kept, but cannot be used: {model.unsupported}"
+    elif found.channels is None and model.preprocessing.estimated:
+        yield (
+            f"{model.preprocessing.estimated}; if you know them, import again with them (--clip LOW HIGH --mean M "
+            "--std S, or in the panel 'Import as')."
+        )
+
+
+def _chosen(manifest: Manifest, names: list[str]) -> tuple[ListedModel, ...]:
+    return tuple(manifest.entry(name) for name in names) if names else manifest.listed

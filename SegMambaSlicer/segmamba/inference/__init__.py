@@ -1,0 +1,1 @@
+"""From a volume to labels on its own grid: preprocessing, sliding window, post-processing."""

@@ -1,0 +1,196 @@
+"""From file to file: read, segment, write the segmentation, its report and its preview."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from segmamba.errors import (
+    Cancelled,
+    DeviceError,
+    DeviceLost,
+    InstallationError,
+    ModelError,
+    OutputError,
+    SegMambaError,
+    package_problem,
+)
+from segmamba.io import dicom
+from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
+from segmamba.io.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
+from segmamba.io.volume import read_volume
+from segmamba.measurements.vertebrae import write_table
+from segmamba.models.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
+from segmamba.reporting import preview as previewing
+from segmamba.reporting import report as reporting
+from segmamba.request import Request
+from segmamba.utils.paths import check_input
+
+# The first two are PyTorch's, the third is ITK's.
+SIGNS_OF_NO_MEMORY = ("not enough memory", "out of memory", "Failed to allocate memory")
+# How the errors of a GPU, its libraries or its driver begin; running out of memory is told apart before.
+SIGNS_OF_A_LOST_GPU = (
+    "CUDA error",
+    "CUDA driver error",
+    "cuDNN error",
+    "CUBLAS_STATUS",
+    "HIP error",
+    "NVML",
+    "MPS backend",
+)
+
+
+def segment_file(
+    request: Request,
+    progress: Callable[[str, float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Segment a file and write what was asked for; the one call behind the command line, the worker and the panel.
+
+    Parameters
+    ----------
+    request : Request
+    progress : callable, optional
+        Called with a stage ("read", "load", "preprocess", "predict", "postprocess", "write") and the fraction of it
+        that is done.
+    cancelled : callable, optional
+        Asked between stages and between windows, never once writing has begun.
+
+    Returns
+    -------
+    dict
+        The report. Where no structure was found the segmentation is written all the same, empty, and ``summary``
+        says so.
+
+    Raises
+    ------
+    SegMambaError
+        Of the kind that fits; then no file was written, or at most whole ones.
+    """
+    try:
+        return _segment_file(request, progress or (lambda stage, fraction: None), cancelled or (lambda: False))
+    except SegMambaError:
+        raise
+    except Exception as error:
+        raise _typed(error) from error
+
+
+def requested_model(request: Request) -> Model:
+    """Return the model that a request names, or its task's default.
+
+    Raises
+    ------
+    ModelError
+        There is no such model or task, or the request names neither.
+    """
+    manifest = load_manifest(Path(request.manifest) if request.manifest else None)
+    if request.model is None and request.task is None:
+        raise ModelError(f"No task is given: choose one of {', '.join(manifest.tasks)}, or a model.")
+    if request.model is None:
+        return manifest.default(str(request.task))
+    model = manifest.model(request.model)
+    if request.task is not None and model.task != request.task:
+        raise ModelError(f"The model '{model.id}' is for the task '{model.task}', not '{request.task}'.")
+    return model
+
+
+def _segment_file(
+    request: Request, progress: Callable[[str, float], None], cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    model = requested_model(request)
+    chosen_labels(model, request.options.structures)
+    if request.measurements and model.task != VERTEBRAE_TASK:
+        raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
+    _check_outputs(request)
+    root = Path(request.manifest).parent if request.manifest else None
+    started = time.perf_counter()
+    progress("read", 0.0)
+    volume = read_volume(request.input)
+    read_seconds = time.perf_counter() - started
+    progress("read", 1.0)
+
+    from segmamba.inference.pipeline import segment
+    from segmamba.io.modality import check_modality
+
+    check_modality(volume, model)
+    checkpoint = Path(request.checkpoint) if request.checkpoint else None
+    result = segment(volume, model, request.options, progress, cancelled, checkpoint, root)
+    # From here on the job is not cancelled: whole files are written.
+    if cancelled():
+        raise Cancelled()
+    progress("write", 0.0)
+    writing = time.perf_counter()
+    picture = None
+    if request.preview:
+        certain = not reporting.numbering_doubt(result.report)
+        picture = previewing.render(volume, result.labels, result.model, Path(request.input).name, certain=certain)
+    if _is_dicom_seg(request.output):
+        write_dicom_seg(request.output, result.labels, dicom.find_files(Path(request.input)), model.labels, model)
+    else:
+        write_labelmap(request.output, result.labels, volume.geometry, model.labels)
+    if request.preview and picture is not None:
+        previewing.write_png(request.preview, picture)
+    if request.measurements:
+        write_table(request.measurements, result.report["measurements"])
+    now = time.perf_counter()
+    timings = {"read": round(read_seconds, 3), **result.report["timings_s"], "write": round(now - writing, 3)}
+    report = {
+        **result.report,
+        "input": request.input,
+        "output": request.output,
+        "preview": request.preview,
+        "timings_s": {**timings, "total": round(now - started, 3)},
+    }
+    if request.report:
+        reporting.write_report(request.report, report)
+    progress("write", 1.0)
+    return report
+
+
+def _check_outputs(request: Request) -> None:
+    """Find out before any work whether the input can be opened and the results can be written."""
+    check_output(request.output, (*LABELMAP_EXTENSIONS, SEG_EXTENSION))
+    source = Path(request.input)
+    check_input(source)
+    if _is_dicom_seg(request.output):
+        if not source.is_dir() and not dicom.is_dicom(source):
+            raise OutputError(f"{request.output} needs a DICOM series as input: choose another kind of output.")
+        check_sources(dicom.find_files(source))
+    outputs = [Path(request.output)]
+    for path, extension in ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv")):
+        if path is not None:
+            check_output(path, (extension,))
+            outputs.append(Path(path))
+    if request.preview and find_spec("matplotlib") is None:
+        raise InstallationError("A preview needs matplotlib: install it with 'pip install matplotlib', or give none.")
+    inputs = [Path(path).resolve() for path in (request.input, request.manifest, request.checkpoint) if path]
+    for output in outputs:
+        if output.resolve() in inputs:
+            raise OutputError(f"{output} is an input: choose another name for the result.")
+        if output.exists() and not request.overwrite:
+            raise OutputError(f"{output} exists already: choose another name, or allow it with --overwrite.")
+
+
+def _is_dicom_seg(output: str) -> bool:
+    return output.lower().endswith(SEG_EXTENSION)
+
+
+def _typed(error: Exception) -> SegMambaError:
+    """Return what went wrong as one of this software's errors."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError):
+        return InstallationError(package_problem(error))
+    if isinstance(error, MemoryError) or any(sign in text for sign in SIGNS_OF_NO_MEMORY):
+        return DeviceError("There is not enough memory: close other programs, or give a region of interest (--roi).")
+    if any(sign in text for sign in SIGNS_OF_A_LOST_GPU):
+        return DeviceLost(
+            f"The GPU failed ({text[:200]}): try again; if that does not help, choose the device cpu, or update the "
+            "driver."
+        )
+    kind = type(error).__name__
+    return SegMambaError(
+        f"The job ended in an unexpected error ({kind}: {text}): repeat it with SEGMAMBA_DEBUG=1 and report the log."
+    )

@@ -1,0 +1,151 @@
+"""What a run will take, told before it starts: its grid, its windows and its memory. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from segmamba.inference.model_grid import Box, model_grid
+from segmamba.inference.windows import window_count
+from segmamba.io.modality import for_volume
+from segmamba.io.volume import Volume
+from segmamba.models.manifest import Model
+from segmamba.request import Options
+
+FLOAT = 4
+# Python and torch; measured, as all figures here (Docs/speed.md).
+BASE_MEMORY = 0.35 * 2**30
+# CUDA's libraries and context.
+CUDA_MEMORY = 1.1 * 2**30
+# Per voxel of the input, beside the volume itself: what smoothing and resampling take (13 for an oblique volume).
+PREPARING = 9
+# What is made of the answer of the first of two stages, in channels of its size.
+BESIDE_FIRST_ANSWER = 8
+# Windows of the second stage, which follow the column from end to end, across it at most, and the time of one as a
+# part of the first stage's.
+FINE_ACROSS, FINE_TIME = 2, 0.5
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Attributes
+    ----------
+    size : tuple of int
+        Voxels of the model's grid along x, y, z.
+    windows : int
+        Times that the network runs, mirrorings included; of a model with two stages the first one, for only its
+        answer tells where the second one runs.
+    work : float
+        The time of the networks, in windows of the first stage: those of a second one are estimated from the height
+        of the grid.
+    memory : int
+        Bytes of main memory that the worker needs on the processor, in bfloat16.
+    memory_beside_gpu : int
+        The same where a CUDA GPU runs the networks.
+    window_memory : int
+        Bytes that a window needs on a GPU; 0 where the manifest does not tell.
+    device_memory : int
+        Bytes for a window and for the answer on a GPU. With less, the answer is put together in main memory.
+    """
+
+    size: tuple[int, int, int]
+    windows: int
+    work: float
+    memory: int
+    memory_beside_gpu: int
+    window_memory: int
+    device_memory: int
+
+
+def forecast(volume: Volume, model: Model, options: Options, input_voxels: int | None = None) -> Forecast:
+    """Say what segmenting a volume will take.
+
+    Parameters
+    ----------
+    volume : Volume
+        The volume, or one with fewer and larger voxels of the same patient, which is enough and much faster.
+    model : Model
+    options : Options
+    input_voxels : int, optional
+        Of the volume itself, where ``volume`` is a coarser one.
+
+    Raises
+    ------
+    InputError
+        There is no body in the volume, or the region of interest lies outside it.
+    """
+    model = for_volume(volume, model)
+    grid = model_grid(volume, model.preprocessing, Box(*options.roi) if options.roi else None)
+    size = grid.geometry.size
+    overlap = model.overlap if options.overlap is None else options.overlap
+    mirrorings = 2 ** len(model.mirror_axes) if options.mirror else 1
+    window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
+    windows = window_count(size[::-1], model.patch, overlap)
+    memory, beside_gpu = (
+        main_memory(model, size, windows, input_voxels or volume.array.size, gpu) for gpu in (False, True)
+    )
+    return Forecast(
+        size,
+        mirrorings * windows,
+        mirrorings * windows + FINE_TIME * fine_windows(size, model, options),
+        memory,
+        beside_gpu,
+        window_memory,
+        window_memory + _channel(model, size) * _answer(model) if window_memory else 0,
+    )
+
+
+def main_memory(
+    model: Model, size: tuple[int, int, int], windows: int, input_voxels: int, beside_gpu: bool = False
+) -> int:
+    """Return the bytes of main memory that a run takes at its peak, on the processor in bfloat16.
+
+    Parameters
+    ----------
+    model : Model
+        Where its manifest entry does not tell ``main_memory_gib``, what a window takes is missing.
+    size : tuple of int
+        Voxels of the model's grid along x, y, z.
+    windows : int
+        Over that grid.
+    input_voxels : int
+        Of the volume.
+    beside_gpu : bool
+        A CUDA GPU runs the networks: the windows' maps are there, but the answer comes to main memory.
+    """
+    channel = _channel(model, size)
+    running = 0 if beside_gpu else (model.entry.get("main_memory_gib") or 0) * 2**30
+    base = BASE_MEMORY + (CUDA_MEMORY if beside_gpu else 0)
+    if windows > 1:
+        # Beside a window's maps: the answer, and the sum of the windows in a ring of a window's length.
+        length, width = max((max(pair), pair[1]) for pair in zip(size, reversed(model.patch), strict=True))
+        answer = channel * _answer(model)
+        running = answer + max(running + answer * width / length, channel * BESIDE_FIRST_ANSWER)
+    running += channel * len(model.preprocessing.channels)
+    weights = FLOAT * (model.entry.get("parameters") or 0)
+    return round(base + weights + FLOAT * input_voxels + max(PREPARING * input_voxels, running))
+
+
+def fine_windows(size: tuple[int, int, int], model: Model, options: Options) -> int:
+    """Estimate the windows of the second stage, if there is one; the first one's axes are those of the patient."""
+    if model.fine is None:
+        return 0
+    overlap = model.fine.overlap if options.overlap is None else options.overlap
+    steps = zip(size, model.preprocessing.spacing, model.fine.spacing, strict=True)
+    x, y, z = (round(length * coarse / fine) for length, coarse, fine in steps)
+    upwards, *across = (
+        window_count([length], [width], overlap) for length, width in zip((z, y, x), model.fine.patch, strict=True)
+    )
+    return upwards * min(FINE_ACROSS, math.prod(across))
+
+
+def _answer(model: Model) -> int:
+    """Return the channels of the first network's answer."""
+    return len(model.channel_values) if model.fine is None else model.arguments["coarse"]["out_channels"]
+
+
+def _channel(model: Model, size: tuple[int, int, int]) -> int:
+    """Return the bytes of one channel over a grid, which is padded to a window at least."""
+    return FLOAT * math.prod(max(pair) for pair in zip(size, reversed(model.patch), strict=True))

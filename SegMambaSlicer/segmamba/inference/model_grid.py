@@ -1,0 +1,193 @@
+"""The model's grid: which part of the patient a network sees, and where its voxels lie."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segmamba.errors import InputError, ModelError
+from segmamba.io.volume import Geometry, Volume
+from segmamba.models.manifest import Preprocessing
+
+CROP_MARGIN_MM = 10.0
+ROI_CONTEXT_MM = 20.0
+DIRECTIONS = {
+    "L": (1.0, 0.0, 0.0),
+    "R": (-1.0, 0.0, 0.0),
+    "P": (0.0, 1.0, 0.0),
+    "A": (0.0, -1.0, 0.0),
+    "S": (0.0, 0.0, 1.0),
+    "I": (0.0, 0.0, -1.0),
+}
+# Rounding in a header must not add a voxel: parts of a voxel up to this much are left out.
+ROUNDING = 0.01
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box in the patient.
+
+    Attributes
+    ----------
+    lps_min, lps_max : tuple of float
+        Corners in LPS millimetres.
+    """
+
+    lps_min: tuple[float, float, float]
+    lps_max: tuple[float, float, float]
+
+    def padded(self, margin: float) -> Box:
+        """Return the box grown by ``margin`` millimetres on all sides."""
+        (x0, y0, z0), (x1, y1, z1) = self.lps_min, self.lps_max
+        return Box((x0 - margin, y0 - margin, z0 - margin), (x1 + margin, y1 + margin, z1 + margin))
+
+
+@dataclass(frozen=True)
+class ModelGrid:
+    """A model's grid laid over a volume.
+
+    Attributes
+    ----------
+    geometry : Geometry
+        The model's grid: axis-aligned, with the model's orientation and spacing.
+    input : Geometry
+        The volume's own grid.
+    crop : tuple of slice
+        The part of the volume, as slices along z, y, x, that the model's grid covers.
+    roi : Box or None
+        Nothing outside it is labelled.
+    """
+
+    geometry: Geometry
+    input: Geometry
+    crop: tuple[slice, slice, slice]
+    roi: Box | None = None
+
+
+def model_grid(
+    volume: Volume, preprocessing: Preprocessing, roi: Box | None = None, context_mm: float = ROI_CONTEXT_MM
+) -> ModelGrid:
+    """Lay a model's grid over what is to be segmented of a volume.
+
+    The grid is centred on the physical box that it covers, so it does not depend on how the volume's axes are
+    stored. An oblique volume gets the grid of its bounding box.
+
+    Parameters
+    ----------
+    volume : Volume
+    preprocessing : Preprocessing
+        Of the model. With ``crop_above``, the volume is first cropped to the voxels above it, plus 10 mm; with
+        ``crop_nonzero``, to those that are not zero.
+    roi : Box, optional
+        Limits the grid to this box and its surroundings, which the network sees and which are not labelled.
+    context_mm : float
+        Width of these surroundings.
+
+    Raises
+    ------
+    InputError
+        Nothing is above ``crop_above``, all is zero, or the ROI lies outside the volume.
+    ModelError
+        The model's orientation is none.
+    """
+    crop = tuple(slice(0, size) for size in volume.array.shape)
+    if preprocessing.crop_above is not None:
+        crop = _box_above(volume, preprocessing.crop_above)
+    elif preprocessing.crop_nonzero:
+        crop = _box_of_nonzero(volume)
+    if roi is not None:
+        crop = _intersection(crop, _index_box(roi.padded(context_mm), volume.geometry))
+    low, high = _physical_box(crop, volume.geometry)
+    if roi is not None:
+        context = roi.padded(context_mm)
+        low, high = np.maximum(low, context.lps_min), np.minimum(high, context.lps_max)
+    geometry = _centred_grid(low, high, preprocessing.spacing, _direction(preprocessing.orientation))
+    return ModelGrid(geometry, volume.geometry, (crop[0], crop[1], crop[2]), roi)
+
+
+def cropped_geometry(geometry: Geometry, crop: tuple[slice, slice, slice]) -> Geometry:
+    """Return the grid of ``array[crop]`` (slices along z, y, x) of an array on ``geometry``."""
+    start = [part.start for part in reversed(crop)]
+    x, y, z = (geometry.index_to_lps() @ [*start, 1.0])[:3]
+    size_x, size_y, size_z = (part.stop - part.start for part in reversed(crop))
+    return Geometry((size_x, size_y, size_z), geometry.spacing, (x, y, z), geometry.direction)
+
+
+def corners(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the eight corners of a box in homogeneous coordinates: shape (8, 4)."""
+    return np.array([[*corner, 1.0] for corner in itertools.product(*zip(low, high, strict=True))])
+
+
+def _direction(orientation: str) -> np.ndarray:
+    try:
+        direction = np.array([DIRECTIONS[letter] for letter in orientation]).T
+    except KeyError:
+        direction = np.zeros((3, 3))
+    if direction.shape != (3, 3) or not np.allclose(direction.T @ direction, np.eye(3)):
+        raise ModelError(f"The model's orientation '{orientation}' is not one like LPS: correct its manifest entry.")
+    return direction
+
+
+def _box_above(volume: Volume, threshold: float) -> tuple[slice, slice, slice]:
+    mask: np.ndarray = volume.array > threshold
+    if not mask.any():
+        raise InputError(
+            f"The volume holds nothing above {threshold:g}, so there is no body in it: check that it is a CT in "
+            "Hounsfield units."
+        )
+    return _box(mask, [math.ceil(CROP_MARGIN_MM / spacing) for spacing in reversed(volume.geometry.spacing)])
+
+
+def _box_of_nonzero(volume: Volume) -> tuple[slice, slice, slice]:
+    mask: np.ndarray = volume.array != 0
+    if not mask.any():
+        raise InputError("The volume holds nothing but zeros: check that it is the right one.")
+    return _box(mask, (0, 0, 0))
+
+
+def _box(mask: np.ndarray, margins: Sequence[int]) -> tuple[slice, slice, slice]:
+    """Return the box around a mask, grown by so many voxels along z, y, x where the volume has them."""
+    in_plane = np.any(mask, axis=0)
+    profiles = (np.any(mask, axis=(1, 2)), np.any(in_plane, axis=1), np.any(in_plane, axis=0))
+    box = []
+    for profile, margin in zip(profiles, margins, strict=True):
+        inside = np.flatnonzero(profile)
+        box.append(slice(max(0, int(inside[0]) - margin), min(profile.size, int(inside[-1]) + 1 + margin)))
+    return box[0], box[1], box[2]
+
+
+def _index_box(box: Box, geometry: Geometry) -> tuple[slice, slice, slice]:
+    """Return the voxels (slices along z, y, x, perhaps beyond the volume) that may touch a box."""
+    indices = (corners(box.lps_min, box.lps_max) @ np.linalg.inv(geometry.index_to_lps()).T)[:, :3]
+    low, high = np.floor(indices.min(axis=0)), np.ceil(indices.max(axis=0))
+    x, y, z = (slice(int(first), int(last) + 1) for first, last in zip(low, high, strict=True))
+    return z, y, x
+
+
+def _intersection(first: tuple[slice, ...], second: tuple[slice, ...]) -> tuple[slice, ...]:
+    both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+    if any(part.start >= part.stop for part in both):
+        raise InputError("The region of interest holds no part of the patient: move it over the anatomy.")
+    return both
+
+
+def _physical_box(crop: tuple[slice, ...], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Return the LPS bounding box of voxels, measured at their outer faces."""
+    low = [part.start - 0.5 for part in reversed(crop)]
+    high = [part.stop - 0.5 for part in reversed(crop)]
+    positions = (corners(low, high) @ geometry.index_to_lps().T)[:, :3]
+    return positions.min(axis=0), positions.max(axis=0)
+
+
+def _centred_grid(
+    low: np.ndarray, high: np.ndarray, spacing: tuple[float, float, float], direction: np.ndarray
+) -> Geometry:
+    extent = np.abs(direction.T @ (high - low))
+    size = [max(1, math.ceil(length / step - ROUNDING)) for length, step in zip(extent, spacing, strict=True)]
+    first = (low + high) / 2 - direction @ ((np.array(size) - 1) / 2 * np.array(spacing))
+    x, y, z = map(float, first)
+    return Geometry((size[0], size[1], size[2]), spacing, (x, y, z), tuple(map(float, direction.ravel())))

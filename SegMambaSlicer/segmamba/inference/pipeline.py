@@ -1,0 +1,335 @@
+"""From a volume to labels on its own grid: the one way through the engine."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segmamba import scan
+from segmamba.errors import Cancelled, DeviceError
+from segmamba.inference import two_stage as vertebrae
+from segmamba.inference.device import Device, choose_device
+from segmamba.inference.hysteresis import leave_unsure
+from segmamba.inference.model_grid import Box, ModelGrid
+from segmamba.inference.postprocess import postprocess
+from segmamba.inference.preprocess import labels_on_input_grid, outside_values, to_model_grid
+from segmamba.inference.sliding_window import predict
+from segmamba.inference.windows import window_count
+from segmamba.io.labelmap import bounding_box
+from segmamba.io.modality import for_volume, guess, taken_for
+from segmamba.io.volume import Volume
+from segmamba.measurements.vertebrae import measure_labels
+from segmamba.models import store
+from segmamba.models.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Label, Model, chosen_labels
+from segmamba.networks import build_network
+from segmamba.networks.checkpoint import load_state_dict, load_weights
+from segmamba.reporting import report as reporting
+from segmamba.reporting.disclaimer import NOTICE
+from segmamba.request import Options
+from segmamba.utils.memory import gibibytes
+
+Progress = Callable[[str, float], None]
+# The grid of a network's answer, and the device that it ran on.
+Pass = tuple[ModelGrid, torch.device]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run found.
+
+    Attributes
+    ----------
+    labels : ndarray of uint8
+        Shape (z, y, x), on the volume's own grid; the values are the manifest's.
+    report : dict
+        See `segmamba.reporting.report`.
+    model : Model
+        With the intensity figures that were used.
+    """
+
+    labels: np.ndarray
+    report: dict[str, Any]
+    model: Model
+
+
+def segment(
+    volume: Volume,
+    model: Model,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    checkpoint: Path | None = None,
+    root: Path | None = None,
+) -> Result:
+    """Segment a volume.
+
+    Parameters
+    ----------
+    volume : Volume
+    model : Model
+        From the manifest.
+    options : Options, optional
+    progress : callable, optional
+        Called with a stage ("load", "preprocess", "predict", "postprocess") and the fraction of it that is done.
+    cancelled : callable, optional
+        Asked between stages, windows and vertebrae.
+    checkpoint : Path, optional
+        Weights to use instead of the model's own, which are compared with the manifest's hash.
+    root : Path, optional
+        Folder of the manifest that the model is from; by default that of the software.
+
+    Raises
+    ------
+    InputError, ModelError, DeviceError, Cancelled
+    """
+    options = options or Options()
+    run = _Run(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
+    wanted = chosen_labels(model, options.structures)
+    torch.manual_seed(options.seed)
+    torch.backends.cudnn.deterministic = True
+    with run.stage("load"):
+        engine = _prepare(model, options, checkpoint, root, run.notes)
+        model = for_volume(volume, engine.model)
+        guessed = guess(volume, engine.model)
+        run.notes += [guessed] if guessed else []
+    answer = _answer(engine, volume, model, options, run)
+    # A pass that did not run has no device.
+    passes, findings = list(zip((answer.coarse, answer.grid), answer.devices, strict=False)), answer.findings
+    with run.stage("postprocess"):
+        # A GPU interpolates what lies in main memory too, block by block.
+        where = engine.device.name if engine.device.kind == "cuda" else None
+        labels, confidence = labels_on_input_grid(
+            answer.probabilities, answer.grid, answer.values, where, model.interpolates_logits
+        )
+        del answer  # its probabilities are the most memory of a run
+        run.progress("postprocess", 0.5)
+        labels = _kept(labels, volume, model, options, wanted)
+        if model.task == VERTEBRAE_TASK:
+            findings = {**findings, "measurements": measure_labels(labels, volume, wanted)}
+    if engine.device.kind == "cuda":
+        torch.cuda.empty_cache()
+    segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
+    report = _report(engine, volume, model, options, run, passes) | {"segments": segments} | findings
+    return Result(labels, report | {"summary": reporting.summary(report)}, model)
+
+
+class _Run:
+    """Progress, cancelling, timing and notes (what went otherwise than was asked) of one run."""
+
+    def __init__(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
+        self.progress = progress
+        self.cancelled = cancelled
+        self.timings: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.cancelled():
+            raise Cancelled()
+        self.progress(name, 0.0)
+        start = time.perf_counter()
+        yield
+        self.timings[name] = round(time.perf_counter() - start, 3)
+        self.progress(name, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Engine:
+    """A network with its weights, and what it runs on; the model has the intensity figures of the import, if any."""
+
+    model: Model
+    device: Device
+    backend: str
+    checkpoint: Path
+    digest: str
+    network: torch.nn.Module
+
+
+def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None, notes: list[str]) -> _Engine:
+    device = device_for(model, options, notes)
+    scan.set_backend(None if options.scan == "auto" else options.scan)
+    backend = scan.chosen_backend(device.name)
+    if checkpoint is None:
+        found = store.installed(model, root)
+        model, path, digest = store.configured(model, found), found.path, store.verify(found)
+    else:
+        path, digest = checkpoint, store.sha256(checkpoint)
+    network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
+    return _Engine(model, device, backend, path, digest, network)
+
+
+def _answer(engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run) -> vertebrae.Drawn:
+    """Return what the network finds, in one stage or in two."""
+    if model.fine is not None:
+        with run.stage("predict"):
+            return _draw(engine, volume, model, options, run)
+    with run.stage("preprocess"):
+        image, grid = to_model_grid(volume, model, _roi(options))
+    with run.stage("predict"):
+        return _predict(engine, torch.from_numpy(image), grid, model, options, run)
+
+
+def _predict(
+    engine: _Engine, image: torch.Tensor, grid: ModelGrid, model: Model, options: Options, run: _Run
+) -> vertebrae.Drawn:
+    devices: list[torch.device] = []
+    probabilities = predict(
+        engine.network,
+        image,
+        model.patch,
+        _overlap(model, options),
+        engine.device.name,
+        engine.device.dtype,
+        model.mirror_axes if options.mirror else (),
+        lambda fraction: run.progress("predict", fraction),
+        run.cancelled,
+        run.notes,
+        outside_values(model.preprocessing, image),
+        softmax=not model.interpolates_logits,
+        devices=devices,
+    )
+    if options.keep and model.certainty is not None:
+        leave_unsure(probabilities, model.channel_values.index(model.certainty.value), model.certainty.lead)
+    return vertebrae.Drawn(probabilities, model.channel_values, grid, grid, {}, tuple(devices))
+
+
+def _draw(engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run) -> vertebrae.Drawn:
+    return vertebrae.draw(
+        engine.network,
+        volume,
+        model,
+        _roi(options),
+        options.refine,
+        options.overlap,
+        torch.device(engine.device.name),
+        engine.device.dtype,
+        lambda fraction: run.progress("predict", fraction),
+        run.cancelled,
+        run.notes,
+    )
+
+
+def _roi(options: Options) -> Box | None:
+    return Box(*options.roi) if options.roi else None
+
+
+def _overlap(stage: Model | FineStage, options: Options) -> float:
+    return stage.overlap if options.overlap is None else options.overlap
+
+
+def device_for(model: Model, options: Options, notes: list[str]) -> Device:
+    """Choose the device; one chosen automatically that has too little memory for the model gives way to the CPU."""
+    device = choose_device(options.device, options.precision)
+    need = (model.entry.get("memory_gib") or 0) * 2**30
+    if device.kind != "cuda" or device.free_memory >= need:
+        return device
+    shortage = f"{device.title} has {gibibytes(device.free_memory)} free and '{model.id}' needs {gibibytes(need)}"
+    if options.device != "auto":
+        raise DeviceError(f"{shortage}: close other programs, or choose --device cpu.")
+    notes.append(f"{shortage}: the CPU was used instead.")
+    # A half precision that was asked for the GPU does not hold for the processor.
+    return choose_device("cpu", "auto")
+
+
+@functools.lru_cache(maxsize=1)
+def _network(architecture: str, arguments: str, path: Path, digest: str) -> torch.nn.Module:
+    """Return a network with its weights; the last one stays for the next volume.
+
+    ``arguments`` is JSON, and ``digest`` the file's SHA-256: they make the call's identity.
+    """
+    network = build_network(architecture, **json.loads(arguments))
+    load_weights(network, load_state_dict(path))
+    return network.eval()
+
+
+def free_gpu() -> None:
+    """Give a GPU's memory back: the network that stayed for the next volume, and the graphs made of it, go."""
+    if torch.cuda.is_initialized():
+        _network.cache_clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]) -> np.ndarray:
+    """Apply the model's post-processing, then drop the structures that were not asked for."""
+    if options.keep:
+        labels = postprocess(labels, volume, model.keep)
+    table = np.zeros(256, dtype=np.uint8)
+    values = [label.value for label in wanted]
+    table[values] = values
+    kept = np.zeros_like(labels)
+    box = bounding_box(labels > 0)
+    if box is not None:
+        kept[box] = table[labels[box]]
+    return kept
+
+
+def _report(
+    engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run, passes: list[Pass]
+) -> dict[str, Any]:
+    """Return what was used and how it ran: the report without what was found."""
+    taken = {"modality": volume.modality, "taken_for": taken_for(volume)}
+    return {
+        "report_version": reporting.REPORT_VERSION,
+        "notice": NOTICE,
+        "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
+        "software": reporting.describe_software(),
+        "volume": reporting.describe_grid(volume.geometry) | taken,
+        "run": _describe_run(engine, run.notes, passes, model, options),
+        "timings_s": run.timings,
+    }
+
+
+def _describe_run(
+    engine: _Engine, fallbacks: list[str], passes: list[Pass], model: Model, options: Options
+) -> dict[str, Any]:
+    """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
+    grid, device = passes[0]
+    run = {
+        **_describe_device(engine, device),
+        "fallbacks": fallbacks,
+        **_describe_windows(grid, model, options),
+        "mirror_axes": list(model.mirror_axes) if options.mirror else [],
+        "refine": list(model.refinement) if options.refine else [],
+        "keep": model.keep if options.keep else KEEP_ALL,
+        "certainty": asdict(model.certainty) if options.keep and model.certainty else None,
+        "options": asdict(options),
+    }
+    if model.fine is not None and len(passes) > 1:
+        grid, device = passes[1]
+        run["fine"] = _describe_device(engine, device) | _describe_windows(grid, model.fine, options)
+    return run
+
+
+def _describe_device(engine: _Engine, ran_on: torch.device) -> dict[str, Any]:
+    """Return where a network ran: where memory ran out that is not the device that was chosen."""
+    kind = ran_on.type
+    device, backend = engine.device, engine.backend
+    if kind != device.kind:
+        device, backend = choose_device(kind, "auto"), scan.chosen_backend(kind)
+    return {
+        "device": device.name,
+        "device_title": device.title,
+        "precision": device.precision,
+        "scan_backend": backend,
+    }
+
+
+def _describe_windows(grid: ModelGrid, stage: Model | FineStage, options: Options) -> dict[str, Any]:
+    overlap = _overlap(stage, options)
+    return {
+        "model_grid": reporting.describe_grid(grid.geometry),
+        "patch": list(stage.patch),
+        "windows": window_count(grid.geometry.size[::-1], stage.patch, overlap),
+        "overlap": overlap,
+    }

@@ -1,0 +1,383 @@
+"""Running a network over a volume that is larger than its patch: overlapping windows, blended."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional
+
+from segmamba import scan
+from segmamba.errors import Cancelled, DeviceError, ModelError
+from segmamba.fast import FastNetwork, fast_network, forget, kernels
+from segmamba.inference.blending import Blender, WindowGrid
+from segmamba.inference.device import cpu_precision
+
+# Windows at a time on a GPU, in voxels: more give no speed.
+BATCH_VOXELS = 2 * 128**3
+# What a voxel of a window takes on a GPU at most, and the share of the free memory that the windows may take.
+BYTES_PER_VOXEL = 700
+WINDOW_SHARE = 0.5
+# Answers larger than this go from a GPU to main memory, slab by slab.
+LARGEST_ON_GPU = 2**30
+# A smaller window is this part of the model's, in steps of the networks' stride.
+SMALLER_WINDOW, WINDOW_STEP = 0.75, 32
+
+Axes = tuple[int, ...]
+
+
+def mirrorings(axes: Sequence[int]) -> list[Axes]:
+    """Return all combinations of mirrored axes, the unmirrored one first."""
+    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+
+
+@torch.no_grad()
+def predict(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    patch: Sequence[int],
+    overlap: float,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    mirror: Sequence[int] = (),
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    fallbacks: list[str] | None = None,
+    fill: Sequence[float] | None = None,
+    softmax: bool = True,
+    devices: list[torch.device] | None = None,
+) -> torch.Tensor:
+    """Return the class probabilities of a volume.
+
+    The windows' logits are averaged with gaussian weights, and over mirrorings with equal weights, and go through
+    one softmax at the end: the way the released networks were evaluated, and cheaper than a softmax a window.
+
+    Parameters
+    ----------
+    network : Module
+        Takes (1, channels, z, y, x) and gives logits (1, classes, z, y, x).
+    image : Tensor
+        Shape (channels, z, y, x), float32. A volume smaller than the patch is padded on both sides: networks that
+        normalise over the window, as these do, answer worse in windows of another size than they were trained on.
+    patch : sequence of int
+        Window in voxels along z, y, x.
+    overlap : float
+        Part of a window that its neighbour covers at least.
+    device : device
+        Where the network runs.
+    dtype : dtype
+        float32, or the half precision of autocast.
+    mirror : sequence of int
+        Axes (0, 1, 2 for z, y, x) to mirror; n axes cost 2 to the n as much time.
+    progress : callable, optional
+        Called with the fraction done after each window.
+    cancelled : callable, optional
+        Asked between windows.
+    fallbacks : list of str, optional
+        Gets one sentence for each step that was taken because memory ran out or half precision overflowed.
+    fill : sequence of float, optional
+        Value of each channel beyond the volume; by default its lowest.
+    softmax : bool
+        Without it the blended logits are returned.
+    devices : list of device, optional
+        Gets the device that the network ran on: not ``device`` where its memory did not suffice.
+
+    Returns
+    -------
+    Tensor
+        Shape (classes, z, y, x), float32, on ``device``, or on the CPU after a fallback.
+
+    Raises
+    ------
+    Cancelled
+        ``cancelled`` said so.
+    DeviceError
+        Memory does not suffice, on the CPU neither.
+    ModelError
+        The network gives NaN or infinity in float32.
+    """
+    made = _probabilities if softmax else _as_they_are
+    windows = _Windows(tuple(patch), overlap, tuple(mirror), fill)
+    return _predict(network, image, windows, torch.device(device), dtype, made, progress, cancelled, fallbacks, devices)
+
+
+@torch.no_grad()
+def predict_labels(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    patch: Sequence[int],
+    overlap: float,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    fill: Sequence[float] | None = None,
+    fallbacks: list[str] | None = None,
+) -> torch.Tensor:
+    """Return the most probable class of each voxel, uint8 (z, y, x) in main memory.
+
+    As `predict`, but the classes of the whole volume are never held: memory grows with a window's rows of it.
+    """
+    windows = _Windows(tuple(patch), overlap, (), fill)
+    return _predict(network, image, windows, torch.device(device), dtype, _winners, None, None, fallbacks)[0].cpu()
+
+
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(dim=0)
+
+
+def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    return logits
+
+
+def _winners(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=0, keepdim=True).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How a volume is cut into windows; see `predict`."""
+
+    patch: tuple[int, ...]
+    overlap: float
+    mirror: Axes
+    fill: Sequence[float] | None
+
+
+def _predict(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    windows: _Windows,
+    device: torch.device,
+    dtype: torch.dtype,
+    made: Callable[[torch.Tensor], torch.Tensor],
+    progress: Callable[[float], None] | None,
+    cancelled: Callable[[], bool] | None,
+    fallbacks: list[str] | None,
+    devices: list[torch.device] | None = None,
+) -> torch.Tensor:
+    """Return what ``made`` makes of the blended logits (classes, z, y, x), by the first step with enough memory."""
+    notes = fallbacks if fallbacks is not None else []
+    for step in _steps(device, dtype, windows.patch):
+        if step.sentence:
+            notes.append(step.sentence)
+        if step.compute.type != device.type:
+            scan.set_backend("torch")  # one that was chosen for the GPU may not run here
+        try:
+            padded, inside = _pad(image, step.window, windows.fill)
+            run = _WindowRun.prepare(network, step, image.shape[0], windows.mirror, notes)
+            grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
+            answer = _blend(run, padded, grid, made, progress, cancelled)[inside]
+            if devices is not None:
+                devices.append(step.compute)
+            if run.fast is not None:
+                notes.extend(sentence for sentence in kernels.fallbacks.values() if sentence not in notes)
+            return answer
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here, with the error and so its frames gone, can their tensors be freed.
+        if device.type == "cuda" and torch.cuda.is_available():
+            forget(network)
+            torch.cuda.empty_cache()
+    raise DeviceError(
+        "There is not enough memory for this volume: close other programs, or give a region of interest (--roi)."
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What to try when memory ran out before.
+
+    ``compute`` is the network's device and ``storage`` where its windows are blended; ``batch`` is the number of
+    windows at a time, and ``sentence`` goes to the report.
+    """
+
+    compute: torch.device
+    storage: torch.device
+    dtype: torch.dtype
+    window: tuple[int, ...]
+    batch: int
+    sentence: str = ""
+
+
+def _steps(device: torch.device, dtype: torch.dtype, patch: Sequence[int]) -> list[_Step]:
+    """Return what to try in turn."""
+    window = tuple(patch)
+    batch = _windows_at_a_time(device, window)
+    steps = [_Step(device, device, dtype, window, batch)]
+    if device.type != "cpu":
+        cpu = torch.device("cpu")
+        short = f"{device} ran out of memory"
+        if batch > 1:
+            steps.append(
+                replace(steps[0], batch=1, sentence=f"{short}: one window at a time was run instead of {batch}.")
+            )
+        blended = f"{short}: the windows were blended in main memory instead."
+        steps.append(_Step(device, cpu, dtype, window, 1, blended))
+        smaller = tuple(
+            min(width, max(WINDOW_STEP, int(width * SMALLER_WINDOW) // WINDOW_STEP * WINDOW_STEP)) for width in window
+        )
+        if smaller != window:
+            size = " x ".join(map(str, smaller))
+            sentence = f"{short}: windows of {size} voxels were used, and the network answers less well in them."
+            steps.append(_Step(device, cpu, dtype, smaller, 1, sentence))
+        precision = getattr(torch, cpu_precision())
+        steps.append(_Step(cpu, cpu, precision, window, 1, f"{short}: the network ran on the CPU."))
+    return steps
+
+
+def _windows_at_a_time(device: torch.device, window: Sequence[int]) -> int:
+    """Return how many windows run at a time: on a GPU as many as fill it and fit into its free memory."""
+    if device.type != "cuda":
+        return 1
+    voxels = math.prod(window)
+    fitting = int(torch.cuda.mem_get_info(device)[0] * WINDOW_SHARE) // (voxels * BYTES_PER_VOXEL)
+    return max(1, min(BATCH_VOXELS // voxels, fitting))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that a device's memory did not suffice."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # What Apple's GPU and the CPU's allocator raise has no type of its own.
+    text = str(error)
+    return "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
+
+
+@dataclass
+class _WindowRun:
+    """A network on its device, applied to some windows at a time."""
+
+    network: torch.nn.Module
+    fast: FastNetwork | None
+    step: _Step
+    dtype: torch.dtype
+    mirror: Sequence[int]
+    notes: list[str]
+
+    @classmethod
+    def prepare(
+        cls, network: torch.nn.Module, step: _Step, channels: int, mirror: Sequence[int], notes: list[str]
+    ) -> _WindowRun:
+        """Bring a network to its device, in its fast form where there is one."""
+        fast = fast_network(network, step.compute, step.dtype, (channels, *step.window), notes)
+        if fast is None:
+            network.to(step.compute)
+        return cls(network, fast, step, step.dtype, mirror, notes)
+
+    def logits(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (B, classes, z, y, x) of windows (B, channels, z, y, x), averaged over mirrorings."""
+        logits = self._mean_logits(windows)
+        finite = _is_finite(logits)
+        if self.dtype != torch.float32 and not finite:
+            precision = str(self.dtype).removeprefix("torch.")
+            self.notes.append(f"{precision} overflowed: the network ran in float32 from there on.")
+            self.dtype, self.fast = torch.float32, None
+            self.network.to(self.step.compute)
+            logits = self._mean_logits(windows)
+            finite = _is_finite(logits)
+        if not finite:
+            raise ModelError("The network gives NaN or infinity: its checkpoint is damaged, get the file again.")
+        return logits
+
+    def _mean_logits(self, windows: torch.Tensor) -> torch.Tensor:
+        # Not yet mirrored: a flip along no axis would copy.
+        flips = mirrorings(self.mirror)
+        # To be added to, it must be a copy: the next call of a recorded graph overwrites what this one gave.
+        total = self._forward(windows).to(torch.float32, memory_format=torch.contiguous_format, copy=len(flips) > 1)
+        if len(flips) == 1:
+            return total
+        for axes in flips[1:]:
+            spatial = [axis + 2 for axis in axes]
+            total.add_(self._forward(windows.flip(spatial)).flip(spatial))
+        return total.div_(len(flips))
+
+    def _forward(self, windows: torch.Tensor) -> torch.Tensor:
+        if self.fast is not None:
+            return self.fast(windows)
+        half = torch.autocast(self.step.compute.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+        with half:
+            return self.network(windows)
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Tell whether no value is NaN or infinite: their sum tells it, at a fraction of the time of asking each."""
+    return bool(values.sum().isfinite())
+
+
+def _blend(
+    run: _WindowRun,
+    image: torch.Tensor,
+    grid: WindowGrid,
+    made: Callable[[torch.Tensor], torch.Tensor],
+    progress: Callable[[float], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> torch.Tensor:
+    """Run all windows and return what ``made`` makes of the blended logits; see `_empty_answer` for where that lies."""
+    answer: torch.Tensor | None = None
+
+    def keep(first: int, logits: torch.Tensor) -> None:
+        nonlocal answer
+        rows = made(logits)
+        if answer is None:
+            answer = _empty_answer(rows, grid.lengths, run.step.storage)
+        answer.narrow(grid.axis + 1, first, rows.shape[grid.axis + 1]).copy_(rows, non_blocking=True)
+
+    blender = Blender(grid, run.step.storage, keep)
+    groups = list(grid.groups())
+    count = sum(map(len, groups))
+    done = 0
+    source = _on_device(image, run.step)
+    starts = [*grid.starts[grid.axis], grid.lengths[grid.axis]]
+    for number, group in enumerate(groups):
+        for first in range(0, len(group), run.step.batch):
+            if cancelled is not None and cancelled():
+                raise Cancelled()
+            places = group[first : first + run.step.batch]
+            # A batch that is not full repeats its last window: a recorded graph has one shape.
+            filled = places + places[-1:] * (run.step.batch - len(places)) if run.fast is not None else places
+            windows = torch.stack([source[(slice(None), *grid.box(place))] for place in filled]).to(run.step.compute)
+            for place, logits in zip(places, run.logits(windows), strict=False):
+                blender.add(place, logits)
+                done += 1
+                if progress is not None:
+                    progress(done / count)
+            del windows, logits  # or they would be there beside the next windows' maps
+        blender.finish(starts[number], starts[number + 1])
+    assert answer is not None
+    if answer.device.type == "cpu" and run.step.storage.type == "cuda":
+        torch.cuda.synchronize(run.step.storage)
+    return answer
+
+
+def _pad(
+    image: torch.Tensor, patch: Sequence[int], fill: Sequence[float] | None
+) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """Return the image filled up evenly to at least one patch, and where in it the image lies."""
+    missing = [max(0, width - length) for length, width in zip(image.shape[1:], patch, strict=True)]
+    before = [amount // 2 for amount in missing]
+    inside = tuple(slice(first, first + length) for first, length in zip(before, image.shape[1:], strict=True))
+    if any(missing):
+        values = fill if fill is not None else [float(channel.min()) for channel in image]
+        amounts = [(first, total - first) for first, total in zip(before, missing, strict=True)]
+        pad = [amount for axis in reversed(amounts) for amount in axis]
+        image = torch.stack(
+            [functional.pad(channel, pad, value=value) for channel, value in zip(image, values, strict=True)]
+        )
+    return image, (slice(None), *inside)
+
+
+def _on_device(image: torch.Tensor, step: _Step) -> torch.Tensor:
+    """Return the image where the windows are cut: on the network's device, if that blends them too."""
+    return image.to(step.compute) if step.compute == step.storage else image
+
+
+def _empty_answer(rows: torch.Tensor, lengths: Sequence[int], storage: torch.device) -> torch.Tensor:
+    """Return a tensor (channels, *lengths) on ``storage``, or, instead of much memory of a GPU, in main memory."""
+    shape = (len(rows), *lengths)
+    if storage.type == "cuda" and math.prod(shape) * rows.itemsize > LARGEST_ON_GPU:
+        return torch.empty(shape, dtype=rows.dtype, pin_memory=True)
+    return torch.empty(shape, dtype=rows.dtype, device=storage)

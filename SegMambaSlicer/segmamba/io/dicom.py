@@ -1,0 +1,338 @@
+"""Reading one DICOM series as a volume."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from segmamba.errors import InputError
+from segmamba.io.volume import Geometry, Volume, check_geometry, quiet
+from segmamba.utils.paths import check_text
+
+MODALITY, SERIES_UID, DESCRIPTION = "0008|0060", "0020|000e", "0008|103e"
+POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
+# Slices may be this far, in slice spacings, from an even spacing: positions are often rounded in the files.
+UNEVENNESS = 0.2
+# A slice may be shifted sideways by this much against the first before the stack counts as sheared.
+DRIFT_MM = 1.0
+# What a multi-frame file says of its frames: of all together, or of each.
+GROUPS = (
+    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
+    "PixelValueTransformationSequence",
+)
+UNPLACED = "{} does not say where its frames lie in the patient: export it as single slices."
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A file with one slice.
+
+    Attributes
+    ----------
+    file : str
+    position : ndarray (3,)
+        LPS mm.
+    orientation : ndarray (2, 3)
+        LPS directions along its rows and columns.
+    spacing : ndarray (2,)
+        Distance of its rows and of its columns, mm.
+    shape : tuple of int
+        Columns and rows.
+    pixel_type : int
+        SimpleITK's, of the rescaled values.
+    modality : str or None
+    """
+
+    file: str
+    position: np.ndarray
+    orientation: np.ndarray
+    spacing: np.ndarray
+    shape: tuple[int, ...]
+    pixel_type: int
+    modality: str | None
+
+    @property
+    def normal(self) -> np.ndarray:
+        """The LPS direction at right angles to the slice."""
+        return np.cross(*self.orientation)
+
+
+def is_dicom(path: Path) -> bool:
+    """Tell whether a file is a DICOM file (by the mark after its preamble)."""
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def read(path: Path) -> Volume:
+    """Read the DICOM series that a path stands for, see `find_files`.
+
+    Slices are put in the order of their position along the slice normal, whatever their names or numbers.
+    Intensities are rescaled as the files say (Hounsfield units for CT).
+
+    Raises
+    ------
+    InputError
+        There is no series or more than one, or the slices do not make an evenly spaced 3-D grid.
+    """
+    files = find_files(path)
+    return read_files(str(path if path.is_dir() else path.parent), files)
+
+
+def find_files(path: Path) -> tuple[str, ...]:
+    """Return the files of the one DICOM series in a folder, or of the series that a file belongs to.
+
+    A multi-frame file is a series by itself.
+
+    Raises
+    ------
+    InputError
+        There is no series, or more than one.
+    """
+    if path.is_dir():
+        return _only_series(path)
+    reader = _header(str(path))
+    _check_names(path.parent)
+    if _frames(reader) > 1:
+        return (str(path),)
+    uid = _tag(reader, SERIES_UID)
+    if uid is None:
+        raise InputError(f"{path} does not say which DICOM series it belongs to: export the series again.")
+    return _series_files(path.parent, uid)
+
+
+def _only_series(folder: Path) -> tuple[str, ...]:
+    _check_names(folder)
+    with quiet():
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if not series:
+        raise InputError(f"{folder} holds no DICOM series: choose the folder that the slices are in.")
+    files = {uid: _series_files(folder, uid) for uid in series}
+    if len(series) > 1:
+        found = "; ".join(f"{_describe(names)}, for example {Path(names[0]).name}" for names in files.values())
+        raise InputError(f"{folder} holds {len(series)} DICOM series: give one file of the one you want ({found}).")
+    return files[series[0]]
+
+
+def _check_names(folder: Path) -> None:
+    """Raise InputError for a name that ends the process when GDCM meets it."""
+    for name in os.listdir(folder):
+        check_text(folder / name)
+
+
+def _series_files(folder: Path, uid: str) -> tuple[str, ...]:
+    with quiet():
+        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+    _check_none_is_lost(folder, uid, files)
+    return files
+
+
+def _check_none_is_lost(folder: Path, uid: str, files: Sequence[str]) -> None:
+    """Raise InputError where GDCM, which says nothing of damaged files, has passed over one of the series."""
+    if find_spec("pydicom") is None:
+        return
+    from segmamba.io.dicom_index import headers
+
+    listed = {Path(file).name for file in files}
+    others = sorted(path for path in folder.iterdir() if path.name not in listed and path.is_file())
+    for file, header in headers(others):
+        if header is None or (header.get("SeriesInstanceUID") == uid and "Rows" in header):
+            raise InputError(f"{file} is damaged: copy or export it again, or remove it if it is no slice of the scan.")
+
+
+def _header(file: str) -> sitk.ImageFileReader:
+    check_text(file)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(file)
+    try:
+        with quiet():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{file} is a DICOM file without a readable image: remove it or export it again.") from error
+    return reader
+
+
+def _tag(reader: sitk.ImageFileReader, key: str) -> str | None:
+    if not reader.HasMetaDataKey(key):
+        return None
+    # An odd length is padded with a space or a zero byte; text in an odd encoding may hold surrogates.
+    text = reader.GetMetaData(key).strip(" \0")
+    return text.encode("utf-8", "replace").decode("utf-8") or None
+
+
+def _numbers(reader: sitk.ImageFileReader, key: str, count: int) -> np.ndarray | None:
+    try:
+        values = np.array([float(part) for part in (_tag(reader, key) or "").split("\\")])
+    except ValueError:
+        return None
+    return values if values.size == count and np.all(np.isfinite(values)) else None
+
+
+def _describe(files: tuple[str, ...]) -> str:
+    reader = _header(files[0])
+    name = _tag(reader, DESCRIPTION) or "without a description"
+    return f"{_tag(reader, MODALITY) or '?'} '{name}', {len(files)} files"
+
+
+def _read_slice_header(file: str) -> Slice:
+    reader = _header(file)
+    if reader.GetNumberOfComponents() > 1:
+        raise InputError(f"{file} has colours in its voxels: give a series with one value a voxel.")
+    position, orientation = _numbers(reader, POSITION, 3), _numbers(reader, ORIENTATION, 6)
+    if position is None or orientation is None:
+        raise InputError(
+            f"{file} does not say where its slice lies in the patient: choose a series of CT or MR slices."
+        )
+    spacing = _numbers(reader, PIXEL_SPACING, 2)
+    if spacing is None:
+        raise InputError(f"{file} does not say how large its pixels are: export the series again.")
+    shape, kind = reader.GetSize()[:2], reader.GetPixelID()
+    return Slice(file, position, orientation.reshape(2, 3), spacing, shape, kind, _tag(reader, MODALITY))
+
+
+def read_files(name: str, files: Sequence[str]) -> Volume:
+    """Read the files of one series: slices in any order, or one multi-frame file.
+
+    Parameters
+    ----------
+    name : str
+        What errors call the series.
+    files : sequence of str
+
+    Raises
+    ------
+    InputError
+        The slices do not make an evenly spaced 3-D grid, or one cannot be read.
+    """
+    if len(files) == 1:
+        return _read_frames(name, files[0])
+    slices = sorted_slices(name, files)
+    first = slices[0]
+    geometry = _stack(name, np.array([one.position for one in slices]), first.orientation, first.spacing, first.shape)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([one.file for one in slices])
+    if any(one.pixel_type != first.pixel_type for one in slices):
+        # ITK would force all slices into the first one's type, which may have no sign or no fractions.
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+    try:
+        with quiet():
+            image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(f"{name} has a slice that cannot be read: copy or export the series again.") from error
+    return Volume(sitk.GetArrayFromImage(image), geometry, first.modality)
+
+
+def sorted_slices(name: str, files: Sequence[str]) -> list[Slice]:
+    """Return the slices of a series in the order in which `read_files` stacks them.
+
+    Raises
+    ------
+    InputError
+        Slices differ in size, pixel size or orientation, or one says nothing of its place.
+    """
+    slices = [_read_slice_header(file) for file in files]
+    first = slices[0]
+    if not all(
+        one.shape == first.shape
+        and np.allclose(one.orientation, first.orientation, atol=1e-3)
+        and np.allclose(one.spacing, first.spacing, rtol=1e-3)
+        for one in slices
+    ):
+        raise InputError(
+            f"{name} has slices of different size or orientation in one series (a scout view?): "
+            "move the slices of the scan to a folder of their own."
+        )
+    return sorted(slices, key=lambda one: float(one.position @ first.normal))
+
+
+def _read_frames(name: str, file: str) -> Volume:
+    reader = _header(file)
+    if _frames(reader) == 1:
+        raise InputError(f"{name} has a single slice of this series: give a series with many slices.")
+    try:
+        with quiet():
+            image = sitk.ReadImage(file)
+    except RuntimeError as error:
+        raise InputError(f"{file} cannot be read to its end: copy or export it again.") from error
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise InputError(f"{file} has colours in its voxels: give a volume with one value a voxel.")
+    # ITK takes frames to be in order and evenly apart, and rescales all of them as the first one.
+    positions, orientation, spacing = _frame_places(file)
+    if len(positions) != image.GetSize()[2]:
+        raise InputError(UNPLACED.format(file))
+    order = np.argsort(positions @ np.cross(*orientation), kind="stable")
+    geometry = _stack(name, positions[order], orientation, spacing, image.GetSize()[:2])
+    return Volume(sitk.GetArrayFromImage(image)[order], geometry, _tag(reader, MODALITY))
+
+
+def _frame_places(file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where the frames of a multi-frame file lie: positions (n, 3), and the `Slice` directions and spacing."""
+    from segmamba.io.dicom_index import pydicom
+
+    header = pydicom().dcmread(file, stop_before_pixels=True)
+    try:
+        shared, frames = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence
+        groups = {name: [(frame.get(name) or shared.get(name) or [None])[0] for frame in frames] for name in GROUPS}
+        position, orientation, measures, rescaling = groups.values()
+        positions = np.array([group.ImagePositionPatient for group in position], float)
+        orientations = np.array([group.ImageOrientationPatient for group in orientation], float)
+        spacings = np.array([group.PixelSpacing for group in measures], float)
+        rescales = [(float(group.RescaleSlope), float(group.RescaleIntercept)) for group in rescaling if group]
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise InputError(UNPLACED.format(file)) from error
+    if not np.allclose(orientations, orientations[0], atol=1e-3) or not np.allclose(spacings, spacings[0], rtol=1e-3):
+        raise InputError(f"{file} has frames of different orientation or pixel size: export the scan alone.")
+    if len(set(rescales)) > 1:
+        raise InputError(f"{file} rescales its frames differently, which is not read yet: export it as single slices.")
+    return positions, orientations[0].reshape(2, 3), spacings[0]
+
+
+def _frames(reader: sitk.ImageFileReader) -> int:
+    return math.prod(reader.GetSize()[2:])
+
+
+def _stack(
+    name: str, positions: np.ndarray, orientation: np.ndarray, spacing: np.ndarray, shape: Sequence[int]
+) -> Geometry:
+    """Return the grid of slices with these positions (n, 3), in order; see `Slice` for the others."""
+    normal = np.cross(*orientation)
+    step = _slice_step(positions, normal, name)
+    # Cosines are often rounded in the files: take the nearest orthonormal matrix.
+    left, _, right = np.linalg.svd(np.stack([*orientation, normal], axis=1))
+    direction = tuple(float(value) for value in (left @ right).ravel())
+    along_y, along_x = (float(value) for value in spacing)
+    x, y, z = (float(value) for value in positions[0])
+    columns, rows = shape
+    geometry = Geometry((columns, rows, len(positions)), (along_x, along_y, step), (x, y, z), direction)
+    check_geometry(geometry, name)
+    return geometry
+
+
+def _slice_step(positions: np.ndarray, normal: np.ndarray, name: str) -> float:
+    """Return the distance of neighbouring slices in millimetres; positions have shape (n, 3), in order."""
+    heights = positions @ normal
+    gaps = np.diff(heights)
+    typical = float(np.median(gaps))
+    repeated = int(np.count_nonzero(gaps < 0.01))
+    if repeated:
+        raise InputError(
+            f"{name} has {repeated} slices at the place of another one (several phases or echoes in one series): "
+            "keep the slices of one of them."
+        )
+    step = float(heights[-1] - heights[0]) / len(gaps)
+    if np.max(np.abs(heights - heights[0] - step * np.arange(len(heights)))) > UNEVENNESS * step:
+        missing = int(np.sum(np.round(gaps / typical) - 1))
+        what = f"lacks {missing} slices" if missing > 0 else "has slices at uneven distances"
+        raise InputError(f"{name} {what}: export the complete series, or resample it to even slices.")
+    drift = positions - positions[0] - np.outer(heights - heights[0], normal)
+    if np.linalg.norm(drift, axis=1).max() > DRIFT_MM:
+        raise InputError(
+            f"{name} has slices aside of each other (a tilted gantry?): resample it to a rectangular grid first."
+        )
+    return step

@@ -1,0 +1,229 @@
+"""Figures of each vertebra: volume, place, heights of the body, density of its bone, angles to the next one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from segmamba.inference.model_grid import corners
+from segmamba.io.labelmap import label_boxes, whole_file
+from segmamba.io.modality import CT, taken_for
+from segmamba.io.volume import Geometry, Volume
+from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
+from segmamba.models.manifest import Label
+from segmamba.spine.levels import C2, L6, SACRUM
+from segmamba.utils.parallel import at_once
+
+# Parts of the body's depth, from the front: where the three heights are measured. The rims themselves are rounded.
+BANDS = {"anterior": (0.1, 0.25), "middle": (0.425, 0.575), "posterior": (0.75, 0.9)}
+# The heights are those of the middle part of the width.
+MIDDLE_WIDTH = 1 / 3
+# Bone this near to the surface of a body is not measured: its shell, and what thick slices blur of it. In small
+# bodies a quarter of the height or of the depth.
+SHELL_MM, SHELL_PART = 5.0, 0.25
+# Fewer millilitres than this say nothing of the bone.
+SMALLEST_CORE_ML = 0.2
+COLUMNS = (
+    *("value", "name", "volume_ml", "right_mm", "anterior_mm", "superior_mm", "at_border"),
+    *("anterior_height_mm", "middle_height_mm", "posterior_height_mm", "trabecular_hu"),
+    *("sagittal_angle_deg", "coronal_angle_deg", "note"),
+)
+UPPERMOST = "C1 and C2 have no body with two end plates."
+NO_SACRUM = "The sacrum is no single vertebra."
+CUT = "The image ends within the body."
+UNCLEAR = "The body cannot be told from the arch."
+
+
+def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Label]) -> list[dict[str, Any]]:
+    """Measure the vertebrae of a label map.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8
+        Shape (z, y, x), on the volume's grid; values 1 to 26 as in `segmamba.spine.levels`.
+    volume : Volume
+    structures : sequence of Label
+        Those that are measured, where they are present.
+
+    Returns
+    -------
+    list of dict
+        See `measure`.
+    """
+    boxes = label_boxes(labels)
+    masks = {
+        label.value: mask_of(labels[boxes[label.value]] == label.value, boxes[label.value], volume.geometry)
+        for label in structures
+        if label.value in boxes
+    }
+    return measure(masks, volume, {label.value: label.name for label in structures})
+
+
+def mask_of(array: np.ndarray, box: tuple[slice, ...], geometry: Geometry) -> Mask:
+    """Return an array that fills a box (slices along z, y, x) of a grid as a mask."""
+    to_lps = geometry.index_to_lps()
+    to_lps[:3, 3] = (to_lps @ [*(part.start for part in reversed(box)), 1.0])[:3]
+    return Mask(array, to_lps)
+
+
+def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Measure vertebrae, each given as a mask of its own. The definitions are in ``Docs/measurements.md``.
+
+    Parameters
+    ----------
+    masks : mapping of int to Mask
+        By level: 1 to 26. They may lie on other grids than the volume.
+    volume : Volume
+        The image that they were drawn on.
+    names : mapping of int to str
+
+    Returns
+    -------
+    list of dict
+        One for each mask, from the head down: ``value``, ``name``, ``volume_ml``, ``centroid_ras_mm``, ``at_border``
+        (the mask ends where the image does), ``anterior_height_mm``, ``middle_height_mm``, ``posterior_height_mm``,
+        ``trabecular_hu`` (None unless the volume is a CT), ``sagittal_angle_deg`` and ``coronal_angle_deg`` (to the
+        next lower level; the sacrum has none), and ``note`` (a sentence where there are no heights, else None).
+    """
+    centres = {level: _centroid(masks[level]) for level in sorted(masks)}
+    is_ct = taken_for(volume) == CT
+    bodies: dict[int, Body] = {}
+
+    def row_of(level: int) -> dict[str, Any]:
+        mask = masks[level]
+        at_border = not _within(_box_corners(mask), volume.geometry)
+        body, note = _body_of(level, mask, _direction(level, centres), volume.geometry if at_border else None)
+        if body is not None:
+            bodies[level] = body
+        x, y, z = centres[level]
+        return {
+            "value": level,
+            "name": names[level],
+            # As a float of Python's: numpy rounds some halves the other way than the report does.
+            "volume_ml": round(float(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3]))) / 1000, 3),
+            "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
+            "at_border": at_border,
+            **{f"{name}_height_mm": None if body is None else _height(body, *BANDS[name]) for name in BANDS},
+            "trabecular_hu": _density(body, volume) if body is not None and is_ct else None,
+            "sagittal_angle_deg": None,
+            "coronal_angle_deg": None,
+            "note": note,
+        }
+
+    rows = list(at_once(row_of, centres).values())
+    for row in rows:
+        level = row["value"]
+        if level in bodies and level + 1 in bodies:
+            row["sagittal_angle_deg"], row["coronal_angle_deg"] = angles(bodies[level], bodies[level + 1])
+    return rows
+
+
+def angles(upper: Body, lower: Body) -> tuple[float, float]:
+    """Return the angles between two neighbours in degrees: sagittal (kyphosis positive, lordosis negative), coronal.
+
+    Both are between the bodies' own directions up, seen in the planes that the two bodies have in common. Coronal is
+    positive where the upper body leans to the patient's left against the lower one.
+    """
+    common = axes_along(upper.axes[0] + lower.axes[0], upper.axes[1] + lower.axes[1])
+    (up_1, back_1, left_1), (up_2, back_2, left_2) = common @ upper.axes[0], common @ lower.axes[0]
+    sagittal = np.arctan2(back_2, up_2) - np.arctan2(back_1, up_1)
+    coronal = np.arctan2(left_1, up_1) - np.arctan2(left_2, up_2)
+    return round(float(np.degrees(sagittal)), 1), round(float(np.degrees(coronal)), 1)
+
+
+def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write measurements as CSV, whole or not at all; empty cells where there is no figure.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    with whole_file(path, (".csv",)) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(flat(row) for row in rows)
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of `measure` with the columns of a table: a figure, a text or None in each."""
+    right, anterior, superior = row["centroid_ras_mm"]
+    cells = {**row, "right_mm": right, "anterior_mm": anterior, "superior_mm": superior}
+    return {column: cells[column] for column in COLUMNS}
+
+
+def _body_of(level: int, mask: Mask, up: np.ndarray, image: Geometry | None) -> tuple[Body | None, str | None]:
+    """Return a vertebra's body, or in a sentence why there is none; ``image`` where the mask ends with the image."""
+    if level <= C2:
+        return None, UPPERMOST
+    if level > L6:
+        return None, NO_SACRUM
+    body = find_body(mask, up)
+    if image is not None and (body is None or not _within(body.points(body.inside), image)):
+        return None, CUT
+    return body, None if body is not None else UNCLEAR
+
+
+def _centroid(mask: Mask) -> np.ndarray:
+    index = [part.mean() for part in np.nonzero(mask.array)][::-1]
+    place: np.ndarray = (mask.to_lps @ [*index, 1.0])[:3]
+    return place
+
+
+def _direction(level: int, centres: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Return the direction of the column at a level, LPS: between the nearest levels above and below that are there."""
+    above = max((each for each in centres if each < level), default=level)
+    below = min((each for each in centres if level < each < SACRUM), default=level)
+    up = centres[above] - centres[below]
+    return up if up.any() else np.array([0.0, 0.0, 1.0])
+
+
+def _box_corners(mask: Mask) -> np.ndarray:
+    """Return the corners of the box of a mask's voxels: LPS mm, shape (8, 3)."""
+    ends = []
+    for axis in (2, 1, 0):
+        filled = np.flatnonzero(mask.array.any(axis=tuple(other for other in range(3) if other != axis)))
+        ends.append((filled[0], filled[-1]))
+    first, last = zip(*ends, strict=True)
+    return (corners(first, last) @ mask.to_lps.T)[:, :3]
+
+
+def _index(points: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Return the voxel indices (x, y, z) of LPS points (n, 3)."""
+    to_index = np.linalg.inv(geometry.index_to_lps())
+    index: np.ndarray = points @ to_index[:3, :3].T + to_index[:3, 3]
+    return index
+
+
+def _within(points: np.ndarray, geometry: Geometry) -> bool:
+    """Tell whether points (n, 3) lie in an image and not in the outermost voxels of it."""
+    index = _index(points, geometry)
+    return bool((index > 0.5).all() and (index < np.array(geometry.size) - 1.5).all())
+
+
+def _height(body: Body, first: float, last: float) -> float | None:
+    """Return the mean distance of the end plates between two parts of the depth, mm."""
+    depth, width = body.places
+    part = depth / body.size[1] + 0.5
+    heights = (body.upper - body.lower)[(part >= first) & (part <= last)][
+        :, np.abs(width) <= body.size[2] * MIDDLE_WIDTH / 2
+    ]
+    heights = heights[np.isfinite(heights)]
+    return round(float(np.mean(heights)), 2) if heights.size else None
+
+
+def _density(body: Body, volume: Volume) -> float | None:
+    """Return the mean of a CT inside a body, away from its surface."""
+    shell = min(SHELL_MM, SHELL_PART * body.size[0], SHELL_PART * body.size[1])
+    depth = ndimage.distance_transform_edt(np.pad(body.inside, 1))[1:-1, 1:-1, 1:-1] * FINE_MM
+    points = body.points(depth > shell)
+    if len(points) * FINE_MM**3 / 1000 < SMALLEST_CORE_ML:
+        return None
+    index = _index(points, volume.geometry)[:, ::-1]
+    values = ndimage.map_coordinates(volume.array, index.T, np.float32, order=1, mode="nearest")
+    return round(float(values.mean()), 1)

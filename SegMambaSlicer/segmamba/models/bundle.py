@@ -1,0 +1,164 @@
+"""Models carried from one computer to another, as a zip archive or a folder, without a network.
+
+Both are laid out like the models folder: for each model a folder named by its id, with a record and a checkpoint.
+Nothing else in them is looked at, and each file is read by the name that it must have, so none can land elsewhere.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from segmamba.errors import Cancelled, ModelError, OutputError
+from segmamba.io.labelmap import whole_file
+from segmamba.models import store
+from segmamba.models.install import PARTIAL, add, changing, check_space, file_name
+from segmamba.models.manifest import ListedModel, Manifest
+from segmamba.models.record import RECORD_NAME, Record, record_from_json
+
+PIECE = 1 << 20
+# More than any record has: what is longer is none.
+RECORD_BYTES = 1 << 16
+
+Progress = Callable[[str, float], None]
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell a folder or zip archive of models from a single checkpoint (whose ``.pt`` is a zip archive, too)."""
+    return path.is_dir() or path.suffix.lower() == ".zip"
+
+
+def write_bundle(path: Path, models: Sequence[store.Installed], progress: Progress | None = None) -> None:
+    """Write installed models, each verified, into a zip archive.
+
+    Raises
+    ------
+    ModelError
+        A checkpoint is damaged.
+    OutputError
+        The archive exists already or cannot be written.
+    """
+    if path.suffix.lower() != ".zip":
+        raise OutputError(f"{path} has not the extension .zip: choose a name that has.")
+    if path.exists():
+        raise OutputError(f"{path} exists already: choose another name.")
+    with whole_file(path, (".zip",)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for index, found in enumerate(models):
+            if progress is not None:
+                progress("bundle", index / len(models))
+            digest = store.verify(found)
+            size = found.path.stat().st_size
+            name = file_name(found.model, found.path.suffix, digest)
+            record = Record(name, size, digest, found.origin, found.source_sha256, found.channels)
+            archive.write(found.path, f"{found.model.id}/{record.file}")
+            archive.writestr(f"{found.model.id}/{RECORD_NAME}", record.to_json())
+
+
+def import_bundle(
+    path: Path,
+    manifest: Manifest,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> tuple[store.Installed, ...]:
+    """Bring the models of a zip archive or folder into the user's models folder, each verified before it counts.
+
+    Raises
+    ------
+    ModelError
+        There is no model of the manifest in it, it has names that lead out of it, or a file is not what its record
+        says. Models before that one are installed, whole.
+    OutputError
+        The models folder cannot be written or has too little room.
+    Cancelled
+    """
+    with _opened(path) as (names, reader):
+        wanted = [
+            (model, name)
+            for model in manifest.listed
+            for name in names
+            # A folder that was zipped as a whole has its own name in front.
+            if f"/{name}".endswith(f"/{model.id}/{RECORD_NAME}")
+        ]
+        if not wanted:
+            raise ModelError(
+                f"{path} has no model that this software knows: make it with 'segmamba models bundle', and import a "
+                "single checkpoint by its own name."
+            )
+        progress, cancelled = progress or (lambda stage, fraction: None), cancelled or (lambda: False)
+        return tuple(_import_one(model, path, name, reader, progress, cancelled) for model, name in wanted)
+
+
+Reader = Callable[[str], IO[bytes]]
+
+
+def _import_one(
+    model: ListedModel, source: Path, name: str, reader: Reader, progress: Progress, cancelled: Callable[[], bool]
+) -> store.Installed:
+    with reader(name) as stream:
+        text = _read(stream, RECORD_BYTES, source).decode("utf-8", "replace")
+    record = record_from_json(text, f"{source}: {name}")
+    if model.file.sha256 not in (None, record.sha256, record.source_sha256):
+        raise ModelError(f"{source} has another version of '{model.id}' than version {model.version}: get that one.")
+    with changing(model, cancelled) as folder:
+        check_space(folder, record.size)
+        part = folder / f"import{PARTIAL}"
+        try:
+            with reader(str(PurePosixPath(name).with_name(record.file))) as stream, part.open("wb") as target:
+                done = 0
+                # One byte more than there should be shows a file that is too long, however long it is.
+                while piece := _read(stream, min(PIECE, record.size + 1 - done), source):
+                    if cancelled():
+                        raise Cancelled()
+                    target.write(piece)
+                    done += len(piece)
+                    progress("import", min(1.0, done / record.size))
+            if part.stat().st_size != record.size or store.sha256(part) != record.sha256:
+                raise ModelError(f"{source} is damaged ({model.id}/{record.file}): copy or make it again.")
+            add(folder, part, replace(record, file=file_name(model, Path(record.file).suffix, record.sha256)))
+        finally:
+            part.unlink(missing_ok=True)
+        found = store.in_folder(model, folder, store.USER)
+    assert found is not None
+    return found
+
+
+def _read(stream: IO[bytes], count: int, source: Path) -> bytes:
+    try:
+        return stream.read(count)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise ModelError(f"{source} is damaged ({error}): copy or make it again.") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], Reader]]:
+    """Give the names of all files in an archive, or of the records in a folder, and a function that opens one."""
+    if path.is_dir():
+        records = (*path.glob(f"*/{RECORD_NAME}"), *path.glob(f"*/*/{RECORD_NAME}"))
+        yield (
+            tuple(item.relative_to(path).as_posix() for item in records),
+            lambda name: _open(path, lambda: (path / name).open("rb")),
+        )
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{path} cannot be read as a zip archive ({error}): check the path, or copy it again."
+        ) from error
+    with archive:
+        for name in archive.namelist():
+            if name.startswith("/") or "\\" in name or ":" in name or ".." in PurePosixPath(name).parts:
+                raise ModelError(f"{path} has the name '{name}', which leads out of it: do not use this archive.")
+        yield tuple(archive.namelist()), lambda name: _open(path, lambda: archive.open(name))
+
+
+def _open(path: Path, opener: Callable[[], IO[bytes]]) -> IO[bytes]:
+    try:
+        return opener()
+    except (OSError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} is damaged ({error}): copy or make it again.") from error

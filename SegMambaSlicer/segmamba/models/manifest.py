@@ -1,0 +1,398 @@
+"""The list of models, read from ``weights_manifest.json``: all the software knows of a model is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segmamba.errors import ModelError
+from segmamba.models.resources import MANIFEST_NAME, resource_root
+
+SCHEMA_VERSION = 1
+TERMINOLOGY_CONTEXT = "SegMambaSlicer terminology"
+ANATOMIC_CONTEXT = "SegMambaSlicer anatomic regions"
+# The task whose labels are the levels of the spine.
+VERTEBRAE_TASK = "vertebrae"
+# The rule of what to keep by which nothing is changed.
+KEEP_ALL = "all"
+
+
+@dataclass(frozen=True)
+class Code:
+    """One coded term, for example ``Code("SCT", "66794005", "L1 vertebra")``."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}^{self.value}^{self.meaning}"
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure of a label set: its value in label maps, its name, colour and codes."""
+
+    value: int
+    name: str
+    color: tuple[int, int, int]
+    category: Code
+    type: Code
+    region: Code | None = None
+
+    @property
+    def terminology_tag(self) -> str:
+        """Slicer's segment tag: context, category, type, modifier, region context, region, region modifier."""
+        region = str(self.region) if self.region else "^^"
+        parts = (TERMINOLOGY_CONTEXT, self.category, self.type, "^^", ANATOMIC_CONTEXT, region, "^^")
+        return "~".join(str(part) for part in parts)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How one input channel of a network is made from the volume: clip, subtract ``mean``, divide by ``std``.
+
+    ``kind`` "clip": ``low`` and ``high`` are intensities (HU for CT).
+    ``kind`` "percentile": ``low`` and ``high`` are percentiles of the non-zero voxels, and mean and standard
+    deviation are those of the clipped volume (``mean`` and ``std`` are None).
+    ``kind`` "relative": all four are in units of the mean of the voxels that are brighter than the volume's mean.
+    """
+
+    kind: str
+    low: float
+    high: float
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The grid and the intensities that a network was trained on.
+
+    Attributes
+    ----------
+    orientation : str
+        Directions in which the array's x, y and z indices grow, e.g. "LPS".
+    spacing : tuple of float
+        Millimetres along x, y, z.
+    interpolation : str
+        "linear" (with a gaussian against aliasing) or "cubic" (none).
+    crop_above : float or None
+        The volume is cropped to the box of voxels above this intensity (air is cut off).
+    fill : float
+        Intensity outside the volume.
+    channels : tuple of Channel
+    estimated : str or None
+        What of these figures is an estimate, in words that are shown with each result.
+    crop_nonzero : bool
+        The volume is cropped to the box of voxels that are not zero.
+    padding : float or None
+        What windows that reach beyond the volume hold there, after normalisation; None stands for ``fill``.
+    """
+
+    orientation: str
+    spacing: tuple[float, float, float]
+    interpolation: str
+    crop_above: float | None
+    fill: float
+    channels: tuple[Channel, ...]
+    estimated: str | None = None
+    crop_nonzero: bool = False
+    padding: float | None = None
+
+
+@dataclass(frozen=True)
+class FineStage:
+    """The second stage of a model with two.
+
+    Attributes
+    ----------
+    spacing : tuple of float
+        Millimetres along x, y, z.
+    patch : tuple of int
+        Window in voxels along z, y, x.
+    overlap : float
+        Part of a window that its neighbour covers.
+    refine : tuple of str
+        Steps of `segmamba.spine.refine` that are applied where refinement is on.
+    """
+
+    spacing: tuple[float, float, float]
+    patch: tuple[int, int, int]
+    overlap: float
+    refine: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """How sure a network must be of a structure; see `segmamba.inference.hysteresis`.
+
+    Attributes
+    ----------
+    value : int
+        Label value of the structure.
+    lead : float
+        A piece of it is left to what is second there, unless its logit leads all others by this much somewhere.
+    """
+
+    value: int
+    lead: float
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a model. ``size`` (bytes) and ``sha256`` are None where they are not known.
+
+    ``urls`` are tried in this order; a file with any has a size and a SHA-256.
+    """
+
+    name: str
+    size: int | None
+    sha256: str | None
+    bundled: str | None
+    note: str | None = None
+    urls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """One entry of the manifest, as far as its checkpoint is concerned. ``entry`` is the whole entry as read."""
+
+    id: str
+    version: str
+    title: str
+    task: str
+    architecture: str
+    arguments: Mapping[str, Any]
+    modalities: tuple[str, ...]
+    file: ModelFile
+    entry: Mapping[str, Any]
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this version can keep the checkpoint but not segment with it, as a clause; None for a `Model`."""
+        return self.entry.get("unsupported")
+
+
+@dataclass(frozen=True)
+class Model(ListedModel):
+    """An entry that this version can segment with.
+
+    ``interpolates_logits``: on the way back to the volume logits are interpolated, not probabilities.
+    ``certainty``: part of the post-processing, as ``keep``.
+    """
+
+    labels: tuple[Label, ...]
+    channel_values: tuple[int, ...]
+    preprocessing: Preprocessing
+    patch: tuple[int, int, int]
+    overlap: float
+    mirror_axes: tuple[int, ...]
+    keep: str
+    fine: FineStage | None = None
+    mr_preprocessing: Preprocessing | None = None
+    interpolates_logits: bool = False
+    certainty: Certainty | None = None
+
+    @property
+    def caution(self) -> str | None:
+        """What has to be said with each result, as a clause."""
+        return self.entry.get("caution")
+
+    @property
+    def refinement(self) -> tuple[str, ...]:
+        """Steps of `segmamba.spine.refine` that its masks can be refined by."""
+        return self.fine.refine if self.fine is not None else ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All models, the first of each task being that task's default."""
+
+    listed: tuple[ListedModel, ...]
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Those that this version can segment with."""
+        return tuple(model for model in self.listed if isinstance(model, Model))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(model.task for model in self.models))
+
+    def model(self, model_id: str) -> Model:
+        """Return the model of that id.
+
+        Raises
+        ------
+        ModelError
+            There is none, or this version cannot segment with it.
+        """
+        model = self.entry(model_id)
+        if isinstance(model, Model):
+            return model
+        raise ModelError(f"'{model_id}' cannot be used: {model.unsupported}")
+
+    def entry(self, model_id: str) -> ListedModel:
+        """Return the entry of that id, also one that this version cannot segment with.
+
+        Raises
+        ------
+        ModelError
+            There is none.
+        """
+        for model in self.listed:
+            if model.id == model_id:
+                return model
+        known = ", ".join(model.id for model in self.listed)
+        raise ModelError(f"There is no model '{model_id}': choose one of {known}.")
+
+    def default(self, task: str) -> Model:
+        """Return the first model of a task.
+
+        Raises
+        ------
+        ModelError
+            There is no such task.
+        """
+        for model in self.models:
+            if model.task == task:
+                return model
+        raise ModelError(f"There is no task '{task}': choose one of {', '.join(self.tasks)}.")
+
+
+def load_manifest(path: Path | None = None) -> Manifest:
+    """Read the manifest; by default the one that comes with the software.
+
+    Raises
+    ------
+    ModelError
+        The file is not a manifest, or is one from a newer version of the software.
+    """
+    advice = "check the file" if path else "install SegMambaSlicer again"
+    path = path or resource_root() / MANIFEST_NAME
+    if not path.is_file():
+        raise ModelError(f"The manifest {path} does not exist: check the path.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise ModelError(
+                f"{path.name} has schema version {content['schema_version']} and this software reads "
+                f"{SCHEMA_VERSION}: update SegMambaSlicer."
+            )
+        label_sets = {name: tuple(map(_label, labels)) for name, labels in content["label_sets"].items()}
+        return Manifest(tuple(_listed(entry, label_sets) for entry in content["models"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Not the error's text: that of a file which is no text at all holds the whole file.
+        raise ModelError(f"The manifest {path} is damaged ({type(error).__name__}): {advice}.") from error
+
+
+def chosen_labels(model: Model, structures: Sequence[str] | None) -> tuple[Label, ...]:
+    """Return the labels of the structures asked for; all of the model's for None.
+
+    Parameters
+    ----------
+    model : Model
+    structures : sequence of str or None
+        Names ("L1 vertebra"), first words of names ("L1") or values ("20"), in any case.
+
+    Raises
+    ------
+    ModelError
+        The model knows no such structure, or none is named.
+    """
+    if structures is None:
+        return model.labels
+    by_key = {
+        key.casefold(): label for label in model.labels for key in (label.name.split()[0], label.name, str(label.value))
+    }
+    names = [name.strip() for name in structures if name.strip()]
+    unknown = [name for name in names if name.casefold() not in by_key]
+    if unknown or not names:
+        known = ", ".join(label.name for label in model.labels)
+        raise ModelError(f"The model '{model.id}' has no structure '{', '.join(unknown)}': choose from {known}.")
+    chosen = {by_key[name.casefold()].value for name in names}
+    return tuple(label for label in model.labels if label.value in chosen)
+
+
+def _code(parts: list[str]) -> Code:
+    return Code(*parts)
+
+
+def _label(entry: Mapping[str, Any]) -> Label:
+    red, green, blue = entry["color"]
+    return Label(
+        value=entry["value"],
+        name=entry["name"],
+        color=(red, green, blue),
+        category=_code(entry["category"]),
+        type=_code(entry["type"]),
+        region=_code(entry["region"]) if entry.get("region") else None,
+    )
+
+
+def _triple(values: list[Any]) -> tuple[Any, Any, Any]:
+    first, second, third = values
+    return first, second, third
+
+
+def _listed(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]]) -> ListedModel:
+    file = entry["file"]
+    listed = ListedModel(
+        id=entry["id"],
+        version=entry["version"],
+        title=entry["title"],
+        task=entry["task"],
+        architecture=entry["architecture"],
+        arguments=entry["arguments"],
+        modalities=tuple(entry["modalities"]),
+        file=ModelFile(**{**file, "urls": tuple(file.get("urls", ()))}),
+        entry=entry,
+    )
+    return listed if listed.unsupported else _model(listed, label_sets)
+
+
+def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> Model:
+    entry = listed.entry
+    values = tuple(entry["channel_values"])
+    certainty = Certainty(**entry["certainty"]) if entry.get("certainty") else None
+    if certainty and (certainty.value not in values or entry.get("fine") or entry.get("interpolated") == "logits"):
+        raise ModelError(
+            f"The model '{listed.id}' asks certainty of what it does not label, or has two stages or interpolates "
+            "logits, with which that does not go: correct its manifest entry."
+        )
+    return Model(
+        **vars(listed),
+        labels=tuple(label for label in label_sets[entry["label_set"]] if label.value in values),
+        channel_values=values,
+        preprocessing=_preprocessing(entry["preprocessing"]),
+        patch=_triple(entry["patch"]),
+        overlap=entry["overlap"],
+        mirror_axes=tuple(entry["mirror_axes"]),
+        keep=entry["keep"],
+        fine=_fine(entry["fine"]) if entry.get("fine") else None,
+        mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
+        interpolates_logits=entry.get("interpolated") == "logits",
+        certainty=certainty,
+    )
+
+
+def _preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
+    return Preprocessing(
+        orientation=entry["orientation"],
+        spacing=_triple(entry["spacing_mm"]),
+        interpolation=entry["interpolation"],
+        crop_above=entry["crop_above"],
+        fill=entry["fill"],
+        channels=tuple(Channel(**channel) for channel in entry["channels"]),
+        estimated=entry["estimated"],
+        crop_nonzero=entry.get("crop_nonzero", False),
+        padding=entry.get("padding"),
+    )
+
+
+def _fine(entry: Mapping[str, Any]) -> FineStage:
+    return FineStage(_triple(entry["spacing_mm"]), _triple(entry["patch"]), entry["overlap"], tuple(entry["refine"]))

@@ -1,0 +1,94 @@
+"""The record beside an installed checkpoint: what the file is, where it is from, what the user said of it.
+
+The record names its checkpoint, and is replaced last and in one step: a checkpoint is installed when its record is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segmamba.errors import ModelError
+from segmamba.models.manifest import Channel
+
+RECORD_NAME = "installed.json"
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of an installed checkpoint.
+
+    Attributes
+    ----------
+    file : str
+        Name of the checkpoint, in the record's own folder.
+    size, sha256
+        Of that file.
+    origin : str
+        Where it is from, in words.
+    source_sha256 : str or None
+        SHA-256 of the file that it was converted from.
+    channels : tuple of Channel or None
+        Intensity figures that the user gave in the place of the manifest's.
+    """
+
+    file: str
+    size: int
+    sha256: str
+    origin: str
+    source_sha256: str | None = None
+    channels: tuple[Channel, ...] | None = None
+
+    def to_json(self) -> str:
+        """Return the record as text."""
+        return json.dumps({"version": RECORD_VERSION, **asdict(self)}, indent=2) + "\n"
+
+
+def record_from_json(text: str, place: str) -> Record:
+    """Return the record that `Record.to_json` wrote; ``place`` names it in errors.
+
+    Raises
+    ------
+    ModelError
+        It is not a record, or one from a newer version of the software.
+    """
+    try:
+        content = json.loads(text)
+        version = content.pop("version")
+        if version == RECORD_VERSION:
+            return _record(**content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{place} is damaged ({error}): import or fetch the model again.") from error
+    raise ModelError(f"{place} has version {version} and this software reads {RECORD_VERSION}: update SegMambaSlicer.")
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record at ``path``, or None where there is none.
+
+    Raises
+    ------
+    ModelError
+        As for `record_from_json`.
+    """
+    if not os.path.isfile(path):
+        return None
+    try:
+        return record_from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): import or fetch the model again.") from error
+
+
+def _record(channels: list[dict[str, Any]] | None = None, **content: Any) -> Record:
+    record = Record(**content, channels=None if channels is None else tuple(Channel(**channel) for channel in channels))
+    # The name leads to a file: it must not lead out of the folder.
+    if not isinstance(record.file, str) or Path(record.file).name != record.file or "\\" in record.file:
+        raise ValueError(f"it names the file {record.file!r}")
+    if not isinstance(record.size, int) or not isinstance(record.sha256, str):
+        raise TypeError("size or sha256 is of the wrong kind")
+    if record.size < 1:
+        raise ValueError(f"it gives the size {record.size}")
+    return record

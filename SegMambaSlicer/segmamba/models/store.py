@@ -1,0 +1,240 @@
+"""Where checkpoints are, and whether they are the right ones. Nothing here changes a file.
+
+A model is looked for in three places: with the software, in the user's models folder, in a shared folder that is only
+read. In the latter two it has a folder of its own, named by its id, with the checkpoint and a record of where that
+is from (`segmamba.models.record`); a checkpoint under the manifest's name without a record was put there by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from segmamba.errors import ModelError
+from segmamba.models.manifest import Channel, ListedModel, Model
+from segmamba.models.record import RECORD_NAME, read_record
+from segmamba.models.resources import resource_root
+from segmamba.models.settings import MODELS, SHARED_MODELS, setting, user_folder
+
+SOFTWARE, USER, SHARED = "software", "user", "shared"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A checkpoint that is there.
+
+    Attributes
+    ----------
+    model : ListedModel
+    path : Path
+    place : str
+        `SOFTWARE`, `USER` or `SHARED`.
+    origin : str
+        Where it is from, in words.
+    size, sha256
+        What the file should have; None where nobody knows.
+    source_sha256 : str or None
+        SHA-256 of the file that it was converted from.
+    channels : tuple of Channel or None
+        The intensity figures that the user gave at the import.
+    """
+
+    model: ListedModel
+    path: Path
+    place: str
+    origin: str
+    size: int | None
+    sha256: str | None
+    source_sha256: str | None = None
+    channels: tuple[Channel, ...] | None = None
+
+
+def models_folder() -> Path:
+    """Return the folder for checkpoints that do not come with the software.
+
+    The setting "models" names it; else it is ``segmamba/models`` in the user's data folder.
+
+    Raises
+    ------
+    ModelError
+        The settings file is damaged.
+    """
+    return Path(setting(MODELS).value or default_models_folder())
+
+
+def default_models_folder() -> Path:
+    """Return the models folder where no setting names another."""
+    return user_folder("XDG_DATA_HOME", ".local", "share") / "models"
+
+
+def shared_folder() -> Path | None:
+    """Return the folder with checkpoints for all users of a computer or network, that the setting names.
+
+    Raises
+    ------
+    ModelError
+        The settings file is damaged.
+    """
+    chosen = setting(SHARED_MODELS).value
+    return Path(chosen) if chosen else None
+
+
+def model_folder(model: ListedModel) -> Path:
+    """Return the folder of a model in the user's models folder.
+
+    Raises
+    ------
+    ModelError
+        The manifest's id or file name is not a plain name, or the settings file is damaged.
+    """
+    for name in (model.id, model.file.name):
+        if not PLAIN_NAME.fullmatch(name):
+            raise ModelError(f"The manifest calls a model or its file '{name}': letters, digits, '.', '_', '-' only.")
+    return models_folder() / model.id
+
+
+def find(model: ListedModel, root: Path | None = None) -> Installed | None:
+    """Return a model's checkpoint, or None where there is none.
+
+    Parameters
+    ----------
+    model : ListedModel
+    root : Path, optional
+        What the path of a bundled file starts from: the folder of the manifest. By default `resource_root`.
+
+    Raises
+    ------
+    ModelError
+        The record of an installed checkpoint, or the settings file, is damaged, or the manifest names a file outside
+        its folder.
+    """
+    file = model.file
+    if file.bundled is not None:
+        path = _within(root or resource_root(), file.bundled)
+        if os.path.isfile(path):
+            return Installed(model, path, SOFTWARE, "comes with the software", file.size, file.sha256)
+    folders = [(USER, model_folder(model))]
+    shared = shared_folder()
+    if shared is not None:
+        folders.append((SHARED, shared / model.id))
+    for place, folder in folders:
+        found = in_folder(model, folder, place)
+        if found is not None:
+            return found
+    return None
+
+
+def _within(root: Path, bundled: str) -> Path:
+    """Return a path that a manifest gives of a file below a folder; ModelError if it leads elsewhere."""
+    parts = PurePosixPath(bundled).parts
+    if not parts or bundled.startswith("/") or "\\" in bundled or ":" in bundled or ".." in parts:
+        raise ModelError(f"The manifest's path '{bundled}' leads out of its folder: correct the manifest.")
+    return root.joinpath(*parts)
+
+
+def in_folder(model: ListedModel, folder: Path, place: str) -> Installed | None:
+    """Return the checkpoint of a model in its folder of a store, or None."""
+    record = read_record(folder / RECORD_NAME)
+    if record is not None and os.path.isfile(folder / record.file):
+        path = folder / record.file
+        return Installed(
+            model, path, place, record.origin, record.size, record.sha256, record.source_sha256, record.channels
+        )
+    path = folder / model.file.name
+    if os.path.isfile(path):
+        return Installed(model, path, place, "put there by hand", model.file.size, model.file.sha256)
+    return None
+
+
+def configured(model: Model, found: Installed) -> Model:
+    """Return a model with the intensity figures that the user gave at the import, where that was so."""
+    if found.channels is None:
+        return model
+    return replace(model, preprocessing=replace(model.preprocessing, channels=found.channels, estimated=None))
+
+
+def checkpoint_location(model: ListedModel, root: Path | None = None) -> Path:
+    """Return where a model's checkpoint is or, where there is none (or only a damaged record), belongs.
+
+    ``root`` as for `find`.
+    """
+    with contextlib.suppress(ModelError):
+        found = find(model, root)
+        if found is not None:
+            return found.path
+    if model.file.bundled is not None:
+        return _within(root or resource_root(), model.file.bundled)
+    return model_folder(model) / model.file.name
+
+
+def installed(model: ListedModel, root: Path | None = None) -> Installed:
+    """Return a model's checkpoint; ``root`` as for `find`.
+
+    Raises
+    ------
+    ModelError
+        It is not there; the sentence says how to get it.
+    """
+    found = find(model, root)
+    if found is not None:
+        return found
+    path = checkpoint_location(model, root)
+    if model.file.bundled is not None:
+        raise ModelError(
+            f"The checkpoint of '{model.id}' is missing from this installation ({path}): install SegMambaSlicer again."
+        )
+    if model.file.urls:
+        advice = f"get it with 'segmamba models fetch {model.id}', or put the file at {path}."
+    else:
+        advice = f"bring it in with 'segmamba models import FILE', or put the file at {path}."
+    note = f" {model.file.note}" if model.file.note else ""
+    raise ModelError(f"The checkpoint of '{model.id}' is not installed: {advice}{note}")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal text.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}): check the path of the checkpoint.") from error
+    return digest.hexdigest()
+
+
+def verify(found: Installed) -> str:
+    """Compare a checkpoint's size and SHA-256 with what they should be, where that is known; return the SHA-256.
+
+    Raises
+    ------
+    ModelError
+        The file is damaged, another one or another version, or cannot be read.
+    """
+    model, path = found.model, found.path
+    if found.place == SOFTWARE:
+        again = "install SegMambaSlicer again."
+    else:
+        again = f"get the file again ('segmamba models {'fetch ' + model.id if model.file.urls else 'import FILE'}')."
+    digest = sha256(path)
+    size = path.stat().st_size
+    if found.size is not None and size != found.size:
+        raise ModelError(f"{path} has {size} bytes and the checkpoint of '{model.id}' has {found.size}: {again}")
+    if found.sha256 is not None and digest != found.sha256:
+        raise ModelError(
+            f"{path} is not the checkpoint of '{model.id}' that was expected (its SHA-256 differs): {again}"
+        )
+    if model.file.sha256 not in (None, digest, found.source_sha256):
+        raise ModelError(f"{path} is another version of '{model.id}' than version {model.version}: {again}")
+    return digest

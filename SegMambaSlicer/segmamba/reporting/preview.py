@@ -1,0 +1,249 @@
+"""A picture of a segmentation: three planes of the patient with outlines and names."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segmamba.io.labelmap import whole_file
+from segmamba.io.volume import Volume
+from segmamba.models.manifest import Label, Model
+from segmamba.reporting.slice_planes import (
+    AXIAL,
+    CORONAL,
+    SAGITTAL,
+    Plane,
+    cut,
+    labelled_points,
+    most_telling_position,
+    shown_box,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import AbstractPathEffect
+
+FOOTNOTE = "Research use only - not a medical device"
+UNCERTAIN = "The numbers are not certain"
+BACKGROUND = "#101418"
+TEXT = "#e8ecf0"
+FAINT = "#9aa4ae"
+WARNING = "#f0b34c"
+# Inches.
+PANEL_HEIGHT = 7.0
+PANEL_WIDTH = 5.2
+NAME_WIDTH = 1.35
+EDGE = 0.45
+HEADER = 0.95
+FOOTER = 0.55
+NAME_POINTS = 8.5
+LINE_SPACING = 1.25
+POINTS_PER_INCH = 72
+PIXELS_PER_INCH = 110
+SCALE_BAR_MM = 50
+# Names are written in a brighter shade than the outlines: dark blue is hard to read on black.
+BRIGHTNESS = 0.7
+
+
+def render(
+    volume: Volume,
+    labels: np.ndarray,
+    model: Model,
+    case: str,
+    reference: np.ndarray | None = None,
+    certain: bool = True,
+) -> bytes:
+    """Draw three planes through a segmentation as a PNG.
+
+    An empty segmentation is shown by the planes through the volume's centre, and the picture says so.
+
+    Parameters
+    ----------
+    volume : Volume
+    labels : ndarray of uint8
+        Shape (z, y, x), on the volume's grid.
+    model : Model
+    case : str
+        Name of the case, for the title.
+    reference : ndarray of uint8, optional
+        Labels to compare with, on the same grid: their outlines are drawn white and dashed, without names.
+    certain : bool
+        Whether the vertebrae's numbers are; where they are not, the picture says so.
+    """
+    planes = choose_planes(volume, labels, reference)
+    sizes = [_panel_size(plane) for plane in planes]
+    height = max(size[1] for size in sizes)
+    width = sum(size[0] for size in sizes) + len(planes) * (2 * EDGE + NAME_WIDTH)
+    figure = _figure(width, height + HEADER + FOOTER)
+    _write_titles(figure, case, model, empty=not labels.any(), certain=certain)
+    window = display_window(model, planes)
+    left = EDGE
+    for plane, (panel_width, panel_height) in zip(planes, sizes, strict=True):
+        bottom = FOOTER + height - panel_height
+        page = height + HEADER + FOOTER
+        axes = figure.add_axes((left / width, bottom / page, panel_width / width, panel_height / page))
+        _draw_plane(axes, plane, window)
+        _draw_structures(axes, plane, model.labels, panel_height)
+        for mask in plane.references.values():
+            if mask.max() > 0.5:
+                axes.contour(plane.right, plane.down, mask, levels=[0.5], colors=[TEXT], linewidths=1, linestyles="--")
+        left += panel_width + 2 * EDGE + NAME_WIDTH
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=PIXELS_PER_INCH, facecolor=BACKGROUND)
+    return stream.getvalue()
+
+
+def write_png(path: str | Path, picture: bytes) -> None:
+    """Write a picture, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    with whole_file(path, (".png",)) as temporary:
+        temporary.write_bytes(picture)
+
+
+def choose_planes(volume: Volume, labels: np.ndarray, reference: np.ndarray | None = None) -> list[Plane]:
+    """Return an axial, a coronal and a sagittal plane through what is segmented; the reference where there is one."""
+    points, values = labelled_points(labels if reference is None else reference, volume.geometry)
+    box = shown_box(points, volume.geometry)
+    planes = []
+    for view in (AXIAL, CORONAL, SAGITTAL):
+        if len(points):
+            position = most_telling_position(view, points, values, volume.geometry)
+        else:
+            position = float(box[0][view.across] + box[1][view.across]) / 2
+        planes.append(cut(view, position, box, volume, labels, reference))
+    return planes
+
+
+def display_window(model: Model, planes: Sequence[Plane]) -> tuple[float, float]:
+    """Return the intensities shown as black and as white.
+
+    Those of the model's narrowest channel of fixed intensities (HU on CT), else the percentiles 1 and 99 of the planes.
+    """
+    fixed = [channel for channel in model.preprocessing.channels if channel.kind == "clip"]
+    if fixed:
+        narrowest = min(fixed, key=lambda channel: channel.high - channel.low)
+        return narrowest.low, narrowest.high
+    low, high = np.percentile(np.concatenate([plane.image.ravel() for plane in planes]), (1, 99))
+    return float(low), float(high)
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move sorted positions apart by at least ``gap``, as little as a simple pass can, and within the limits.
+
+    Where they do not all fit, they are spread evenly.
+    """
+    if not wanted:
+        return []
+    if gap * (len(wanted) - 1) >= high - low:
+        return list(np.linspace(low, high, len(wanted)))
+    moved: list[float] = []
+    for position in wanted:
+        moved.append(max(position, moved[-1] + gap if moved else low))
+    limit = high
+    for number in reversed(range(len(moved))):
+        moved[number] = min(moved[number], limit)
+        limit = moved[number] - gap
+    return moved
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Not pyplot: that would choose a window system.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def _panel_size(plane: Plane) -> tuple[float, float]:
+    aspect = plane.right.size / plane.down.size
+    width = min(PANEL_HEIGHT * aspect, PANEL_WIDTH)
+    return width, width / aspect
+
+
+def _write_titles(figure: Figure, case: str, model: Model, empty: bool, certain: bool) -> None:
+    width, height = figure.get_size_inches()
+    left, top = EDGE / width, 1 - 0.3 / height
+    figure.text(left, top, case, color=TEXT, fontsize=14, fontweight="bold", va="center", parse_math=False)
+    subtitle = f"{model.title}, version {model.version}"
+    for clause in filter(None, (model.preprocessing.estimated, model.caution)):
+        subtitle += f"; {clause}"
+    figure.text(left, 1 - 0.58 / height, subtitle, color=FAINT, fontsize=9.5, va="center", parse_math=False)
+    figure.text(left, 0.22 / height, FOOTNOTE, color=WARNING, fontsize=9.5, va="center")
+    if empty:
+        figure.text(0.5, top, "No structure was found", color=WARNING, fontsize=14, ha="center", va="center")
+    elif not certain:
+        style: dict[str, Any] = {"color": WARNING, "fontsize": 11, "fontweight": "bold", "ha": "right", "va": "center"}
+        figure.text(1 - left, 0.22 / height, UNCERTAIN, **style)
+
+
+def _draw_plane(axes: Axes, plane: Plane, window: tuple[float, float]) -> None:
+    half = (plane.right[1] - plane.right[0]) / 2
+    left, right = plane.right[0] - half, plane.right[-1] + half
+    top, bottom = plane.down[0] - half, plane.down[-1] + half
+    axes.imshow(
+        plane.image, cmap="gray", vmin=window[0], vmax=window[1], extent=(left, right, bottom, top), aspect="equal"
+    )
+    axes.set_axis_off()
+    view = plane.view
+    # Slicer's RAS: the opposite sign of LPS along x and y.
+    ras = -plane.position if view.across < 2 else plane.position
+    letter = "RAS"[view.across]
+    axes.set_title(f"{view.name}  {letter} {ras:.0f} mm", color=FAINT, fontsize=9, pad=3, loc="left")
+    style: dict[str, Any] = {"color": TEXT, "fontsize": 10, "transform": axes.transAxes, "fontweight": "bold"}
+    for letter, x, y in zip(view.edges, (0.015, 0.985, 0.5, 0.5), (0.5, 0.5, 0.985, 0.015), strict=True):
+        across = "left" if x < 0.1 else "right" if x > 0.9 else "center"
+        along = "bottom" if y < 0.1 else "top" if y > 0.9 else "center"
+        axes.text(x, y, letter, ha=across, va=along, path_effects=_shadow(), **style)
+    if right - left > 1.5 * SCALE_BAR_MM:
+        y = bottom - 0.02 * (bottom - top)
+        start = left + 0.03 * (right - left)
+        ends, middle = [start, start + SCALE_BAR_MM], start + SCALE_BAR_MM / 2
+        axes.plot(ends, [y, y], color=TEXT, linewidth=2, solid_capstyle="butt", path_effects=_shadow())
+        style = {"color": TEXT, "fontsize": 7.5, "ha": "center", "va": "bottom"}
+        axes.text(middle, y - 4 * half, f"{SCALE_BAR_MM} mm", path_effects=_shadow(), **style)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+
+
+def _shadow() -> list[AbstractPathEffect]:
+    """Return a dark rim that keeps bright signs readable on bone."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    return [Stroke(linewidth=3, foreground=BACKGROUND), Normal()]
+
+
+def _draw_structures(axes: Axes, plane: Plane, labels: Sequence[Label], panel_height: float) -> None:
+    """Draw outlines, and the names in a column right of the plane, each with a line to its structure."""
+    named = []
+    for label in labels:
+        mask = plane.masks.get(label.value)
+        if mask is None or mask.max() <= 0.5:
+            continue
+        color = tuple(part / 255 for part in label.color)
+        axes.contourf(plane.right, plane.down, mask, levels=[0.5, 2.0], colors=[color], alpha=0.22)
+        axes.contour(plane.right, plane.down, mask, levels=[0.5], colors=[color], linewidths=1.3)
+        rows, columns = np.nonzero(mask > 0.5)
+        row = int(np.median(rows))
+        nearest = rows == rows[np.abs(rows - row).argmin()]
+        bright = tuple(1 - BRIGHTNESS * (1 - part) for part in color)
+        named.append((float(plane.down[row]), float(plane.right[columns[nearest].max()]), label.name, bright))
+    named.sort()
+    bottom, top = axes.get_ylim()
+    left, right = axes.get_xlim()
+    gap = NAME_POINTS * LINE_SPACING / POINTS_PER_INCH / panel_height * (bottom - top)
+    heights = spread([entry[0] for entry in named], gap, top + gap / 2, bottom - gap / 2)
+    column = right + 0.16 * (bottom - top) / panel_height
+    for height, (y, x, name, color) in zip(heights, named, strict=True):
+        axes.plot([x, right, column], [y, height, height], color=color, linewidth=0.6, alpha=0.8, clip_on=False)
+        axes.text(
+            column, height, f" {name}", color=color, fontsize=NAME_POINTS, va="center", clip_on=False, parse_math=False
+        )

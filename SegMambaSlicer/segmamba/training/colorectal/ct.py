@@ -1,0 +1,165 @@
+"""CT of a sample's tissues: intensities of a phase, contents of the bowel, strands in the fat, metal, the scanner."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segmamba.training.colorectal.bowel import Tissues
+from segmamba.training.colorectal.labels import (
+    LUMEN,
+    MESENTERY,
+    NECROSIS,
+    NODE,
+    OTHER_LUMEN,
+    OTHER_WALL,
+    TUMOUR,
+    VESSEL,
+    WALL,
+)
+from segmamba.training.colorectal.parameters import FILLING, LEVEL, MOTTLE, STRANDS
+from segmamba.training.synthesis import ct
+from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.scanner import blur
+from segmamba.training.synthesis.tissue_labels import AORTA, CAVA, FAT, KIDNEY, LAST_ORGAN, LIVER, MUSCLE, SPLEEN, organ
+from segmamba.training.synthesis.tissue_priors import ct_priors
+
+PHASES = ("portal venous", "arterial", "plain", "delayed")
+PHASE_SHARES = (0.58, 0.16, 0.18, 0.08)
+PLAIN = PHASES.index("plain")
+ARTERIES = (AORTA, *(organ(i) for i in (54, 55, 56, 57, 58, 65, 66)))
+VEINS = (CAVA, *(organ(i) for i in (59, 60, 61, 62, 64, 67, 68)))
+PANCREAS, BLADDER, PROSTATE = organ(7), organ(21), organ(22)
+KIDNEYS = (KIDNEY, KIDNEY + 1)
+# Mean and standard deviation between patients in HU, in the order of `PHASES`. Tumour: Oto et al. 2003 (42.6 without,
+# 90.7 with contrast); the others are ours, from textbooks' ranges.
+HOUNSFIELD = {
+    ARTERIES: ((150, 20), (290, 60), (42, 5), (85, 12)),
+    VEINS: ((155, 20), (100, 35), (42, 5), (90, 12)),
+    (LIVER,): ((108, 15), (72, 12), (56, 10), (85, 12)),
+    (SPLEEN,): ((118, 13), (125, 25), (48, 5), (88, 10)),
+    KIDNEYS: ((185, 25), (160, 30), (33, 5), (120, 20)),
+    (PANCREAS,): ((92, 12), (105, 15), (40, 7), (70, 10)),
+    (PROSTATE,): ((75, 15), (60, 10), (40, 6), (75, 12)),
+    (MUSCLE, *range(organ(80), organ(90))): ((62, 7), (58, 6), (52, 6), (62, 6)),
+    (WALL,): ((88, 14), (82, 16), (40, 6), (75, 12)),
+    (OTHER_WALL,): ((92, 16), (98, 20), (40, 6), (78, 14)),
+    (TUMOUR,): ((90.7, 15), (85, 16), (42.6, 6), (78, 13)),
+    (NODE,): ((85, 16), (72, 14), (38, 6), (75, 14)),
+    (VESSEL,): ((125, 30), (120, 40), (38, 6), (85, 20)),
+}
+NECROSIS_HU, MUCUS_HU, MUCINOUS_SHARE = (12, 38), (20, 45), 0.08
+# Of the kidney's medulla against its cortex, by phase; and of its pelvis, which is urine or excreted contrast.
+MEDULLA_HU = ((-45, 15), (-125, -45), (-5, 5), (-10, 15))
+PELVIS_HU, EXCRETED_HU, EXCRETED_SHARES = (-5, 25), (150, 900), (0.15, 0.15, 0.15, 0.8)
+BLADDER_SHARES = (0.15, 0.0, 0.0, 0.6)  # with contrast in the bladder
+CORTEX_MM, PELVIS_SHARE = 6.0, 0.7
+# This part of the scans has organs of any density nearby: disease, and protocols that the table does not know.
+ODD_SHARE, ODD_HU = 0.3, 22.0
+GAS_HU = -980.0
+# On a grid of 1 to 2 mm; abdominal protocols aim at 10 to 20 HU at 5 mm.
+NOISE_HU = (3.0, 40.0)
+STRAND_MM, STRAND_HU, STRAND_SPACING_MM = 7.0, 95.0, 9.0
+STREAK_WAVES, STREAK_MM, METAL_HU = 8, 45.0, 3000.0
+
+
+def painted(tissues: Tissues, metal: Tensor, canvas: Canvas) -> Tensor:
+    """Return a CT (z, y, x) in HU.
+
+    Parameters
+    ----------
+    tissues : Tissues
+    metal : Tensor (n, 3)
+        Centres of pieces of metal, in voxels; none in most samples.
+    canvas : Canvas
+    """
+    rng, codes = canvas.rng, tissues.codes
+    phase = int(rng.choice(len(PHASES), p=PHASE_SHARES))
+    mean, texture = phase_priors(phase, rng)
+    image = _with_kidneys(ct.ideal(codes, canvas, mean, texture), codes, phase, canvas)
+    image = torch.where((codes == LUMEN) | (codes == OTHER_LUMEN), _contents(tissues, canvas), image)
+    image = _stranded(image, tissues, canvas)
+    for centre in metal:
+        image = _with_metal(image, centre, canvas)
+    return ct.scanned(image, codes, canvas, NOISE_HU)
+
+
+def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and texture in HU for the 256 codes, of one of `PHASES`: all tissues enhance together."""
+    mean, texture = ct_priors(rng)
+    strength = float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.35)) if phase != PLAIN else 1.0
+    for codes, figures in HOUNSFIELD.items():
+        (middle, spread), plain = figures[phase], figures[PLAIN][0]
+        mean[list(codes)] = plain + strength * (middle - plain) + rng.normal(0, spread)
+    if rng.random() < ODD_SHARE:
+        organs = slice(organ(1), organ(LAST_ORGAN) + 1)
+        mean[organs] += rng.normal(0, ODD_HU, LAST_ORGAN)
+    if rng.random() < MUCINOUS_SHARE:
+        mean[TUMOUR] = rng.uniform(*MUCUS_HU)
+    mean[NECROSIS] = min(rng.uniform(*NECROSIS_HU), mean[TUMOUR] - 8)
+    mean[MESENTERY] = mean[FAT] + rng.normal(4, 5)
+    filled = rng.random() < BLADDER_SHARES[phase]
+    mean[BLADDER] = rng.uniform(100, 500) if filled else rng.uniform(-5, 20)
+    texture[[WALL, OTHER_WALL, NODE, VESSEL]] = rng.uniform(4, 14)
+    texture[[TUMOUR, NECROSIS]] = rng.uniform(4, 18)
+    texture[MESENTERY] = texture[FAT]
+    return mean, texture
+
+
+def _with_kidneys(image: Tensor, codes: Tensor, phase: int, canvas: Canvas) -> Tensor:
+    """Return the image with medulla inside the kidneys' cortex, and in most samples a pelvis inside that."""
+    rng = canvas.rng
+    kidney = canvas.members(KIDNEYS)[codes]
+    within = blur(kidney.float(), CORTEX_MM / canvas.spacing) + 0.07 * canvas.smooth_noise(1, 9.0)[0]
+    image = torch.where(kidney & (within > 0.72), image + rng.uniform(*MEDULLA_HU[phase]), image)
+    if rng.random() < PELVIS_SHARE:
+        filling = EXCRETED_HU if rng.random() < EXCRETED_SHARES[phase] else PELVIS_HU
+        image = torch.where(kidney & (within > rng.uniform(0.86, 0.97)), rng.uniform(*filling), image)
+    return image
+
+
+def _contents(tissues: Tissues, canvas: Canvas) -> Tensor:
+    """Return what fills the lumens: gas above a level, below it fluid, contrast or stool with bubbles."""
+    table, rng = tissues.table, canvas.rng
+    coarse = canvas.smooth_noise(1, rng.uniform(9, 16))[0]
+    fine = canvas.smooth_noise(1, rng.uniform(3.0, 6.0))[0]
+    # Mixed contents have a rough upper surface; stool is uneven, and so is the contrast in it.
+    stool = table[MOTTLE] > 0.02
+    filling = table[FILLING] + torch.where(stool, 14 * coarse + 12 * fine, 2 * coarse)
+    bubble = torch.sigmoid(8 * (0.6 * coarse + fine - 2.2 * (0.75 - table[MOTTLE])))
+    filling = torch.where(stool, filling + bubble * rng.uniform(-900, -250), filling)
+    level = table[LEVEL] + torch.where(stool, 0.12 * coarse, 0.0)
+    return torch.where(tissues.height > level, GAS_HU, filling)
+
+
+def _stranded(image: Tensor, tissues: Tissues, canvas: Canvas) -> Tensor:
+    """Return the image with strands of soft tissue in the fat beside the bowel."""
+    fat = canvas.members((FAT, MESENTERY))[tissues.codes]
+    noise = canvas.smooth_noise(1, STRAND_SPACING_MM)[0]
+    strand = torch.exp(-((noise / 0.35) ** 2)) * 0.8 + 0.2
+    amount = tissues.table[STRANDS] * torch.exp(tissues.depth.clamp(max=0) / STRAND_MM)
+    return image + torch.where(fat, STRAND_HU * amount * strand, 0.0)
+
+
+def _with_metal(image: Tensor, centre: Tensor, canvas: Canvas) -> Tensor:
+    """Return the image with a piece of metal, and streaks in its slices: waves around it that fade with the distance.
+
+    A simple model: real streaks run along the directions in which rays are starved.
+    """
+    rng = canvas.rng
+    radius, length = rng.uniform(2, 11), rng.uniform(6, 50)
+    z, y, x = (
+        (torch.arange(n, device=canvas.device) - centre[axis]) * canvas.spacing for axis, n in enumerate(canvas.patch)
+    )
+    distance = (y[:, None] ** 2 + x**2).sqrt()
+    angle = torch.atan2(y[:, None], x.expand(len(y), -1))
+    waves = torch.zeros_like(distance)
+    for _ in range(STREAK_WAVES):
+        waves = waves + rng.normal() * torch.cos(int(rng.integers(5, 40)) * angle + rng.uniform(0, 2 * math.pi))
+    streaks = rng.uniform(10, 60) * waves * torch.exp(-distance / STREAK_MM) * (distance > radius)
+    in_slices = torch.sigmoid((length / 2 - z.abs()) / 1.5)[:, None, None]
+    metal = (distance < radius) & (z.abs() < length / 2)[:, None, None]
+    return torch.where(metal, METAL_HU, image + in_slices * streaks)

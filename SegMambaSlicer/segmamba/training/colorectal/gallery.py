@@ -1,0 +1,90 @@
+"""A page of samples to look at: ``python -m segmamba.training.colorectal.gallery MAPS_FOLDER OUT.png``.
+
+Each kind of tumour, and bowel without any; each sample once as it is (window -160 to 240 HU) and once with its labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segmamba.errors import SegMambaError
+from segmamba.training.colorectal.labels import COLON_LABEL, RECTUM_LABEL, TUMOUR_LABEL
+from segmamba.training.colorectal.map_format import BowelMap, load_bowel_maps
+from segmamba.training.colorectal.parameters import KINDS, draw_seed, draw_tumour
+from segmamba.training.colorectal.samples import scan
+from segmamba.training.colorectal.seeds import POSITION, RADIUS
+from segmamba.training.synthesis.context import Canvas
+
+PATCH, SPACING_MM = (40, 168, 208), 1.75
+ROWS, COLUMNS = 5, 3
+WINDOW_HU = (-160, 240)
+COLOURS = {TUMOUR_LABEL: "#ff4a3d", COLON_LABEL: "#ffd166", RECTUM_LABEL: "#4cc9f0"}
+NO_TUMOUR = "no tumour"
+
+Picture = tuple[str, np.ndarray, np.ndarray]
+
+
+def pictures(maps: Sequence[BowelMap], seed: int) -> list[Picture]:
+    """Return title, slice of the CT (y, x) in HU and of its labels, for each picture of the page."""
+    rng = np.random.default_rng(seed)
+    canvas = Canvas(PATCH, SPACING_MM, torch.device("cpu"), rng, torch.Generator().manual_seed(seed))
+    kinds = [*KINDS, NO_TUMOUR]
+    result = []
+    for number in range(ROWS * COLUMNS):
+        kind, bowel = kinds[number // COLUMNS], maps[number % len(maps)]
+        row = draw_seed(bowel.seeds, rng)
+        tumours = [draw_tumour(row, float(bowel.seeds[row, RADIUS]), rng, kind)] if kind in KINDS else []
+        image, tissues = scan(bowel, tumours, bowel.seeds[row, POSITION], canvas, cut=False)
+        labels = tissues.labels.numpy()
+        shown = labels == TUMOUR_LABEL if tumours else labels > 0
+        slice_number = int(shown.sum(axis=(1, 2)).argmax())
+        volume = (labels == TUMOUR_LABEL).sum() * SPACING_MM**3 / 1000
+        title = f"{kind}, {volume:.0f} mL" if tumours else kind
+        result.append((title, image[slice_number].numpy(), labels[slice_number]))
+    return result
+
+
+def draw_page(page: Sequence[Picture], path: Path) -> None:
+    """Write the page as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(COLUMNS * 5.4, ROWS * 2.35), facecolor="white")
+    axes = figure.subplots(ROWS, 2 * COLUMNS).reshape(-1, 2)
+    for (title, image, labels), (left, right) in zip(page, axes, strict=True):
+        for axis in (left, right):
+            axis.imshow(image, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1])
+            axis.set_axis_off()
+        left.set_title(title, fontsize=9, loc="left", pad=2)
+        for label, colour in COLOURS.items():
+            if (labels == label).any():
+                right.contour(labels == label, [0.5], colors=colour, linewidths=0.8)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.98, wspace=0.02, hspace=0.1)
+    figure.savefig(path, dpi=95)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m segmamba.training.colorectal.gallery", description="Draw a page of colorectal samples."
+    )
+    parser.add_argument("maps", metavar="MAPS_FOLDER", type=Path)
+    parser.add_argument("output", metavar="OUT.png", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        maps = load_bowel_maps(sorted(options.maps.glob("*.npz")), torch.device("cpu"))
+    except SegMambaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    draw_page(pictures(maps, options.seed), options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

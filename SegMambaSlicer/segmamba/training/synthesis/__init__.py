@@ -1,0 +1,1 @@
+"""Synthetic images from maps of tissue labels: what the training of every task shares."""

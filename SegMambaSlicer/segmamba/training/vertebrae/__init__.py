@@ -1,0 +1,1 @@
+"""Training samples of vertebrae: label maps, synthetic images, shape model, validation."""

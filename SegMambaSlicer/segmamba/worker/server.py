@@ -1,0 +1,147 @@
+"""The child process that torch runs in: started by `client`, speaks `protocol`.
+
+``python -m segmamba.worker``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from segmamba import __version__
+from segmamba.errors import Cancelled, SegMambaError
+from segmamba.inference.file_to_file import segment_file
+from segmamba.request import Request
+from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
+
+# Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
+LAST_SECONDS = 5.0
+PROGRESS_INTERVAL = 0.1
+# After so many seconds without a job, other programs get the GPU's memory.
+IDLE_SECONDS = 60.0
+
+Message = dict[str, Any]
+Segment = Callable[[Request, Callable[[str, float], None], Callable[[], bool]], Message]
+
+
+class Inbox:
+    """Reads messages in a thread of its own, so that a cancel is heard while a job runs."""
+
+    def __init__(self, stream: BinaryIO, last_seconds: float = LAST_SECONDS) -> None:
+        self.jobs: queue.Queue[Message | None] = queue.Queue()
+        self._cancelled: set[str] = set()
+        self._closed = threading.Event()
+        self._stream = stream
+        self._last_seconds = last_seconds
+        self.finished = threading.Event()
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more messages can come."""
+        return self._closed.is_set()
+
+    def cancelled(self, job: str) -> bool:
+        """Say whether a job is to stop: it was cancelled, or nobody waits for it any more."""
+        return self.closed or job in self._cancelled
+
+    def _read(self) -> None:
+        for line in self._stream:
+            message = decode(line) or {"type": "nonsense"}
+            if message["type"] == "job":
+                self.jobs.put(message)
+            elif message["type"] == "cancel":
+                self._cancelled.add(str(message.get("id")))
+            elif message["type"] == "quit":
+                break
+            else:
+                print(f"segmamba worker: not understood: {line!r}", file=sys.stderr)
+        self._closed.set()
+        self.jobs.put(None)
+        if not self.finished.wait(self._last_seconds):
+            os._exit(1)
+
+
+def serve(
+    inbox: Inbox, send: Callable[[Message], None], segment: Segment = segment_file, idle_seconds: float = IDLE_SECONDS
+) -> None:
+    """Do one job after another until the inbox is closed."""
+    send({"type": "ready", "protocol": PROTOCOL_VERSION, "version": __version__, "pid": os.getpid()})
+    while (message := _next(inbox, idle_seconds)) is not None:
+        send(answer(message, inbox, send, segment))
+    inbox.finished.set()
+
+
+def _next(inbox: Inbox, idle_seconds: float) -> Message | None:
+    """Wait for the next job, None for the end; give the GPU's memory back where it does not come soon."""
+    try:
+        return inbox.jobs.get(timeout=idle_seconds)
+    except queue.Empty:
+        free_gpu()
+        return inbox.jobs.get()
+
+
+def free_gpu() -> None:
+    """Give the GPU's memory back, where a job has taken any."""
+    pipeline = sys.modules.get("segmamba.inference.pipeline")
+    if pipeline is not None:
+        pipeline.free_gpu()
+
+
+def answer(message: Message, inbox: Inbox, send: Callable[[Message], None], segment: Segment) -> Message:
+    """Do one job and return its result or its error as a message."""
+    job = str(message.get("id"))
+    try:
+        if inbox.cancelled(job):
+            raise Cancelled()
+        request = Request.from_dict(message.get("request", {}))
+        report = segment(request, _throttled(job, send), lambda: inbox.cancelled(job))
+        return {"type": "result", "id": job, "report": report}
+    except SegMambaError as error:
+        if type(error) is SegMambaError:
+            traceback.print_exc()
+        return {"type": "error", "id": job, "error": type(error).__name__, "message": str(error)}
+
+
+def _throttled(job: str, send: Callable[[Message], None]) -> Callable[[str, float], None]:
+    """Return a progress function that sends a stage's begin and end, and in between not more than ten a second."""
+    last = 0.0
+
+    def progress(stage: str, fraction: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if 0 < fraction < 1 and now - last < PROGRESS_INTERVAL:
+            return
+        last = now
+        send({"type": "progress", "id": job, "stage": stage, "fraction": round(fraction, 4)})
+
+    return progress
+
+
+def main() -> None:
+    """Serve on standard input and output; whatever else writes to standard output is led to standard error."""
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    lock = threading.Lock()
+
+    def send(message: Message) -> None:
+        # When nobody listens any more, the inbox is closed too and ends the job.
+        with lock, contextlib.suppress(OSError):
+            channel.write(encode(message))
+            channel.flush()
+
+    if PRELOAD in sys.argv:
+        importlib.import_module("segmamba.inference.pipeline")
+    # Opened anew: sys.stdin may be text with a buffer that a library reads from.
+    serve(Inbox(os.fdopen(os.dup(0), "rb")), send)
+    # Not through the interpreter's clean-up: on some systems GPU libraries hang in it.
+    os._exit(0)

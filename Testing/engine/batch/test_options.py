@@ -1,0 +1,87 @@
+"""What can be chosen for a batch: all that can be for one volume, doing things again, and who may stop it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import tiny
+from helpers.quick_engine import QuickEngine, quick_run, write_inputs
+from pyarrow import parquet
+
+from segmamba.batch import engine
+from segmamba.batch.layout import PARQUET
+from segmamba.cli import main as cli
+from segmamba.cli.options import model_request
+from segmamba.errors import Cancelled, WorkerError
+from segmamba.request import Request
+
+CHOICES = {
+    "structures": (["--structures", "L1 vertebra, 21"], ("L1 vertebra", "21")),
+    "roi": (["--roi", "1", "2", "3", "-4", "5", "6.5"], ((-1.0, -5.0, 3.0), (4.0, -2.0, 6.5))),
+    "mirror": (["--mirror"], True),
+    "overlap": (["--overlap", "0.25"], 0.25),
+    "refine": (["--no-refine"], False),
+    "keep": (["--no-postprocess"], False),
+    "device": (["--device", "cpu"], "cpu"),
+    "precision": (["--precision", "float32"], "float32"),
+    "scan": (["--scan", "torch"], "torch"),
+    "seed": (["--seed", "3"], 3),
+}
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> list[str]:
+    """A call for three inputs."""
+    manifest = tiny.write_model(tmp_path)
+    write_inputs(tmp_path / "in", 3)
+    places = [str(tmp_path / "in"), str(tmp_path / "out")]
+    return ["batch", *places, "--task", "vertebrae", "--manifest", str(manifest), "--device", "cpu", "--quiet"]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return parquet.read_table(folder / PARQUET).to_pylist()
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_can_be_chosen_for_one_volume_can_be_for_many(name: str) -> None:
+    words, value = CHOICES[name]
+    for command in (["segment", "in", "--output", "out"], ["batch", "in", "out"]):
+        options = model_request(cli._parser().parse_args([*command, *words]), input="", output="").options
+        assert getattr(options, name) == value
+
+
+def test_what_is_done_is_done_again_where_that_is_asked_for(
+    call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Engine", QuickEngine)
+    for more, again in (([], True), ([], False), (["--overwrite"], True), ([], False)):
+        assert cli.main([*call, *more]) == 0
+        assert [row["this_run"] for row in rows(tmp_path / "out")] == [again] * 3
+
+
+def test_a_run_goes_on_only_while_a_file_is_there(
+    call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stopping(QuickEngine):
+        def run(self, request: Request) -> dict[str, Any]:
+            (tmp_path / "go").unlink(missing_ok=True)
+            return quick_run(request)
+
+    monkeypatch.setattr(engine, "Engine", Stopping)
+    (tmp_path / "go").touch()
+    assert cli.main([*call, "--while", str(tmp_path / "go")]) == Cancelled.exit_code
+    assert "to go on" in capsys.readouterr().err
+    assert len(rows(tmp_path / "out")) < 3
+    assert cli.main(call) == 0
+    assert len(rows(tmp_path / "out")) == 3
+
+
+def test_an_engine_does_not_start_again_when_its_run_is_over() -> None:
+    mine = engine.Engine()
+    mine.setup(None)
+    mine.teardown(None)
+    with pytest.raises(WorkerError):
+        mine.run(Request(input="", output=""))
+    assert mine._worker.pid is None

@@ -1,0 +1,178 @@
+"""What a batch shows: its table, overview and lines; and what it says to a wrong call."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.batch_runs import request, start_run
+from helpers.quick_engine import QuickEngine, quick_run, write_inputs
+from pyarrow import parquet
+
+from segmamba.batch import cluster, engine
+from segmamba.batch import plan as planning
+from segmamba.batch.case import do_case
+from segmamba.batch.cases import Case
+from segmamba.batch.layout import OVERVIEW, PARQUET, ROWS, TABLE
+from segmamba.batch.outcome import NUMBERS_UNCERTAIN, flags
+from segmamba.batch.plan import Plan, make_plan
+from segmamba.batch.show import Progress
+from segmamba.batch.table import flattened, write_table
+from segmamba.cli import main as cli
+from segmamba.errors import Cancelled, InstallationError, OutputError
+
+pytest_plugins = ("helpers.batch_runs",)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    base = {"case": "one", "status": "done", "error": "", "flags": [], "summary": "", "input": "", "folder": ""}
+    return base | {"seconds": 1.5} | changes
+
+
+def test_nested_figures_become_columns_in_the_order_of_the_structures(tmp_path: Path) -> None:
+    given = [
+        row(structures={"L2": {"volume_ml": 2}, "L1": {"volume_ml": 1.5}}, flags=["a", "b"]),
+        row(case="two", seconds=None, structures={"L3": {"volume_ml": 0.5, "cut": True}}),
+    ]
+    (tmp_path / ROWS).write_text("\n".join(map(json.dumps, given)))
+    write_table(tmp_path / ROWS, tmp_path, ("L1", "L2", "L3"))
+    table = parquet.read_table(tmp_path / PARQUET)
+    assert table.column_names[-4:] == ["L1.volume_ml", "L2.volume_ml", "L3.volume_ml", "L3.cut"]
+    assert [str(table.schema.field(name).type) for name in ("seconds", "L3.cut", "case")] == [
+        "double",
+        "bool",
+        "string",
+    ]
+    assert table["flags"].to_pylist() == ["a; b", ""]
+    assert flattened({"structures": {"L1": {"x": 1}}, "timings_s": {"read": 2}}) == {"L1.x": 1, "timings_s.read": 2}
+
+
+def test_names_of_files_cannot_break_the_overview(tmp_path: Path, plan: Plan) -> None:
+    from segmamba.batch.overview import write_overview
+
+    (tmp_path / ROWS).write_text(json.dumps(row(input="<script>alert(1)</script>", flags=['"><b>'])))
+    write_overview(tmp_path / ROWS, tmp_path, plan)
+    page = (tmp_path / OVERVIEW).read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert '"><b>' not in page
+
+
+def test_flags_say_what_to_look_at() -> None:
+    report = {"segments": [{"at_border": False}], "run": {"fallbacks": []}}
+    doubt = {"numbering": {"certain": False, "reason": "no landmark is in view."}}
+    assert flags(report, 1) == []
+    assert flags(report | doubt, 1) == [NUMBERS_UNCERTAIN]
+    assert flags({"segments": [], "run": {"fallbacks": ["memory ran out"]}}, 2) == [
+        "nothing found",
+        "note",
+        "repeated",
+    ]
+
+
+def test_measurements_of_the_report_are_in_the_row(case: Case, plan: Plan) -> None:
+    done, _ = do_case(case, plan, 1, quick_run)
+    assert done["structures"]["L1 vertebra"]["anterior_height_mm"] == 25.5
+    assert done["structures"]["L1 vertebra"]["volume_ml"] == 1.5
+
+
+def test_a_run_prints_a_json_line_a_case(
+    tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine, "Engine", QuickEngine)
+    write_inputs(tmp_path / "in", 3)
+    call = ["batch", str(tmp_path / "in"), str(tmp_path / "out"), "--task", "vertebrae", "--json"]
+    assert cli.main([*call, "--manifest", str(manifest_file), "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert [json.loads(line)["status"] for line in printed.out.splitlines()] == ["done"] * 3
+    assert "3 done" in printed.err
+
+
+def test_a_run_that_is_stopped_still_writes_its_table(
+    tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Engine", QuickEngine)
+    write_inputs(tmp_path / "in", 5)
+    output = tmp_path / "out"
+
+    def stop_after(count: int) -> list[dict[str, Any]]:
+        shown: list[Progress] = []
+        with pytest.raises(Cancelled):
+            start_run(tmp_path, manifest_file, shown, lambda: bool(shown) and shown[0].counts["done"] >= count)
+        (output / OVERVIEW).read_text(encoding="utf-8")
+        return parquet.read_table(output / PARQUET).to_pylist()
+
+    assert len(stop_after(2)) == 2
+    # One that is stopped sooner has what was done before, too.
+    again = stop_after(0)
+    assert [row["this_run"] for row in again] == [False, False]
+    assert (output / OVERVIEW).read_text(encoding="utf-8").count("<article") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+def test_a_name_that_is_no_text_costs_nobody_the_table(
+    tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Engine", QuickEngine)
+    write_inputs(tmp_path / "in", 1)
+    Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/\xff.nii")).write_bytes(b"x")
+    start_run(tmp_path, manifest_file, [], lambda: False)
+    rows = parquet.read_table(tmp_path / "out" / PARQUET).to_pylist()
+    assert sorted(Path(row["input"]).name for row in rows) == ["\\udcff.nii", "ct0000.nii"]
+    for name in (TABLE, OVERVIEW):
+        assert "\\udcff.nii" in (tmp_path / "out" / name).read_text(encoding="utf-8")
+
+
+# Wrong calls
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "says"),
+    [
+        (["--format", "jpg"], 3, "choose one of seg.nrrd"),
+        (["--workers", "0"], 3, "at least 1"),
+        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], 3, "has its own"),
+        (["--scheduler", "tcp://127.0.0.1:1"], 7, "does not answer"),
+        (["--retries", "-1"], 3, "0 or more"),
+        (["--model", "x"], 4, "no model 'x'"),
+    ],
+)
+def test_a_wrong_call_ends_in_one_sentence(
+    tmp_path: Path,
+    manifest_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    status: int,
+    says: str,
+) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
+    write_inputs(tmp_path / "in", 1)
+    call = ["batch", str(tmp_path / "in"), str(tmp_path / "out"), "--task", "vertebrae", "--quiet"]
+    assert cli.main([*call, "--manifest", str(manifest_file), "--device", "cpu", *more]) == status
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert printed.count("\n") == 1
+
+
+def test_two_runs_into_one_folder_do_not_mix(tmp_path: Path, manifest_file: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    write_inputs(tmp_path / "in", 1)
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(OutputError, match="Another batch"):
+        start_run(tmp_path, manifest_file, [], lambda: False)
+
+
+def test_a_missing_package_is_told_with_the_command_that_installs_it(
+    tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(InstallationError, match="pip install"), cluster.connected("local", 1, "cpu"):
+        pass
+    monkeypatch.setattr(planning, "find_spec", lambda name: None)
+    with pytest.raises(InstallationError, match="highdicom"):
+        make_plan(request(manifest_file), tmp_path, "dcm")

@@ -1,0 +1,246 @@
+"""What the doctor finds on computers that are not as they should be, and what the command line makes of trouble."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny
+
+from segmamba import scan
+from segmamba.cli import doctor
+from segmamba.cli import main as cli
+from segmamba.cli.interrupt import stop_signal
+from segmamba.errors import Cancelled, InputError, InstallationError, ModelError, SegMambaError, WorkerError
+from segmamba.inference.device import choose_device
+from segmamba.models.manifest import load_manifest
+
+GIB = 2**30
+
+
+def found(findings: object) -> dict[str, tuple[str, str]]:
+    """Return state and text by subject."""
+    return {finding.subject: (finding.state, finding.text) for finding in findings}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("version", "state"), [("2.8.0", doctor.OK), ("2.9.1", doctor.WARN), ("2.13.0", doctor.OK)])
+def test_a_slow_pytorch_is_warned_of(version: str, state: str) -> None:
+    said = found(doctor._torch(version))["torch"]
+    assert said[0] == state
+    assert ("install 2.10 or later" in said[1]) == (state == doctor.WARN)
+
+
+def test_a_pytorch_that_does_not_go_with_numpy_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(array: np.ndarray) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    monkeypatch.setattr(torch, "from_numpy", refuse)
+    assert found(doctor._torch("2.13.0")) == {
+        "torch": (
+            doctor.FAIL,
+            f"2.13.0 does not work with numpy {np.__version__} (Numpy is not available): reinstall both with pip.",
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("cuda", "tool", "says"),
+    [("13.0", None, "built for CUDA 13.0 and finds no GPU"), (None, "/bin/nvidia-smi", "install torch's CUDA build")],
+)
+def test_a_gpu_that_torch_cannot_use_is_warned_of(
+    cuda: str | None, tool: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: tool)
+    state, text = found(doctor._torch("2.13.0"))["CUDA"]
+    assert state == doctor.WARN
+    assert says in text
+
+
+def test_without_a_sign_of_a_gpu_nothing_is_said_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "CUDA" not in found(doctor._torch("2.13.0"))
+
+
+def test_a_scan_that_does_not_run_is_a_failure_only_where_it_is_the_chosen_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(name="cuda:0", kind="cuda", title="GPU", precision="float16", free_memory=1, total_memory=2)
+    monkeypatch.setattr(doctor, "choose_device", lambda name: gpu)
+    monkeypatch.setattr(scan, "available_backends", lambda: ("triton", "torch"))
+    monkeypatch.setattr(scan, "chosen_backend", lambda name: "torch")
+
+    def broken(device: object, backend: str) -> None:
+        raise OSError(f"no {backend} here")
+
+    monkeypatch.setattr(doctor, "_try_network", broken)
+    findings = found(doctor._device("auto"))
+    assert findings["device"][0] == doctor.OK
+    assert findings["scan backend triton"][0] == doctor.WARN
+    state, text = findings["scan backend torch"]
+    assert state == doctor.FAIL
+    assert text == "a small network does not run (no torch here): choose --scan torch, or another --device."
+
+
+def test_a_network_that_gives_nan_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from segmamba import networks
+
+    class Bad(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image * float("nan")
+
+    monkeypatch.setattr(networks, "build_network", lambda *arguments, **keywords: Bad())
+    with pytest.raises(ModelError, match="NaN"):
+        doctor._try_network(choose_device("cpu", "float32"), "torch")
+
+
+class FakeWorker:
+    """Says one thing, or nothing, or cannot start."""
+
+    def __init__(self, says: object) -> None:
+        self.says = says
+
+    def __enter__(self) -> FakeWorker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def start(self) -> None:
+        if isinstance(self.says, SegMambaError):
+            raise self.says
+
+    def poll(self, timeout: float) -> object:
+        return self.says
+
+
+@pytest.mark.parametrize(
+    ("says", "text"),
+    [
+        (None, "does not answer within 60 s: look for what blocks Python."),
+        ({"type": "error", "message": "It died: do this."}, "It died: do this."),
+        (WorkerError("The worker cannot be started: check."), "The worker cannot be started: check."),
+    ],
+)
+def test_a_worker_that_does_not_come_up_fails(says: object, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "Worker", lambda: FakeWorker(says))
+    finding = doctor._worker()
+    assert (finding.state, finding.text) == (doctor.FAIL, text)
+
+
+def test_models_that_are_missing_or_damaged_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segmamba.models import store
+
+    manifest = load_manifest(tiny.write_model(tmp_path))
+    monkeypatch.setattr(doctor, "load_manifest", lambda: manifest)
+    monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
+    whole = found(doctor._models())
+    assert whole[f"model {tiny.MODEL_ID}"][0] == doctor.OK
+    assert whole[f"model {tiny.MISSING_ID}"][0] == doctor.WARN
+    (tmp_path / "tiny.safetensors").write_bytes(b"damaged")
+    assert found(doctor._models())[f"model {tiny.MODEL_ID}"][0] == doctor.FAIL
+    (tmp_path / "tiny.safetensors").unlink()
+    assert "install SegMambaSlicer again" in found(doctor._models())[f"model {tiny.MODEL_ID}"][1]
+
+
+def test_a_manifest_that_cannot_be_read_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ModelError("The manifest is damaged: install again.")
+
+    monkeypatch.setattr(doctor, "load_manifest", refuse)
+    assert found(doctor._models()) == {"manifest": (doctor.FAIL, "The manifest is damaged: install again.")}
+
+
+def test_little_memory_or_disk_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path))
+    monkeypatch.setattr(doctor, "system_memory", lambda: (8 * GIB, 2 * GIB))
+    assert doctor._memory().state == doctor.WARN
+    monkeypatch.setattr(doctor, "system_memory", lambda: (8 * GIB, 5 * GIB))
+    assert doctor._memory().state == doctor.OK
+    for free, state in ((GIB // 2, doctor.WARN), (2 * GIB, doctor.OK)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        assert doctor._disk().state == state
+
+
+def test_an_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._python().state == doctor.OK
+    monkeypatch.setattr(doctor, "OLDEST_PYTHON", (99, 0))
+    assert "install Python 99.0 or later" in doctor._python().text
+
+
+def test_a_broken_settings_file_fails_at_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ModelError("The settings are damaged: mend them.")
+
+    monkeypatch.setattr(doctor.store, "models_folder", refuse)
+    assert str(doctor._disk()) == "FAIL  settings: The settings are damaged: mend them."
+
+
+def failing(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (InputError("It is bad: mend it."), 3, "segmamba: error: It is bad: mend it."),
+        (ModuleNotFoundError("No module named 'torch'"), InstallationError.exit_code, "pip install torch"),
+        (PermissionError(13, "Permission denied"), 1, "The system refuses ([Errno 13] Permission denied): check"),
+        (KeyboardInterrupt(), Cancelled.exit_code, "Interrupted."),
+    ],
+)
+def test_trouble_is_one_line_and_a_status_unless_it_is_to_be_looked_into(
+    error: BaseException,
+    status: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+    monkeypatch.setattr(cli, "_doctor", failing(error))
+    assert cli.main(["doctor"]) == status
+    printed = capsys.readouterr().err
+    assert says in printed and printed.count("\n") == 1
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    if not isinstance(error, KeyboardInterrupt):
+        with pytest.raises(type(error)):
+            cli.main(["doctor"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_is_a_wish_at_first_and_an_interrupt_the_second_time() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stop_signal() as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_ctrl_c_is_left_alone() -> None:
+    seen = []
+
+    def use() -> None:
+        with stop_signal() as stopped:
+            seen.append(stopped())
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [False]

@@ -1,0 +1,137 @@
+"""What a run will take, told before it starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import tiny
+from helpers.phantoms import phantom
+from helpers.repository import REPOSITORY
+
+from segmamba.errors import InputError
+from segmamba.inference.file_to_file import segment_file
+from segmamba.inference.forecast import FINE_TIME, fine_windows, forecast, main_memory
+from segmamba.inference.model_grid import cropped_geometry
+from segmamba.io.volume import Geometry, Volume, to_image
+from segmamba.models.manifest import Model, load_manifest
+from segmamba.request import Options, Request
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_manifest(tiny.write_model(tmp_path_factory.mktemp("tiny"))).models[0]
+
+
+def test_grid_and_windows_are_those_of_the_run(model: Model, tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    volume = phantom()
+    sitk.WriteImage(to_image(volume.array, volume.geometry), str(tmp_path / "ct.nii.gz"))
+    manifest = tiny.write_model(tmp_path)
+    request = Request(str(tmp_path / "ct.nii.gz"), str(tmp_path / "out.nii"), "vertebrae", manifest=str(manifest))
+    run = segment_file(request)["run"]
+    told = forecast(volume, model, Options())
+    assert list(told.size) == run["model_grid"]["size"]
+    assert told.windows == run["windows"]
+
+
+def test_mirroring_and_overlap_cost_windows(model: Model) -> None:
+    volume = phantom()
+    standard = forecast(volume, model, Options()).windows
+    assert forecast(volume, model, Options(mirror=True)).windows == 2 * standard
+    assert forecast(volume, model, Options(overlap=0.25)).windows <= standard
+
+
+def test_a_coarser_copy_of_the_volume_gives_nearly_the_same(model: Model) -> None:
+    volume = phantom()
+    whole = tuple(slice(0, length) for length in volume.array.shape)
+    geometry = cropped_geometry(volume.geometry, (whole[0], whole[1], whole[2]))
+    spacing = tuple(2 * step for step in geometry.spacing)
+    coarse = np.ascontiguousarray(volume.array[::2, ::2, ::2])
+    half = replace(geometry, size=coarse.shape[::-1], spacing=spacing)
+    told, roughly = (
+        forecast(volume, model, Options()),
+        forecast(Volume(coarse, half), model, Options(), volume.array.size),
+    )
+    assert np.abs(np.subtract(told.size, roughly.size)).max() <= 3
+    assert roughly.memory == pytest.approx(told.memory, rel=0.1)
+
+
+def test_a_larger_volume_and_more_classes_need_more_memory(model: Model) -> None:
+    small = Volume(np.zeros((40, 40, 40), np.int16), Geometry((40, 40, 40), (4.0,) * 3, (0.0,) * 3, phantom_axes()))
+    large = Volume(np.zeros((80, 80, 80), np.int16), Geometry((80, 80, 80), (4.0,) * 3, (0.0,) * 3, phantom_axes()))
+    assert forecast(large, model, Options()).memory > forecast(small, model, Options()).memory
+    more = replace(model, channel_values=tuple(range(27)))
+    assert forecast(large, more, Options()).memory > forecast(large, model, Options()).memory
+
+
+def test_of_two_stages_the_first_ones_answer_decides_the_memory() -> None:
+    spine = load_manifest().default("vertebrae")
+    channels = spine.arguments["coarse"]["out_channels"]
+    double = replace(spine, arguments={"coarse": {"out_channels": 2 * channels}})
+    volume, size = phantom(), (200, 100, 160)
+    voxels = np.prod(
+        [max(pair) for pair in zip(forecast(volume, spine, Options()).size, spine.patch[::-1], strict=True)]
+    )
+    twice, once = forecast(volume, double, Options()), forecast(volume, spine, Options())
+    assert twice.device_memory - once.device_memory == 4 * channels * voxels
+    assert main_memory(double, size, 12, 0) - main_memory(spine, size, 12, 0) > 4 * channels * np.prod(size)
+    assert once.device_memory - once.window_memory == 4 * channels * voxels
+
+
+def test_a_volume_without_a_body_is_refused(model: Model) -> None:
+    empty = Volume(np.full((9, 9, 9), -1000, np.int16), Geometry((9, 9, 9), (4.0,) * 3, (0.0,) * 3, phantom_axes()))
+    with pytest.raises(InputError, match="no body"):
+        forecast(empty, model, Options())
+
+
+def phantom_axes() -> tuple[float, ...]:
+    return tuple(np.eye(3).ravel().tolist())
+
+
+def test_forecasting_does_not_import_torch() -> None:
+    code = "import segmamba.inference.forecast, segmamba.io.modality, sys; assert 'torch' not in sys.modules"
+    folder = REPOSITORY / "SegMambaSlicer"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+def measured(machine: str) -> list[dict[str, Any]]:
+    path = REPOSITORY / f"benchmarks/results/2026-11-28-cost-{machine}.json"
+    return list(json.loads(path.read_text())["rows"])
+
+
+MEASURED = measured("intel-xeon-processor")
+MEASURED_ON_GPU = measured("nvidia-h200")
+
+
+@pytest.mark.parametrize(
+    "row", [*MEASURED, *MEASURED_ON_GPU], ids=lambda row: f"{row['case']} {row['model']} {row['device']}"
+)
+def test_the_forecast_of_main_memory_is_within_a_fifth_of_what_was_measured(row: dict[str, Any]) -> None:
+    model = load_manifest().model(row["model"])
+    voxels, beside_gpu = int(np.prod(row["volume"])), row in MEASURED_ON_GPU
+    told = main_memory(model, tuple(row["model grid"]), row["windows"], voxels, beside_gpu)
+    assert told / 2**30 == pytest.approx(row["peak memory GiB"], rel=0.2)
+
+
+@pytest.mark.parametrize("row", [row for row in MEASURED if row["fine windows"]], ids=lambda row: row["case"])
+def test_the_windows_of_the_second_stage_are_estimated_to_a_factor_of_two(row: dict[str, Any]) -> None:
+    model = load_manifest().model(row["model"])
+    assert 0.5 <= fine_windows(tuple(row["model grid"]), model, Options()) / row["fine windows"] <= 2
+
+
+def test_the_time_of_one_run_tells_that_of_the_others_to_a_fifth() -> None:
+    """In processor seconds, which other programs change less than the clock."""
+    chest, *others = [row for row in MEASURED if row["model"] == "spinemamba"]
+    rate = chest["predict, processor s"] / (chest["windows"] + FINE_TIME * chest["fine windows"])
+    for row in others:
+        model = load_manifest().model(row["model"])
+        told = rate * (row["windows"] + FINE_TIME * fine_windows(tuple(row["model grid"]), model, Options()))
+        assert told == pytest.approx(row["predict, processor s"], rel=0.2), row["case"]

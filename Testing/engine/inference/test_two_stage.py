@@ -1,0 +1,254 @@
+"""The two stages around an imagined network that knows the truth: grids, box, labels and numbers end up right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import simulated_answers, tiny
+
+from segmamba.errors import Cancelled, ModelError
+from segmamba.evaluation.metrics import dice_by_label
+from segmamba.inference import two_stage as vertebrae
+from segmamba.inference.model_grid import Box
+from segmamba.inference.preprocess import labels_on_input_grid
+from segmamba.io.volume import Geometry, Volume
+from segmamba.models.manifest import FineStage, Model, load_manifest
+from segmamba.networks import build_network
+from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM
+
+SPACING = (1.1, 0.9, 1.6)
+STAGE = {"in_channels": 1, "features": [8, 8, 8, 16, 16], "depths": [1, 1], "prior_tokens": 4}
+Draw = Callable[..., vertebrae.Drawn]
+
+
+@pytest.fixture(scope="module")
+def truth(shared: Path) -> sitk.Image:
+    """L3 to L5 of a real label map, on an oblique grid of flat voxels."""
+    found = sitk.DICOMOrient(sitk.ReadImage(str(shared / "data/labels/open/verse004_vertebrae.nii.gz")), "LPS")
+    # L3 to L5, with room around them.
+    found = sitk.Mask(found, found > 21)
+    levels = sitk.LabelShapeStatisticsImageFilter()
+    levels.Execute(found > 0)
+    x, y, z, *size = levels.GetBoundingBox(1)
+    found = sitk.ConstantPad(sitk.RegionOfInterest(found, size, (x, y, z)), [40] * 3, [40] * 3)
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(0.05, -0.06, 0.1)
+    size = [int(n * s / step) for n, s, step in zip(found.GetSize(), found.GetSpacing(), SPACING, strict=True)]
+    direction = turn.GetMatrix()
+    return sitk.Resample(
+        found,
+        size,
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        found.GetOrigin(),
+        SPACING,
+        direction,
+        0,
+        sitk.sitkUInt8,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tiny.write_model(tmp_path_factory.mktemp("model"))
+    found = load_manifest(path).model(tiny.MODEL_ID)
+    preprocessing = replace(found.preprocessing, spacing=(2.0, 2.0, 2.0), crop_above=None, orientation="LPS")
+    fine = FineStage((1.25, 1.25, 1.25), (32, 32, 32), 0.3, ("pieces",))
+    return replace(found, preprocessing=preprocessing, fine=fine)
+
+
+@pytest.fixture(scope="module")
+def devices() -> list[str]:
+    """Where each of the last call's passes was to run."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
+    """`vertebrae.draw` on an image of the truth's grid, with networks that answer from the truth, on the processor."""
+    rng = np.random.default_rng(0)
+    grids: list[Geometry] = []
+    to_model_grid = vertebrae.to_model_grid
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        image, grid = to_model_grid(*arguments, **options)
+        grids.append(grid.geometry)
+        return image, grid
+
+    def answer(
+        network: Any, image: torch.Tensor, patch: Any, overlap: Any, device: torch.device, *rest: Any, **options: Any
+    ) -> torch.Tensor:
+        grid = grids[-1]
+        devices.append(device.type)
+        options["devices"].append(torch.device("cpu"))
+        assert tuple(image.shape[:0:-1]) == grid.size
+        empty = sitk.Image(list(grid.size), sitk.sitkUInt8)
+        empty.SetOrigin(grid.origin)
+        empty.SetSpacing(grid.spacing)
+        labels = sitk.GetArrayFromImage(sitk.Resample(given[0], empty, sitk.Transform(), sitk.sitkNearestNeighbor))
+        simulated = simulated_answers.simulate(labels, grid.spacing[0], rng, offset_noise_mm=1.0, mask_noise=0.1)
+        result = torch.zeros(33, *labels.shape)
+        result[MASK] = torch.from_numpy(simulated.probabilities).float().clamp(min=1e-6).log()
+        result[OFFSET] = torch.from_numpy(simulated.offsets).float() / OFFSET_UNIT_MM
+        result[LEVELS] = torch.from_numpy(simulated.evidence).float()
+        return result if network is networks.coarse else result[:6]
+
+    given = [truth]
+    networks = build_network(
+        "spine_mamba_two_stage", coarse=STAGE | {"out_channels": 33}, fine=STAGE | {"out_channels": 6}
+    )
+
+    def run(
+        reference: sitk.Image = truth,
+        roi: Box | None = None,
+        refined: bool = False,
+        device: str = "cpu",
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> vertebrae.Drawn:
+        devices.clear()
+        given[0] = reference
+        geometry = Geometry(
+            reference.GetSize(), reference.GetSpacing(), reference.GetOrigin(), reference.GetDirection()
+        )
+        volume = Volume(sitk.GetArrayFromImage(reference).astype(np.int16), geometry, "CT")
+        here, notes = torch.device(device), []
+        return vertebrae.draw(
+            networks, volume, model, roi, refined, None, here, torch.float32, progress.append, cancelled, notes
+        )
+
+    progress: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vertebrae, "to_model_grid", noted)
+        patch.setattr(vertebrae, "predict", answer)
+        yield run
+
+
+@pytest.fixture(scope="module")
+def drawn(draw: Draw) -> vertebrae.Drawn:
+    return draw()
+
+
+def labels_of(drawn: vertebrae.Drawn) -> np.ndarray:
+    return labels_on_input_grid(drawn.probabilities, drawn.grid, drawn.values)[0]
+
+
+def test_labels_on_an_oblique_grid_are_those_of_the_truth(drawn: vertebrae.Drawn, truth: sitk.Image) -> None:
+    scores = dice_by_label(labels_of(drawn), sitk.GetArrayFromImage(truth))
+    assert set(scores) == {22, 23, 24}
+    assert min(scores.values()) > 0.9
+    numbering = drawn.findings["numbering"]
+    assert numbering["levels"].keys() == {str(level) for level in (22, 23, 24)}
+    assert all(0 <= probability <= 1 for probability in numbering["levels"].values())
+
+
+def test_the_fine_grid_covers_the_column_and_not_the_whole_volume(drawn: vertebrae.Drawn) -> None:
+    fine = np.prod(drawn.grid.geometry.size) * np.prod(drawn.grid.geometry.spacing)
+    whole = np.prod(drawn.grid.input.size) * np.prod(drawn.grid.input.spacing)
+    assert drawn.grid.geometry.spacing == (1.25, 1.25, 1.25)
+    assert drawn.coarse.geometry.spacing == (2.0, 2.0, 2.0)
+    assert fine < whole
+
+
+def test_outside_the_region_of_interest_nothing_is_labelled(draw: Draw, truth: sitk.Image) -> None:
+    middle = np.array(truth.TransformIndexToPhysicalPoint([n // 2 for n in truth.GetSize()]))
+    low, high = (middle - 45).tolist(), (middle + 45).tolist()
+    labels = labels_of(draw(roi=Box(tuple(low), tuple(high))))
+    places = np.argwhere(labels > 0)[:, ::-1]
+    assert len(places) > 1000
+    points = np.array([truth.TransformIndexToPhysicalPoint(place.tolist()) for place in places[::97]])
+    assert (points >= low).all()
+    assert (points <= high).all()
+
+
+def test_a_volume_without_vertebrae_gives_an_empty_segmentation(draw: Draw, truth: sitk.Image) -> None:
+    drawn = draw(truth * 0)
+    assert not labels_of(drawn).any()
+    assert not drawn.findings["numbering"]["certain"]
+    assert drawn.findings["numbering"]["levels"] == {}
+    assert len(drawn.devices) == 1
+
+
+def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(drawn: vertebrae.Drawn) -> None:
+    shape = drawn.grid.geometry.size[::-1]
+    probabilities, values = vertebrae.spread(np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
+    assert not labels_of(replace(drawn, probabilities=torch.from_numpy(probabilities), values=values)).any()
+
+
+def test_refinement_is_reported_only_where_it_is_on(draw: Draw, drawn: vertebrae.Drawn) -> None:
+    assert "refinement" not in drawn.findings
+    assert isinstance(draw(refined=True).findings["refinement"], list)
+
+
+def test_after_a_first_pass_that_ended_on_the_processor_the_second_one_starts_there(
+    draw: Draw, devices: list[str]
+) -> None:
+    drawn = draw(device="cuda")
+    assert devices == ["cuda", "cpu"]
+    assert drawn.devices == (torch.device("cpu"),) * 2
+
+
+def test_a_missing_shape_model_is_found_before_the_passes(
+    draw: Draw, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vertebrae, "SHAPES", "Resources/Models/none.safetensors")
+    with pytest.raises(ModelError, match="is no shape model"):
+        draw(refined=True)
+    assert devices == []
+
+
+def test_a_run_can_be_cancelled_between_finding_and_refining(
+    draw: Draw, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Cancelled):
+        draw(cancelled=lambda: len(devices) == 1)
+    assert devices == ["cpu"]
+    steps: list[str] = []
+    monkeypatch.setattr(vertebrae, "load_shapes", lambda _path: "shapes")
+    monkeypatch.setattr(vertebrae, "refine", lambda *arguments: steps.append("refine") or arguments[-1]())
+    with pytest.raises(Cancelled):
+        draw(refined=True, cancelled=lambda: bool(steps))
+
+
+def test_a_network_of_one_stage_is_refused(model: Model) -> None:
+    with pytest.raises(ModelError, match="has no two stages"):
+        vertebrae.draw(
+            torch.nn.Identity(),
+            Volume(np.zeros((4, 4, 4)), Geometry((4, 4, 4), (1.0,) * 3, (0.0,) * 3, (1, 0, 0, 0, 1, 0, 0, 0, 1))),
+            model,
+            None,
+            False,
+            None,
+            torch.device("cpu"),
+            torch.float32,
+            lambda fraction: None,
+            lambda: False,
+            [],
+        )
+
+
+def test_surfaces_are_smooth_and_numbers_sharp() -> None:
+    labels = np.zeros((1, 1, 8), np.uint8)
+    labels[0, 0, 2:4], labels[0, 0, 4:6] = 20, 21
+    bone = np.array([0.0, 0.3, 0.9, 0.8, 0.8, 0.2, 0.7, 0.0])[None, None]
+    probabilities, values = vertebrae.spread(labels, bone)
+    assert values == (0, 20, 21)
+    assert probabilities.sum(axis=0) == pytest.approx(np.ones((1, 1, 8)), abs=2e-3)
+    assert probabilities[1, 0, 0] == pytest.approx([0, 0.3, 0.9, 0.8, 0, 0, 0, 0], abs=1e-3)
+    # What the labels add is bone, and what they leave out is not.
+    assert probabilities[2, 0, 0] == pytest.approx([0, 0, 0, 0, 0.8, 0.51, 0.49, 0], abs=1e-3)
+
+
+def test_checkpoints_of_two_stages_are_told_by_their_weights() -> None:
+    from segmamba.networks.identify import expected_shapes, identify
+
+    arguments = {"coarse": STAGE | {"out_channels": 33}, "fine": STAGE | {"out_channels": 6}}
+    found = identify(expected_shapes("spine_mamba_two_stage", arguments))
+    assert found is not None
+    assert (found.architecture, found.in_channels, found.out_channels) == ("spine_mamba_two_stage", 1, 33)

@@ -1,0 +1,291 @@
+"""Finding and reading DICOM series: each series once, the right voxels at the right places, or one clear sentence."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.dicom_files import STORAGE, write_dataset, write_frames, write_slices
+from helpers.phantoms import rotation
+from pydicom.uid import EnhancedSRStorage, MediaStorageDirectoryStorage, generate_uid
+
+from segmamba.errors import InputError, InstallationError
+from segmamba.io.dicom_index import Series, find_series, read_series
+from segmamba.io.volume import Geometry, read_volume
+
+GEOMETRY = Geometry((9, 8, 10), (0.7, 0.8, 2.5), (-10.0, 20.5, -300.0), rotation(20, -15))
+# Sagittal slices, as MR of the spine has: x runs to posterior, y down, slices from left to right.
+SAGITTAL = Geometry((9, 8, 10), (0.9, 0.9, 4.0), (20.0, -70.0, 60.0), (0, 0, -1.0, 1.0, 0, 0, 0, -1.0, 0))
+
+
+def some_ct(seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1000, 1500, GEOMETRY.size[::-1]).astype(np.int16)
+
+
+def only(folder: Path) -> Series:
+    (series,) = find_series(folder)
+    return series
+
+
+def test_each_series_below_a_folder_is_found_once_with_its_names(tmp_path: Path) -> None:
+    write_slices(tmp_path / "a" / "deep", some_ct(), GEOMETRY)
+    write_slices(tmp_path / "b", some_ct(2), SAGITTAL, Modality="MR", SOPClassUID=STORAGE["MR"], SeriesNumber=7)
+    (tmp_path / "b" / "notes.txt").write_text("nothing")
+    first, second = find_series(tmp_path)
+    assert (first.modality, first.number, first.patient, first.study_date) == ("CT", 3, "P1", "20260102")
+    assert (second.modality, second.number, second.left_out) == ("MR", 7, None)
+    assert first.left_out is None and len(first.files) == 10 and first.uid != second.uid
+    assert first.title == f"CT series 'spine' (10 files in {tmp_path / 'a' / 'deep'})"
+
+
+def test_one_folder_may_hold_several_series_and_one_series_several_folders(tmp_path: Path) -> None:
+    files = write_slices(tmp_path, some_ct(), GEOMETRY)
+    write_slices(tmp_path, some_ct(2), GEOMETRY, start=100)
+    (tmp_path / "more").mkdir()
+    for file in files[:3]:
+        file.rename(tmp_path / "more" / file.name)
+    found = find_series(tmp_path)
+    assert sorted(len(series.files) for series in found) == [10, 10]
+    arrays = [read_series(series).array for series in found]
+    assert any(np.array_equal(array, some_ct()) for array in arrays)
+    assert any(np.array_equal(array, some_ct(2)) for array in arrays)
+
+
+def test_a_file_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    write_slices(tmp_path / "a", some_ct(), GEOMETRY)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    series = only(tmp_path)
+    assert len(series.files) == 10
+    np.testing.assert_array_equal(read_series(series).array, some_ct())
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRY, SAGITTAL], ids=["oblique", "sagittal"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_voxels_lie_where_the_files_say(tmp_path: Path, geometry: Geometry, backwards: bool) -> None:
+    array = some_ct()
+    order = slice(None, None, -1) if backwards else slice(None)
+    # The files' order says nothing: a stack that is written from its last slice on is the same volume.
+    last = (geometry.index_to_lps() @ [0, 0, len(array) - 1, 1])[:3]
+    direction = np.reshape(geometry.direction, (3, 3)) * ([1, 1, -1] if backwards else [1, 1, 1])
+    origin = tuple(last.tolist()) if backwards else geometry.origin
+    stored = Geometry(geometry.size, geometry.spacing, origin, tuple(direction.ravel().tolist()))
+    write_slices(tmp_path, array[order], stored)
+    volume = read_series(only(tmp_path))
+    np.testing.assert_array_equal(volume.array, array)
+    np.testing.assert_allclose(volume.geometry.index_to_lps(), geometry.index_to_lps(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "rescale",
+    [((1, 0),), ((2, -1024),), ((0.5, -1000),), ((1, -1024), (0.5, -1000), (0.25, -1000))],
+    ids=["none", "whole", "half", "of each slice"],
+)
+def test_slopes_and_intercepts_are_applied_slice_by_slice(
+    tmp_path: Path, rescale: tuple[tuple[float, float], ...]
+) -> None:
+    array = some_ct() // 2 * 2.0
+    write_slices(tmp_path, array, GEOMETRY, rescale)
+    np.testing.assert_allclose(read_series(only(tmp_path)).array, array, atol=1e-3)
+
+
+def test_the_first_slice_does_not_decide_what_values_the_others_can_have(tmp_path: Path) -> None:
+    array = np.abs(some_ct()) * 1.0
+    array[1:] = some_ct()[1:] + 0.25
+    # Stored without a sign: the first slice rescales to whole numbers from 0, and all others to less and to fractions.
+    rescale = ((1, 0), *[(0.25, -1000)] * 9)
+    write_slices(tmp_path, array, GEOMETRY, rescale, PixelRepresentation=0)
+    np.testing.assert_allclose(read_series(only(tmp_path)).array, array, atol=1e-3)
+
+
+LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
+    "localizer": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+    "scout by its name": ({"SeriesDescription": "Lat Scout 1.0"}, "localizer"),
+    "localizer by a part of its name": ({"SeriesDescription": "t2_localizers_3pl"}, "localizer"),
+    "survey of MR": ({"SeriesDescription": "Survey_32ch", "Modality": "MR", "SOPClassUID": STORAGE["MR"]}, "localizer"),
+    "reformat": ({"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED", "AVERAGE"]}, "another series.*reformatted"),
+    "projection": ({"ImageType": ["DERIVED", "PRIMARY", "MIP"]}, "another series.*mip"),
+    "reformat in two words": ({"ImageType": ["DERIVED", "SECONDARY", "OTHER", "CSA MPR"]}, "another series.*mpr"),
+    "positron": ({"Modality": "PT"}, "It is PT, and CT or MR is needed"),
+}
+
+
+@pytest.mark.parametrize(("tags", "reason"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_what_is_no_scan_is_left_out_with_the_reason(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY, **tags)
+    assert re.search(reason, str(only(tmp_path).left_out))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"ImageType": ["DERIVED", "SECONDARY"]}, {"SeriesDescription": "Low dose skeletal survey"}],
+    ids=["converted or anonymised", "survey of the skeleton"],
+)
+def test_scans_are_not_left_out_for_words_that_others_have_too(tmp_path: Path, tags: dict[str, Any]) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY, **tags)
+    assert only(tmp_path).left_out is None
+
+
+def test_one_scout_view_in_a_series_does_not_make_it_a_localizer(tmp_path: Path) -> None:
+    scout = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    write_slices(tmp_path, some_ct()[:1], SAGITTAL, SeriesInstanceUID="1.2.3", ImageType=scout)
+    write_slices(tmp_path, some_ct(), GEOMETRY, SeriesInstanceUID="1.2.3", start=100)
+    series = only(tmp_path)
+    assert series.left_out is None
+    with pytest.raises(InputError, match="scout view"):
+        read_series(series)
+
+
+def test_a_dose_report_is_left_out(tmp_path: Path) -> None:
+    tags = {"SOPClassUID": EnhancedSRStorage, "SOPInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+    write_dataset(tmp_path / "dose.dcm", {**tags, "Modality": "SR", "SeriesDescription": "Dose Report"})
+    assert only(tmp_path).left_out == "It is SR, and CT or MR is needed."
+
+
+def test_the_directory_of_a_disc_is_no_series(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY)
+    tags = {"SOPClassUID": MediaStorageDirectoryStorage, "SOPInstanceUID": generate_uid()}
+    write_dataset(tmp_path / "DICOMDIR", tags)
+    assert len(only(tmp_path).files) == 10
+
+
+def test_too_few_slices_are_left_out(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct()[:7], GEOMETRY)
+    assert only(tmp_path).left_out == "It has 7 slices, and at least 8 are needed."
+
+
+def test_a_damaged_header_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x02\x00\x00\x00UL\x04")
+    assert "broken.dcm" in str(only(tmp_path).left_out)
+
+
+def test_truncated_pixels_are_a_sentence(tmp_path: Path) -> None:
+    file = write_slices(tmp_path, some_ct(), GEOMETRY)[4]
+    file.write_bytes(file.read_bytes()[:-60])
+    with pytest.raises(InputError, match="without a readable image: remove it or export it again"):
+        read_series(only(tmp_path))
+
+
+@pytest.mark.parametrize("length", [300, -160, -60], ids=["in the header", "no pixels", "in the pixels"])
+@pytest.mark.parametrize("by", ["folder", "file"])
+def test_a_damaged_last_slice_is_not_passed_over(tmp_path: Path, length: int, by: str) -> None:
+    files = write_slices(tmp_path, some_ct(), GEOMETRY)
+    last = files[-1]  # in the order of the places
+    last.write_bytes(last.read_bytes()[:length])
+    with pytest.raises(InputError, match=f"{last.name} is damaged: copy"):
+        read_volume(tmp_path if by == "folder" else files[0])
+
+
+def test_documents_beside_a_scan_do_not_make_it_damaged(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY)
+    directory = {"SOPClassUID": MediaStorageDirectoryStorage, "SOPInstanceUID": generate_uid()}
+    write_dataset(tmp_path / "DICOMDIR", directory)
+    report = {"SOPClassUID": EnhancedSRStorage, "SOPInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+    write_dataset(tmp_path / "dose.dcm", {**report, "Modality": "SR"})
+    assert read_volume(tmp_path).array.shape == some_ct().shape
+
+
+def test_missing_slices_are_a_sentence(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY)[4].unlink()
+    with pytest.raises(InputError, match=r"CT series 'spine'.*lacks 1 slices: export the complete series"):
+        read_series(only(tmp_path))
+
+
+def test_uneven_slices_are_a_sentence(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct()[:6], GEOMETRY, SeriesInstanceUID="1.2.3")
+    x, y, z = (GEOMETRY.index_to_lps() @ [0, 0, 6.4, 1])[:3]
+    apart = Geometry(GEOMETRY.size, GEOMETRY.spacing, (x, y, z), GEOMETRY.direction)
+    write_slices(tmp_path, some_ct()[6:], apart, SeriesInstanceUID="1.2.3", start=100)
+    with pytest.raises(InputError, match="slices at uneven distances"):
+        read_series(only(tmp_path))
+
+
+def test_a_tilted_gantry_is_a_sentence(tmp_path: Path) -> None:
+    for k in range(10):
+        shifted = Geometry((9, 8, 1), (1.0, 1.0, 2.0), (0.0, 0.6 * k, 2.0 * k), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+        write_slices(tmp_path, some_ct()[k : k + 1], shifted, start=k, SeriesInstanceUID="1.2.3")
+    with pytest.raises(InputError, match="tilted gantry"):
+        read_series(only(tmp_path))
+
+
+def test_slices_shifted_in_the_middle_of_a_series_are_a_sentence(tmp_path: Path) -> None:
+    aside = GEOMETRY.index_to_lps() @ [4, 0, 4, 1]
+    shifted = Geometry((9, 8, 2), GEOMETRY.spacing, tuple(aside[:3].tolist()), GEOMETRY.direction)
+    rest = Geometry(
+        (9, 8, 4), GEOMETRY.spacing, tuple((GEOMETRY.index_to_lps() @ [0, 0, 6, 1])[:3]), GEOMETRY.direction
+    )
+    for start, part, array in ((0, GEOMETRY, some_ct()[:4]), (20, shifted, some_ct()[4:6]), (40, rest, some_ct()[6:])):
+        write_slices(tmp_path, array, part, start=start, SeriesInstanceUID="1.2.3")
+    with pytest.raises(InputError, match="slices aside of each other"):
+        read_series(only(tmp_path))
+
+
+def test_two_sizes_of_pixels_in_one_series_are_a_sentence(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct()[:5], GEOMETRY, SeriesInstanceUID="1.2.3")
+    x, y, z = (GEOMETRY.index_to_lps() @ [0, 0, 5, 1])[:3].tolist()
+    finer = Geometry((9, 8, 5), (0.5, 0.5, 2.5), (x, y, z), GEOMETRY.direction)
+    write_slices(tmp_path, some_ct()[5:], finer, SeriesInstanceUID="1.2.3", start=100)
+    with pytest.raises(InputError, match="different size or orientation"):
+        read_series(only(tmp_path))
+
+
+def test_pixels_without_a_size_are_a_sentence(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY, PixelSpacing=None)
+    with pytest.raises(InputError, match="does not say how large its pixels are"):
+        read_series(only(tmp_path))
+
+
+@pytest.mark.parametrize("order", [[*range(10)], [*range(9, -1, -1)], [3, 0, 1, 2, *range(4, 10)]])
+def test_frames_of_one_file_are_put_in_the_order_of_their_places(tmp_path: Path, order: list[int]) -> None:
+    write_frames(tmp_path / "enhanced.dcm", some_ct(), GEOMETRY, order=order)
+    volume = read_series(only(tmp_path))
+    np.testing.assert_array_equal(volume.array, some_ct())
+    np.testing.assert_allclose(volume.geometry.index_to_lps(), GEOMETRY.index_to_lps(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("order", "slopes", "lost", "said"),
+    [
+        ([0, 1, 2, 3, 6, 7, 8, 9], (1,), "", "lacks 2 slices"),
+        ([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], (1,), "", "5 slices at the place of another"),
+        ([*range(10)], (1, 0.5), "", "rescales its frames differently"),
+        ([*range(10)], (1,), "PlanePositionSequence", "does not say where its frames lie"),
+        ([*range(10)], (1,), "PixelMeasuresSequence", "does not say where its frames lie"),
+    ],
+)
+def test_frames_that_make_no_grid_are_a_sentence(
+    tmp_path: Path, order: list[int], slopes: tuple[float, ...], lost: str, said: str
+) -> None:
+    write_frames(tmp_path / "enhanced.dcm", some_ct(), GEOMETRY, order, slopes, lost)
+    with pytest.raises(InputError, match=said):
+        read_series(only(tmp_path))
+
+
+def test_mixed_orientations_in_one_series_are_a_sentence(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY, SeriesInstanceUID="1.2.3")
+    write_slices(tmp_path, some_ct()[:3], SAGITTAL, SeriesInstanceUID="1.2.3", start=100)
+    with pytest.raises(InputError, match="different size or orientation"):
+        read_series(only(tmp_path))
+
+
+def test_two_phases_in_one_series_are_a_sentence(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY, SeriesInstanceUID="1.2.3")
+    write_slices(tmp_path, some_ct(2), GEOMETRY, SeriesInstanceUID="1.2.3", start=100)
+    with pytest.raises(InputError, match="10 slices at the place of another"):
+        read_series(only(tmp_path))
+
+
+def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no folder"):
+        find_series(tmp_path / "nowhere")
+
+
+def test_a_missing_package_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(InstallationError, match="pip install"):
+        find_series(tmp_path)

@@ -1,0 +1,64 @@
+"""Measurements in the report of a run and as a file of their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+from helpers import tiny
+from helpers.phantoms import phantom
+
+from segmamba.cli import main as cli
+from segmamba.errors import OutputError
+from segmamba.io.volume import to_image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CT and a manifest of a tiny model."""
+    folder = tmp_path_factory.mktemp("case")
+    volume = phantom()
+    sitk.WriteImage(to_image(volume.array, volume.geometry), str(folder / "ct.nii.gz"))
+    tiny.write_model(folder)
+    return folder
+
+
+def segment(folder: Path, name: str, *more: str) -> int:
+    manifest = ("--manifest", str(folder / "manifest.json"))
+    paths = (str(folder / "ct.nii.gz"), "--output", str(folder / f"{name}.nrrd"))
+    return cli.main(["segment", *paths, "--in-process", "--device", "cpu", "--task", "vertebrae", *manifest, *more])
+
+
+def test_report_and_table_have_a_row_for_each_vertebra_that_was_found(folder: Path) -> None:
+    files = ("--report", str(folder / "r.json"), "--measurements", str(folder / "m.csv"))
+    assert segment(folder, "first", *files) == 0
+    report = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    rows = report["measurements"]
+    assert rows
+    for figure in ("value", "name", "volume_ml", "centroid_ras_mm", "at_border"):
+        assert [row[figure] for row in rows] == [segment[figure] for segment in report["segments"]]
+    with (folder / "m.csv").open(encoding="utf-8", newline="") as stream:
+        assert [line["name"] for line in csv.DictReader(stream)] == [row["name"] for row in rows]
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment(folder, "second", "--measurements", str(folder / "m.txt")) == OutputError.exit_code
+    assert "use .csv" in capsys.readouterr().err
+    assert not (folder / "second.nrrd").exists()
+
+
+def test_other_tasks_have_no_measurements(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_model(tmp_path, task="colorectal")
+    (tmp_path / "ct.nii.gz").symlink_to(folder / "ct.nii.gz")
+    manifest = ("--manifest", str(tmp_path / "manifest.json"), "--in-process", "--device", "cpu")
+    files = (str(tmp_path / "ct.nii.gz"), "--output", str(tmp_path / "o.nrrd"), "--report", str(tmp_path / "r.json"))
+    arguments = ["segment", *files, "--model", tiny.MODEL_ID, *manifest]
+    assert cli.main([*arguments, "--measurements", str(tmp_path / "m.csv")]) == OutputError.exit_code
+    assert "has no measurements" in capsys.readouterr().err
+    assert cli.main(arguments) == 0
+    assert "measurements" not in json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))

@@ -1,0 +1,390 @@
+"""Import of checkpoint files: the right model, exact weights, named differences, no code, nothing half done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny
+from helpers.repository import REPOSITORY
+
+from segmamba.cli import main as cli
+from segmamba.errors import Cancelled, ModelError, OutputError
+from segmamba.inference.pipeline import segment
+from segmamba.io.volume import Geometry, Volume
+from segmamba.models import install as installing
+from segmamba.models import store
+from segmamba.models.import_checkpoint import Intensities, import_checkpoint
+from segmamba.models.manifest import Manifest, load_manifest
+from segmamba.models.record import RECORD_NAME
+from segmamba.networks import build_network
+from segmamba.networks.checkpoint import load_state_dict, save_safetensors, write_safetensors
+from segmamba.networks.identify import differences, expected_shapes, identify
+from segmamba.networks.quantization import EIGHT_BIT
+
+OFFICIAL, BRATS = "segmamba-v2-colorectal-official", "segmamba-v2-brats2023-official"
+FIGURES = Intensities(-100.0, 200.0, 50.0, 40.0)
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """A tiny model whose file and hash are known, and one that a user brings."""
+    return load_manifest(tiny.write_model(tmp_path))
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    """Random weights of the tiny network, in the precision of a training."""
+    torch.manual_seed(7)
+    return dict(build_network("spine_mamba", **tiny.ARGUMENTS).state_dict())
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+@pytest.mark.parametrize("name", ["mine.pt", "mine.pth", "old.pt", "mine.safetensors"])
+def test_weights_come_through_exactly_from_every_kind_of_file(
+    manifest: Manifest, state: dict[str, torch.Tensor], tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        save_safetensors(state, path, dtype=torch.float32)
+    else:
+        prefixed = {"module": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+        torch.save(prefixed, path, _use_new_zipfile_serialization=name != "old.pt")
+    found = import_checkpoint(path, manifest, tiny.MISSING_ID)
+    assert found.path.suffix == ".safetensors"
+    assert found.origin == f"imported from {name}"
+    loaded = load_state_dict(found.path)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    assert store.verify(store.installed(manifest.model(tiny.MISSING_ID))) == found.sha256
+    assert files_in(store.models_folder()) == sorted([found.path.name, RECORD_NAME])
+
+
+def test_what_is_written_is_read_by_the_safetensors_package(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = {
+        "matrix": torch.arange(6.0).view(2, 3).T,
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "one": torch.tensor(5),
+        "none": torch.zeros(0, 4),
+    }
+    write_safetensors(state, tmp_path / "w.safetensors")
+    loaded = safetensors.load_file(str(tmp_path / "w.safetensors"))
+    assert all(torch.equal(loaded[key], value) and loaded[key].dtype == value.dtype for key, value in state.items())
+
+
+def test_model_is_told_by_its_weights_or_by_its_hash(manifest: Manifest, state: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(state, path)
+    with pytest.raises(ModelError, match=f"{tiny.MODEL_ID}, {tiny.MISSING_ID}: say which it is with --as"):
+        import_checkpoint(path, manifest)
+    assert import_checkpoint(tmp_path / "tiny.safetensors", manifest).model.id == tiny.MODEL_ID
+    only = Manifest(manifest.models[1:])
+    assert import_checkpoint(path, only).model.id == tiny.MISSING_ID
+
+
+def test_other_weights_are_not_taken_for_a_published_checkpoint(manifest: Manifest, state: Any, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pt"
+    torch.save(state, path)
+    with pytest.raises(ModelError, match="is not its checkpoint of version 1 .*--checkpoint"):
+        import_checkpoint(path, manifest, tiny.MODEL_ID)
+    assert files_in(store.models_folder()) == []
+
+
+def test_every_kind_of_difference_is_named_with_its_first_weight(
+    manifest: Manifest, state: dict[str, torch.Tensor], tmp_path: Path, models: Path
+) -> None:
+    path = tmp_path / "mine.pt"
+    del state["out.conv.conv.bias"]
+    state["extra"] = torch.zeros(1)
+    state["encoders.0.conv2.conv.weight"] = torch.zeros(8, 8, 1, 1, 1)
+    torch.save(state, path)
+    with pytest.raises(ModelError) as caught:
+        import_checkpoint(path, manifest, tiny.MISSING_ID)
+    message = str(caught.value)
+    assert "1 missing, first out.conv.conv.bias; 1 unexpected, first extra; 1 of another shape, first enc" in message
+    assert "encoders.0.conv2.conv.weight with 8x8x1x1x1 where the network has 8x8x3x3x3" in message
+    assert "It seems to be spine_mamba with 1 input and 4 output channels" in message
+    assert not models.exists()
+
+
+def test_file_renamed_to_a_wrong_model_is_found_out(manifest: Manifest, tmp_path: Path) -> None:
+    other = build_network("spine_mamba", **{**tiny.ARGUMENTS, "in_channels": 2, "out_channels": 5})
+    path = tmp_path / "missing.pt"
+    torch.save(other.state_dict(), path)
+    for name in (None, tiny.MISSING_ID):
+        with pytest.raises(ModelError, match="spine_mamba with 2 input and 5 output channels"):
+            import_checkpoint(path, manifest, name)
+    # Put in place by hand it goes no further either.
+    folder = store.model_folder(manifest.model(tiny.MISSING_ID))
+    folder.mkdir(parents=True)
+    path.rename(folder / "missing.pt")
+    with pytest.raises(ModelError, match="belongs to another architecture or other arguments"):
+        segment(a_volume(), manifest.model(tiny.MISSING_ID))
+
+
+def test_weights_of_something_else_are_told_apart_from_a_damaged_file(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "resnet.pt"
+    torch.save({"fc.weight": torch.zeros(3)}, path)
+    with pytest.raises(ModelError, match="fits no model of the manifest: it is no network that this software knows"):
+        import_checkpoint(path, manifest)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="is damaged"):
+        import_checkpoint(path, manifest)
+
+
+class RunsCode:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return (os.mkdir, (str(self.mark),))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_that_wants_to_run_code_is_refused_and_never_run(
+    manifest: Manifest, state: dict[str, Any], tmp_path: Path, zipped: bool, models: Path
+) -> None:
+    path, mark = tmp_path / "mine.pt", tmp_path / "the code ran"
+    torch.save({**state, "extra": RunsCode(mark)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelError, match="holds more than weights"):
+        import_checkpoint(path, manifest, tiny.MISSING_ID)
+    assert not mark.exists()
+    assert not models.exists()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused_and_nothing_stays(
+    manifest: Manifest, state: dict[str, torch.Tensor], tmp_path: Path, bad: float
+) -> None:
+    path = tmp_path / "mine.pt"
+    state["out.conv.conv.bias"][0] = bad
+    torch.save(state, path)
+    with pytest.raises(ModelError, match=r"'out.conv.conv.bias' has NaN or infinity"):
+        import_checkpoint(path, manifest, tiny.MISSING_ID)
+    assert files_in(store.models_folder()) == []
+
+
+def test_cancelled_or_too_large_import_keeps_what_was_there(
+    manifest: Manifest, state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(state, path)
+    before = import_checkpoint(path, manifest, tiny.MISSING_ID)
+    torch.save({key: value + 1 for key, value in state.items()}, path)
+    steps: list[str] = []
+    with pytest.raises(Cancelled):
+        import_checkpoint(
+            path, manifest, tiny.MISSING_ID, None, lambda stage, _: steps.append(stage), lambda: "convert" in steps
+        )
+    with monkeypatch.context() as patch:
+        patch.setattr(installing, "DISK_RESERVE", 1 << 60)
+        with pytest.raises(OutputError, match="free some space"):
+            import_checkpoint(path, manifest, tiny.MISSING_ID)
+    assert files_in(store.models_folder()) == sorted([before.path.name, RECORD_NAME])
+    assert store.verify(store.installed(before.model)) == before.sha256
+    after = import_checkpoint(path, manifest, tiny.MISSING_ID)
+    assert files_in(store.models_folder()) == sorted([after.path.name, RECORD_NAME])
+    assert after.path != before.path
+
+
+def a_volume(size: int = 28, spacing: tuple[float, float, float] = (4.0, 4.0, 4.0)) -> Volume:
+    random = np.random.default_rng(0)
+    array = random.integers(-1000, 1000, (size // 2, size, size)).astype(np.int16)
+    return Volume(array, Geometry((size, size, size // 2), spacing, (0.0, 0.0, 0.0), tuple(np.eye(3).ravel())), "CT")
+
+
+def test_given_intensities_are_kept_used_and_reported_and_an_estimate_is_marked(
+    manifest: Manifest, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(state, path)
+    model = manifest.model(tiny.MISSING_ID)
+    import_checkpoint(path, manifest, tiny.MISSING_ID)
+    estimate = segment(a_volume(), model).report["model"]
+    assert estimate["estimated"] == "the weights are random"
+    assert estimate["intensities"][0]["low"] == -1000.0
+    found = import_checkpoint(path, manifest, tiny.MISSING_ID, FIGURES)
+    assert store.configured(model, found).preprocessing.channels[0].low == FIGURES.low
+    given = segment(a_volume(), model).report["model"]
+    assert given["estimated"] is None
+    assert given["intensities"] == [{"kind": "clip", "low": -100.0, "high": 200.0, "mean": 50.0, "std": 40.0}]
+
+
+def test_intensities_that_cannot_be_right_are_refused(manifest: Manifest, tmp_path: Path) -> None:
+    for figures in ((200.0, -100.0, 0.0, 1.0), (0.0, 1.0, 0.0, 0.0), (0.0, math.nan, 0.0, 1.0)):
+        with pytest.raises(ModelError, match="cannot be right"):
+            Intensities(*figures)
+    bundled = load_manifest()
+    path = REPOSITORY / "Resources/Models/spinemamba.safetensors"
+    with pytest.raises(ModelError, match="takes no intensity figures of yours: leave out --clip"):
+        import_checkpoint(path, bundled, intensities=FIGURES)
+
+
+def test_command_line_imports_lists_verifies_and_notes_the_estimate(
+    manifest: Manifest, state: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(state, path)
+    run = ["models", "--manifest", str(tmp_path / "manifest.json")]
+    assert cli.main([*run, "import", str(path), "--as", tiny.MISSING_ID]) == 0
+    assert "Note: the weights are random; if you know them, import again with them (--clip" in capsys.readouterr().out
+    figures = ["--clip", "-100", "200", "--mean", "50", "--std", "40"]
+    assert cli.main([*run, "import", str(path), "--as", tiny.MISSING_ID, *figures]) == 0
+    assert "Note" not in capsys.readouterr().out
+    assert cli.main([*run, "list"]) == 0
+    assert "imported from mine.pt" in capsys.readouterr().out
+    assert cli.main([*run, "verify"]) == 0
+    assert capsys.readouterr().out.count("OK  ") == 2
+    assert cli.main([*run, "import", str(path), "--clip", "1", "2"]) == ModelError.exit_code
+    assert "belong together" in capsys.readouterr().err
+    store.installed(manifest.model(tiny.MISSING_ID)).path.write_bytes(b"damaged")
+    assert cli.main([*run, "verify", tiny.MISSING_ID]) == ModelError.exit_code
+    assert "FAIL  tiny-missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("architecture", ["spine_mamba", "segmamba_v2_release", "segmamba_v2_paper"])
+def test_network_is_told_by_its_names_and_shapes(architecture: str) -> None:
+    shapes = expected_shapes(architecture, {"in_channels": 3, "out_channels": 7})
+    assert str(identify(shapes)) == f"{architecture} with 3 input and 7 output channels"
+    assert differences(shapes, shapes) == ()
+
+
+@pytest.fixture
+def small_official(tmp_path: Path) -> Path:
+    """The software's own manifest, in which the released networks are narrow."""
+    root = REPOSITORY
+    content = json.loads((root / "weights_manifest.json").read_text(encoding="utf-8"))
+    for entry in content["models"]:
+        if entry["architecture"] == "segmamba_v2_release":
+            entry["arguments"] |= {"feat_size": [8, 8, 16, 16], "hidden_size": 16, "depths": [1, 1, 1, 1]}
+    path = tmp_path / "official.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_brats_checkpoint_is_recognised_kept_carried_and_refused_for_a_run(
+    small_official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = load_manifest(small_official).entry(BRATS)
+    weights = dict(build_network(listed.architecture, **listed.arguments).state_dict())
+    checkpoint = tmp_path / "final_model.pt"
+    torch.save({"module": weights}, checkpoint)
+    run = ["models", "--manifest", str(small_official)]
+    assert cli.main([*run, "import", str(checkpoint)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"Installed: {BRATS}, imported from final_model.pt")
+    assert "Note: It is kept, but cannot be used: it needs four co-registered MR volumes" in said
+    kept = load_state_dict(store.installed(listed).path)
+    assert kept.keys() == weights.keys()
+    assert all(torch.equal(kept[name], value) for name, value in weights.items())
+    assert cli.main([*run, "import", str(checkpoint), "--clip", "0", "1", "--mean", "0", "--std", "1"]) == 4
+    assert "takes no intensity figures" in capsys.readouterr().err
+    assert cli.main([*run, "verify", BRATS]) == 0
+    assert cli.main([*run, "bundle", str(tmp_path / "b.zip")]) == 0
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "elsewhere"))
+    assert cli.main([*run, "import", str(tmp_path / "b.zip")]) == 0
+    assert cli.main([*run, "path", BRATS]) == 0
+    capsys.readouterr()
+    volume = ["segment", "mr.nii", "-o", str(tmp_path / "out.nii"), "--in-process", "--manifest", str(small_official)]
+    assert cli.main([*volume, "--model", BRATS]) == ModelError.exit_code
+    said = capsys.readouterr().err
+    assert "cannot be used: it needs four co-registered MR volumes" in said and said.count("\n") == 1
+    assert cli.main([*run, "remove", BRATS]) == 0
+
+
+@pytest.fixture
+def room() -> Iterator[Path]:
+    """A folder for large files, which goes at once."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+# Not getrusage's figure: that begins with the peak of the process that started this one.
+PEAK = """
+import re, sys
+from pathlib import Path
+from segmamba.models.import_checkpoint import import_checkpoint
+from segmamba.models.manifest import load_manifest
+from segmamba.networks import build_network, checkpoint, identify
+import filelock, safetensors.torch
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+before = peak()
+import_checkpoint(Path(sys.argv[1]), load_manifest(Path(sys.argv[2])))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
+def test_full_size_released_network_is_imported_within_twice_its_size_and_runs(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = REPOSITORY
+    shapes = json.loads((root / "Testing/data/segmamba_v2_release_state_dict_shapes.json").read_text())
+    torch.manual_seed(0)
+    state = {name: torch.randn(shape).mul_(0.01) for name, shape in shapes.items()}
+    checkpoint = room / "final_model.pt"
+    torch.save({"module": {f"module.{name}": value for name, value in state.items()}}, checkpoint)
+    content = json.loads((root / "weights_manifest.json").read_text(encoding="utf-8"))
+    # A window that a processor computes in a moment.
+    next(entry for entry in content["models"] if entry["id"] == OFFICIAL)["patch"] = [32, 32, 32]
+    manifest = room / "manifest.json"
+    manifest.write_text(json.dumps(content))
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(room / "store"))
+    environment = {**os.environ, "PYTHONPATH": str(root / "SegMambaSlicer")}
+    command = [sys.executable, "-c", PEAK, str(checkpoint), str(manifest)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    size = checkpoint.stat().st_size
+    assert size > 500e6
+    # The mapped file counts: less than most of it would mean that nothing was measured.
+    assert 0.8 * size < int(done.stdout) < 2 * size
+    model = load_manifest(manifest).model(OFFICIAL)
+    loaded = load_state_dict(store.installed(model).path)
+    assert list(loaded) == list(state)
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    result = segment(a_volume(28, (0.8, 0.8, 3.75)), model)
+    assert set(np.unique(result.labels)) <= {0, 1}
+    assert (
+        result.report["model"]["checkpoint_sha256"]
+        == hashlib.sha256(store.installed(model).path.read_bytes()).hexdigest()
+    )
+    assert "estimate" in result.report["model"]["estimated"]
+
+
+def test_a_checkpoint_in_eight_bits_is_imported_by_its_hash_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled = load_manifest()
+    model = bundled.default("vertebrae")
+    path = REPOSITORY / str(model.file.bundled)
+    with pytest.importorskip("safetensors").safe_open(path, "pt") as file:
+        assert file.metadata()["storage"] == EIGHT_BIT
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
+    found = import_checkpoint(path, bundled)
+    assert found.model is model and found.source_sha256 == model.file.sha256
+    store.verify(found)
+    ours, theirs = load_state_dict(found.path), load_state_dict(path)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and len(ours) == len(theirs)

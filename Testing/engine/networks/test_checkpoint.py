@@ -1,0 +1,202 @@
+"""Checkpoint files: what is written comes back, and every mismatch is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from segmamba.errors import ModelError
+from segmamba.networks.checkpoint import load_state_dict, load_weights, save_in_eight_bits, save_safetensors
+from segmamba.networks.quantization import in_eight_bits, restored
+from segmamba.training import quantize
+
+
+@pytest.fixture
+def a_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2))
+
+
+def test_safetensors_come_back_in_half_precision_with_metadata(a_network: nn.Module, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    path = tmp_path / "model.safetensors"
+    save_safetensors(a_network, path, metadata={"architecture": "spine_mamba"})
+    state = load_state_dict(path)
+    assert state["0.weight"].dtype == torch.float16
+    assert state["1.num_batches_tracked"].dtype == torch.int64
+    assert torch.equal(state["0.weight"], a_network.state_dict()["0.weight"].half())
+    with safetensors.safe_open(path, "pt") as opened:
+        assert opened.metadata() == {"architecture": "spine_mamba"}
+
+
+def test_half_precision_weights_load_into_a_float32_network(a_network: nn.Module) -> None:
+    state = {name: value.half() for name, value in a_network.state_dict().items()}
+    other = nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2))
+    load_weights(other, state)
+    assert other[0].weight.dtype == torch.float32
+    assert torch.equal(other[0].weight, state["0.weight"].float())
+
+
+@pytest.mark.parametrize("wrapper", ["module", "model", "state_dict", None])
+def test_wrapped_and_prefixed_torch_files_are_unwrapped(a_network: nn.Module, tmp_path: Path, wrapper) -> None:
+    state = {f"module.{name}": value for name, value in a_network.state_dict().items()}
+    path = tmp_path / "model.pt"
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, path)
+    load_weights(a_network, load_state_dict(path))
+    assert list(load_state_dict(path)) == list(a_network.state_dict())
+
+
+def test_missing_unexpected_and_misshapen_weights_are_named(a_network: nn.Module) -> None:
+    state = dict(a_network.state_dict())
+    with pytest.raises(ModelError, match="weight 'head.weight' has no place"):
+        load_weights(a_network, {**state, "head.weight": torch.zeros(1)})
+    with pytest.raises(ModelError, match=r"weight '0.bias' has the shape \(5,\) where the network has \(2,\)"):
+        load_weights(a_network, {**state, "0.bias": torch.zeros(5)})
+    del state["1.weight"]
+    with pytest.raises(ModelError, match="has no weight '1.weight'"):
+        load_weights(a_network, state)
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="weight 'w' is not finite in torch.float16"):
+        save_safetensors({"w": torch.tensor([1e6])}, tmp_path / "model.safetensors")
+
+
+def test_absent_file_is_a_clear_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no checkpoint file"):
+        load_state_dict(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_damaged_file_is_a_clear_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"not a checkpoint at all")
+    with pytest.raises(ModelError, match="is damaged"):
+        load_state_dict(tmp_path / name)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (print, ("code from the checkpoint ran",))
+
+
+def test_torch_file_with_code_is_refused_and_the_code_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"w": torch.zeros(1), "extra": RunsCode()}, path)
+    with pytest.raises(ModelError, match="holds more than weights"):
+        load_state_dict(path)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_file_without_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(ModelError, match="holds no network weights"):
+        load_state_dict(path)
+
+
+@pytest.fixture
+def a_large_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "conv.weight": torch.randn(64, 32, 3, 3, 3) * torch.linspace(0.01, 10, 64)[:, None, None, None, None],
+        "up.weight": torch.randn(64, 32, 2, 2, 2),
+        "linear.weight": torch.randn(128, 256),
+        "linear.bias": torch.randn(128),
+        "mamba.A_log": torch.randn(2048, 16),
+        "mamba.conv1d.weight": torch.randn(256, 1, 4),
+        "count": torch.tensor(7),
+    }
+
+
+def test_weights_stored_in_eight_bits_come_back_within_half_a_step_of_their_row(
+    a_large_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_in_eight_bits(a_large_state, tmp_path / "w.safetensors")
+    state = load_state_dict(tmp_path / "w.safetensors")
+    assert {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in a_large_state.items()}
+    for name in ("conv.weight", "up.weight", "linear.weight"):
+        rows, back = a_large_state[name].flatten(1), state[name].flatten(1)
+        assert back.dtype == torch.float32
+        steps = rows.abs().amax(dim=1, keepdim=True) / 127
+        assert ((back - rows).abs() <= 0.5001 * steps).all()
+        assert not torch.equal(back, rows)
+    for name in ("linear.bias", "mamba.A_log", "mamba.conv1d.weight", "count"):
+        assert torch.equal(state[name], a_large_state[name].half() if name != "count" else a_large_state[name])
+
+
+def test_eight_bits_take_half_the_space_of_half_precision(
+    a_large_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    large = {name: value for name, value in a_large_state.items() if value.dim() > 1 and name.endswith("r.weight")}
+    save_safetensors(large, tmp_path / "half.safetensors")
+    save_in_eight_bits(large, tmp_path / "eight.safetensors")
+    sizes = [(tmp_path / name).stat().st_size for name in ("eight.safetensors", "half.safetensors")]
+    assert sizes[0] < 0.52 * sizes[1]
+
+
+def test_eight_bits_of_the_same_weights_are_the_same_file(
+    a_large_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for path in paths:
+        save_in_eight_bits(a_large_state, path)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_a_file_in_eight_bits_is_stored_again_without_further_loss(
+    a_large_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_in_eight_bits(a_large_state, tmp_path / "once.safetensors")
+    once = load_state_dict(tmp_path / "once.safetensors")
+    save_in_eight_bits(once, tmp_path / "twice.safetensors")
+    twice = load_state_dict(tmp_path / "twice.safetensors")
+    assert all(torch.allclose(once[name], twice[name], rtol=1e-6, atol=0) for name in once)
+
+
+def test_a_row_of_zeros_survives_eight_bits() -> None:
+    weight = torch.randn(128, 256)
+    weight[3] = 0
+    state = restored(in_eight_bits({"a.weight": weight}))
+    assert (state["a.weight"][3] == 0).all() and state["a.weight"].isfinite().all()
+
+
+def test_weights_that_eight_bits_cannot_hold_are_refused() -> None:
+    for name, value in (("a.weight", torch.full((128, 256), torch.nan)), ("a.bias", torch.tensor([1e6]))):
+        with pytest.raises(ModelError, match=f"'{name}' is not finite"):
+            in_eight_bits({name: value})
+
+
+def test_scales_that_are_missing_or_too_few_are_a_clear_sentence() -> None:
+    stored = in_eight_bits({"a.weight": torch.randn(128, 256)})
+    scales = stored.pop("a.weight.scales")
+    with pytest.raises(ModelError, match=r"'a.weight' has not one scale a row"):
+        restored(stored)
+    with pytest.raises(ModelError, match=r"'a.weight' has not one scale a row"):
+        restored(stored | {"a.weight.scales": scales[:5]})
+
+
+def test_a_storage_of_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors.torch").save_file(
+        {"w": torch.zeros(2)}, str(tmp_path / "w.safetensors"), metadata={"storage": "four bits"}
+    )
+    with pytest.raises(ModelError, match=r"'four bits'\): update"):
+        load_state_dict(tmp_path / "w.safetensors")
+
+
+def test_the_command_stores_a_checkpoint_in_eight_bits_and_any_network_still_loads_it_strictly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = nn.Sequential(nn.Conv3d(16, 64, 3), nn.BatchNorm3d(64))
+    save_safetensors(network, tmp_path / "half.safetensors")
+    assert quantize.main([str(tmp_path / "half.safetensors"), str(tmp_path / "eight.safetensors")]) == 0
+    assert "SHA-256" in capsys.readouterr().out
+    load_weights(network, load_state_dict(tmp_path / "eight.safetensors"))
+    with pytest.raises(ModelError, match="another architecture"):
+        load_weights(nn.Sequential(nn.Conv3d(16, 32, 3)), load_state_dict(tmp_path / "eight.safetensors"))
+    assert quantize.main([str(tmp_path / "none.pt"), str(tmp_path / "out.safetensors")]) == ModelError.exit_code
+    assert capsys.readouterr().err.count("\n") == 1

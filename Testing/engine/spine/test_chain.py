@@ -1,0 +1,263 @@
+"""Numbering a column from evidence and distances."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from helpers.simulated_answers import centroids, load, whole_levels
+
+from segmamba.spine.chain import CERTAIN, number
+from segmamba.spine.levels import (
+    DISTANCE_SPREAD,
+    DISTANCES_MM,
+    L6,
+    SACRUM,
+    SACRUM_MM,
+    SACRUM_TOP_MM,
+    fit_distances,
+    level_name,
+)
+
+WHOLE = list(range(1, 25))
+
+
+def column(levels: list[int], scale: float = 1.0) -> np.ndarray:
+    """Return centres on a straight line, as far apart as the levels say."""
+    depth = scale * np.r_[0.0, np.cumsum(DISTANCES_MM)]
+    return np.array([[-depth[level - 1], 0.0, 0.0] for level in levels])
+
+
+def evidence(claims: list[int], sureness: float = 0.8) -> np.ndarray:
+    """Return the evidence of a network that claims these levels."""
+    shares = np.full((len(claims), SACRUM), (1 - sureness) / (SACRUM - 1))
+    shares[np.arange(len(claims)), np.array(claims) - 1] = sureness
+    return np.log(shares)
+
+
+def numbered(
+    levels: list[int],
+    claims: list[int],
+    sacrum: bool = False,
+    scale: float = 1.0,
+    sureness: float = 0.8,
+    ribs: list[float] | None = None,
+):
+    centres = column(levels, scale)
+    below = centres[-1] - [SACRUM_MM * scale, 0.0, 0.0] if sacrum else None
+    found = None if ribs is None else np.array(ribs)
+    return number(evidence(claims, sureness), centres, np.full(len(levels), 30.0), below, ribs=found)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
+def test_right_evidence_gives_the_right_levels_in_small_and_tall_people(scale: float) -> None:
+    numbering = numbered(WHOLE, WHOLE, sacrum=True, scale=scale)
+    assert numbering.levels.tolist() == WHOLE
+    assert numbering.certain and numbering.reason == "" and numbering.variants == ()
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+@pytest.mark.parametrize("start", [8, 12, 16, 20])
+def test_evidence_that_is_off_by_one_from_a_level_down_is_corrected_where_both_ends_are_in_view(
+    start: int, by: int
+) -> None:
+    claims = [level if level < start else level + by for level in WHOLE]
+    numbering = numbered(WHOLE, claims, sacrum=True)
+    assert numbering.levels.tolist() == WHOLE
+    assert numbering.certain
+
+
+def test_a_slip_in_the_thorax_without_a_landmark_is_never_called_certain() -> None:
+    levels = list(range(10, 18))
+    numbering = numbered(levels, [10, 11, 12, 13, 15, 16, 17, 18])
+    assert not numbering.certain
+    assert numbering.runner_up is not None and numbering.runner_up_probability > 0.05
+
+
+def test_five_thoracic_vertebrae_are_not_certain_and_the_reason_says_why() -> None:
+    numbering = numbered([11, 12, 13, 14, 15], [11, 12, 13, 14, 15])
+    assert not numbering.certain and numbering.probability < CERTAIN
+    assert "neither C1, C2, the first or last rib nor the sacrum is clearly in view" in numbering.reason
+    assert "T4 could be T" in numbering.reason
+
+
+def test_evidence_that_says_nothing_leaves_all_numberings_open() -> None:
+    numbering = numbered([11, 12, 13, 14, 15], [11, 12, 13, 14, 15], sureness=1 / SACRUM)
+    assert numbering.probability < 0.3 and (numbering.confidence < 0.3).all()
+
+
+def test_single_wrong_answers_do_not_break_the_order() -> None:
+    levels = list(range(18, 25))
+    assert numbered(levels, [18, 20, 20, 21, 22, 24, 24], sacrum=True).levels.tolist() == levels
+
+
+def test_a_vertebra_that_was_not_found_leaves_a_gap_in_the_numbers() -> None:
+    levels = [18, 19, 20, 22, 23, 24]
+    numbering = numbered(levels, levels, sacrum=True)
+    assert numbering.levels.tolist() == levels
+    assert numbering.variants == ("Between L1 and L3 no L2 was found.",)
+
+
+def test_evidence_alone_makes_no_gap_where_the_distance_has_none() -> None:
+    levels = list(range(15, 25))
+    claims = [level - (level < 19) for level in levels]
+    assert numbered(levels, claims, sacrum=True).levels.tolist() == levels
+
+
+def test_a_doubled_vertebra_is_counted_once() -> None:
+    levels = list(range(18, 25))
+    centres = column(levels)
+    centres = np.insert(centres, 3, (centres[2] + centres[3]) / 2, axis=0)
+    sacrum = centres[-1] - [SACRUM_MM, 0, 0]
+    claims = [18, 19, 20, 20, 21, 22, 23, 24]
+    numbering = number(evidence(claims), centres, np.full(8, 30.0), sacrum)
+    assert numbering.levels.tolist() == [18, 19, 20, 0, 21, 22, 23, 24]
+
+
+def test_two_vertebrae_found_as_one_do_not_shift_the_numbers_below() -> None:
+    levels = [level for level in WHOLE if level not in (5, 12)]
+    centres = column(levels)
+    for merged in (4, 11):  # in the middle between the level and the one below it
+        centres[levels.index(merged)] -= [DISTANCES_MM[merged - 1] / 2, 0, 0]
+    numbering = number(evidence(levels), centres, np.full(len(levels), 30.0))
+    assert numbering.levels.tolist()[5:9] == levels[5:9] and numbering.levels.tolist()[12:] == levels[12:]
+
+
+def test_a_sixth_lumbar_vertebra_is_reported_as_a_variant() -> None:
+    levels = list(range(15, L6 + 1))
+    numbering = numbered(levels, levels, sacrum=True)
+    assert numbering.levels.tolist() == levels
+    assert "sixth lumbar" in numbering.variants[0]
+
+
+def test_a_column_without_t12_is_reported_as_a_variant() -> None:
+    levels = [14, 15, 16, 17, 18, 20, 21, 22, 23, 24]
+    centres = column([14, 15, 16, 17, 18, 19, 20, 21, 22, 23])
+    numbering = number(evidence(levels), centres, np.full(10, 30.0), centres[-1] - [SACRUM_MM, 0, 0])
+    assert numbering.levels.tolist() == levels
+    assert numbering.variants == ("There is no T12: L1 follows T11.",)
+
+
+def test_the_sacrum_makes_the_vertebra_above_it_l5_against_weak_evidence() -> None:
+    levels = [21, 22, 23, 24]
+    claims = [20, 21, 22, 23]
+    assert numbered(levels, claims, sacrum=True, sureness=0.4).levels.tolist() == levels
+    assert numbered(levels, claims, sacrum=False, sureness=0.4).levels.tolist() == claims
+
+
+def test_the_centroid_of_a_sacrum_that_is_cut_may_be_nearer_to_l5() -> None:
+    levels = [19, 20, 21, 22, 23, 24]
+    centres, claims = column(levels), evidence([19, 20, 21, 22, 23, 24], 0.4)
+    below = centres[-1] - [SACRUM_TOP_MM, 0.0, 0.0]
+    whole, cut = (number(claims, centres, np.full(6, 30.0), below, sacrum_cut=c) for c in (False, True))
+    assert cut.levels.tolist() == levels
+    assert cut.probability > whole.probability
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+@pytest.mark.parametrize("missed", [[], [19], [14, 15]])
+def test_ribs_mend_evidence_that_is_off_by_one(by: int, missed: list[int]) -> None:
+    levels = list(range(7, 22))  # C7 to L2
+    claims = [level + by for level in levels]
+    ribs = [float(8 <= level <= 19 and level not in missed) for level in levels]
+    assert numbered(levels, claims).levels.tolist() == claims
+    assert numbered(levels, claims, ribs=ribs).levels.tolist() == levels
+
+
+@pytest.mark.parametrize(
+    ("levels", "sacrum", "ribs", "landmark"),
+    [
+        (range(1, 9), False, None, True),
+        (range(2, 12), False, None, True),
+        (range(15, 25), True, None, True),
+        (range(9, 22), False, None, False),
+        (range(9, 22), False, range(8, 20), True),
+        (range(7, 18), False, range(8, 20), True),
+        (range(8, 20), False, range(8, 20), False),  # all with ribs: neither the first nor the last one is told
+    ],
+)
+def test_numbers_are_certain_only_with_a_landmark(levels, sacrum, ribs, landmark) -> None:
+    bears = None if ribs is None else [float(level in ribs) for level in levels]
+    numbering = numbered(list(levels), list(levels), sacrum=sacrum, sureness=0.95, ribs=bears)
+    assert numbering.levels.tolist() == list(levels)
+    assert numbering.probability >= CERTAIN
+    assert numbering.certain == landmark
+
+
+def test_ribs_make_right_evidence_more_certain() -> None:
+    levels = list(range(14, 22))
+    without, with_ribs = (numbered(levels, levels, ribs=r) for r in (None, [float(level <= 19) for level in levels]))
+    assert with_ribs.probability > without.probability + 0.01
+
+
+def test_where_no_rib_was_found_at_all_the_evidence_still_counts() -> None:
+    levels = list(range(8, 20))
+    assert numbered(levels, levels, ribs=[0.0] * 12).levels.tolist() == levels
+
+
+def test_ribs_that_cannot_be_seen_change_nothing() -> None:
+    levels = list(range(12, 22))
+    one, other = numbered(levels, levels), numbered(levels, levels, ribs=[np.nan] * 10)
+    assert other.probability == pytest.approx(one.probability)
+
+
+def test_the_probabilities_are_those_of_all_numberings_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Three vertebrae, no slips and one scale: all sequences can be listed.
+    from segmamba.spine import chain
+
+    monkeypatch.setattr(chain, "FIRST_SLIP", {0: 1.0, 1: 0.0, 2: 0.0})
+    monkeypatch.setattr(chain, "NEXT_SLIP", {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 0.0})
+    monkeypatch.setattr(chain, "SCALES", np.array([0.0]))
+    rng = np.random.default_rng(0)
+    claims = rng.normal(0, 2, (3, SACRUM))
+    centres = column([17, 18, 19]) + rng.normal(0, 2, (3, 3))
+    model = chain._Chain(
+        claims, centres, np.array([30.0, 20.0, 30.0]), None, (54, 54), np.zeros(3, bool), np.full(3, np.nan)
+    )
+    _, answers, _ = model.worlds[0]
+    total, by_level = 0.0, np.zeros((3, L6))
+    for levels in itertools.product(range(L6 + 1), repeat=3):
+        kept = [i for i in range(3) if levels[i]]
+        if not kept:
+            continue
+        weight = np.prod([model.spurious[i] for i in range(3) if not levels[i]])
+        weight *= np.prod([answers[i, levels[i] - 1, 2] for i in kept]) * model.start[levels[kept[0]] - 1]
+        for i, j in itertools.pairwise(kept):
+            weight *= model.steps[0][i, j][levels[i] - 1, levels[j] - 1] * model.arrival[levels[j] - 1, 2]
+        total += weight
+        for i in kept:
+            by_level[i, levels[i] - 1] += weight
+    numbering = number(claims, centres, np.array([30.0, 20.0, 30.0]))
+    kept = np.flatnonzero(numbering.levels)
+    assert numbering.confidence[kept] == pytest.approx(by_level[kept, numbering.levels[kept] - 1] / total)
+
+
+def test_no_vertebra_is_no_error() -> None:
+    numbering = number(np.zeros((0, SACRUM)), np.zeros((0, 3)), np.zeros(0))
+    assert not numbering.certain and numbering.levels.size == 0
+
+
+def test_levels_have_their_usual_names() -> None:
+    assert [level_name(level) for level in (1, 7, 8, 19, 20, 25, 26)] == ["C1", "C7", "T1", "T12", "L1", "L6", "sacrum"]
+
+
+def test_a_fit_finds_distances_and_ignores_the_size_of_people() -> None:
+    columns = [dict(zip(range(3, 12), column(list(range(3, 12)), scale), strict=True)) for scale in (0.9, 1.0, 1 / 0.9)]
+    distances, spread = fit_distances(columns)
+    assert [distances[level] for level in range(3, 11)] == pytest.approx(DISTANCES_MM[2:10].tolist())
+    assert spread == pytest.approx(0, abs=1e-9)
+
+
+def test_the_table_of_distances_is_that_of_the_open_label_maps(shared) -> None:
+    columns = []
+    for path in sorted((shared / "data/labels/open").glob("*_vertebrae.nii.gz")):
+        if "spl_atlas" in path.name or "s0000" in path.name:
+            continue  # the atlas is not to scale, the other has no vertebra
+        labels = load(path, 2.0)
+        whole = whole_levels(labels, 3.0, 2.0)
+        columns.append({level: centre for level, centre in centroids(labels, 2.0).items() if level in whole})
+    distances, spread = fit_distances(columns)
+    for level, distance in distances.items():
+        assert DISTANCES_MM[level - 1] == pytest.approx(distance, rel=0.03)
+    assert spread < DISTANCE_SPREAD

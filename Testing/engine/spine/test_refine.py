@@ -1,0 +1,236 @@
+"""The refinement of masks by anatomy, and the tools for a corrected case."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.modelled_spine import SPACING, modelled
+from helpers.phantoms import dice
+from scipy import ndimage
+
+from segmamba.errors import Cancelled, InputError
+from segmamba.spine.frames import column_frames
+from segmamba.spine.refine import refine, refine_one, renumber
+from segmamba.spine.shape_model import ShapeModel
+
+
+@pytest.fixture(scope="module")
+def thorax(shapes: ShapeModel) -> np.ndarray:
+    """Return T7 to T10."""
+    return modelled(shapes, (14, 15, 16, 17))
+
+
+def sure(labels: np.ndarray) -> np.ndarray:
+    """Return the probability of a network that sees what is there."""
+    return (labels > 0).astype(np.float32)
+
+
+def hollow(labels: np.ndarray, level: int, radius: int = 2) -> np.ndarray:
+    """Return where a ball is missing deep in a vertebra."""
+    depth = ndimage.distance_transform_edt(labels == level)
+    centre = np.unravel_index(depth.argmax(), depth.shape)
+    grid = np.moveaxis(np.indices(labels.shape), 0, -1)
+    return (np.linalg.norm(grid - np.array(centre), axis=-1) <= radius) & (labels == level)
+
+
+def notch(labels: np.ndarray, level: int) -> np.ndarray:
+    """Return where a slot through the middle of a vertebra's body is missing, open to the front."""
+    z, y, x = np.nonzero(labels == level)
+    missing = np.zeros(labels.shape, bool)
+    middle = int(np.median(z))
+    missing[middle - 1 : middle + 2, y.min() : y.min() + 12, 28:33] = True
+    return missing & (labels == level)
+
+
+def rod(labels: np.ndarray, level: int, length_mm: float = 24.0) -> np.ndarray:
+    """Return a rod of 6 mm radius that starts at the left transverse process and runs outwards; free voxels only."""
+    own = np.argwhere(labels == level)
+    tip = own[own[:, 2] >= own[:, 2].max() - 1].mean(axis=0)
+    away = (np.moveaxis(np.indices(labels.shape), 0, -1) - tip) * SPACING
+    inside = (np.hypot(away[..., 0], away[..., 1]) < 6) & (away[..., 2] > 0) & (away[..., 2] < length_mm)
+    return inside & (labels == 0)
+
+
+def test_a_sound_column_is_left_as_it_is(shapes: ShapeModel, column: np.ndarray) -> None:
+    before = column.copy()
+    refined, changes = refine(column, sure(column), SPACING, shapes)
+    assert np.array_equal(column, before)
+    assert np.array_equal(refined, column) and changes == []
+
+
+def test_a_hole_is_filled_and_the_change_is_told(shapes: ShapeModel, column: np.ndarray) -> None:
+    damaged = column.copy()
+    hole = hollow(column, 20)
+    damaged[hole] = 0
+    refined, changes = refine(damaged, sure(column), SPACING, shapes, ("pieces",))
+    assert np.array_equal(refined, column)
+    assert changes == [
+        {
+            "step": "pieces",
+            "level": "L1",
+            "added_voxels": int(hole.sum()),
+            "removed_voxels": 0,
+            "added_ml": round(hole.sum() * 0.008, 3),
+            "removed_ml": 0.0,
+        }
+    ]
+
+
+def test_a_gap_is_closed_only_where_the_network_is_not_against_it(shapes: ShapeModel, column: np.ndarray) -> None:
+    damaged = column.copy()
+    missing = notch(column, 21)
+    damaged[missing] = 0
+    closed, _ = refine(damaged, np.where(missing, 0.4, sure(column)), SPACING, shapes, ("close",))
+    assert np.mean(closed[missing] == 21) > 0.6
+    open_, _ = refine(damaged, np.where(missing, 0.1, sure(column)), SPACING, shapes, ("close",))
+    assert not open_[missing].any()
+
+
+def test_small_pieces_go_and_a_cut_off_part_of_the_shape_stays(shapes: ShapeModel, column: np.ndarray) -> None:
+    damaged = column.copy()
+    damaged[4:7, 4:7, 4:7] = 21
+    y_cut = int(column_frames(column, SPACING)[20].centre[1] / SPACING) + 4
+    damaged[:, y_cut : y_cut + 2][column[:, y_cut : y_cut + 2] == 20] = 0
+    refined, _ = refine(damaged, sure(column), SPACING, shapes, ("pieces",))
+    assert not refined[4:7, 4:7, 4:7].any()
+    behind = np.s_[:, y_cut + 2 :]
+    assert np.mean(refined[behind][column[behind] == 20] == 20) > 0.9
+
+
+def test_two_vertebrae_of_one_number_are_cut_apart_if_a_number_is_free(shapes: ShapeModel, column: np.ndarray) -> None:
+    merged = np.where(column == 21, 20, column).astype(np.uint8)
+    refined, changes = refine(merged, sure(column), SPACING, shapes, ("split",))
+    assert dice(refined == 20, column == 20) > 0.85 and dice(refined == 21, column == 21) > 0.85
+    assert {change["level"] for change in changes} == {"L1", "L2"}
+
+
+def test_what_no_vertebra_looks_like_is_removed(shapes: ShapeModel, column: np.ndarray) -> None:
+    damaged = column.copy()
+    damaged[column == 19] = 0
+    rod = np.zeros_like(column, bool)
+    rod[66:76, 6:12, 6:54] = True
+    damaged[rod & (damaged == 0)] = 19
+    refined, changes = refine(damaged, sure(damaged), SPACING, shapes, ("remove",))
+    assert not (refined == 19).any()
+    assert np.array_equal(refined[column > 19], column[column > 19])
+    assert [change["level"] for change in changes] == ["T12"]
+
+
+def test_what_reaches_far_along_a_rib_goes_and_the_vertebra_stays(shapes: ShapeModel, thorax: np.ndarray) -> None:
+    damaged = thorax.copy()
+    stub = rod(thorax, 15)
+    damaged[stub] = 15
+    refined, changes = refine(damaged, sure(damaged), SPACING, shapes, ("trim",))
+    assert dice(damaged == 15, thorax == 15) < 0.97 and dice(refined == 15, thorax == 15) > 0.985
+    assert np.mean(refined[stub] == 15) < 0.5
+    assert np.mean(refined[thorax > 0] == thorax[thorax > 0]) > 0.999
+    assert [(change["step"], change["level"], change["added_voxels"]) for change in changes] == [("trim", "T8", 0)]
+
+
+def test_a_neighbours_arch_does_not_pull_the_shape_off_the_vertebra(shapes: ShapeModel, thorax: np.ndarray) -> None:
+    damaged = thorax.copy()
+    behind = int(column_frames(thorax, SPACING)[14].centre[1] / SPACING) + 4
+    damaged[:, behind:][thorax[:, behind:] == 14] = 15
+    refined, _ = refine(damaged, sure(damaged), SPACING, shapes, ("trim",))
+    assert np.mean(refined[thorax == 15] == 15) > 0.99
+    assert np.mean(refined[(damaged == 15) & (thorax == 14)] == 15) < 0.3
+
+
+def test_nothing_is_trimmed_where_there_are_no_ribs(shapes: ShapeModel, column: np.ndarray) -> None:
+    damaged = column.copy()
+    damaged[rod(column, 21)] = 21
+    refined, changes = refine(damaged, sure(damaged), SPACING, shapes, ("trim",))
+    assert np.array_equal(refined, damaged) and changes == []
+
+
+def test_what_the_upper_border_cuts_is_not_trimmed(shapes: ShapeModel, thorax: np.ndarray) -> None:
+    damaged = thorax.copy()
+    damaged[rod(thorax, 14)] = 14
+    middle = int(column_frames(thorax, SPACING)[14].centre[0] / SPACING)
+    damaged = damaged[: middle + 4]
+    assert (damaged[-1] == 14).any()
+    refined, _ = refine(damaged, sure(damaged), SPACING, shapes, ("trim",))
+    assert np.array_equal(refined == 14, damaged == 14)
+
+
+def test_an_edit_by_hand_is_not_trimmed(shapes: ShapeModel, thorax: np.ndarray) -> None:
+    edited = thorax.copy()
+    stub = rod(thorax, 15)
+    edited[stub] = 15
+    refined, _ = refine_one(edited, 15, None, SPACING, shapes)
+    assert (refined[stub] == 15).all()
+
+
+def test_an_unknown_step_is_refused(shapes: ShapeModel, column: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="the steps are"):
+        refine(column, sure(column), SPACING, shapes, ("polish",))
+
+
+@pytest.mark.parametrize("step", ["split", "remove", "trim", "close"])
+def test_a_refinement_can_be_stopped_between_two_vertebrae(shapes: ShapeModel, thorax: np.ndarray, step: str) -> None:
+    calls: list[int] = []
+
+    def check() -> None:
+        calls.append(0)
+        if len(calls) == 2:
+            raise Cancelled()
+
+    with pytest.raises(Cancelled):
+        refine(thorax, sure(thorax), SPACING, shapes, (step,), check)
+
+
+def test_an_edited_vertebra_is_tidied_and_the_others_are_not_touched(shapes: ShapeModel, column: np.ndarray) -> None:
+    edited = column.copy()
+    hole, speck = hollow(column, 20), np.s_[2:5, 2:5, 2:5]
+    edited[hole] = 0
+    edited[hollow(column, 22)] = 0
+    edited[speck] = 20
+    refined, changes = refine_one(edited, 20, None, SPACING, shapes)
+    assert (refined[hole] == 20).all() and not refined[speck].any()
+    assert np.array_equal(refined == 22, edited == 22)
+    assert {change["level"] for change in changes} == {"L1"}
+
+
+def test_what_a_person_added_to_a_vertebra_stays(shapes: ShapeModel, column: np.ndarray) -> None:
+    edited = column.copy()
+    osteophyte = ndimage.binary_dilation(column == 20, iterations=2) & (column == 0)
+    osteophyte[:, 30:] = False
+    edited[osteophyte] = 20
+    refined, _ = refine_one(edited, 20, None, SPACING, shapes)
+    assert (refined[osteophyte] == 20).all()
+
+
+def test_a_new_number_moves_the_whole_column_but_not_the_sacrum(column: np.ndarray) -> None:
+    labels = column.copy()
+    labels[:3] = 26
+    shifted = renumber(labels, 20, 21)
+    assert np.array_equal(shifted[3:], np.where(column[3:] > 0, column[3:] + 1, 0))
+    assert (shifted[:3] == 26).all() and shifted.dtype == labels.dtype
+    assert np.array_equal(renumber(shifted, 21, 20), labels)
+
+
+def test_from_a_level_down_the_others_keep_their_numbers(column: np.ndarray) -> None:
+    shifted = renumber(column, 21, 22, below=True)
+    assert np.array_equal(shifted, np.where(column >= 21, column + 1, column))
+    with pytest.raises(InputError, match="there would be T12 twice"):
+        renumber(column, 20, 19, below=True)
+    assert np.array_equal(renumber(column, 19, 18, below=True), renumber(column, 19, 18))
+
+
+def test_a_number_that_pushes_a_vertebra_out_of_the_spine_is_refused(column: np.ndarray) -> None:
+    with pytest.raises(InputError, match="no vertebra between C1 and L6"):
+        renumber(column, 19, 24)
+    with pytest.raises(InputError, match="There is no C3"):
+        renumber(column, 3, 4)
+    with pytest.raises(InputError, match="There is no C3"):
+        refine_one(column, 3, None, SPACING, None)  # type: ignore[arg-type]
+
+
+def test_slivers_and_empty_label_maps_are_no_error(shapes: ShapeModel) -> None:
+    labels = np.zeros((30, 30, 30), np.uint8)
+    refined, changes = refine(labels, sure(labels), SPACING, shapes)
+    assert not refined.any() and changes == []
+    labels[0, 10, 10] = 5
+    labels[29, 3:6, 3:6] = 26
+    refined, _ = refine(labels, sure(labels), SPACING, shapes)
+    assert not (refined == 5).any()

@@ -1,0 +1,52 @@
+"""Several processes train one network: two on the processor stand for two GPUs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from helpers import small_spine, tiny
+
+from segmamba.training.vertebrae.label_maps import prepare
+from segmamba.worker.client import worker_environment
+
+# What each process does, with its rank and the folder.
+STEPS = """
+import sys, torch
+from dataclasses import replace
+from pathlib import Path
+from segmamba.training import loop, painters, team
+folder = Path(sys.argv[1])
+config = replace(loop.read_config(folder / "config.json"), evaluation="", folder="steps")
+mine, device = team.join_team(torch.device("cpu"))
+run = loop.Run(config, device, mine)
+source = painters.painter_maker(config, device)(mine.rank)
+gradients = loop.make_gradients(run)
+losses = [loop.step(run, gradients, source) for _ in range(2)]
+going = [mine.all_go_on(mine.rank == 0, step, device) for step in (1, 10)]
+loop.train(replace(config, folder="run"))
+torch.save({"losses": losses, "weights": run.network.state_dict(), "going": going}, folder / f"{mine.rank}.pt")
+"""
+
+
+def torchrun(*arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    subprocess.run(command, check=True, env=worker_environment(), timeout=300)
+
+
+def test_two_processes_see_different_samples_and_keep_the_same_weights(tmp_path: Path) -> None:
+    prepare(small_spine.write_subjects(tmp_path / "labels"), tmp_path / "maps", variants=1)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.TRAINING | {"evaluation": ""}), encoding="utf-8")
+    (tmp_path / "steps.py").write_text(STEPS, encoding="utf-8")
+    torchrun(str(tmp_path / "steps.py"), str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert not torch.equal(first["losses"][0], second["losses"][0])
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    assert first["going"] == second["going"] == [True, False]
+    # A whole run: one log, and one set of weights.
+    lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [2, 4]
+    assert (tmp_path / "run" / "weights.safetensors").is_file()

@@ -1,0 +1,379 @@
+"""Training at toy size: runs, resumes, exports, evaluates, and can be compiled."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import small_spine, tiny
+from helpers.phantoms import phantom, true_labels
+
+from segmamba import scan
+from segmamba.cli import main as cli
+from segmamba.errors import InputError, ModelError
+from segmamba.io.volume import Volume, to_image
+from segmamba.models.manifest import Channel, load_manifest
+from segmamba.networks import build_network
+from segmamba.networks.checkpoint import load_state_dict, load_weights
+from segmamba.training import loop
+from segmamba.training import sample_source as painters
+from segmamba.training.config import Config, read_config
+from segmamba.training.cuda_graph import Recorded, gradients_of
+from segmamba.training.losses import vertebra_loss
+from segmamba.training.vertebrae import validation as evaluation
+from segmamba.training.vertebrae.label_maps import prepare
+from segmamba.training.vertebrae.samples import Painter
+from segmamba.training.vertebrae.tissue_maps import load_anatomies
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Maps of tissues, an evaluation case, and a configuration that was run once."""
+    folder = tmp_path_factory.mktemp("training")
+    prepare(small_spine.write_subjects(folder / "labels"), folder / "maps", variants=1)
+    volume = phantom()
+    labels = true_labels(volume.geometry)
+    sitk.WriteImage(to_image(volume.array, volume.geometry), str(folder / "ct.nii.gz"))
+    sitk.WriteImage(to_image(labels, volume.geometry), str(folder / "labels.nii.gz"))
+    (folder / "cases").mkdir()
+    arguments = [str(folder / "ct.nii.gz"), str(folder / "labels.nii.gz"), "spinemamba"]
+    assert evaluation.main([*arguments, str(folder / "cases" / "phantom.npz")]) == 0
+    (folder / "config.json").write_text(json.dumps(tiny.TRAINING), encoding="utf-8")
+    assert cli.main(["train", str(folder / "config.json")]) == 0
+    return folder
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path) -> Config:
+    """The configuration with a folder of its own and nothing to evaluate."""
+    return replace(read_config(folder / "config.json"), folder=str(tmp_path / "own"), evaluation="")
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights_of(run: loop.Run) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in run.network.state_dict().items()}
+
+
+def painter_of(config: Config, device: torch.device, seed: int = 0) -> Painter:
+    anatomies = load_anatomies(config.files(config.anatomies), device)
+    channels = {"CT": config.channels, "MR": config.mr_channels}
+    return Painter(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
+
+
+def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, value in first.items() if not torch.equal(value, second[name])]
+
+
+def test_a_run_logs_finite_losses_and_an_evaluation_as_json_lines(folder: Path) -> None:
+    log = log_of(folder / "run")
+    losses = [entry for entry in log if "loss" in entry]
+    assert [entry["iteration"] for entry in losses] == [2, 4]
+    assert all(math.isfinite(entry["loss"]) and entry["per_second"] > 0 for entry in losses)
+    assert losses[0]["lr"] > losses[1]["lr"] > 0
+    (entry,) = (entry["evaluation"] for entry in log if "evaluation" in entry)
+    assert set(entry) == {"phantom"}
+    assert set(entry["phantom"]) == {"dice_all", "level_accuracy"}
+    assert all(0 <= value <= 1 for value in entry["phantom"].values())
+
+
+def test_the_saved_weights_are_those_that_were_evaluated(folder: Path) -> None:
+    config = read_config(folder / "config.json")
+    network = build_network(config.architecture, **config.arguments).eval()
+    load_weights(network, load_state_dict(folder / "run" / "weights.safetensors"))
+    cases = config.files(config.evaluation)
+    results = evaluation.evaluate(network, cases, config.channels, config.patch, torch.float32)
+    assert results["phantom"] == pytest.approx(log_of(folder / "run")[-1]["evaluation"]["phantom"], abs=0.02)
+
+
+@pytest.mark.parametrize("channels", [33, 6])
+def test_an_evaluation_measures_mask_and_levels_each_on_its_own(folder: Path, channels: int) -> None:
+    class Known(torch.nn.Module):
+        """Finds the phantom's bones and takes each for L2; the way to their centres is whatever."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            answer = 1000 * torch.ones((1, channels, *image.shape[2:]))
+            answer[:, 0], answer[:, 1:2], answer[:, 2] = 0.6, image, 0.0  # image: 1 in bones, 0.08 in water
+            answer[:, 6:] = torch.eye(27)[20, : channels - 6].view(1, -1, 1, 1, 1)
+            return answer
+
+    case = folder / "cases" / "phantom.npz"
+    channel = Channel("clip", -1000.0, 1000.0, 0.0, 500.0)
+    (figures,) = evaluation.evaluate(Known(), [case], [channel], (32, 32, 32), torch.float32).values()
+    with np.load(case) as content:
+        labels = content["labels"]
+    assert figures["dice_all"] > 0.97
+    if channels == 33:
+        assert figures["level_accuracy"] == pytest.approx((labels == 21).sum() / (labels > 0).sum())
+    else:
+        assert set(figures) == {"dice_all"}
+
+
+def test_the_second_stage_is_trained_without_levels(config: Config) -> None:
+    arguments = config.arguments | {"out_channels": 6}
+    loop.train(replace(config, arguments=arguments, spacing=1.25, iterations=2))
+    (entry,) = log_of(Path(config.folder))
+    assert math.isfinite(entry["loss"])
+
+
+def test_maps_are_made_finer_with_the_samples_but_not_finer_than_a_millimetre(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def load(files: Any, device: torch.device, spacing: float) -> Any:
+        asked.append(spacing)
+        return load_anatomies(files, device)
+
+    monkeypatch.setattr(painters, "load_anatomies", load)
+    for number, spacing in enumerate((2.0, 1.25, 0.5)):
+        loop.train(replace(config, spacing=spacing, folder=f"{config.folder}{number}"), minutes=0)
+    assert asked == [2.0, 1.25, 1.0]
+
+
+def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def painter(*arguments: Any) -> Painter:
+        seeds.append(arguments[-1])
+        return Painter(*arguments)
+
+    monkeypatch.setattr(painters, "Painter", painter)
+    loop.train(replace(config, iterations=2, seed=7))
+    loop.train(replace(config, iterations=4, seed=7))
+    assert [entry["iteration"] for entry in log_of(Path(config.folder))] == [2, 4]
+    assert seeds == [7, 9]
+    run = loop.Run(config, CPU)
+    assert run.iteration == 4
+    averaged = load_state_dict(run.weights_path)
+    assert torch.equal(averaged["out.conv.conv.weight"], run.average.state_dict()["out.conv.conv.weight"].half())
+    assert differing(weights_of(run), run.average.state_dict())
+
+
+def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Config) -> None:
+    config = replace(config, painters=2, batch=1)
+    source, make = painters.PaintedAhead(config, CPU, 7), painters.painter_maker(config, CPU)
+    alone = [make(seed) for seed in (14, 15)]
+    for painter in (alone[0], alone[1], alone[0]):
+        painted, expected = source.batch(1), painter.batch(1)
+        assert list(vars(painted)) == list(vars(expected))
+        for ours, theirs in zip(vars(painted).values(), vars(expected).values(), strict=True):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_with_painting_processes_trains(config: Config) -> None:
+    loop.train(replace(config, painters=1, iterations=2))
+    (entry,) = log_of(Path(config.folder))
+    assert math.isfinite(entry["loss"])
+
+
+def test_without_maps_the_painting_processes_are_not_begun(config: Config) -> None:
+    with pytest.raises(InputError, match="no anatomy to train on"):
+        loop.train(replace(config, painters=1, anatomies="none/*.npz"))
+
+
+def test_a_run_stops_when_its_time_is_up(config: Config) -> None:
+    weights = loop.train(config, minutes=0)
+    assert weights.is_file()
+    assert loop.Run(config, CPU).iteration == 0
+
+
+def test_a_run_without_a_state_starts_from_given_weights(folder: Path, config: Config) -> None:
+    weights = folder / "run" / "weights.safetensors"
+    given = load_state_dict(weights)
+    run = loop.Run(replace(config, start_from=str(weights)), CPU)
+    assert not differing({name: value.half() for name, value in weights_of(run).items()}, given)
+    assert not differing(weights_of(run), run.average.state_dict())
+    assert differing(weights_of(loop.Run(replace(config, seed=1), CPU)), weights_of(run))
+
+
+def test_a_state_goes_before_given_weights(folder: Path) -> None:
+    config = read_config(folder / "config.json")
+    expected = loop.Run(config, CPU)
+    run = loop.Run(replace(config, start_from="run/weights.safetensors"), CPU)
+    assert run.iteration == 4
+    assert not differing(weights_of(run), weights_of(expected))
+
+
+def test_given_weights_of_another_network_are_refused(folder: Path, config: Config) -> None:
+    arguments = config.arguments | {"depths": [2, 1]}
+    weights = str(folder / "run" / "weights.safetensors")
+    with pytest.raises(ModelError, match="has no weight"):
+        loop.Run(replace(config, arguments=arguments, start_from=weights), CPU)
+
+
+def test_a_damaged_state_is_one_sentence(config: Config) -> None:
+    loop.train(config, minutes=0)
+    state = Path(config.folder) / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(InputError, match="choose another folder"):
+        loop.Run(config, CPU)
+
+
+@pytest.fixture
+def a_step(config: Config) -> tuple[loop.Run, Painter]:
+    config = replace(config, warmup=0, learning_rate=3e-3)
+    return loop.Run(config, CPU), painter_of(config, CPU, seed=1)
+
+
+def test_repeating_one_sample_lowers_its_loss(a_step: tuple[loop.Run, Painter]) -> None:
+    run, painter = a_step
+    sample = painter.batch(1)
+    painter.batch = lambda size: sample  # type: ignore[method-assign]
+    losses = [float(loop.step(run, loop.make_gradients(run), painter)) for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_step_without_finite_gradients_changes_nothing(a_step: tuple[loop.Run, Painter], factor: float) -> None:
+    run, painter = a_step
+    objective, gradients = loop.make_objective(run), loop.make_gradients(run)
+    loop.step(run, gradients, painter)
+    before, states = weights_of(run), [value["exp_avg"].clone() for value in run.optimizer.state.values()]
+    broken = gradients_of(lambda *batch: factor * objective(*batch), run.network, CPU)
+    loop.step(run, broken, painter)
+    assert not differing(before, weights_of(run))
+    after = [value["exp_avg"] for value in run.optimizer.state.values()]
+    assert all(torch.equal(first, second) for first, second in zip(states, after, strict=True))
+    loop.step(run, gradients, painter)
+    assert differing(before, weights_of(run))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*batch: torch.Tensor) -> torch.Tensor:
+        return math.nan * vertebra_loss(*batch)
+
+    monkeypatch.setattr(loop, "vertebra_loss", broken)
+    with pytest.raises(InputError, match="lower learning_rate"):
+        loop.train(config)
+    assert not (Path(config.folder) / "log.jsonl").exists()
+
+
+class Captured(BaseException):
+    """Ends a compilation once its graph is complete."""
+
+
+@pytest.mark.parametrize("channels", [33, 6])
+def test_network_and_loss_are_captured_in_one_graph(
+    config: Config, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is compiled or run: the kernels' own shapes stand in for them."""
+    triton_scan = pytest.importorskip("segmamba.scan.triton_scan")
+    monkeypatch.setattr(triton_scan, "INTERPRETED", True)  # else it refuses the processor's tensors
+    graphs: list[torch.fx.GraphModule] = []
+
+    def stop(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        raise Captured
+
+    config = replace(config, arguments=config.arguments | {"out_channels": channels})
+    objective = loop.make_objective(loop.Run(config, CPU))
+    batch = painter_of(config, CPU).batch(1)
+    torch.compiler.reset()
+    scan.set_backend("triton")
+    try:
+        compiled = torch.compile(objective, fullgraph=True, dynamic=False, backend=stop)
+        with pytest.raises(Captured), torch.autocast("cpu", torch.bfloat16):
+            compiled(batch.image, batch.levels, batch.offsets, batch.ribs)
+    finally:
+        scan.set_backend(None)
+        torch.compiler.reset()
+    (graph,) = graphs
+    called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert sum("segmamba.selective_scan" in name for name in called) == sum(config.arguments["depths"])
+    assert sum("smooth_l1_loss" in name for name in called) == 1
+
+
+def test_the_rate_warms_up_and_decays(config: Config) -> None:
+    run = loop.Run(replace(config, warmup=10, iterations=110, learning_rate=1.0), CPU)
+    rates = []
+    for run.iteration in (0, 9, 10, 60, 110, 200):
+        rates.append(run.learning_rate())
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.005, 0.005])
+
+
+def test_an_evaluation_case_lies_on_the_models_grid_in_hounsfield_units(folder: Path) -> None:
+    with np.load(folder / "cases" / "phantom.npz") as case:
+        image, labels = case["image"], case["labels"]
+    assert image.shape == labels.shape
+    assert (image.dtype, labels.dtype) == (np.int16, np.uint8)
+    assert np.median(image[labels > 0]) == 500
+    voxels = {20: 28.0 * 21.0 * 13.0, 22: 28.0 * 21.0 * 13.0}
+    for value, radii in voxels.items():
+        assert (labels == value).sum() * 2.0**3 == pytest.approx(4 / 3 * math.pi * radii, rel=0.03)
+
+
+def test_an_mr_image_makes_no_evaluation_case() -> None:
+    volume = phantom()
+    mr = Volume(volume.array - volume.array.min(), volume.geometry)
+    with pytest.raises(InputError, match="choose a CT"):
+        evaluation.evaluation_case(mr, Volume(true_labels(volume.geometry), volume.geometry), load_manifest().models[0])
+
+
+def test_labels_that_do_not_belong_to_the_image_are_refused() -> None:
+    volume = phantom()
+    model = load_manifest().model("spinemamba")
+    labels = true_labels(volume.geometry)
+    elsewhere = Volume(labels, replace(volume.geometry, origin=(5000.0, 0.0, 0.0)))
+    with pytest.raises(InputError, match="No label lies on the image"):
+        evaluation.evaluation_case(volume, elsewhere, model)
+    with pytest.raises(InputError, match="values from 0 to 26"):
+        evaluation.evaluation_case(volume, Volume(2 * labels, volume.geometry), model)
+
+
+def test_a_bad_evaluation_case_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = str(folder / "never.npz")
+    assert evaluation.main([str(folder / "ct.nii.gz"), "nowhere.nii", "spinemamba", case]) == 3
+    assert evaluation.main([str(folder / "ct.nii.gz"), str(folder / "labels.nii.gz"), "x", case]) == 4
+    assert evaluation.main([str(folder / "ct.nii.gz"), str(folder / "labels.nii.gz"), "spinemamba", "a.txt"]) == 6
+    assert capsys.readouterr().err.count("\n") == 3
+    assert not Path(case).exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_training_step_never_waits_for_the_gpu(config: Config) -> None:
+    device = torch.device("cuda:0")
+    run = loop.Run(config, device)
+    painter = painter_of(config, device)
+    gradients = loop.make_gradients(run)
+    for _ in range(3):  # libraries start up
+        loop.step(run, gradients, painter)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [loop.step(run, gradients, painter) for _ in range(3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(losses).isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recorded_step_has_the_gradients_of_one_that_is_not(config: Config) -> None:
+    device = torch.device("cuda:0")
+    run, other = loop.Run(config, device), loop.Run(config, device)
+    plain = gradients_of(loop.make_objective(run), run.network, device)
+    recorded = Recorded(gradients_of(loop.make_objective(other), other.network, device))
+    painter = painter_of(config, device)
+    for _ in range(3):  # recorded with the first, replayed with the others
+        batch = list(vars(painter.batch(1)).values())
+        assert float(recorded(*batch)) == pytest.approx(float(plain(*batch)), rel=1e-2)
+        assert recorded.replays
+        for mine, theirs in zip(run.network.parameters(), other.network.parameters(), strict=True):
+            assert (mine.grad - theirs.grad).norm() <= 0.05 * mine.grad.norm() + 1e-4

@@ -1,0 +1,1 @@
+"""What tests share: phantoms, tiny models, stand-ins for processes and servers."""

@@ -1,0 +1,54 @@
+"""A plan, a case and a run with an engine that takes no time, for the tests of a batch's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers import tiny
+from helpers.quick_engine import write_inputs
+from segmamba.batch.cases import Case, find_cases
+from segmamba.batch.layout import prepare
+from segmamba.batch.plan import Plan, make_plan
+from segmamba.batch.run import run_batch
+from segmamba.batch.show import Progress
+from segmamba.request import Options, Request
+
+
+@pytest.fixture(scope="module")
+def manifest_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def plan(tmp_path: Path, manifest_file: Path) -> Plan:
+    """The plan of a run into ``tmp_path / "out"``, whose input is ``tmp_path / "in"``."""
+    prepare(tmp_path / "out")
+    return make_plan(request(manifest_file), tmp_path / "out", "seg.nrrd")
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    write_inputs(tmp_path / "in", 1)
+    (found,) = find_cases([str(tmp_path / "in")], tmp_path / "out")
+    return found
+
+
+def request(manifest: Path, **options: object) -> Request:
+    given = Options(device="cpu", **options)  # type: ignore[arg-type]
+    return Request(input="", output="", task="vertebrae", manifest=str(manifest), options=given)
+
+
+def start_run(
+    place: Path, manifest: Path, shown: list[Progress], stopped: Callable[[], bool], scheduler: str = "local"
+) -> Progress:
+    """Run on ``place / "in"``; what shows its rows is put into a list."""
+
+    def show(total: int) -> Progress:
+        shown.append(Progress(total, machine=False, quiet=True))
+        return shown[0]
+
+    given = [str(place / "in")], place / "out", request(manifest), "seg.nrrd"
+    return run_batch(*given, scheduler, 1 if scheduler == "local" else None, 0, stopped, print, show)
