@@ -20,7 +20,7 @@ from segmamba.evaluation.names import TOTALSEGMENTATOR_IDS
 from segmamba.evaluation.references import read_reference
 from segmamba.evaluation.scores import best_shift
 from segmamba.io.labelmap import write_labelmap
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 from segmamba.models.manifest import load_manifest
 from segmamba.spine.levels import SACRUM
 

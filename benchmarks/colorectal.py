@@ -36,8 +36,8 @@ from segmamba.inference.hysteresis import leave_unsure  # noqa: E402
 from segmamba.inference.pipeline import segment  # noqa: E402
 from segmamba.inference.preprocess import outside_values, to_model_grid  # noqa: E402
 from segmamba.inference.sliding_window import predict  # noqa: E402
-from segmamba.io.labelmap import whole_file  # noqa: E402
-from segmamba.io.volume import Geometry, read_volume, to_image  # noqa: E402
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Geometry, to_image
 from segmamba.models.manifest import Preprocessing, load_manifest  # noqa: E402
 from segmamba.networks import build_network, parameter_count  # noqa: E402
 from segmamba.networks.checkpoint import load_state_dict, load_weights  # noqa: E402
@@ -53,6 +53,7 @@ from segmamba.training.synthesis.context import Canvas  # noqa: E402
 from segmamba.training.synthesis.npz import read_arrays  # noqa: E402
 from segmamba.training.synthesis.tissue_labels import SPACING  # noqa: E402
 from segmamba.training.vertebrae.samples import normalised  # noqa: E402
+from segmamba.utils.atomic import atomic_write
 
 # What a variant changes in a configuration; the budget stays. The U-Net has as many parameters (14.8 M against 14.9 M).
 VARIANTS = {
@@ -93,7 +94,7 @@ def paint(maps: Sequence[BowelMap], output: Path, count: int, spacing: float, se
             image, tissues = scan(bowel, tumours, (np.array(bowel.packed.shape) - 1) / 2, canvas, cut=False)
             arrays = {"image": image.cpu().numpy().round().astype(np.int16), "labels": tissues.labels.cpu().numpy()}
             arrays["labels"] = arrays["labels"].astype(np.uint8)
-            with whole_file(output / f"{bowel.subject}-{number:02}.npz", (".npz",)) as file:
+            with atomic_write(output / f"{bowel.subject}-{number:02}.npz", (".npz",)) as file:
                 np.savez_compressed(file, **arrays)
 
 

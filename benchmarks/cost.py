@@ -18,7 +18,7 @@ from pathlib import Path
 
 from segmamba.inference.file_to_file import requested_model, segment_file
 from segmamba.inference.forecast import forecast
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 from segmamba.models.manifest import load_manifest
 from segmamba.request import Options, Request
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from segmamba.inference.preprocess import to_model_grid
 from segmamba.io.modality import for_volume
-from segmamba.io.volume import Volume, read_volume
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_in_eight_bits, save_safetensors

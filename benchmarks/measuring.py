@@ -26,7 +26,8 @@ from helpers.measured_spine import TRABECULAR_HU, Vertebra, painted, turned  # n
 from segmamba.evaluation.cases import find_cases, on_grid, read_prediction  # noqa: E402
 from segmamba.evaluation.names import OWN_IDS  # noqa: E402
 from segmamba.evaluation.references import read_reference  # noqa: E402
-from segmamba.io.volume import Geometry, read_volume  # noqa: E402
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Geometry
 from segmamba.measurements.vertebrae import BANDS, measure_labels  # noqa: E402
 from segmamba.models.manifest import VERTEBRAE_TASK, load_manifest  # noqa: E402
 

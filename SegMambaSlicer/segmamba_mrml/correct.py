@@ -13,7 +13,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from segmamba.errors import InputError, InstallationError
 from segmamba.io.labelmap import segment_id
-from segmamba.models.manifest import Label, load_manifest
+from segmamba.labels import Label
+from segmamba.models.manifest import load_manifest
 from segmamba.reporting.report import summary
 from segmamba.spine.levels import C1, L6, level_name
 from segmamba_mrml.reports import parts, read_report, write_report

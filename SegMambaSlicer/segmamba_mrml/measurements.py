@@ -7,7 +7,7 @@ from typing import Any
 import vtk
 
 from segmamba.errors import InputError
-from segmamba.io.labelmap import label_boxes
+from segmamba.utils.arrays import label_boxes
 from segmamba_mrml.correct import engine_module, vertebra_labels, vertebrae_of
 from segmamba_mrml.refinement import read_layer, shifted
 from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside

@@ -15,7 +15,7 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from segmamba.errors import InputError
-from segmamba.inference.model_grid import corners
+from segmamba.io.volume import corners
 from segmamba.models.resources import SHAPES, resource_root
 from segmamba_mrml.correct import engine_module, find_vertebra, vertebrae_of
 from segmamba_mrml.reports import parts, read_report, write_report

@@ -14,8 +14,9 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
 from segmamba.errors import InputError
-from segmamba.io.labelmap import SEGMENTATION_EXTENSION, check_output, segment_id, whole_file
-from segmamba.models.manifest import Label
+from segmamba.io.labelmap import SEGMENTATION_EXTENSION, segment_id
+from segmamba.labels import Label
+from segmamba.utils.atomic import atomic_write, check_output
 
 BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 # Where a segmentation keeps the grid of the volume that it is of.
@@ -196,7 +197,7 @@ def save_segmentation(node: Any, path: Path | str) -> None:
         The name does not end in ``.seg.nrrd``, or the file cannot be written.
     """
     check_output(path, (SEGMENTATION_EXTENSION,))
-    with whole_file(path, (SEGMENTATION_EXTENSION,)) as draft:
+    with atomic_write(path, (SEGMENTATION_EXTENSION,)) as draft:
         storage_node = slicer.vtkMRMLSegmentationStorageNode()
         storage_node.SetFileName(str(draft))
         if not storage_node.WriteData(node):

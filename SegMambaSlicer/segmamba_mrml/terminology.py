@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InstallationError
-from segmamba.models.manifest import ANATOMIC_CONTEXT, TERMINOLOGY_CONTEXT
+from segmamba.labels import ANATOMIC_CONTEXT, TERMINOLOGY_CONTEXT
 from segmamba.models.resources import MANIFEST_NAME, resource_root
 
 FOLDER = Path("Resources") / "Terminology"

@@ -17,7 +17,8 @@ import slicer
 import vtk
 
 from segmamba.errors import InputError, OutputError
-from segmamba.io.volume import MODALITY_KEY, Geometry, Volume
+from segmamba.io.read import MODALITY_KEY
+from segmamba.io.volume import Geometry, Volume
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # ITK and NIfTI keep directions in double and in single precision; a shear below this cannot be told from rounding.

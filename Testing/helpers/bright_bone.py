@@ -11,7 +11,7 @@ import torch
 from helpers import tiny
 from helpers.phantoms import BONE, WATER
 from segmamba.inference import pipeline
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 from segmamba.models.manifest import Model, load_manifest
 from segmamba.request import Options
 

@@ -25,7 +25,8 @@ from helpers.dicom_files import write_slices
 from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.repository import PACKAGES
 from segmamba.batch.layout import CASES, RECORD, ROWS
-from segmamba.io.volume import Volume, read_volume, to_image
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Volume, to_image
 
 FORMATS = ("nii.gz", "nii", "nrrd", "mha")
 BROKEN = 6

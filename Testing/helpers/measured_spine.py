@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.phantoms import positions
-from segmamba.inference.model_grid import corners, cropped_geometry
-from segmamba.io.volume import Geometry, Volume
+from segmamba.inference.model_grid import cropped_geometry
+from segmamba.io.volume import Geometry, Volume, corners
 
 AIR_HU, SOFT_HU, TRABECULAR_HU, SHELL_HU, ARCH_HU = -1000, 40, 150, 700, 400
 SHELL_MM = 1.5

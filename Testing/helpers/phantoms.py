@@ -8,7 +8,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
-from segmamba.models.manifest import Channel, Code, Label, Model, ModelFile, Preprocessing
+from segmamba.labels import Code, Label
+from segmamba.models.manifest import Channel, Model, ModelFile, Preprocessing
 
 AIR, WATER, BONE = -1000, 40, 500
 BODY_CENTRE, BODY_AXES = (5.0, -10.0, 100.0), (46.0, 42.0, 70.0)

@@ -27,7 +27,7 @@ from helpers.many_cases import write
 from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.repository import HELPERS
 from segmamba.errors import InputError, SegMambaError
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 from segmamba.models import install as installing
 from segmamba.models import store
 from segmamba.models.manifest import load_manifest

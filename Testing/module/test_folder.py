@@ -17,7 +17,7 @@ from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, TABLE, WORKING
 from segmamba.cli.main import _parser
 from segmamba.cli.options import model_request
 from segmamba.errors import Cancelled, InputError, InstallationError, ModelError, WorkerError
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 from segmamba_mrml.volumes import roi_box
 
 SMALL = phantoms.grid_around_patient((6.0, 6.0, 8.0), phantoms.rotation(0, 0))

@@ -15,7 +15,7 @@ import slicer
 import vtk
 from helpers.repository import REPOSITORY
 
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 from segmamba.models.manifest import load_manifest
 from segmamba_mrml.segmentation import segment_ids
 

@@ -16,7 +16,7 @@ import slicer
 from segmamba.errors import Cancelled, InputError, ModelError, OutputError
 from segmamba.inference.file_to_file import segment_file
 from segmamba.io.labelmap import write_labelmap
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
 from segmamba_mrml import segment

@@ -8,7 +8,8 @@ import pytest
 import slicer
 import vtk
 
-from segmamba.models.manifest import ANATOMIC_CONTEXT, TERMINOLOGY_CONTEXT, load_manifest
+from segmamba.labels import ANATOMIC_CONTEXT, TERMINOLOGY_CONTEXT
+from segmamba.models.manifest import load_manifest
 from segmamba.models.resources import MANIFEST_NAME, resource_root
 from segmamba_mrml.terminology import FOLDER, as_text, build_contexts, load_terminology
 

@@ -13,7 +13,7 @@ from typing import Any
 from segmamba.batch.fingerprint import Identity, file_digest, unchanged
 from segmamba.batch.layout import RECORD
 from segmamba.errors import InputError, OutputError
-from segmamba.io.labelmap import whole_file
+from segmamba.utils.atomic import atomic_write
 
 RECORD_VERSION = 1
 
@@ -49,7 +49,7 @@ class CaseRecord:
     def write(self, folder: Path) -> None:
         """Write the record into its folder."""
         text = json.dumps({"version": RECORD_VERSION, **asdict(self)}, indent=2)
-        with whole_file(folder / RECORD, (".json",)) as temporary:
+        with atomic_write(folder / RECORD, (".json",)) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
 

@@ -15,8 +15,8 @@ from segmamba.batch.outcome import DONE, FAILED, LEFT_OUT
 from segmamba.batch.page import HEAD, SCRIPT, STYLE, TAIL
 from segmamba.batch.plan import Plan
 from segmamba.batch.table import UNPRINTABLE, read_rows
-from segmamba.io.labelmap import whole_file
 from segmamba.reporting.disclaimer import NOTICE
+from segmamba.utils.atomic import atomic_write
 
 Row = dict[str, Any]
 
@@ -54,7 +54,7 @@ def write_overview(rows: Path, folder: Path, plan: Plan) -> None:
         flags=_choices(flags),
     )
     with (
-        whole_file(folder / OVERVIEW, (".html",)) as temporary,
+        atomic_write(folder / OVERVIEW, (".html",)) as temporary,
         temporary.open("w", encoding="utf-8", errors=UNPRINTABLE) as stream,
     ):
         stream.write(head)

@@ -12,7 +12,7 @@ from typing import Any
 
 from segmamba.batch.layout import PARQUET, TABLE
 from segmamba.errors import InstallationError
-from segmamba.io.labelmap import whole_file
+from segmamba.utils.atomic import atomic_write
 
 Row = dict[str, Any]
 
@@ -51,13 +51,13 @@ def write_table(rows: Path, folder: Path, order: Sequence[str]) -> None:
     """
     columns = _columns(rows, order)
     with (
-        whole_file(folder / TABLE, (".csv",)) as temporary,
+        atomic_write(folder / TABLE, (".csv",)) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors=UNPRINTABLE) as stream,
     ):
         writer = csv.DictWriter(stream, list(columns))
         writer.writeheader()
         writer.writerows(flattened(row) for row in read_rows(rows))
-    with whole_file(folder / PARQUET, (".parquet",)) as temporary:
+    with atomic_write(folder / PARQUET, (".parquet",)) as temporary:
         _write_parquet(temporary, rows, columns)
 
 

@@ -137,11 +137,11 @@ def _line(result: Mapping[str, Any]) -> str:
 
 def _write(result: Mapping[str, Any], folder: Path) -> None:
     from segmamba.evaluation.tables import to_markdown
-    from segmamba.io.labelmap import whole_file
     from segmamba.reporting.report import write_report
+    from segmamba.utils.atomic import atomic_write
 
     write_report(folder / REPORT, result)
-    with whole_file(folder / TABLE, (".md",)) as temporary:
+    with atomic_write(folder / TABLE, (".md",)) as temporary:
         temporary.write_text(to_markdown(result, PICTURES), encoding="utf-8")
 
 

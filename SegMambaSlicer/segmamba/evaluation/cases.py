@@ -14,8 +14,9 @@ from segmamba.evaluation.references import HIGHEST, read_reference, reasons_not_
 from segmamba.evaluation.scores import Rules
 from segmamba.evaluation.variants import Variant, resampled
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS
-from segmamba.io.volume import Geometry, Volume, read_image, read_volume
-from segmamba.training.synthesis.npz import as_labels
+from segmamba.io.read import read_image, read_volume
+from segmamba.io.volume import Geometry, Volume
+from segmamba.utils.arrays import as_labels
 
 ENDING = ".nii.gz"
 CT = "ct"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from segmamba.io.labelmap import label_boxes
 from segmamba.io.volume import Geometry
+from segmamba.utils.arrays import label_boxes
 
 # The VerSe challenge's limit (Sekuboyina et al. 2021).
 IDENTIFICATION_MM = 20.0

@@ -8,9 +8,9 @@ import numpy as np
 
 from segmamba.errors import InputError
 from segmamba.evaluation.names import OWN_IDS, TOTALSEGMENTATOR_IDS
-from segmamba.io.labelmap import label_boxes
-from segmamba.io.volume import Volume, read_volume
-from segmamba.training.synthesis.npz import as_labels
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Volume
+from segmamba.utils.arrays import as_labels, label_boxes
 
 HIGHEST = 255
 SACRUM = 26

@@ -13,13 +13,13 @@ from segmamba.evaluation.references import SACRUM
 from segmamba.evaluation.scores import Rules, score
 from segmamba.evaluation.statistics import MEASURES, counted, grouped, mean_with_interval, values_of
 from segmamba.evaluation.variants import Variant, make_variants
-from segmamba.io.labelmap import label_boxes
 from segmamba.io.modality import check_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
 from segmamba.reporting.preview import render, write_png
 from segmamba.reporting.report import describe_software
 from segmamba.request import Options
+from segmamba.utils.arrays import label_boxes
 
 EVALUATION_VERSION = 1
 # The vertebrae that number a column without a look at the ribs: C1, C2 and the sacrum.

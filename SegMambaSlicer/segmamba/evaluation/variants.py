@@ -11,8 +11,8 @@ import SimpleITK as sitk
 from segmamba.evaluation.names import CROP, NOISE, OBLIQUE, STORAGE, THICK
 from segmamba.evaluation.references import LAST_LEVEL, at_border
 from segmamba.inference.model_grid import cropped_geometry
-from segmamba.io.labelmap import label_boxes
 from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
+from segmamba.utils.arrays import label_boxes
 
 THICKNESS_MM = 5.0
 NOISE_HU = 60.0

@@ -20,13 +20,14 @@ from segmamba.errors import (
 )
 from segmamba.io import dicom
 from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
-from segmamba.io.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
-from segmamba.io.volume import read_volume
+from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
+from segmamba.io.read import read_volume
 from segmamba.measurements.vertebrae import write_table
 from segmamba.models.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
 from segmamba.reporting import preview as previewing
 from segmamba.reporting import report as reporting
 from segmamba.request import Request
+from segmamba.utils.atomic import check_output
 from segmamba.utils.paths import check_input
 
 # The first two are PyTorch's, the third is ITK's.

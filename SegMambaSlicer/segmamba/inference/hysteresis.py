@@ -13,8 +13,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from segmamba.inference.postprocess import TOUCHING
-from segmamba.io.labelmap import bounding_box
+from segmamba.utils.arrays import bounding_box
+from segmamba.utils.morphology import TOUCHING
 
 # A GPU computes this many slices at a time: beside the answer and the recorded networks there may be little memory.
 SLAB = 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segmamba.errors import InputError, ModelError
-from segmamba.io.volume import Geometry, Volume
+from segmamba.io.volume import Geometry, Volume, corners
 from segmamba.models.manifest import Preprocessing
 
 CROP_MARGIN_MM = 10.0
@@ -115,11 +114,6 @@ def cropped_geometry(geometry: Geometry, crop: tuple[slice, slice, slice]) -> Ge
     x, y, z = (geometry.index_to_lps() @ [*start, 1.0])[:3]
     size_x, size_y, size_z = (part.stop - part.start for part in reversed(crop))
     return Geometry((size_x, size_y, size_z), geometry.spacing, (x, y, z), geometry.direction)
-
-
-def corners(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the eight corners of a box in homogeneous coordinates: shape (8, 4)."""
-    return np.array([[*corner, 1.0] for corner in itertools.product(*zip(low, high, strict=True))])
 
 
 def _direction(orientation: str) -> np.ndarray:

@@ -22,20 +22,22 @@ from segmamba.inference.device import Device, choose_device
 from segmamba.inference.hysteresis import leave_unsure
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.postprocess import postprocess
-from segmamba.inference.preprocess import labels_on_input_grid, outside_values, to_model_grid
+from segmamba.inference.preprocess import outside_values, to_model_grid
+from segmamba.inference.resample_back import labels_on_input_grid
 from segmamba.inference.sliding_window import predict
 from segmamba.inference.windows import window_count
-from segmamba.io.labelmap import bounding_box
 from segmamba.io.modality import for_volume, guess, taken_for
 from segmamba.io.volume import Volume
+from segmamba.labels import Label
 from segmamba.measurements.vertebrae import measure_labels
 from segmamba.models import store
-from segmamba.models.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Label, Model, chosen_labels
+from segmamba.models.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Model, chosen_labels
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.reporting import report as reporting
 from segmamba.reporting.disclaimer import NOTICE
 from segmamba.request import Options
+from segmamba.utils.arrays import bounding_box
 from segmamba.utils.memory import gibibytes
 
 Progress = Callable[[str, float], None]

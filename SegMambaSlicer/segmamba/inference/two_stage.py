@@ -15,7 +15,6 @@ from segmamba.inference.device import cpu_precision
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.preprocess import outside_values, to_model_grid
 from segmamba.inference.sliding_window import predict
-from segmamba.io.labelmap import bounding_box
 from segmamba.io.modality import CT, taken_for
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
@@ -27,6 +26,7 @@ from segmamba.spine.levels import level_name
 from segmamba.spine.nearest import nearest_labels
 from segmamba.spine.refine import refine
 from segmamba.spine.shape_model import load_shapes
+from segmamba.utils.arrays import bounding_box
 
 # Part of the progress that the coarse pass takes.
 COARSE_SHARE = 0.6

@@ -13,7 +13,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.errors import InputError
-from segmamba.io.volume import Geometry, Volume, check_geometry, quiet
+from segmamba.io.read import quiet
+from segmamba.io.volume import Geometry, Volume, check_geometry
 from segmamba.utils.paths import check_text
 
 MODALITY, SERIES_UID, DESCRIPTION = "0008|0060", "0020|000e", "0008|103e"

@@ -11,7 +11,8 @@ from typing import Any
 
 from segmamba.errors import InputError, InstallationError
 from segmamba.io import dicom
-from segmamba.io.volume import Volume, check_values
+from segmamba.io.read import check_values
+from segmamba.io.volume import Volume
 
 NEEDED = "DICOM series and segmentations need pydicom and highdicom: install them with 'pip install highdicom'."
 TAGS = (

@@ -13,8 +13,10 @@ from segmamba import __version__
 from segmamba.errors import InputError, InstallationError, OutputError
 from segmamba.io.dicom import sorted_slices
 from segmamba.io.dicom_index import NEEDED, pydicom
-from segmamba.io.labelmap import label_boxes, whole_file
-from segmamba.models.manifest import Code, Label, ListedModel
+from segmamba.labels import Code, Label
+from segmamba.models.manifest import ListedModel
+from segmamba.utils.arrays import label_boxes
+from segmamba.utils.atomic import atomic_write
 
 SEG_EXTENSION = ".dcm"
 # Far from the numbers that scanners give.
@@ -105,7 +107,7 @@ def write_dicom_seg(
             segmentation = _segmentation(sources, table[labels], present, model)
     except (AttributeError, ValueError) as error:
         raise InputError(f"{files[0]} lacks what a DICOM SEG has to repeat ({error}): write a .nii.gz.") from error
-    with whole_file(path, (SEG_EXTENSION,)) as temporary:
+    with atomic_write(path, (SEG_EXTENSION,)) as temporary:
         segmentation.save_as(temporary)
 
 

@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
 
-from segmamba.errors import InputError, OutputError
-from segmamba.io.volume import Geometry, quiet, read_image, to_image
-from segmamba.models.manifest import Label
-from segmamba.utils.paths import check_name
+from segmamba.errors import InputError
+from segmamba.io.read import quiet, read_image
+from segmamba.io.volume import Geometry, to_image
+from segmamba.labels import Label
+from segmamba.utils.arrays import label_boxes
+from segmamba.utils.atomic import atomic_write
 
 SEGMENTATION_EXTENSION = ".seg.nrrd"
 # Longest first: "x.seg.nrrd" also ends in ".nrrd".
 LABELMAP_EXTENSIONS = (SEGMENTATION_EXTENSION, ".nii.gz", ".nii", ".nrrd", ".mha")
 REPRESENTATION = "Binary labelmap"
-
-
-def check_output(path: str | os.PathLike[str], extensions: Sequence[str] = LABELMAP_EXTENSIONS) -> None:
-    """Make sure, before any work is done, that a result can be written to ``path``.
-
-    Raises
-    ------
-    OutputError
-        The extension is none of ``extensions``, the name cannot be one, or the folder is not there or not writable.
-    """
-    path = Path(path)
-    _extension(path, extensions)
-    check_name(path)
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file.")
-    if not folder.is_dir():
-        raise OutputError(f"The folder {folder} does not exist: create it, or choose another one.")
-    try:
-        # Only an attempt tells the truth on network drives and on Windows.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"The folder {folder} cannot be written to: choose another one.") from error
-
-
-@contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str], extensions: Sequence[str] = LABELMAP_EXTENSIONS) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` that becomes ``path`` when the block ends without an error.
-
-    Whatever happens, there is never a partial file at ``path``, and no temporary file stays.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be written.
-    """
-    path = Path(path)
-    extension = _extension(path, extensions)
-    temporary = path.absolute().with_name(f".{secrets.token_hex(8)}{extension}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"{path} cannot be written: check the folder's permissions and free space.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_labelmap(
@@ -95,7 +45,7 @@ def write_labelmap(
     """
     if labels.shape != geometry.size[::-1]:
         raise ValueError(f"labels of shape {labels.shape} do not fit a grid of size {geometry.size}")
-    with whole_file(path) as temporary:
+    with atomic_write(path, LABELMAP_EXTENSIONS) as temporary:
         image = to_image(np.ascontiguousarray(labels, dtype=np.uint8), geometry)
         if temporary.name.endswith(SEGMENTATION_EXTENSION):
             for key, value in segmentation_metadata(labels, geometry, segments).items():
@@ -141,42 +91,6 @@ def segmentation_metadata(labels: np.ndarray, geometry: Geometry, segments: Sequ
         }
         fields |= {f"Segment{number}_{key}": value for key, value in segment.items()}
     return fields
-
-
-def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
-    """Return the bounding box (slices along z, y, x) of every label value that is present."""
-    from scipy import ndimage
-
-    around = bounding_box(labels > 0)
-    if around is None:
-        return {}
-    # Most of a volume has no label: what has is searched alone.
-    boxes = {
-        value: tuple(slice(a.start + b.start, a.stop + b.start) for a, b in zip(box, around, strict=True))
-        for value, box in enumerate(ndimage.find_objects(labels[around]), start=1)
-        if box is not None
-    }
-    return {value: (box[0], box[1], box[2]) for value, box in boxes.items()}
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """Return the box (a slice along each axis) around all that is true in a mask; None where nothing is."""
-    box: list[slice] = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        filled = np.flatnonzero(mask[tuple(box)].any(axis=others))
-        if not filled.size:
-            return None
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(box)
-
-
-def _extension(path: Path, extensions: Sequence[str]) -> str:
-    name = path.name.lower()
-    for extension in extensions:
-        if name.endswith(extension) and len(name) > len(extension):
-            return extension
-    raise OutputError(f"{path} has no extension that can be written: use {', '.join(extensions)}.")
 
 
 def _slicer_geometry(geometry: Geometry) -> str:

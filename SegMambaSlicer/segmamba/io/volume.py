@@ -1,24 +1,17 @@
-"""A volume is an array plus its geometry; here it is read from a file or a DICOM folder and checked."""
+"""A volume is an array plus its geometry."""
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
-import os
-import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from segmamba.errors import DeviceError, InputError
-from segmamba.io import nifti
-from segmamba.utils.paths import check_input, misnamed
+from segmamba.errors import InputError
 
-FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a DICOM series"
 # A direction matrix further than this from orthonormal shears a 500 mm volume by more than half a millimetre.
 SHEAR_TOLERANCE = 1e-3
 SPACING_RANGE_MM = (0.01, 50.0)
@@ -30,10 +23,6 @@ SHEARED = (
     "{} has axes that are not at right angles (gantry tilt or a sheared transform): "
     "resample it to a rectangular grid first."
 )
-# What ITK says where memory is short; the second one of NIfTI, known to be whole by then.
-SIGNS_OF_NO_MEMORY = ("Failed to allocate memory", "nifti_image_load failed")
-# The DICOM tag of the modality, also as a field of NRRD and MetaImage headers.
-MODALITY_KEY = "0008|0060"
 
 
 @dataclass(frozen=True)
@@ -102,36 +91,6 @@ def to_image(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     return image
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a 3-D volume and check that it can be segmented.
-
-    Parameters
-    ----------
-    path : path
-        A file (NIfTI, NRRD, MetaImage), a folder with one DICOM series, or any file of a DICOM series: then that
-        series is read from the file's folder.
-
-    Returns
-    -------
-    Volume
-        With the file's own data type and grid.
-
-    Raises
-    ------
-    InputError
-        It is not there, cannot be read whole, or is no 3-D scalar volume with a sound geometry and finite values.
-    DeviceError
-        It does not fit into memory.
-    """
-    from segmamba.io import dicom
-
-    path = Path(path)
-    check_input(path)
-    volume = dicom.read(path) if path.is_dir() or dicom.is_dicom(path) else read_image(path)
-    check_values(volume.array, str(path))
-    return volume
-
-
 def check_geometry(geometry: Geometry, name: str) -> None:
     """Raise InputError unless the grid is a sound 3-D one: more than one slice, sane spacing and place, no shear."""
     if min(geometry.size) < 1:
@@ -150,157 +109,15 @@ def check_geometry(geometry: Geometry, name: str) -> None:
     # Written so that NaN is refused, too.
     if not all(abs(part) <= FARTHEST_MM for part in geometry.origin):
         raise InputError(f"{name} has an origin that is no place in a scanner: correct it in the header.")
-    if not _at_right_angles(np.reshape(geometry.direction, (3, 3))):
+    if not are_orthonormal(np.reshape(geometry.direction, (3, 3))):
         raise InputError(SHEARED.format(name))
 
 
-def check_values(array: np.ndarray, name: str) -> None:
-    """Raise InputError unless all values are finite and not all the same."""
-    if array.dtype.kind == "f":
-        _refuse_bad_values(sum(_count_bad(slab) for slab in array), array.size, name)
-    lowest = array.min()
-    if lowest == array.max():
-        raise InputError(f"{name} has the value {lowest:g} everywhere: choose a volume that shows something.")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the C++ readers print away from the terminal: a bad file ends in one sentence, not in two."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.flush()
-    saved: list[tuple[int, int]] = []
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            for descriptor in (1, 2):
-                # A windowed application may have no standard streams.
-                with contextlib.suppress(OSError):
-                    saved.append((os.dup(descriptor), descriptor))
-                    os.dup2(nowhere.fileno(), descriptor)
-            yield
-    finally:
-        for copy, descriptor in saved:
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def _at_right_angles(direction: np.ndarray) -> bool:
+def are_orthonormal(direction: np.ndarray) -> bool:
+    """Say whether the columns of a 3x3 matrix are at right angles and of length one, but for rounding."""
     return bool(np.allclose(direction.T @ direction, np.eye(3), atol=SHEAR_TOLERANCE))
 
 
-def _count_bad(array: np.ndarray) -> int:
-    return array.size - int(np.count_nonzero(np.isfinite(array)))
-
-
-def _refuse_bad_values(bad: int, total: int, name: str) -> None:
-    if bad == total:
-        raise InputError(f"{name} holds no number at all (every voxel is NaN or infinite): export it again.")
-    if bad:
-        raise InputError(
-            f"{name} has {bad} voxels that are NaN or infinite: repair the volume first, "
-            "for example by setting them to the value of air."
-        )
-
-
-def read_image(path: Path) -> Volume:
-    """Return a NIfTI, NRRD or MetaImage file, whatever its values: `read_volume` without its check of them.
-
-    Raises
-    ------
-    InputError
-        The file is no 3-D scalar image, or not whole.
-    """
-    state = _state(path)
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes): copy or export it again.")
-    wrong_name = misnamed(path)
-    if wrong_name:
-        raise InputError(wrong_name)
-    announced = nifti.announced_size(path)
-    with ThreadPoolExecutor(1) as beside, nifti.alone(path) as place:
-        size = beside.submit(nifti.unpacked_size, path)
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(place))
-        try:
-            image = _read(reader, path, announced, size)
-        finally:
-            size.result()  # that a file is damaged comes before what ITK makes of it
-    if _state(path) != state:
-        raise InputError(f"{path} changed while it was read: wait until it is complete, then try again.")
-    if image.GetDimension() > 3:
-        frame = list(image.GetSize()[:3]) + [0] * (image.GetDimension() - 3)
-        submatrix = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
-        image = sitk.Extract(image, frame, [0] * image.GetDimension(), submatrix)
-    geometry = image_geometry(image)
-    check_geometry(geometry, str(path))
-    modality = reader.GetMetaData(MODALITY_KEY).strip() if reader.HasMetaDataKey(MODALITY_KEY) else None
-    return Volume(sitk.GetArrayFromImage(image), geometry, modality or None)
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
-
-
-def _read(reader: sitk.ImageFileReader, path: Path, announced: int, size: Future[int]) -> sitk.Image:
-    """Read a file that errors call by its path, while its (unpacked) bytes are checked and counted.
-
-    Where the end of a gzip file announces as many bytes as the header, ITK unpacks it meanwhile: less than 4 GiB.
-    Else the check ends before ITK allocates anything, for the header may ask for more than any memory.
-    """
-    try:
-        with quiet():
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        unknown = f"{path} is not an image that can be read: give {FORMATS}."
-        raise InputError(_reason(path, str(error), unknown)) from error
-    _check_header(reader, path)
-    if nifti.is_nifti(reader):
-        nifti.check_header(path, reader)
-        expected = nifti.expected_size(reader)
-        if announced != expected and size.result() < expected:
-            raise InputError(f"{path} is truncated: copy or download it again.")
-        if not _at_right_angles(nifti.direction(reader)):
-            raise InputError(SHEARED.format(path))
-        nifti.check_voxel_size(path, reader)
-        _refuse_bad_values(nifti.count_bad_values(path, reader), math.prod(reader.GetSize()), str(path))
-    try:
-        with quiet():
-            return reader.Execute()
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY):
-            count = math.prod(reader.GetSize())
-            raise DeviceError(
-                f"There is not enough memory to read {path}, which has {count:,} voxels by its header: close other "
-                "programs, or crop the volume; if it is not that large, export it again."
-            ) from error
-        damaged = f"{path} cannot be read to its end: it is incomplete or damaged, copy it again."
-        raise InputError(_reason(path, str(error), damaged)) from error
-
-
-def _reason(path: Path, error: str, otherwise: str) -> str:
-    """Return what ITK's error means for the user, where it can be told."""
-    if "orthonormal" in error:
-        return SHEARED.format(path)
-    if "pacing" in error or "eterminant" in error:
-        return nifti.IMPOSSIBLE.format(path)
-    return otherwise
-
-
-def _check_header(reader: sitk.ImageFileReader, path: Path) -> None:
-    """Refuse what is no 3-D scalar volume."""
-    components = reader.GetNumberOfComponents()
-    if components > 1 or "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
-        raise InputError(f"{path} has colours or vectors in its voxels: give a volume with one value a voxel.")
-    shape = reader.GetSize()
-    if len(shape) < 3:
-        raise InputError(f"{path} is a {len(shape)}-D image: give a 3-D volume.")
-    frames = math.prod(shape[3:])
-    if frames > 1:
-        raise InputError(f"{path} holds {frames} volumes (4-D): extract one of them and give that.")
+def corners(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the eight corners of a box in homogeneous coordinates: shape (8, 4)."""
+    return np.array([[*corner, 1.0] for corner in itertools.product(*zip(low, high, strict=True))])

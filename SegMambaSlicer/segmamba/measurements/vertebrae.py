@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from segmamba.inference.model_grid import corners
-from segmamba.io.labelmap import label_boxes, whole_file
 from segmamba.io.modality import CT, taken_for
-from segmamba.io.volume import Geometry, Volume
+from segmamba.io.volume import Geometry, Volume, corners
+from segmamba.labels import Label
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
-from segmamba.models.manifest import Label
 from segmamba.spine.levels import C2, L6, SACRUM
+from segmamba.utils.arrays import label_boxes
+from segmamba.utils.atomic import atomic_write
 from segmamba.utils.parallel import at_once
 
 # Parts of the body's depth, from the front: where the three heights are measured. The rims themselves are rounded.
@@ -144,7 +144,7 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     OutputError
         It cannot be written.
     """
-    with whole_file(path, (".csv",)) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+    with atomic_write(path, (".csv",)) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
         writer.writerows(flat(row) for row in rows)

@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from segmamba.errors import Cancelled, ModelError, OutputError
-from segmamba.io.labelmap import whole_file
 from segmamba.models import store
 from segmamba.models.install import PARTIAL, add, changing, check_space, file_name
 from segmamba.models.manifest import ListedModel, Manifest
 from segmamba.models.record import RECORD_NAME, Record, record_from_json
+from segmamba.utils.atomic import atomic_write
 
 PIECE = 1 << 20
 # More than any record has: what is longer is none.
@@ -47,7 +47,7 @@ def write_bundle(path: Path, models: Sequence[store.Installed], progress: Progre
         raise OutputError(f"{path} has not the extension .zip: choose a name that has.")
     if path.exists():
         raise OutputError(f"{path} exists already: choose another name.")
-    with whole_file(path, (".zip",)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(path, (".zip",)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for index, found in enumerate(models):
             if progress is not None:
                 progress("bundle", index / len(models))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segmamba.io.labelmap import whole_file
 from segmamba.io.volume import Volume
-from segmamba.models.manifest import Label, Model
+from segmamba.labels import Label
+from segmamba.models.manifest import Model
 from segmamba.reporting.slice_planes import (
     AXIAL,
     CORONAL,
@@ -22,6 +22,7 @@ from segmamba.reporting.slice_planes import (
     most_telling_position,
     shown_box,
 )
+from segmamba.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +107,7 @@ def write_png(path: str | Path, picture: bytes) -> None:
     OutputError
         It cannot be written.
     """
-    with whole_file(path, (".png",)) as temporary:
+    with atomic_write(path, (".png",)) as temporary:
         temporary.write_bytes(picture)
 
 

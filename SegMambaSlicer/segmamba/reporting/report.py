@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from segmamba import __version__
-from segmamba.io.labelmap import label_boxes, whole_file
 from segmamba.io.volume import Geometry
-from segmamba.models.manifest import Label, Model
+from segmamba.labels import Label
+from segmamba.models.manifest import Model
+from segmamba.utils.arrays import label_boxes
+from segmamba.utils.atomic import atomic_write
 
 REPORT_VERSION = 1
 
@@ -134,5 +136,5 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
         It cannot be written.
     """
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    with whole_file(path, (".json",)) as temporary:
+    with atomic_write(path, (".json",)) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

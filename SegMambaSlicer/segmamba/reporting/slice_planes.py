@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from segmamba.io.labelmap import label_boxes
 from segmamba.io.volume import Geometry, Volume
+from segmamba.utils.arrays import label_boxes
 
 MARGIN_MM = 35.0
 # Pixels of a plane along its longer side: finer than a page shows.

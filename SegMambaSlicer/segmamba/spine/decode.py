@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage, special
 
-from segmamba.io.labelmap import bounding_box
 from segmamba.spine.chain import Numbering, number
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
 from segmamba.spine.levels import C1, L5, L6, SACRUM, distance_by_volume
 from segmamba.spine.nearest import nearest_labels
+from segmamba.utils.arrays import bounding_box
 
 VERTEBRA_CHANNEL, SACRUM_CHANNEL = 1, 2
 PROBABLE = 0.5

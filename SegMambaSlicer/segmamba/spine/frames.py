@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmamba.io.labelmap import label_boxes
 from segmamba.spine.levels import DISTANCES_MM, SACRUM, distance_by_volume
+from segmamba.utils.arrays import label_boxes
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from scipy import ndimage
 from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
 from scipy.spatial import KDTree, distance_matrix
 
-from segmamba.inference.postprocess import column
-from segmamba.io.labelmap import bounding_box
+from segmamba.spine.column import column
 from segmamba.spine.levels import distance_by_volume
+from segmamba.utils.arrays import bounding_box
 
 VERTEBRA = 0.5
 # Votes are counted in cells of this size and smoothed this much: half of what separates two vertebrae of a neck would

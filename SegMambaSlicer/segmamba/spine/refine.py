@@ -12,11 +12,12 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.errors import InputError
-from segmamba.inference.postprocess import HOLE_MM3, ISLAND_MM3, TOUCHING, fill_holes, merge_islands
-from segmamba.io.labelmap import label_boxes
+from segmamba.spine.column import ISLAND_MM3
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import C1, L6, SACRUM, T1, T12, level_name
 from segmamba.spine.shape_model import Fit, ShapeModel, fit
+from segmamba.utils.arrays import label_boxes
+from segmamba.utils.morphology import HOLE_MM3, TOUCHING, fill_holes, merge_islands
 from segmamba.utils.parallel import at_once
 
 STEPS = ("pieces", "split", "remove", "trim", "close")

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 from scipy import ndimage
 
 from segmamba.errors import ModelError
-from segmamba.io.labelmap import bounding_box
 from segmamba.spine.frames import Frame
 from segmamba.spine.levels import L6
+from segmamba.utils.arrays import bounding_box
 
 # Levels that share modes.
 REGIONS = ((1, 1), (2, 2), (3, 7), (8, 13), (14, 19), (20, L6))

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from segmamba import scan
 from segmamba.errors import InputError, OutputError
 from segmamba.inference.device import choose_device
-from segmamba.io.labelmap import whole_file
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
 from segmamba.training.colorectal.validation import evaluate_bowel
@@ -31,6 +30,7 @@ from segmamba.training.distributed import ALONE, Team, join_team
 from segmamba.training.losses import dice_cross_entropy, vertebra_loss
 from segmamba.training.sample_source import Source, source_maker
 from segmamba.training.vertebrae.validation import evaluate
+from segmamba.utils.atomic import atomic_write
 
 # The cosine decay ends at this part of the learning rate.
 LAST_RATE = 0.005
@@ -112,9 +112,9 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
         }
-        with whole_file(self.state_path, (".pt",)) as file:
+        with atomic_write(self.state_path, (".pt",)) as file:
             torch.save(state, file)
-        with whole_file(self.weights_path, (".safetensors",)) as file:
+        with atomic_write(self.weights_path, (".safetensors",)) as file:
             save_safetensors(self.average, file, metadata={"iteration": str(self.iteration)})
 
     def log(self, **entry: Any) -> None:

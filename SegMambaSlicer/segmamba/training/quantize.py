@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segmamba.errors import SegMambaError
-from segmamba.io.labelmap import check_output, whole_file
 from segmamba.models.store import sha256
 from segmamba.networks.checkpoint import load_state_dict, save_in_eight_bits
+from segmamba.utils.atomic import atomic_write, check_output
 
 EXTENSIONS = (".safetensors",)
 
@@ -27,7 +27,7 @@ def quantize(checkpoint: Path, output: Path) -> None:
     """
     check_output(output, EXTENSIONS)
     state = load_state_dict(checkpoint)
-    with whole_file(output, EXTENSIONS) as file:
+    with atomic_write(output, EXTENSIONS) as file:
         save_in_eight_bits(state, file)
 
 

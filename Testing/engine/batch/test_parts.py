@@ -60,7 +60,7 @@ def test_a_series_in_two_folders_is_segmented_as_one(tmp_path: Path, plan: Plan)
     seen: list[int] = []
 
     def run(request: Request) -> dict[str, Any]:
-        from segmamba.io.volume import read_volume
+        from segmamba.io.read import read_volume
 
         seen.append(len(read_volume(request.input).array))
         # The preview's title.

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, RECORD, TABLE, WORKING
 from segmamba.cli import main as cli
 from segmamba.cli.batch import SOME_FAILED
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 COUNT = many_cases.BROKEN + 4

@@ -22,7 +22,8 @@ from segmamba.cli import doctor
 from segmamba.cli import main as cli
 from segmamba.cli.progress import ProgressBar
 from segmamba.errors import Cancelled, InstallationError, WorkerError
-from segmamba.io.volume import read_volume, to_image
+from segmamba.io.read import read_volume
+from segmamba.io.volume import to_image
 from segmamba.models.manifest import load_manifest
 
 

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from segmamba.evaluation.metrics import dice_of_all
 from segmamba.inference.pipeline import segment
-from segmamba.io.volume import read_volume
+from segmamba.io.read import read_volume
 from segmamba.models.manifest import load_manifest
 from segmamba.request import Options
 

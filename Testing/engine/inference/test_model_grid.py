@@ -9,8 +9,8 @@ import pytest
 from helpers.phantoms import rotation, spine_model
 
 from segmamba.errors import InputError, ModelError
-from segmamba.inference.model_grid import Box, corners, cropped_geometry, model_grid
-from segmamba.io.volume import Geometry, Volume
+from segmamba.inference.model_grid import Box, cropped_geometry, model_grid
+from segmamba.io.volume import Geometry, Volume, corners
 
 IDENTITY = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)
 GEOMETRY = Geometry((30, 20, 10), (1.0, 2.0, 4.0), (100.0, -50.0, 7.0), IDENTITY)

@@ -31,7 +31,8 @@ from scipy import ndimage
 
 from segmamba.errors import InputError, ModelError
 from segmamba.inference.model_grid import Box, ModelGrid
-from segmamba.inference.preprocess import labels_on_input_grid, normalise, outside_values, resolve, to_model_grid
+from segmamba.inference.preprocess import normalise, outside_values, resolve, to_model_grid
+from segmamba.inference.resample_back import labels_on_input_grid
 from segmamba.io.modality import check_modality, for_volume, guess, taken_for
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import Channel

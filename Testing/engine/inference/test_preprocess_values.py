@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from segmamba.inference import preprocess
 from segmamba.inference.model_grid import Box, ModelGrid
-from segmamba.inference.preprocess import bright_mean, intensity_range, labels_on_input_grid, outside_values, resolve
+from segmamba.inference.preprocess import bright_mean, intensity_range, outside_values, resolve
+from segmamba.inference.resample_back import labels_on_input_grid
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import Channel
 

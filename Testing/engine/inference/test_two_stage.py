@@ -17,7 +17,7 @@ from segmamba.errors import Cancelled, ModelError
 from segmamba.evaluation.metrics import dice_by_label
 from segmamba.inference import two_stage as vertebrae
 from segmamba.inference.model_grid import Box
-from segmamba.inference.preprocess import labels_on_input_grid
+from segmamba.inference.resample_back import labels_on_input_grid
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import FineStage, Model, load_manifest
 from segmamba.networks import build_network

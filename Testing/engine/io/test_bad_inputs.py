@@ -16,7 +16,8 @@ from helpers.saved_images import STRAIGHT, noise, saved
 
 from segmamba.errors import DeviceError, InputError
 from segmamba.io.modality import guess
-from segmamba.io.volume import Geometry, Volume, check_geometry, check_values, read_volume, to_image
+from segmamba.io.read import check_values, read_volume
+from segmamba.io.volume import Geometry, Volume, check_geometry, to_image
 
 
 def missing(folder: Path) -> Path:

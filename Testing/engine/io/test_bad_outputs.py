@@ -13,7 +13,8 @@ from helpers.phantoms import OBLIQUE, spine_labels, true_labels
 from helpers.users import ordinary_user
 
 from segmamba.errors import OutputError
-from segmamba.io.labelmap import LABELMAP_EXTENSIONS, check_output, write_labelmap
+from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
+from segmamba.utils.atomic import check_output
 
 LABELS = true_labels(OBLIQUE)
 Disk = Callable[[str], Path]
@@ -43,7 +44,7 @@ def test_on_a_full_disk_nothing_is_left_and_an_earlier_result_stays(extension: s
     noise = np.random.default_rng(0).integers(20, 23, LABELS.shape).astype(np.uint8)
     path = folder / f"spine{extension}"
     path.write_bytes(b"an earlier result")
-    check_output(path)
+    check_output(path, LABELMAP_EXTENSIONS)
     with pytest.raises(OutputError, match="cannot be written: check the folder's permissions and free space"):
         write_labelmap(path, noise, OBLIQUE, spine_labels())
     assert path.read_bytes() == b"an earlier result"
@@ -53,7 +54,7 @@ def test_on_a_full_disk_nothing_is_left_and_an_earlier_result_stays(extension: s
 def test_a_read_only_disk_is_found_before_the_run(disk: Disk) -> None:
     folder = disk("size=64k,ro")
     with pytest.raises(OutputError, match="cannot be written to: choose another one"):
-        check_output(folder / "spine.nii.gz")
+        check_output(folder / "spine.nii.gz", LABELMAP_EXTENSIONS)
 
 
 def test_a_folder_of_somebody_else_is_found_before_the_run(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_folder_of_somebody_else_is_found_before_the_run(tmp_path: Path) -> No
     for part in (tmp_path, *tmp_path.parents[:-2]):
         part.chmod(part.stat().st_mode | 0o555)
     with ordinary_user(), pytest.raises(OutputError, match="cannot be written to: choose another one"):
-        check_output(folder / "spine.nii.gz")
+        check_output(folder / "spine.nii.gz", LABELMAP_EXTENSIONS)
 
 
 def test_a_folder_that_vanishes_during_the_run_ends_in_one_sentence(tmp_path: Path) -> None:
@@ -77,4 +78,4 @@ def test_a_folder_that_vanishes_during_the_run_ends_in_one_sentence(tmp_path: Pa
 )
 def test_a_name_that_no_file_can_have_is_found_before_the_run(name: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="rename the file or folder|choose another name or folder"):
-        check_output(tmp_path / name)
+        check_output(tmp_path / name, LABELMAP_EXTENSIONS)

@@ -16,7 +16,8 @@ from pydicom.uid import EnhancedSRStorage, MediaStorageDirectoryStorage, generat
 
 from segmamba.errors import InputError, InstallationError
 from segmamba.io.dicom_index import Series, find_series, read_series
-from segmamba.io.volume import Geometry, read_volume
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Geometry
 
 GEOMETRY = Geometry((9, 8, 10), (0.7, 0.8, 2.5), (-10.0, 20.5, -300.0), rotation(20, -15))
 # Sagittal slices, as MR of the spine has: x runs to posterior, y down, slices from left to right.

@@ -20,7 +20,8 @@ from segmamba.cli import main as cli
 from segmamba.errors import InputError, InstallationError, OutputError
 from segmamba.io.dicom_index import Series, find_series
 from segmamba.io.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
-from segmamba.io.volume import Geometry, read_volume
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Geometry
 from segmamba.models.manifest import Manifest, Model
 
 GEOMETRY = Geometry((13, 12, 10), (0.7, 0.8, 2.5), (-10.0, 20.5, -300.0), rotation(20, -15))

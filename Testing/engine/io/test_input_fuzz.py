@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segmamba.errors import InputError
-from segmamba.io.volume import Geometry, Volume, image_geometry, read_volume, to_image
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
 from segmamba.models.manifest import Model
 
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")

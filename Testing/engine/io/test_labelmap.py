@@ -10,8 +10,9 @@ import SimpleITK as sitk
 from helpers.phantoms import OBLIQUE, spine_labels, true_labels
 
 from segmamba.errors import OutputError
-from segmamba.io.labelmap import LABELMAP_EXTENSIONS, check_output, whole_file, write_labelmap
+from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
 from segmamba.io.volume import image_geometry
+from segmamba.utils.atomic import atomic_write, check_output
 
 LABELS = true_labels(OBLIQUE)
 
@@ -80,7 +81,7 @@ def test_a_failed_write_leaves_nothing_and_says_what_to_do(tmp_path: Path, monke
 def test_a_failed_write_keeps_the_file_that_was_there(tmp_path: Path) -> None:
     path = tmp_path / "spine.nii.gz"
     path.write_text("an earlier result")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path, LABELMAP_EXTENSIONS) as temporary:
         temporary.write_text("half of")
         raise KeyboardInterrupt
     assert path.read_text() == "an earlier result" and list(tmp_path.iterdir()) == [path]
@@ -89,12 +90,12 @@ def test_a_failed_write_keeps_the_file_that_was_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["spine.png", "spine", "spine.seg.nrrd.txt", ".nii.gz"])
 def test_an_unknown_extension_is_refused_before_the_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match=r"use \.seg\.nrrd, \.nii\.gz"):
-        check_output(tmp_path / name)
+        check_output(tmp_path / name, LABELMAP_EXTENSIONS)
 
 
 def test_a_folder_that_is_not_there_is_refused_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist: create it"):
-        check_output(tmp_path / "nowhere" / "spine.nii.gz")
+        check_output(tmp_path / "nowhere" / "spine.nii.gz", LABELMAP_EXTENSIONS)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run(
@@ -105,17 +106,17 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run(
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(OutputError, match="cannot be written to: choose another"):
-        check_output(tmp_path / "spine.nii.gz")
+        check_output(tmp_path / "spine.nii.gz", LABELMAP_EXTENSIONS)
 
 
 def test_a_folder_is_no_output_file(tmp_path: Path) -> None:
     (tmp_path / "spine.nrrd").mkdir()
     with pytest.raises(OutputError, match="is a folder: give the name of a file"):
-        check_output(tmp_path / "spine.nrrd")
+        check_output(tmp_path / "spine.nrrd", LABELMAP_EXTENSIONS)
 
 
 def test_a_good_output_passes_and_nothing_is_written(tmp_path: Path) -> None:
-    check_output(tmp_path / "spine.SEG.nrrd")
+    check_output(tmp_path / "spine.SEG.nrrd", LABELMAP_EXTENSIONS)
     check_output(tmp_path / "report.json", (".json",))
     assert not list(tmp_path.iterdir())
 

@@ -10,7 +10,8 @@ import SimpleITK as sitk
 from helpers.phantoms import OBLIQUE, rotation
 
 from segmamba.errors import InputError
-from segmamba.io.volume import Geometry, read_volume, to_image
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Geometry, to_image
 
 GEOMETRY = Geometry((9, 8, 7), (0.7, 0.8, 2.5), (-10.0, 20.5, -300.0), rotation(20, -15))
 

@@ -14,9 +14,10 @@ from helpers.phantoms import positions, restored, rotation
 from segmamba.errors import OutputError
 from segmamba.inference.model_grid import cropped_geometry
 from segmamba.io.volume import Geometry, Volume
+from segmamba.labels import Label
 from segmamba.measurements.vertebrae import BANDS, measure_labels, write_table
 from segmamba.measurements.vertebral_body import Mask, find_body
-from segmamba.models.manifest import Label, load_manifest
+from segmamba.models.manifest import load_manifest
 
 LABELS = load_manifest().default("vertebrae").labels
 STRAIGHT = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)

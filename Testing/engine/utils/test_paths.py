@@ -17,7 +17,8 @@ from helpers.users import ordinary_user
 from segmamba.errors import InputError
 from segmamba.io import nifti
 from segmamba.io.dicom import read_files
-from segmamba.io.volume import Geometry, read_volume
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Geometry
 
 
 def test_a_path_that_is_too_long_ends_in_one_sentence(tmp_path: Path) -> None:

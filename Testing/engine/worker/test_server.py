@@ -18,7 +18,8 @@ from helpers.phantoms import phantom
 from helpers.repository import PACKAGES
 
 from segmamba.errors import Cancelled, InputError, ModelError, SegMambaError, WorkerError
-from segmamba.io.volume import read_volume, to_image
+from segmamba.io.read import read_volume
+from segmamba.io.volume import to_image
 from segmamba.request import Options, Request
 from segmamba.worker import server as worker_module
 from segmamba.worker.client import Worker, describe_end

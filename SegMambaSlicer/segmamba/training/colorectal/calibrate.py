@@ -19,13 +19,13 @@ import numpy as np
 from segmamba.errors import InputError, SegMambaError
 from segmamba.inference.device import choose_device
 from segmamba.inference.hysteresis import lead, pieces_and_peaks
-from segmamba.io.labelmap import bounding_box
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.training.colorectal.labels import TUMOUR_LABEL
 from segmamba.training.colorectal.validation import answered_logits, tumours_found
 from segmamba.training.config import Config, read_config
 from segmamba.training.synthesis.npz import read_arrays
+from segmamba.utils.arrays import bounding_box
 
 LEADS = tuple(map(float, range(16)))
 BETA = 0.5

@@ -17,7 +17,6 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.errors import InputError, SegMambaError
-from segmamba.io.labelmap import whole_file
 from segmamba.training.colorectal.centreline import depth_within, lengths_along, step_numbers
 from segmamba.training.colorectal.course import reinvented
 from segmamba.training.colorectal.labels import LARGE, MESENTERY, OTHER_BOWEL, RECTUM
@@ -38,6 +37,7 @@ from segmamba.training.synthesis.tissue_labels import (
     organ,
 )
 from segmamba.training.vertebrae.label_maps import ORGANS_SUFFIX, VERTEBRAE_SUFFIX, closing, tissue_codes, within
+from segmamba.utils.atomic import atomic_write
 
 # The rectum: the last 15 cm of the bowel, below the promontory.
 RECTUM_MM = 150.0
@@ -240,7 +240,7 @@ def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int =
                 arrays = bowel_arrays(codes, rng, invented=number > 0)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from error
-            with whole_file(output / f"{name}_{number}.npz", (".npz",)) as file:
+            with atomic_write(output / f"{name}_{number}.npz", (".npz",)) as file:
                 np.savez_compressed(file, **vars(arrays))
         names.append(name)
     if not names:

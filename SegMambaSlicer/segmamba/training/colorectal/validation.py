@@ -11,12 +11,12 @@ from scipy import ndimage
 from torch import nn
 
 from segmamba.evaluation.metrics import overlap_table, table_dice
-from segmamba.inference.postprocess import TOUCHING
 from segmamba.inference.sliding_window import predict
 from segmamba.models.manifest import Channel
 from segmamba.training.colorectal.labels import LABELS, TUMOUR_LABEL
 from segmamba.training.synthesis.npz import read_arrays
 from segmamba.training.vertebrae.samples import normalised
+from segmamba.utils.morphology import TOUCHING
 
 # A tumour is found where at least this part of it is labelled tumour.
 FOUND = 0.1

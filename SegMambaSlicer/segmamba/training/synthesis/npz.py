@@ -27,16 +27,3 @@ def read_arrays(path: Path, names: Sequence[str], made_by: str) -> list[np.ndarr
     if any(array.ndim != 3 or array.shape != arrays[0].shape for array in arrays):
         raise InputError(f"{path} holds no 3-D arrays of one shape: make it again with {made_by}.")
     return arrays
-
-
-def as_labels(values: np.ndarray, highest: int, name: str) -> np.ndarray:
-    """Return the values of a label map as uint8.
-
-    Raises
-    ------
-    InputError
-        They are not whole numbers from 0 to ``highest``; ``name`` is that of the label map in the sentence.
-    """
-    if values.min() < 0 or values.max() > highest or (values != np.floor(values)).any():
-        raise InputError(f"{name} is no label map with values from 0 to {highest}: convert its numbering first.")
-    return values.astype(np.uint8)

@@ -20,9 +20,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from segmamba.errors import InputError, OutputError, SegMambaError
-from segmamba.io.labelmap import whole_file
-from segmamba.io.volume import read_volume, to_image
-from segmamba.training.synthesis.npz import as_labels
+from segmamba.io.read import read_volume
+from segmamba.io.volume import to_image
 from segmamba.training.synthesis.tissue_labels import (
     CORD,
     DISC,
@@ -41,6 +40,8 @@ from segmamba.training.synthesis.tissue_labels import (
     rib_level,
 )
 from segmamba.training.vertebrae.body import procedural_body
+from segmamba.utils.arrays import as_labels
+from segmamba.utils.atomic import atomic_write
 
 VERTEBRAE_SUFFIX, ORGANS_SUFFIX = "_vertebrae.nii.gz", "_organs.nii.gz"
 # Gaps between vertebrae that are narrower than twice this are discs and ligaments.
@@ -129,7 +130,7 @@ def prepare(folder: Path, output: Path, variants: int = 3, seed: int = 0) -> lis
         organs_path = organs if organs.is_file() else None
         for variant in range(variants if organs_path is None else 1):
             codes = tissue_codes(path, organs_path, np.random.default_rng([seed, variant, len(names)]))
-            with whole_file(output / f"{name}_{variant}.npz", (".npz",)) as file:
+            with atomic_write(output / f"{name}_{variant}.npz", (".npz",)) as file:
                 np.savez_compressed(file, codes=codes)
             names.append(f"{name}_{variant}")
     return names

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segmamba.errors import SegMambaError
-from segmamba.io.labelmap import check_output, whole_file
 from segmamba.networks.checkpoint import load_state_dict
+from segmamba.utils.atomic import atomic_write, check_output
 
 EXTENSIONS = (".safetensors",)
 
@@ -32,7 +32,7 @@ def merge(coarse: Path, fine: Path, output: Path) -> None:
     check_output(output, EXTENSIONS)
     stages = {"coarse": load_state_dict(coarse), "fine": load_state_dict(fine)}
     weights = {f"{stage}.{name}": value for stage, state in stages.items() for name, value in state.items()}
-    with whole_file(output, EXTENSIONS) as file:
+    with atomic_write(output, EXTENSIONS) as file:
         save_file(weights, file)
 
 

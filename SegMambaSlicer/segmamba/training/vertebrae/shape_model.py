@@ -17,8 +17,8 @@ import SimpleITK as sitk
 from safetensors.numpy import save_file
 
 from segmamba.errors import InputError, SegMambaError
-from segmamba.io.labelmap import label_boxes, whole_file
-from segmamba.io.volume import read_volume, to_image
+from segmamba.io.read import read_volume
+from segmamba.io.volume import to_image
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import L5, L6, SACRUM
 from segmamba.spine.shape_model import (
@@ -32,8 +32,9 @@ from segmamba.spine.shape_model import (
     sample,
     signed_distance,
 )
-from segmamba.training.synthesis.npz import as_labels
 from segmamba.training.vertebrae.label_maps import VERTEBRAE_SUFFIX
+from segmamba.utils.arrays import as_labels, label_boxes
+from segmamba.utils.atomic import atomic_write
 
 # Of the file: of what the arrays in it mean.
 CONTENT, VERSION = "shapes of vertebrae (segmamba.spine.shape_model)", "1"
@@ -111,7 +112,7 @@ def save_shapes(model: ShapeModel, path: Path, subjects: Sequence[str], licence:
         arrays[f"modes{index}"] = np.round(modes / steps[:, None, None, None]).astype(np.int8)
         arrays[f"steps{index}"] = steps.astype(np.float32)
     metadata = {"content": CONTENT, "version": VERSION, "subjects": ", ".join(subjects), "licence": licence}
-    with whole_file(path, (".safetensors",)) as file:
+    with atomic_write(path, (".safetensors",)) as file:
         save_file(arrays, file, metadata)
 
 

@@ -20,14 +20,16 @@ from segmamba.errors import InputError, SegMambaError
 from segmamba.evaluation.metrics import dice_of_all
 from segmamba.inference.preprocess import to_model_grid
 from segmamba.inference.sliding_window import predict
-from segmamba.io.labelmap import check_output, whole_file
 from segmamba.io.modality import CT, check_modality
-from segmamba.io.volume import Volume, read_volume, to_image
+from segmamba.io.read import read_volume
+from segmamba.io.volume import Volume, to_image
 from segmamba.models.manifest import Channel, Model, load_manifest
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET
-from segmamba.training.synthesis.npz import as_labels, read_arrays
+from segmamba.training.synthesis.npz import read_arrays
 from segmamba.training.synthesis.tissue_labels import VERTEBRAE
 from segmamba.training.vertebrae.samples import normalised
+from segmamba.utils.arrays import as_labels
+from segmamba.utils.atomic import atomic_write, check_output
 
 CASE_EXTENSIONS = (".npz",)
 # A case keeps CT's own intensities, so that it outlives a change of the normalisation.
@@ -134,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_output(options.output, CASE_EXTENSIONS)
         model = load_manifest().model(options.model)
         intensities, reference = evaluation_case(read_volume(options.image), read_volume(options.labels), model)
-        with whole_file(options.output, CASE_EXTENSIONS) as file:
+        with atomic_write(options.output, CASE_EXTENSIONS) as file:
             np.savez_compressed(file, image=intensities, labels=reference)
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""Boxes and label values of arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from segmamba.errors import InputError
+
+
+def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
+    """Return the bounding box (slices along z, y, x) of every label value that is present."""
+
+    around = bounding_box(labels > 0)
+    if around is None:
+        return {}
+    # Most of a volume has no label: what has is searched alone.
+    boxes = {
+        value: tuple(slice(a.start + b.start, a.stop + b.start) for a, b in zip(box, around, strict=True))
+        for value, box in enumerate(ndimage.find_objects(labels[around]), start=1)
+        if box is not None
+    }
+    return {value: (box[0], box[1], box[2]) for value, box in boxes.items()}
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """Return the box (a slice along each axis) around all that is true in a mask; None where nothing is."""
+    box: list[slice] = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        filled = np.flatnonzero(mask[tuple(box)].any(axis=others))
+        if not filled.size:
+            return None
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return tuple(box)
+
+
+def as_labels(values: np.ndarray, highest: int, name: str) -> np.ndarray:
+    """Return the values of a label map as uint8.
+
+    Raises
+    ------
+    InputError
+        They are not whole numbers from 0 to ``highest``; ``name`` is that of the label map in the sentence.
+    """
+    if values.min() < 0 or values.max() > highest or (values != np.floor(values)).any():
+        raise InputError(f"{name} is no label map with values from 0 to {highest}: convert its numbering first.")
+    return values.astype(np.uint8)
+
+
+def grown_box(box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return a box with one voxel more on each side, where the array has one."""
+    return tuple(slice(max(0, part.start - 1), min(size, part.stop + 1)) for part, size in zip(box, shape, strict=True))
