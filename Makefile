@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What pip is given for PyTorch, for example another version or index.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check lists clean
+.PHONY: demo test test-avx2 check lists clean
 
 demo: .venv/installed
 	$(BIN)/python Docs/demo.py demo
@@ -12,6 +12,10 @@ demo: .venv/installed
 # Two files at a time, each on one core: most of their time is waiting for processes to start.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# What depends on the processor, as on one without AVX-512 and bfloat16 (AMD Zen 3, most laptops).
+test-avx2: .venv/installed-dev
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m processor
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

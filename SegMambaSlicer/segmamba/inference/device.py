@@ -105,10 +105,19 @@ def cpu_precision() -> str:
 
     Measured on two cores of an AMD EPYC with AVX512_BF16, small 3-D U-Net at 64^3: float32 0.69 s, bfloat16
     autocast 0.18 s. Without these instructions PyTorch emulates bfloat16, which is slower than float32.
+
+    oneDNN has to convolve in it, too: where it may not use AVX-512 (``ONEDNN_MAX_CPU_ISA``), PyTorch convolves
+    without it, and a narrow SegMamba-V2 took 25 s of an AMD EPYC 7003 at 32^3, in float32 1.5 s.
     """
     torch = import_torch()
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return "bfloat16" if supported is not None and supported() else "float32"
+    return "bfloat16" if supported is not None and supported() and onednn_has_bfloat16() else "float32"
+
+
+def onednn_has_bfloat16() -> bool:
+    """Say whether oneDNN convolves in bfloat16 here, in units of the processor's own or in AVX-512 without them."""
+    supported = getattr(import_torch().ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and supported()
 
 
 def _cpu(precision: str) -> Device:

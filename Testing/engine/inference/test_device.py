@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from segmamba.errors import DeviceError
-from segmamba.inference.device import choose_device, cpu_precision
+from segmamba.inference.device import choose_device, cpu_precision, onednn_has_bfloat16
 from segmamba.utils.memory import gibibytes, system_memory
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -20,12 +24,31 @@ def test_the_cpu_is_always_there_and_knows_its_memory() -> None:
 
 
 def test_bfloat16_is_chosen_only_where_the_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segmamba.inference.device.onednn_has_bfloat16", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert cpu_precision() == "float32"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert cpu_precision() == "bfloat16"
+    monkeypatch.setattr("segmamba.inference.device.onednn_has_bfloat16", lambda: False)
+    assert cpu_precision() == "float32"
+    monkeypatch.setattr("segmamba.inference.device.onednn_has_bfloat16", lambda: True)
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
     assert cpu_precision() == "float32"
+
+
+@pytest.mark.processor
+def test_the_processor_runs_in_bfloat16_only_if_onednn_convolves_in_it() -> None:
+    if not onednn_has_bfloat16():
+        assert cpu_precision() == "float32"
+    assert choose_device("cpu").precision == cpu_precision()
+
+
+@pytest.mark.processor
+def test_a_processor_that_is_held_to_avx2_runs_in_float32() -> None:
+    program = "from segmamba.inference.device import cpu_precision; print(cpu_precision())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "float32", done.stderr
 
 
 def test_a_precision_that_is_asked_for_is_taken() -> None:

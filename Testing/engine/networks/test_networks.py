@@ -11,6 +11,7 @@ from helpers.repository import REPOSITORY
 from torch.nn import functional
 
 from segmamba.errors import ModelError
+from segmamba.inference.device import onednn_has_bfloat16
 from segmamba.networks import build_network, parameter_count
 from segmamba.networks.blocks import DecoderBlock, EncoderBlock, OutputBlock, pad_to_stride
 from segmamba.networks.mamba import TriOrientedMamba, sum_of_orders, three_orders
@@ -21,7 +22,7 @@ from segmamba.scan import reference
 SHAPES = REPOSITORY / "Testing" / "data" / "segmamba_v2_release_state_dict_shapes.json"
 TINY = {
     "spine_mamba": {"features": [4, 4, 8, 8, 8], "depths": [1, 1], "grid": [3, 2, 2]},
-    "segmamba_v2_release": {"feat_size": [16, 16, 16, 16], "depths": [1, 1, 1, 1], "hidden_size": 8},
+    "segmamba_v2_release": {"feat_size": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "hidden_size": 8},
     "segmamba_v2_paper": {"features": [4, 4, 8, 8], "depths": [1, 1, 1, 1], "full_features": 4},
 }
 every_architecture = pytest.mark.parametrize("architecture", TINY)
@@ -60,6 +61,7 @@ def test_gradient_reaches_every_parameter(architecture: str) -> None:
     assert all(value.grad is not None and value.grad.isfinite().all() for value in network.parameters())
 
 
+@pytest.mark.processor
 @every_architecture
 def test_two_runs_give_identical_logits(architecture: str) -> None:
     network, image = tiny(architecture).eval(), random_image(32, 32, 32)
@@ -67,6 +69,7 @@ def test_two_runs_give_identical_logits(architecture: str) -> None:
         assert torch.equal(network(image), network(image))
 
 
+@pytest.mark.processor
 @every_architecture
 def test_bfloat16_autocast_stays_finite_and_close(architecture: str) -> None:
     network, image = tiny(architecture).eval(), random_image(32, 32, 32)
@@ -78,20 +81,28 @@ def test_bfloat16_autocast_stays_finite_and_close(architecture: str) -> None:
     assert (rounded - exact).norm() / exact.norm() < 0.1
 
 
+@pytest.mark.processor
 @every_architecture
-def test_in_half_precision_every_map_of_a_processor_keeps_its_channels_last(architecture: str) -> None:
-    """One map in another order and oneDNN reorders all that follow, which takes as long as convolving them."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_map_of_a_processor_keeps_the_layout_of_its_precision(architecture: str, precision: str) -> None:
+    """One map in another order and oneDNN reorders all that follow, which takes as long as convolving them.
+
+    Channels last in bfloat16, and PyTorch's own layout in float32, in which a processor without bfloat16 runs.
+    """
+    if precision == "bfloat16" and not onednn_has_bfloat16():
+        pytest.skip("oneDNN does not convolve in bfloat16 here, and what PyTorch does instead lays maps out otherwise")
+    layout = torch.channels_last_3d if precision == "bfloat16" else torch.contiguous_format
     network = tiny(architecture).eval()
     others = []
 
     def note(module: torch.nn.Module, _: object, answer: torch.Tensor) -> None:
-        if not answer.is_contiguous(memory_format=torch.channels_last_3d):
+        if not answer.is_contiguous(memory_format=layout):
             others.append(module)
 
     for module in network.modules():
         if isinstance(module, (torch.nn.Conv3d, torch.nn.ConvTranspose3d, torch.nn.InstanceNorm3d)):
             module.register_forward_hook(note)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         network(random_image(32, 32, 32))
     assert not others
 

@@ -42,6 +42,7 @@ def test_strong_decay_over_a_long_sequence_stays_finite() -> None:
     assert all(value.isfinite().all() for value in results.values())
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_input_is_scanned_in_float32(dtype: torch.dtype) -> None:
     inputs = [value.to(dtype) for value in scan_inputs(64)]
@@ -51,6 +52,7 @@ def test_half_precision_input_is_scanned_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(y, expected.to(dtype))
 
 
+@pytest.mark.processor
 def test_autocast_does_not_change_the_scan() -> None:
     inputs = scan_inputs(64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
