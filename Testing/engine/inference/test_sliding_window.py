@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from full_gpu import memory_left
 from helpers.voxel_networks import PATCH, NotANumberIn, OutOfMemoryAt, PerVoxel, volume
 from torch import nn
 
@@ -167,15 +168,11 @@ def test_a_real_gpu_that_is_full_gives_the_same_result(allowed_mib: int, where: 
     image = volume(160, 160, 160)
     notes: list[str] = []
     devices: list[torch.device] = []
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(allowed_mib * 2**20 / torch.cuda.mem_get_info()[1])
-    try:
-        # Eight classes of 160^3 voxels take 125 MiB, one window 1 MiB and its layers a few.
-        network = nn.Sequential(PerVoxel(), nn.Conv3d(3, 16, 1), nn.Conv3d(16, 8, 1))
-        expected = predict(network, image, PATCH, 0.5, "cpu", torch.float32)
+    # Eight classes of 160^3 voxels take 125 MiB, one window 1 MiB and its layers a few.
+    network = nn.Sequential(PerVoxel(), nn.Conv3d(3, 16, 1), nn.Conv3d(16, 8, 1))
+    expected = predict(network, image, PATCH, 0.5, "cpu", torch.float32)
+    with memory_left(allowed_mib):
         probabilities = predict(network, image, PATCH, 0.5, "cuda", torch.float32, fallbacks=notes, devices=devices)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
     assert where in notes[-1]
     assert [device.type for device in devices] == ["cpu" if where == "CPU" else "cuda"]
     assert probabilities.device.type == "cpu"
