@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from segmamba.models.manifest import Manifest, load_manifest
 
@@ -16,8 +16,10 @@ pytest.register_assert_rewrite("helpers")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The same examples in every run of the suite; "many" tries others, and far more.
-settings.register_profile("suite", max_examples=15, derandomize=True, database=None, print_blob=True)
-settings.register_profile("many", max_examples=500, database=None, print_blob=True)
+# How long one takes depends on what else the machine does.
+LIMITS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "database": None, "print_blob": True}
+settings.register_profile("suite", max_examples=15, derandomize=True, **LIMITS)
+settings.register_profile("many", max_examples=500, **LIMITS)
 settings.load_profile("suite")
 
 

@@ -17,7 +17,7 @@ class Served:
     """What the server does at one address.
 
     ``cuts`` are the bytes after which the connection breaks, one for each request in turn. ``piece`` and ``pause``
-    (seconds) make it slow.
+    (seconds) make it slow. After ``stop`` bytes it sends nothing until ``go_on`` is set.
     """
 
     content: bytes = b""
@@ -27,6 +27,8 @@ class Served:
     cuts: list[int] = field(default_factory=list)
     piece: int = 1 << 16
     pause: float = 0.0
+    stop: int | None = None
+    go_on: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -65,6 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         try:
             for offset in range(0, len(body), served.piece):
+                if served.stop is not None and start + offset >= served.stop:
+                    served.go_on.wait()
                 self.wfile.write(body[offset : offset + served.piece])
                 time.sleep(served.pause)
         except OSError:

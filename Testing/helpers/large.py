@@ -13,6 +13,7 @@ import numpy as np
 import qt
 import slicer
 
+from helpers.own_time import own_time
 from segmamba.io.labelmap import write_labelmap
 from segmamba.models.manifest import load_manifest
 from segmamba_mrml.volumes import volume_of
@@ -86,10 +87,10 @@ class Clock:
         self._timer.start()
 
     def stop(self):
-        """Return the gaps in seconds: by the clock on the wall, and in the computing time of this thread."""
+        """Return the gaps in seconds: in this thread's own time (see `own_time`), and in what it computed."""
         self._timer.stop()
         self._tick()
         return np.diff(self._ticks, axis=0).T
 
     def _tick(self):
-        self._ticks.append((time.perf_counter(), time.thread_time()))
+        self._ticks.append((own_time(), time.thread_time()))

@@ -32,7 +32,7 @@ FORMATS = ("nii.gz", "nii", "nrrd", "mha")
 BROKEN = 6
 CROP = 40
 # Seconds that a run may take to come on.
-LIMIT = 240
+LIMIT = 600
 
 
 def write_cases(folder: Path, count: int, real: Path | None = None) -> None:

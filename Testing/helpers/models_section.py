@@ -9,7 +9,6 @@ import qt
 
 from helpers import tiny
 
-TIMEOUT = 60.0
 # Unlike the bundled model's, so that the weights say which model they are for.
 ARGUMENTS = {**tiny.ARGUMENTS, "out_channels": 3}
 
@@ -79,7 +78,7 @@ def done(section, wait_until):
     """Wait until the command has ended and return what the section says."""
 
     def done():
-        wait_until(lambda: not section.cancelModelsButton.visible, TIMEOUT)
+        wait_until(lambda: not section.cancelModelsButton.visible)
         return section.modelsLabel.text
 
     return done

@@ -41,12 +41,12 @@ APART = ("parent killed", "installing killed")
 KINDS = (*INSIDE, *OUTSIDE, *APART)
 MARK = "SEGMAMBA_FAULTS"
 PATIENCE = 4.0
-START_LIMIT = 60.0
+START_LIMIT = 300.0
 # A new process and a job take about so long, and a job alone.
 STARTING_SECONDS, JOB_SECONDS = 1.5, 0.3
-# After its parent a worker lives for five seconds at most, if a window is that long.
-ORPHAN_SECONDS = 15.0
-LOCK_SECONDS = 5.0
+# After its parent a worker lives for five seconds at most, if a window is that long; on a busy machine for longer.
+ORPHAN_SECONDS = 120.0
+LOCK_SECONDS = 60.0
 
 
 @dataclass

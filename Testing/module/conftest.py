@@ -13,6 +13,7 @@ import pytest
 import qt
 import slicer
 from helpers import phantoms, tiny
+from helpers.own_time import PATIENCE
 from helpers.repository import PACKAGES
 from PySide6.QtTest import QTest
 from shiboken6 import Shiboken
@@ -21,8 +22,6 @@ from slicer_host import SlicerHost, themes
 from segmamba.worker.client import Worker
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# A worker starts, loads torch, and runs a tiny network: on a slow machine.
-WORKER_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -93,9 +92,9 @@ def click(a_slicer_host, the_module):
 
 @pytest.fixture
 def wait_until(a_slicer_host):
-    """Let the application run until a condition holds; fails after ``timeout`` seconds, or of an error in a slot."""
+    """Let the application run until a condition holds; fails if that takes minutes, or of an error in a slot."""
 
-    def wait_until(condition, timeout=20.0):
+    def wait_until(condition, timeout=PATIENCE):
         end = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < end, f"waited {timeout} s in vain"
@@ -208,7 +207,7 @@ def start(panel, click, wait_until):
 
     def start():
         click(panel.ui.segmentButton)
-        wait_until(lambda: panel.job is None or "Segmenting" in panel.ui.progressBar.format, WORKER_SECONDS)
+        wait_until(lambda: panel.job is None or "Segmenting" in panel.ui.progressBar.format)
         assert panel.job is not None, panel.ui.statusLabel.text
 
     return start
@@ -221,7 +220,7 @@ def segment(panel, click, wait_until):
     def segment():
         click(panel.ui.segmentButton)
         assert panel.job is not None, panel.ui.statusLabel.text
-        wait_until(lambda: panel.job is None, WORKER_SECONDS)
+        wait_until(lambda: panel.job is None)
         return panel.sections.results.node
 
     return segment

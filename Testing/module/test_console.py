@@ -69,7 +69,7 @@ def test_asynchronous_job_tells_its_end_once(logic, a_ct, a_quick_model, wait_un
     ended = []
     job = logic.segmentAsync(a_ct, "vertebrae", onDone=ended.append, device="cpu", manifest=a_quick_model)
     assert not job.finished
-    wait_until(lambda: ended, 60)
+    wait_until(lambda: ended)
     assert ended == [job]
     assert job.error is None
     assert job.wait() is job.node
@@ -106,7 +106,7 @@ def test_cancel_while_segments_are_added_takes_them_back(logic, a_ct, a_quick_mo
     monkeypatch.setattr(module, "ADDING_S", 0.0)
     nodes = slicer.mrmlScene.GetNumberOfNodes()
     job = logic.segmentAsync(a_ct, "vertebrae", device="cpu", manifest=a_quick_model)
-    wait_until(lambda: slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") > 0, 60)
+    wait_until(lambda: slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") > 0)
     assert not job.finished and job.node is None
     job.cancel()
     assert slicer.mrmlScene.GetNumberOfNodes() == nodes

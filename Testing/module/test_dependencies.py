@@ -190,7 +190,7 @@ def test_doctor_of_this_installation_is_heard_out(the_module, click, wait_until,
     ui = the_module.ui
     click(ui.dependenciesSection)
     click(ui.checkButton)
-    wait_until(lambda: ui.checkButton.enabled, 90)
+    wait_until(lambda: ui.checkButton.enabled)
     assert "OK    torch" in ui.dependenciesLog.plainText
     screenshot("checked")
 

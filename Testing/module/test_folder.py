@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +11,7 @@ import pytest
 import qt
 import slicer
 from helpers import many_cases, phantoms
+from helpers.own_time import own_time
 
 from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, TABLE, WORKING
 from segmamba.cli.main import _parser
@@ -70,7 +70,7 @@ def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_f
         return {Path(row["input"]).relative_to(a_folder).parts[:2]: row for row in rows}
 
     timer = qt.QTimer()
-    timer.connect("timeout()", lambda: ticks.append(time.perf_counter()))
+    timer.connect("timeout()", lambda: ticks.append(own_time()))
     timer.start(10)
     rows = run()
     timer.stop()
@@ -125,11 +125,11 @@ def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
     slow = choices | {"manifest": a_slow_model}
     job = logic.segmentFolderAsync(a_folder, out, onDone=ended.append, **slow)
     assert not job.finished
-    wait_until(lambda: a_case_is_in_hand(out), 60)
+    wait_until(lambda: a_case_is_in_hand(out))
     with pytest.raises(WorkerError, match="A job is running"):
         logic.segmentFolder(a_folder, tmp_path / "other", **choices)
     logic.stop()
-    wait_until(lambda: job.finished, 10)
+    wait_until(lambda: job.finished)
     with pytest.raises(Cancelled, match="to go on"):
         job.wait()
     assert ended == [job]
@@ -154,7 +154,7 @@ def test_killed_batch_is_a_sentence_and_the_next_one_goes_on(
 ):
     out = tmp_path / "out"
     job = logic.segmentFolderAsync(a_folder, out, **(choices | {"manifest": a_slow_model}))
-    wait_until(lambda: a_case_is_in_hand(out), 60)
+    wait_until(lambda: a_case_is_in_hand(out))
     assert many_cases.kill(processes()) >= 1  # or the rest would take minutes, and tell nothing
     with pytest.raises(WorkerError, match="ended with status"):
         job.wait()

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import qt
 from helpers import tiny
 from helpers.file_server import Served, file_server
-from helpers.models_section import TIMEOUT, row
+from helpers.models_section import row
+from helpers.own_time import PATIENCE
 
 from segmamba.errors import InstallationError
 
@@ -58,7 +59,7 @@ def test_missing_model_is_said_once_imported_run_and_removed(
     screenshot("model-imported")
     click(section.segmentButton)
     assert panel.job is not None and not section.removeButton.enabled
-    wait_until(lambda: panel.job is None, TIMEOUT)
+    wait_until(lambda: panel.job is None)
     assert panel.sections.results.node is not None, section.statusLabel.text
 
     click(section.removeButton)
@@ -95,18 +96,18 @@ def test_download_can_be_cancelled_and_goes_on(section, use, done, click, wait_u
     content = bytes(range(256)) * 1024
     file = {"name": "got.safetensors", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     with file_server() as server:
-        server.files["/slow"] = Served(content, piece=1024, pause=0.05)
+        server.files["/slow"] = Served(content, piece=1024, stop=65536)
         use(**file, urls=[f"{server.url}/slow"])
         click(section.modelsTable, 1)
         click(section.downloadButton)
         part = lambda: sum(path.stat().st_size for path in models_folder.rglob("*.part"))  # noqa: E731
-        wait_until(lambda: part() > 4096, TIMEOUT)
+        wait_until(lambda: part() > 4096)
         screenshot("downloading")
         click(section.cancelModelsButton)
         assert "Cancelled" in section.modelsLabel.text
         assert section.downloadButton.enabled and not section.cancelModelsButton.visible
         assert row(section, 1)[1] == "no"
-        server.files["/slow"].pause = 0.0
+        server.files["/slow"].go_on.set()
         click(section.downloadButton)
         assert f"downloaded from {server.url}/slow" in done()
         assert server.requests[-1][1] is not None
@@ -152,7 +153,7 @@ def test_reloading_the_module_ends_the_command(the_module, section, panel, click
     click(section.verifyButton)
     process = panel.sections.checkpoints._process
     the_module.module.unload()
-    assert process.wait(5) != 0
+    assert process.wait(PATIENCE) != 0
 
 
 def test_folder_is_made_and_opened_or_the_reason_is_said(section, click, models_folder, monkeypatch):

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
 import slicer
 from helpers import large, phantoms
 from helpers.large import Clock
+from helpers.own_time import own_time
 
 from segmamba.errors import OutputError
-
-TIMEOUT = 60.0
 
 
 def test_cancel_ends_the_worker_within_two_seconds_and_changes_nothing(
@@ -24,15 +22,15 @@ def test_cancel_ends_the_worker_within_two_seconds_and_changes_nothing(
     panel.useManifest(a_slow_model)
     nodes = slicer.mrmlScene.GetNumberOfNodes()
     start()
-    wait_until(lambda: "left" in panel.ui.progressBar.format, TIMEOUT)
+    wait_until(lambda: "left" in panel.ui.progressBar.format)
     screenshot("running")
     assert panel.ui.segmentButton.text == "Cancel"
     assert not panel.ui.inputSelector.enabled
     process, folder = panel.logic._worker._process, panel.job._case._folder.name
-    begin = time.monotonic()
+    begin = own_time()
     click(panel.ui.segmentButton)
-    wait_until(lambda: panel.job is None and process.poll() is not None, 2)
-    assert time.monotonic() - begin < 2
+    assert own_time() - begin < 2
+    assert panel.job is None and process.poll() is not None
     assert slicer.mrmlScene.GetNumberOfNodes() == nodes
     assert not os.path.exists(folder)
     assert "cancelled" in panel.ui.statusLabel.text
@@ -46,7 +44,7 @@ def test_killed_worker_is_one_sentence_and_the_next_run_works(
     panel.useManifest(a_slow_model)
     start()
     os.kill(panel.logic._worker.pid, signal.SIGKILL)
-    wait_until(lambda: panel.job is None, 5)
+    wait_until(lambda: panel.job is None)
     screenshot("killed")
     assert "The worker was killed" in panel.ui.statusLabel.text
     assert panel.ui.statusLabel.text.count(". ") == 0
@@ -59,7 +57,7 @@ def test_event_loop_is_never_blocked_while_the_network_runs(panel, a_ct, a_slow_
     clock = Clock()
     clock.start()
     click(panel.ui.segmentButton)
-    wait_until(lambda: panel.job is None or "left" in panel.ui.progressBar.format, TIMEOUT)
+    wait_until(lambda: panel.job is None or "left" in panel.ui.progressBar.format)
     waited, computed = clock.stop()
     click(panel.ui.segmentButton)
     assert len(waited) > 20
@@ -79,7 +77,7 @@ def test_event_loop_is_never_blocked_by_a_large_volume_and_its_25_segments(
         clock = Clock()
         clock.start()
         click(panel.ui.segmentButton)
-        wait_until(lambda: panel.job is None, TIMEOUT)
+        wait_until(lambda: panel.job is None)
         waited, computed = clock.stop()
         assert panel.ui.resultTable.rowCount == large.STRUCTURES, panel.ui.statusLabel.text
         assert computed.max() < 0.1

@@ -19,7 +19,7 @@ from helpers.repository import HELPERS, PACKAGES, REPOSITORY
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="shell commands")
 DOCUMENT = REPOSITORY / "Docs" / "batches.md"
-LIMIT = 240
+LIMIT = 600
 QUICK = """
 import sys
 from helpers.quick_engine import QuickEngine

@@ -38,7 +38,7 @@ def run(folder: Path, name: str, *more: str, source: str = "in") -> list[str]:
 def peaceful(folder: Path) -> Path:
     """The results of a run that nothing disturbed."""
     process = many_cases.start(run(folder, "out", "--workers", "2"))
-    assert process.wait(240) == SOME_FAILED
+    assert process.wait(many_cases.LIMIT) == SOME_FAILED
     return folder / "out"
 
 
@@ -114,7 +114,7 @@ def test_killed_engines_and_a_killed_main_process_lose_and_double_nothing(folder
         process.kill()
         process.wait()
     again = many_cases.start(run(folder, "killed", "--workers", "1"))
-    assert again.wait(240) == SOME_FAILED
+    assert again.wait(many_cases.LIMIT) == SOME_FAILED
     assert many_cases.results(folder / "killed") == many_cases.results(peaceful)
     assert many_cases.outcomes(folder / "killed") == many_cases.outcomes(peaceful)
     assert any(not row["this_run"] for row in many_cases.rows(folder / "killed"))

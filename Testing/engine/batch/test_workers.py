@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,14 +89,14 @@ def test_a_scheduler_that_goes_is_told_in_one_sentence_and_the_table_is_written(
 
     monkeypatch.setattr(engine, "Engine", QuickEngine)
     write_inputs(tmp_path / "in", 20)
-    # The workers look for their scheduler at the end.
-    brief = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
     local = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
-    with brief, local as running:
+    with ExitStack() as brief, local as running:
         shown: list[Progress] = []
 
         def stopped() -> bool:
             if shown and shown[0].counts["done"] == 2:
+                # The workers look for their scheduler at the end.
+                brief.enter_context(dask.config.set({"distributed.comm.timeouts.connect": "1s"}))
                 running.sync(running.scheduler.close)
             return False
 

@@ -32,7 +32,7 @@ SPACING = 5.0
 # Part of the labelled voxels that may differ between two copies of one volume: those whose centre lies just between.
 TOLERANCE = 0.005
 
-few = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 __all__ = ["bright_bone"]
 
 

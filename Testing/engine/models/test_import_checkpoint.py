@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from helpers.own_time import PATIENCE
 from helpers.repository import REPOSITORY
 
 from segmamba.cli import main as cli
@@ -355,7 +356,7 @@ def test_full_size_released_network_is_imported_within_twice_its_size_and_runs(
     monkeypatch.setenv("SEGMAMBA_MODELS", str(room / "store"))
     environment = {**os.environ, "PYTHONPATH": str(root / "SegMambaSlicer")}
     command = [sys.executable, "-c", PEAK, str(checkpoint), str(manifest)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     size = checkpoint.stat().st_size
     assert size > 500e6

@@ -34,7 +34,7 @@ torch.save({"losses": losses, "weights": run.network.state_dict(), "going": goin
 
 def torchrun(*arguments: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    subprocess.run(command, check=True, env=worker_environment(), timeout=300)
+    subprocess.run(command, check=True, env=worker_environment(), timeout=900)
 
 
 def test_two_processes_see_different_samples_and_keep_the_same_weights(tmp_path: Path) -> None:

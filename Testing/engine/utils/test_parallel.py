@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from helpers.own_time import PATIENCE
 
 from segmamba.errors import Cancelled
 from segmamba.utils.parallel import at_once
@@ -28,7 +29,7 @@ def test_a_check_that_raises_ends_what_has_not_begun() -> None:
 
     def call(item: int) -> None:
         begun.append(item)
-        go_on.wait(5)
+        go_on.wait(PATIENCE)
 
     def check() -> None:
         go_on.set()
