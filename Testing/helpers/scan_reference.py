@@ -31,8 +31,8 @@ def values_and_gradients(function, inputs: list[torch.Tensor], device: str = "cp
     return {name: value.detach().cpu().double() for name, value in results.items()}
 
 
-def assert_matches_reference(function, length: int, device: str = "cpu") -> None:
-    inputs = scan_inputs(length)
+def assert_matches_reference(function, length: int, device: str = "cpu", channels: int = 5) -> None:
+    inputs = scan_inputs(length, channels=channels)
     expected = values_and_gradients(reference.selective_scan, [value.double() for value in inputs])
     measured = values_and_gradients(function, inputs, device)
     for name, value in expected.items():

@@ -29,9 +29,12 @@ def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     made: nn.Module = {
         "release": lambda: SegMambaV2(1, 2, (1, 1, 1, 1), (16, 16, 24, 32), 48),
+        "release, narrow": lambda: SegMambaV2(1, 2, (1, 1, 1, 1), (8, 8, 16, 16), 16),
         "paper": lambda: SegMambaV2Paper(1, 3, (16, 16, 24, 32), (1, 1, 1, 1), 8),
+        "paper, narrow": lambda: SegMambaV2Paper(1, 3, (8, 8, 16, 16), (1, 1, 1, 1), 8),
         "paper, strided": lambda: SegMambaV2Paper(1, 3, (16, 16, 24, 32), (1, 1, 1, 1), 8, hierarchical=False),
         "spine": lambda: SpineMamba(2, 5, (8, 16, 16, 24, 32), (1, 1)),
+        "spine, narrow": lambda: SpineMamba(2, 5, (4, 8, 8, 16, 16), (1, 1)),
         "spine, no prior": lambda: SpineMamba(2, 5, (8, 16, 16, 24, 32), (1, 1), shape_prior=False),
     }[name]()
     for module in made.modules():
@@ -84,7 +87,7 @@ def test_accelerating_leaves_the_network_as_it_was() -> None:
     assert all(value.dtype == torch.float32 for value in plain.parameters())
 
 
-@pytest.mark.parametrize("name", ["release", "paper", "spine"])
+@pytest.mark.parametrize("name", ["release, narrow", "paper, narrow", "spine, narrow"])
 def test_a_fast_network_is_held_against_the_plain_one(name: str) -> None:
     plain = network(name)
     good = accelerate(plain, torch.bfloat16, graphs=False)
@@ -223,7 +226,7 @@ def test_a_ring_of_rows_gives_what_the_whole_sum_gives(size: tuple[int, int, int
 
 
 def test_labels_are_the_most_probable_classes() -> None:
-    plain, volume = network("release"), image("release", 40, 33, 36)[0]
+    plain, volume = network("release, narrow"), image("release", 40, 33, 36)[0]
     arguments = (plain, volume, (32, 32, 32), 0.5, "cpu", torch.float32)
     labels = predict_labels(*arguments)
     assert labels.dtype == torch.uint8

@@ -64,12 +64,12 @@ def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), str(HELPERS.parent)])
-    lengths = ", ".join(map(str, LENGTHS))
+    # The interpreter is slow: three chunks of 64 steps have a first, a middle and a last one.
     program = (
         "from helpers.scan_reference import assert_matches_reference\n"
         "from segmamba.scan.triton_scan import selective_scan\n"
-        f"for length in ({lengths},):\n"
-        "    assert_matches_reference(selective_scan, length)\n"
+        "for length in (1, 2, 17, 64, 150):\n"
+        "    assert_matches_reference(selective_scan, length, channels=3)\n"
         "print('all lengths match')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

@@ -47,7 +47,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "held-out" / "case.npz", image=100 * labels.astype(np.int16), labels=labels)
     content = json.loads(RECIPE.read_text(encoding="utf-8"))
     content["arguments"] |= SMALL
-    content |= {"patch": [32, 32, 32], "spacing": 3.0, "batch": 1, "iterations": 2, "warmup": 1, "log_every": 1}
+    content |= {
+        "patch": [32, 32, 32],
+        "spacing": 3.0,
+        "batch": 1,
+        "iterations": 2,
+        "warmup": 1,
+        "log_every": 1,
+        "painters": 1,
+    }
     (folder / "config.json").write_text(json.dumps(content | {"device": "cpu", "compile": False}), encoding="utf-8")
     return folder
 
