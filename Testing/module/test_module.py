@@ -127,9 +127,8 @@ def test_documentation_names_a_test_for_every_control():
     interactive |= {"QCheckBox", "QPlainTextEdit", "QLineEdit", "QDoubleSpinBox", "ctkCollapsibleButton"}
     widgets = ElementTree.parse(PACKAGES / "Resources/UI/SegMambaSlicer.ui").iter("widget")
     controls = {widget.get("name") for widget in widgets if widget.get("class") in interactive}
-    rows = re.findall(
-        r"^\| (\w[^|]*) \| (test_[^|]*) \|$", (PACKAGES.parent / "Docs/panel.md").read_text("utf-8"), re.M
-    )
+    page = (PACKAGES.parent / "Docs/contributing/panel-controls.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\w[^|]*) \| (test_[^|]*) \|$", page, re.M)
     assert {name for names, _tests in rows for name in names.split(", ")} == controls
     sources = "".join(path.read_text(encoding="utf-8") for path in (TESTING / "module").glob("test_*.py"))
     assert all(f"def {test}(" in sources for _names, tests in rows for test in tests.split(", "))
