@@ -18,7 +18,7 @@ from segmamba.models import manifest, store
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "Docs").rglob("*.md")])
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-NAMING_TESTS = ("troubleshooting.md", "contributing/panel-controls.md")
+NAMING_TESTS = ("contributing/troubleshooting-tests.md", "contributing/panel-controls.md")
 LOGIC = REPOSITORY / "SegMambaSlicer" / "SegMambaSlicer.py"
 
 
