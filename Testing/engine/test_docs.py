@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,39 @@ def test_every_test_that_a_document_names_is_there(name: str) -> None:
     assert named - set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE)) == set()
 
 
-def test_every_file_that_a_document_links_to_is_there() -> None:
-    gone = []
+def headings(text: str) -> set[str]:
+    """Return the anchors of a Markdown document: its headings, as GitHub names them, and explicit ids."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    names: Counter[str] = Counter()
+    found = set()
+    for title in re.findall(r"^#+ +(.+?) *$", prose, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title)
+        name = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        found.add(f"{name}-{names[name]}" if names[name] else name)
+        names[name] += 1
+    return found | set(re.findall(r'<a id="([^"]+)">', prose))
+
+
+def test_headings_are_named_as_on_github() -> None:
+    text = (
+        '# A `b_c` & d\n# Twice\n# Twice\n# Twice\n## [Linked](x.md), twice\n```sh\n# comment\n```\n<a id="own"></a>\n'
+    )
+    assert headings(text) == {"a-b_c--d", "twice", "twice-1", "twice-2", "linked-twice", "own"}
+
+
+def test_every_file_and_heading_that_a_document_links_to_is_there() -> None:
+    gone, seen = [], 0
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
-            if ":" not in target and not (document.parent / target).exists():
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", document.read_text(encoding="utf-8")):
+            if ":" in target:
+                continue
+            seen += 1
+            path = document.parent / target if target else document
+            if not path.exists():
                 gone.append(f"{document.name}: {target}")
+            elif anchor and path.suffix == ".md" and anchor not in headings(path.read_text(encoding="utf-8")):
+                gone.append(f"{document.name}: {target}#{anchor}")
+    assert seen > 100
     assert gone == []
 
 
