@@ -58,7 +58,7 @@ def test_headings_are_named_as_on_github() -> None:
 def test_every_file_and_heading_that_a_document_links_to_is_there() -> None:
     gone, seen = [], 0
     for document in DOCUMENTS:
-        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", document.read_text(encoding="utf-8")):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?", document.read_text(encoding="utf-8")):
             if ":" in target:
                 continue
             seen += 1
