@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What pip is given for PyTorch, for example another version or index.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-avx2 check lists clean
+.PHONY: demo test test-avx2 check docs lists clean
 
 demo: .venv/installed
 	$(BIN)/python Docs/demo.py demo
@@ -24,6 +24,10 @@ check: .venv/installed-dev
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml SegMambaSlicer
 	$(BIN)/mypy
 	cd SegMambaSlicer && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+# The API reference, into build/docs; a warning is an error.
+docs: .venv/installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html Docs/api build/docs
 
 # The lists of files that the module's CMakeLists.txt installs, from the tree.
 lists: .venv/installed-dev
@@ -45,4 +49,4 @@ lists: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo build Docs/api/generated
