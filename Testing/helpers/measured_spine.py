@@ -52,7 +52,9 @@ class Vertebra:
         """Tell of points, as `local` gives them, whether they lie in the body, at least ``shell`` below its surface."""
         up, back, left = local
         half = self.height(back / self.depth + 0.5) / 2
-        ellipse = (2 * back / (self.depth - 2 * shell)) ** 4 + (2 * left / (self.width - 2 * shell)) ** 4 <= 1
+        # Squared twice: a power of four takes ten times as long.
+        deep, wide = (2 * back / (self.depth - 2 * shell)) ** 2, (2 * left / (self.width - 2 * shell)) ** 2
+        ellipse = deep**2 + wide**2 <= 1
         return (np.abs(up) <= half - shell) & ellipse
 
     def arch(self, local: np.ndarray) -> np.ndarray:

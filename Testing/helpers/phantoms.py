@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -40,15 +41,23 @@ OBLIQUE = grid_around_patient((1.8, 1.7, 2.5), rotation(20, 20))
 ANISOTROPIC = grid_around_patient((1.1, 1.2, 3.7), (1.0, 0, 0, 0, -1.0, 0, 0, 0, -1.0))
 
 
+@functools.lru_cache(maxsize=4)
 def positions(geometry: Geometry) -> np.ndarray:
-    """Return the LPS position of every voxel: shape (z, y, x, 3)."""
+    """Return the LPS position of every voxel: shape (z, y, x, 3), to read only."""
     k, j, i = np.meshgrid(*(np.arange(size) for size in reversed(geometry.size)), indexing="ij")
     matrix = geometry.index_to_lps()
-    return np.stack([i, j, k], axis=-1) @ matrix[:3, :3].T + matrix[:3, 3]
+    points = np.stack([i, j, k], axis=-1) @ matrix[:3, :3].T + matrix[:3, 3]
+    points.setflags(write=False)
+    return points
 
 
 def true_labels(geometry: Geometry) -> np.ndarray:
     """Return the vertebrae's labels at the voxels' centres."""
+    return _true_labels(geometry).copy()
+
+
+@functools.lru_cache(maxsize=8)
+def _true_labels(geometry: Geometry) -> np.ndarray:
     labels = np.zeros(geometry.size[::-1], dtype=np.uint8)
     points = positions(geometry)
     for value, centre in VERTEBRAE.items():
@@ -58,10 +67,15 @@ def true_labels(geometry: Geometry) -> np.ndarray:
 
 def phantom(geometry: Geometry = STRAIGHT) -> Volume:
     """Return the patient's CT on a grid."""
+    return Volume(_ct(geometry).copy(), geometry)
+
+
+@functools.lru_cache(maxsize=8)
+def _ct(geometry: Geometry) -> np.ndarray:
     body = (((positions(geometry) - BODY_CENTRE) / BODY_AXES) ** 2).sum(axis=-1) < 1
     array = np.where(body, WATER, AIR).astype(np.int16)
-    array[true_labels(geometry) > 0] = BONE
-    return Volume(array, geometry)
+    array[_true_labels(geometry) > 0] = BONE
+    return array
 
 
 def restored(volume: Volume) -> list[Volume]:

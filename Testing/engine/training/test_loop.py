@@ -18,7 +18,7 @@ from helpers.phantoms import phantom, true_labels
 from segmamba import scan
 from segmamba.cli import main as cli
 from segmamba.errors import InputError, ModelError
-from segmamba.io.volume import Volume, to_image
+from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import Channel, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
@@ -33,6 +33,8 @@ from segmamba.training.vertebrae.samples import Painter
 from segmamba.training.vertebrae.tissue_maps import load_anatomies
 
 CPU = torch.device("cpu")
+# The phantom's three vertebrae with little around them.
+NEAR = Geometry((48, 36, 44), (1.5, 1.5, 2.0), (-30.0, -22.0, 56.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Maps of tissues, an evaluation case, and a configuration that was run once."""
     folder = tmp_path_factory.mktemp("training")
     prepare(small_spine.write_subjects(folder / "labels"), folder / "maps", variants=1)
-    volume = phantom()
+    volume = phantom(NEAR)
     labels = true_labels(volume.geometry)
     sitk.WriteImage(to_image(volume.array, volume.geometry), str(folder / "ct.nii.gz"))
     sitk.WriteImage(to_image(labels, volume.geometry), str(folder / "labels.nii.gz"))
