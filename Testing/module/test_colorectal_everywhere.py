@@ -50,6 +50,7 @@ def label_map(node, volume_node, manifest):
     return labels
 
 
+@pytest.mark.slow
 def test_panel_console_and_command_line_give_the_same_voxels(
     segmented_by_the_panel, logic, a_ct, a_bowel_model, tmp_path
 ):

@@ -92,6 +92,7 @@ def test_error_in_a_callback_at_the_end_is_not_the_job_s(logic, a_ct, a_quick_mo
     assert job.error is None and job.node.GetScene() is slicer.mrmlScene
 
 
+@pytest.mark.slow
 def test_cancelled_job_raises_when_waited_for(logic, a_ct, a_slow_model):
     job = logic.segmentAsync(a_ct, "vertebrae", device="cpu", manifest=a_slow_model)
     job.cancel()
@@ -207,6 +208,7 @@ def test_a_sequence_of_nothing_but_air_is_one_sentence(logic, a_beating_ct, a_qu
     assert slicer.mrmlScene.GetNumberOfNodes() == nodes
 
 
+@pytest.mark.slow
 def test_cancelled_sequence_leaves_the_scene_as_it_was(logic, a_beating_ct, a_slow_model):
     nodes = slicer.mrmlScene.GetNumberOfNodes()
     job = logic.segmentAsync(a_beating_ct, "vertebrae", allItems=True, device="cpu", manifest=a_slow_model)

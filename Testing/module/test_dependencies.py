@@ -186,6 +186,7 @@ def test_missing_interpreter_is_a_sentence(the_module, click, monkeypatch, insta
     assert "PythonSlicer was not found." in the_module.ui.dependenciesLog.plainText
 
 
+@pytest.mark.slow
 def test_doctor_of_this_installation_is_heard_out(the_module, click, wait_until, screenshot):
     ui = the_module.ui
     click(ui.dependenciesSection)

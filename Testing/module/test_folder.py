@@ -62,6 +62,7 @@ def a_case_is_in_hand(out):
     return any((out / WORKING).glob("*/results"))
 
 
+@pytest.mark.slow
 def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_folder, tmp_path, choices):
     heard, ticks, out = [], [], tmp_path / "out"
 
@@ -97,6 +98,7 @@ def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_f
     assert many_cases.results(out) == before
 
 
+@pytest.mark.slow
 def test_what_is_done_is_done_again_with_other_settings_or_where_that_is_asked_for(
     logic, a_folder, tmp_path, choices, a_roi
 ):
@@ -118,6 +120,7 @@ def test_what_is_done_is_done_again_with_other_settings_or_where_that_is_asked_f
     assert run(**changes, skipExisting=False)[0]["settings"] == chosen["settings"]
 
 
+@pytest.mark.slow
 def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
     logic, a_folder, tmp_path, choices, a_slow_model, wait_until
 ):
@@ -138,6 +141,7 @@ def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
     assert (out / TABLE).is_file()
 
 
+@pytest.mark.slow
 def test_error_in_a_callback_stops_the_folder_and_is_raised(logic, a_folder, tmp_path, choices):
     def fail(_text, _fraction):
         raise RuntimeError("The script has a mistake.")
@@ -148,6 +152,7 @@ def test_error_in_a_callback_stops_the_folder_and_is_raised(logic, a_folder, tmp
     assert list((tmp_path / "out" / CASES).iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_killed_batch_is_a_sentence_and_the_next_one_goes_on(
     logic, a_folder, tmp_path, choices, a_slow_model, wait_until

@@ -6,6 +6,7 @@ import hashlib
 import json
 from types import SimpleNamespace
 
+import pytest
 import qt
 from helpers import tiny
 from helpers.file_server import Served, file_server
@@ -31,6 +32,7 @@ def test_table_says_what_is_installed_how_large_and_from_where(section, click, s
     screenshot("models")
 
 
+@pytest.mark.slow
 def test_missing_model_is_said_once_imported_run_and_removed(
     panel, a_ct, section, answer, done, click, wait_until, a_slicer_host, a_weights_file, models_folder, screenshot
 ):
@@ -74,6 +76,7 @@ def test_missing_model_is_said_once_imported_run_and_removed(
     assert "not installed" in section.modelSummaryLabel.text
 
 
+@pytest.mark.slow
 def test_file_that_fits_no_model_is_one_sentence_and_nothing_changes(
     section, answer, done, click, tmp_path, models_folder, screenshot
 ):
@@ -194,6 +197,7 @@ def test_models_that_come_with_the_software_have_no_remove(the_module, click, sc
     screenshot("models-of-the-software")
 
 
+@pytest.mark.slow
 def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     section, answer, done, click, a_weights_file, models_folder, screenshot
 ):
@@ -228,6 +232,7 @@ def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     assert not section.figuresBox.visible
 
 
+@pytest.mark.slow
 def test_file_is_imported_as_the_model_that_was_chosen(section, answer, done, click, a_weights_file):
     section.importAsComboBox.currentIndex = section.importAsComboBox.findData(tiny.MODEL_ID)
     answer(a_weights_file)
@@ -235,6 +240,7 @@ def test_file_is_imported_as_the_model_that_was_chosen(section, answer, done, cl
     assert f"does not fit the model '{tiny.MODEL_ID}'" in done()
 
 
+@pytest.mark.slow
 def test_bundle_says_itself_what_it_has(section, answer, done, click, a_weights_file, models_folder, tmp_path, panel):
     import shutil
 

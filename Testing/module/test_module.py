@@ -9,6 +9,7 @@ import sys
 import unittest
 from xml.etree import ElementTree
 
+import pytest
 import slicer
 from helpers.repository import PACKAGES
 
@@ -58,6 +59,7 @@ def test_import_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_panel_opens_without_torch(tmp_path):
     done = run_python(OPEN_PANEL, tmp_path / "slicer")
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from helpers.own_time import own_time
 from segmamba.errors import OutputError
 
 
+@pytest.mark.slow
 def test_cancel_ends_the_worker_within_two_seconds_and_changes_nothing(
     panel, a_ct, a_slow_model, start, click, wait_until, screenshot
 ):
@@ -37,6 +38,7 @@ def test_cancel_ends_the_worker_within_two_seconds_and_changes_nothing(
     assert panel.ui.inputSelector.enabled
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_killed_worker_is_one_sentence_and_the_next_run_works(
     panel, a_ct, a_quick_model, a_slow_model, start, wait_until, segment, screenshot
@@ -52,6 +54,7 @@ def test_killed_worker_is_one_sentence_and_the_next_run_works(
     assert segment() is not None
 
 
+@pytest.mark.slow
 def test_event_loop_is_never_blocked_while_the_network_runs(panel, a_ct, a_slow_model, click, wait_until):
     panel.useManifest(a_slow_model)
     clock = Clock()
@@ -110,6 +113,7 @@ def test_full_disk_is_a_sentence(panel, a_ct, segment, click, wait_until, monkey
     assert segment() is not None
 
 
+@pytest.mark.slow
 def test_closing_the_scene_stops_the_run_and_the_worker(panel, a_ct, a_slow_model, start, add_volume, wait_until):
     panel.useManifest(a_slow_model)
     start()
@@ -124,6 +128,7 @@ def test_closing_the_scene_stops_the_run_and_the_worker(panel, a_ct, a_slow_mode
     wait_until(lambda: panel.ui.segmentButton.enabled)
 
 
+@pytest.mark.slow
 def test_reloading_the_module_ends_the_worker(the_module, panel, a_ct, segment):
     segment()
     process = panel.logic._worker._process

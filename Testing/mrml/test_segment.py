@@ -171,6 +171,7 @@ def test_unknown_or_unfitting_model_is_refused_before_any_work(a_volume_node, a_
     assert a_fake_worker.requests == []
 
 
+@pytest.mark.slow
 def test_real_worker_gives_the_node_what_it_gives_a_file(a_slicer_scene, oblique_left_handed, a_tiny_model, tmp_path):
     """Random weights give random labels, but the same ones by both ways."""
     noise = np.random.default_rng(0).normal(0, 300, (18, 20, 22)).astype(np.int16)

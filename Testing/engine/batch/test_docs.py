@@ -80,6 +80,7 @@ def run(place: Path, *command: str) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("commands", "threads"),
     list(zip(blocks("sh run"), (1, 1, 1, 8), strict=True)),
@@ -99,6 +100,7 @@ def test_the_commands_of_the_document_are_found() -> None:
     assert len(blocks("python slurm")) == len(blocks("python pbs")) == 1
 
 
+@pytest.mark.slow
 def test_the_slurm_script_runs_with_a_stand_in_for_sbatch(place: Path) -> None:
     (program,) = blocks("python slurm")
     (place / "on_slurm.py").write_text(program)

@@ -17,6 +17,7 @@ from segmamba.cli import main as cli
 from segmamba.cli.batch import SOME_FAILED
 from segmamba.io.read import read_volume
 
+pytestmark = pytest.mark.slow
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 COUNT = many_cases.BROKEN + 4
 

@@ -150,6 +150,7 @@ def test_looking_through_folders_can_be_stopped_and_ends_in_typed_errors(client:
         look(lambda: False, fail, ValueError("new"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_dask_worker_that_is_killed_loses_no_case(
     tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,6 +89,7 @@ def test_two_evaluations_are_compared_pair_by_pair(
     assert "| as it is | identified | 6 | 0.500 | 1.000 | +0.500 [+0.000, +1.000] |" in printed
 
 
+@pytest.mark.slow
 def test_a_model_is_run_on_the_cases_and_their_versions(pairs: Path, tmp_path: Path) -> None:
     manifest = str(tiny.write_model(tmp_path))
     options = ("--manifest", manifest, "--device", "cpu", "--variants", "storage,noise")

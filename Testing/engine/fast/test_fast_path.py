@@ -60,6 +60,7 @@ def relative_error(measured: torch.Tensor, expected: torch.Tensor) -> float:
     return float((measured.double().cpu() - expected.double().cpu()).norm() / expected.double().norm())
 
 
+@pytest.mark.slow
 def test_kernels_match_float64_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

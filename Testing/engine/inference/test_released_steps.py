@@ -70,6 +70,7 @@ def blended(network: torch.nn.Module, image: torch.Tensor, mirrored: bool) -> to
     return (total / weights)[(slice(None), *inside)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_crop_clip_normalise_pad_slide_mirror_and_argmax_are_the_authors(
     model: Model, checkpoint: Path, mirrored: bool

@@ -338,6 +338,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
 def test_full_size_released_network_is_imported_within_twice_its_size_and_runs(
     room: Path, monkeypatch: pytest.MonkeyPatch

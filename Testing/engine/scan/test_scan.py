@@ -60,6 +60,7 @@ def test_autocast_does_not_change_the_scan() -> None:
     assert torch.equal(inside, scan.selective_scan(*inputs))
 
 
+@pytest.mark.slow
 def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

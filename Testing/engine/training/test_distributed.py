@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from helpers import small_spine, tiny
 
@@ -37,6 +38,7 @@ def torchrun(*arguments: str) -> None:
     subprocess.run(command, check=True, env=worker_environment(), timeout=900)
 
 
+@pytest.mark.slow
 def test_two_processes_see_different_samples_and_keep_the_same_weights(tmp_path: Path) -> None:
     prepare(small_spine.write_subjects(tmp_path / "labels"), tmp_path / "maps", variants=1)
     (tmp_path / "config.json").write_text(json.dumps(tiny.TRAINING | {"evaluation": ""}), encoding="utf-8")

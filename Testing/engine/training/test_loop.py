@@ -167,6 +167,7 @@ def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monke
     assert differing(weights_of(run), run.average.state_dict())
 
 
+@pytest.mark.slow
 def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Config) -> None:
     config = replace(config, painters=2, batch=1)
     source, make = painters.PaintedAhead(config, CPU, 7), painters.painter_maker(config, CPU)
@@ -179,6 +180,7 @@ def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Conf
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_with_painting_processes_trains(config: Config) -> None:
     loop.train(replace(config, painters=1, iterations=2))
     (entry,) = log_of(Path(config.folder))
@@ -234,6 +236,7 @@ def a_step(config: Config) -> tuple[loop.Run, Painter]:
     return loop.Run(config, CPU), painter_of(config, CPU, seed=1)
 
 
+@pytest.mark.slow
 def test_repeating_one_sample_lowers_its_loss(a_step: tuple[loop.Run, Painter]) -> None:
     run, painter = a_step
     sample = painter.batch(1)
@@ -271,6 +274,7 @@ class Captured(BaseException):
     """Ends a compilation once its graph is complete."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [33, 6])
 def test_network_and_loss_are_captured_in_one_graph(
     config: Config, channels: int, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ if sys.platform == "win32":
 from helpers.random_faults import KINDS, Laboratory, inject
 
 
+@pytest.mark.slow
 def test_random_faults_leave_no_process_no_half_result_no_lock_and_no_unclear_error(tmp_path: Path) -> None:
     tally = inject(tmp_path, len(KINDS) + 3, seed=3)
     assert set(tally["faults"]) == set(KINDS)

@@ -65,6 +65,7 @@ def config(folder: Path, tmp_path: Path) -> Config:
     return replace(read_config(folder / "config.json"), folder=str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_logs_the_overlap_of_each_label(folder: Path) -> None:
     assert cli.main(["train", str(folder / "config.json")]) == 0
     lines = (folder / "segmamba-v2" / "log.jsonl").read_text(encoding="utf-8").splitlines()
