@@ -67,7 +67,7 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
     if volume_node is None:
         raise InputError(f"The volume of '{segmentation_node.GetName()}' is not in the scene: load it, or give it.")
     names = {value: label.name for value, label in vertebra_labels().items()}
-    rows: list[dict[str, Any]] = engine_module("measuring.vertebrae").measure(masks, volume_of(volume_node), names)
+    rows: list[dict[str, Any]] = engine_module("measurements.vertebrae").measure(masks, volume_of(volume_node), names)
     return rows
 
 
@@ -101,7 +101,7 @@ def _masks(node: Any) -> dict[int, Any]:
     segmentation, levels = node.GetSegmentation(), vertebrae_of(node)
     if segmentation.GetNumberOfSegments() and segmentation.GetSourceRepresentationName() != BINARY_LABELMAP:
         raise InputError(f"'{node.GetName()}' is not made of voxels: open it in Segment Editor, which converts it.")
-    to_lps, mask_of = RAS_TO_LPS @ world_matrix(node), engine_module("measuring.body").Mask
+    to_lps, mask_of = RAS_TO_LPS @ world_matrix(node), engine_module("measurements.vertebral_body").Mask
     masks: dict[int, Any] = {}
     for index in range(segmentation.GetNumberOfLayers(BINARY_LABELMAP)):
         layer = read_layer(segmentation, index, segmentation.GetLayerDataObject(index, BINARY_LABELMAP), to_lps)
@@ -121,7 +121,7 @@ def _masks(node: Any) -> dict[int, Any]:
 
 
 def _fill(node: Any, rows: list[dict[str, Any]]) -> None:
-    flat = [engine_module("measuring.vertebrae").flat(row) for row in rows]
+    flat = [engine_module("measurements.vertebrae").flat(row) for row in rows]
     node.RemoveAllColumns()
     _add(node, vtk.vtkStringArray(), NAME, [row["name"] for row in rows])
     for title, figure in FIGURES.items():

@@ -24,8 +24,7 @@ from segmamba.models import store
 from segmamba.models.manifest import load_manifest
 from segmamba.worker.client import Worker
 
-PACKAGE = PACKAGES / "segmamba"
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+SOURCES = sorted(path for path in PACKAGES.rglob("*.py"))
 # Functions that run or build code, or a shell, out of what they are given.
 FORBIDDEN = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "tempfile.mktemp"),
@@ -40,7 +39,7 @@ def nodes() -> Iterator[tuple[str, ast.AST]]:
     """Give every part of every file of the module, with the file's name."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            yield path.relative_to(PACKAGE).as_posix(), node
+            yield path.relative_to(PACKAGES).as_posix(), node
 
 
 def test_nothing_runs_code_or_a_shell_out_of_data() -> None:

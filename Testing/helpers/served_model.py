@@ -48,8 +48,8 @@ def files_of(model: Model) -> set[str]:
 PROGRAM = """
 import sys
 from pathlib import Path
-from segmamba import cli
-sys.exit(cli.main(["models", "--manifest", sys.argv[1], "fetch", "tiny-spine"]))
+from segmamba.cli.main import main
+sys.exit(main(["models", "--manifest", sys.argv[1], "fetch", "tiny-spine"]))
 """
 
 

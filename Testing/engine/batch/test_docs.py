@@ -23,10 +23,10 @@ LIMIT = 600
 QUICK = """
 import sys
 from helpers.quick_engine import QuickEngine
-from segmamba import cli
 from segmamba.batch import engine
+from segmamba.cli.main import main
 engine.Engine = QuickEngine
-sys.exit(cli.main())
+sys.exit(main())
 """
 SUBMITTED = "echo Submitted batch job $!"
 

@@ -56,7 +56,10 @@ def runtime_dependencies() -> list[str]:
 
 
 def test_everything_but_the_networks_can_be_imported_without_torch(folder: Path) -> None:
-    modules = "cli files job worker doctor forecast volume labelmap dicom store download batch.run evaluation.run"
+    modules = (
+        "cli.main cli.doctor inference.file_to_file inference.forecast worker.client worker.server io.read io.labelmap "
+        "io.dicom models.store models.download batch.run evaluation.run"
+    )
     code = "; ".join(f"import segmamba.{name}" for name in modules.split())
     done = run(folder, "torch", "-c", code)
     assert done.returncode == 0, done.stderr

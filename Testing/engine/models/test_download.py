@@ -391,7 +391,10 @@ def test_damaged_or_newer_record_is_a_sentence_and_fetch_mends_it(a_model: Model
 
 
 def test_store_and_downloads_need_no_torch() -> None:
-    program = "import sys; from segmamba import bundle, cli, download, importing; print('torch' in sys.modules)"
+    program = (
+        "import sys; from segmamba.models import bundle, download, import_checkpoint; import segmamba.cli.main; "
+        "print('torch' in sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)

@@ -19,12 +19,12 @@ STEPS = """
 import sys, torch
 from dataclasses import replace
 from pathlib import Path
-from segmamba.training import loop, painters, team
+from segmamba.training import distributed, loop, sample_source
 folder = Path(sys.argv[1])
 config = replace(loop.read_config(folder / "config.json"), evaluation="", folder="steps")
-mine, device = team.join_team(torch.device("cpu"))
+mine, device = distributed.join_team(torch.device("cpu"))
 run = loop.Run(config, device, mine)
-source = painters.painter_maker(config, device)(mine.rank)
+source = sample_source.painter_maker(config, device)(mine.rank)
 gradients = loop.make_gradients(run)
 losses = [loop.step(run, gradients, source) for _ in range(2)]
 going = [mine.all_go_on(mine.rank == 0, step, device) for step in (1, 10)]

@@ -160,14 +160,14 @@ def test_what_libraries_print_does_not_break_the_protocol(tmp_path: Path) -> Non
     program = tmp_path / "noisy.py"
     program.write_text(
         "import os, sys\n"
-        "from segmamba import worker\n"
+        "from segmamba.worker import server\n"
         "def segment(request, progress, cancelled):\n"
         "    print('noise from Python')\n"
         "    os.write(1, b'noise from C')\n"
         "    progress('read', 0.5)\n"
         "    return {'input': request.input}\n"
-        "worker.serve.__defaults__ = (segment, worker.IDLE_SECONDS)\n"
-        "worker.main()\n"
+        "server.serve.__defaults__ = (segment, server.IDLE_SECONDS)\n"
+        "server.main()\n"
     )
     lines: list[str] = []
     worker = Worker(log=lines.append)
