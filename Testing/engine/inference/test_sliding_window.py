@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from full_gpu import memory_left
+from helpers.full_gpu import memory_left
 from helpers.voxel_networks import PATCH, NotANumberIn, OutOfMemoryAt, PerVoxel, volume
 from torch import nn
 
