@@ -31,11 +31,13 @@ import monai_peer  # noqa: E402
 from failure_page import Picture, draw, worst_slice  # noqa: E402
 
 from segmamba.evaluation.metrics import dice_of_all, overlap_table, table_dice  # noqa: E402
+from segmamba.inference.context import RunContext  # noqa: E402
 from segmamba.inference.device import cpu_precision  # noqa: E402
 from segmamba.inference.hysteresis import leave_unsure  # noqa: E402
 from segmamba.inference.pipeline import segment  # noqa: E402
 from segmamba.inference.preprocess import outside_values, to_model_grid  # noqa: E402
 from segmamba.inference.sliding_window import predict  # noqa: E402
+from segmamba.inference.windows import Windows  # noqa: E402
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry, to_image
 from segmamba.models.manifest import Preprocessing, load_manifest  # noqa: E402
@@ -105,15 +107,15 @@ class Subject:
     network: nn.Module
     config: Config
     overlap: float
-    mirror: tuple[int, ...] = ()
+    flip_axes: tuple[int, ...] = ()
     least_lead: float = 0.0
 
-    def labels(self, image: torch.Tensor, fill: Sequence[float] | None = None) -> np.ndarray:
+    def labels(self, image: torch.Tensor, pad_values: tuple[float, ...] | None = None) -> np.ndarray:
         """Return the most probable class (z, y, x), uint8, of a network's input (channels, z, y, x)."""
         device = next(self.network.parameters()).device
         dtype = torch.bfloat16 if device.type == "cuda" else getattr(torch, cpu_precision())
-        patch = self.config.patch
-        answer = predict(self.network, image, patch, self.overlap, device, dtype, self.mirror, fill=fill)
+        windows = Windows(self.config.patch, self.overlap, self.flip_axes, pad_values)
+        answer = predict(self.network, image, windows, RunContext(device, dtype)).values
         leave_unsure(answer, TUMOUR_LABEL, self.least_lead)
         return answer.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
@@ -225,8 +227,8 @@ def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndar
 
 def measure(options: argparse.Namespace, config: Config) -> None:
     """Print the figures of all scans and CTs, and draw the worst."""
-    mirror = (LEFT_RIGHT,) if options.mirror else ()
-    subject = Subject(trained(config, options.weights), config, options.overlap, mirror, options.least_lead)
+    flip_axes = (LEFT_RIGHT,) if options.mirror else ()
+    subject = Subject(trained(config, options.weights), config, options.overlap, flip_axes, options.least_lead)
     start = {"variant": options.variant, "parameters": parameter_count(subject.network)}
 
     def tell(entry: dict[str, Any]) -> None:

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from segmamba import scan
 from segmamba.fast import accelerate, forget
+from segmamba.inference.context import RunContext
 from segmamba.inference.file_to_file import segment_file
-from segmamba.inference.sliding_window import predict_labels
+from segmamba.inference.sliding_window import argmax, predict
+from segmamba.inference.windows import Windows
 from segmamba.models.resources import resource_root
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
@@ -172,7 +174,8 @@ def volume(image: Tensor, classes: int) -> Row:
     network.cpu()
 
     def ours() -> Tensor:
-        return predict_labels(network, image, WINDOW, 0.5, "cuda", torch.float16)
+        context = RunContext(torch.device("cuda"), torch.float16)
+        return predict(network, image, Windows(WINDOW), context, argmax).values[0].cpu()
 
     row: Row = {"what": f"CT of {VOLUME}, {classes} classes", "fast s": seconds(ours)}
     forget(network)

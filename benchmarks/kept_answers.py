@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from segmamba.inference import two_stage as vertebrae
+from segmamba.inference import two_stage
+from segmamba.inference.context import RunContext
+from segmamba.inference.sliding_window import Activation, NetworkOutput
+from segmamba.inference.windows import Windows
 
 
 def keep_answers(folder: Path) -> None:
@@ -19,18 +21,18 @@ def keep_answers(folder: Path) -> None:
     differs a little from that on another: keep one folder for each.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    predict = vertebrae.predict
+    predict = two_stage.predict
 
     def remembered(
-        network: torch.nn.Module, image: torch.Tensor, patch: Any, overlap: float, *rest: Any, **options: Any
-    ) -> torch.Tensor:
+        network: torch.nn.Module, image: torch.Tensor, windows: Windows, context: RunContext, activation: Activation
+    ) -> NetworkOutput:
         content = hashlib.sha256(image.numpy().tobytes())
         for weights in network.state_dict().values():
             content.update(weights.cpu().numpy().tobytes())
-        content.update(repr((tuple(patch), overlap)).encode())
+        content.update(repr((tuple(windows.patch), windows.overlap)).encode())
         path = folder / f"{content.hexdigest()[:24]}.npy"
         if not path.exists():
-            np.save(path, predict(network, image, patch, overlap, *rest, **options).cpu().numpy())
-        return torch.from_numpy(np.load(path))
+            np.save(path, predict(network, image, windows, context, activation).values.cpu().numpy())
+        return NetworkOutput(torch.from_numpy(np.load(path)), context.device, ())
 
-    vertebrae.predict = remembered
+    two_stage.predict = remembered

@@ -17,21 +17,22 @@ import torch
 
 from segmamba import scan
 from segmamba.errors import Cancelled, DeviceError
-from segmamba.inference import two_stage as vertebrae
+from segmamba.inference import two_stage
+from segmamba.inference.context import RunContext
 from segmamba.inference.device import Device, choose_device
 from segmamba.inference.hysteresis import leave_unsure
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.postprocess import postprocess
 from segmamba.inference.preprocess import outside_values, to_model_grid
 from segmamba.inference.resample_back import labels_on_input_grid
-from segmamba.inference.sliding_window import predict
-from segmamba.inference.windows import window_count
+from segmamba.inference.sliding_window import identity, predict, softmax
+from segmamba.inference.windows import Windows, window_count
 from segmamba.io.modality import for_volume, guess, taken_for
 from segmamba.io.volume import Volume
 from segmamba.labels import Label
 from segmamba.measurements.vertebrae import measure_labels
 from segmamba.models import store
-from segmamba.models.manifest import KEEP_ALL, VERTEBRAE_TASK, FineStage, Model, chosen_labels
+from segmamba.models.manifest import KEEP_ALL, VERTEBRAE_TASK, Certainty, FineStage, Model, chosen_labels
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.reporting import report as reporting
@@ -41,8 +42,6 @@ from segmamba.utils.arrays import bounding_box
 from segmamba.utils.memory import gibibytes
 
 Progress = Callable[[str, float], None]
-# The grid of a network's answer, and the device that it ran on.
-Pass = tuple[ModelGrid, torch.device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,44 +94,43 @@ def segment(
     InputError, ModelError, DeviceError, Cancelled
     """
     options = options or Options()
-    run = _Run(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
+    stages = _Stages(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
     wanted = chosen_labels(model, options.structures)
     torch.manual_seed(options.seed)
     torch.backends.cudnn.deterministic = True
-    with run.stage("load"):
-        engine = _prepare(model, options, checkpoint, root, run.notes)
+    with stages.stage("load"):
+        engine = _prepare(model, options, checkpoint, root)
         model = for_volume(volume, engine.model)
         guessed = guess(volume, engine.model)
-        run.notes += [guessed] if guessed else []
-    answer = _answer(engine, volume, model, options, run)
-    # A pass that did not run has no device.
-    passes, findings = list(zip((answer.coarse, answer.grid), answer.devices, strict=False)), answer.findings
-    with run.stage("postprocess"):
+    drawn = _predict(engine, volume, model, options, stages)
+    passes, findings = drawn.passes, drawn.findings
+    warnings = (*engine.warnings, *([guessed] if guessed else []), *drawn.warnings)
+    with stages.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
         labels, confidence = labels_on_input_grid(
-            answer.probabilities, answer.grid, answer.values, where, model.interpolates_logits
+            drawn.probabilities, drawn.grid, drawn.values, where, model.interpolates_logits
         )
-        del answer  # its probabilities are the most memory of a run
-        run.progress("postprocess", 0.5)
+        del drawn  # its probabilities are the most memory of a run
+        stages.progress("postprocess", 0.5)
         labels = _kept(labels, volume, model, options, wanted)
         if model.task == VERTEBRAE_TASK:
             findings = {**findings, "measurements": measure_labels(labels, volume, wanted)}
     if engine.device.kind == "cuda":
         torch.cuda.empty_cache()
     segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
-    report = _report(engine, volume, model, options, run, passes) | {"segments": segments} | findings
+    run = _describe_run(engine, model, options, passes) | {"fallbacks": list(dict.fromkeys(warnings))}
+    report = _report(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
     return Result(labels, report | {"summary": reporting.summary(report)}, model)
 
 
-class _Run:
-    """Progress, cancelling, timing and notes (what went otherwise than was asked) of one run."""
+class _Stages:
+    """The stages of a run: their progress, their times, and whether the run is cancelled between them."""
 
     def __init__(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
         self.progress = progress
         self.cancelled = cancelled
         self.timings: dict[str, float] = {}
-        self.notes: list[str] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -155,10 +153,11 @@ class _Engine:
     checkpoint: Path
     digest: str
     network: torch.nn.Module
+    warnings: tuple[str, ...]
 
 
-def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None, notes: list[str]) -> _Engine:
-    device = device_for(model, options, notes)
+def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None) -> _Engine:
+    device, warnings = device_for(model, options)
     scan.set_backend(None if options.scan == "auto" else options.scan)
     backend = scan.chosen_backend(device.name)
     if checkpoint is None:
@@ -167,80 +166,71 @@ def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path
     else:
         path, digest = checkpoint, store.sha256(checkpoint)
     network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
-    return _Engine(model, device, backend, path, digest, network)
+    return _Engine(model, device, backend, path, digest, network, warnings)
 
 
-def _answer(engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run) -> vertebrae.Drawn:
+def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, stages: _Stages) -> two_stage.Drawn:
     """Return what the network finds, in one stage or in two."""
-    if model.fine is not None:
-        with run.stage("predict"):
-            return _draw(engine, volume, model, options, run)
-    with run.stage("preprocess"):
-        image, grid = to_model_grid(volume, model, _roi(options))
-    with run.stage("predict"):
-        return _predict(engine, torch.from_numpy(image), grid, model, options, run)
-
-
-def _predict(
-    engine: _Engine, image: torch.Tensor, grid: ModelGrid, model: Model, options: Options, run: _Run
-) -> vertebrae.Drawn:
-    devices: list[torch.device] = []
-    probabilities = predict(
-        engine.network,
-        image,
-        model.patch,
-        _overlap(model, options),
-        engine.device.name,
-        engine.device.dtype,
-        model.mirror_axes if options.mirror else (),
-        lambda fraction: run.progress("predict", fraction),
-        run.cancelled,
-        run.notes,
-        outside_values(model.preprocessing, image),
-        softmax=not model.interpolates_logits,
-        devices=devices,
-    )
-    if options.keep and model.certainty is not None:
-        leave_unsure(probabilities, model.channel_values.index(model.certainty.value), model.certainty.lead)
-    return vertebrae.Drawn(probabilities, model.channel_values, grid, grid, {}, tuple(devices))
-
-
-def _draw(engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run) -> vertebrae.Drawn:
-    return vertebrae.draw(
-        engine.network,
-        volume,
-        model,
-        _roi(options),
-        options.refine,
-        options.overlap,
+    context = RunContext(
         torch.device(engine.device.name),
         engine.device.dtype,
-        lambda fraction: run.progress("predict", fraction),
-        run.cancelled,
-        run.notes,
+        options.overlap,
+        options.mirror,
+        lambda fraction: stages.progress("predict", fraction),
+        stages.cancelled,
     )
+    roi = Box(*options.roi) if options.roi else None
+    if model.fine is not None:
+        with stages.stage("predict"):
+            return two_stage.predict_two_stage(engine.network, volume, model, context, roi, options.refine)
+    with stages.stage("preprocess"):
+        image, grid = to_model_grid(volume, model, roi)
+    with stages.stage("predict"):
+        certainty = model.certainty if options.keep else None
+        return _predict_single_stage(engine.network, torch.from_numpy(image), grid, model, certainty, context)
 
 
-def _roi(options: Options) -> Box | None:
-    return Box(*options.roi) if options.roi else None
+def _predict_single_stage(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    grid: ModelGrid,
+    model: Model,
+    certainty: Certainty | None,
+    context: RunContext,
+) -> two_stage.Drawn:
+    flip_axes = model.mirror_axes if context.tta else ()
+    pad_values = outside_values(model.preprocessing, image)
+    windows = Windows(model.patch, context.overlap_of(model), flip_axes, pad_values)
+    output = predict(network, image, windows, context, identity if model.interpolates_logits else softmax)
+    if certainty is not None:
+        leave_unsure(output.values, model.channel_values.index(certainty.value), certainty.lead)
+    passes = (two_stage.NetworkPass(grid, output.device),)
+    return two_stage.Drawn(output.values, model.channel_values, grid, passes, {}, output.warnings)
 
 
-def _overlap(stage: Model | FineStage, options: Options) -> float:
-    return stage.overlap if options.overlap is None else options.overlap
+def device_for(model: Model, options: Options) -> tuple[Device, tuple[str, ...]]:
+    """Choose the device; one chosen automatically that has too little memory for the model gives way to the CPU.
 
+    Returns
+    -------
+    device : Device
+    warnings : tuple of str
+        A sentence where the device gave way.
 
-def device_for(model: Model, options: Options, notes: list[str]) -> Device:
-    """Choose the device; one chosen automatically that has too little memory for the model gives way to the CPU."""
+    Raises
+    ------
+    DeviceError
+        The device is not there, or one that was asked for has too little memory.
+    """
     device = choose_device(options.device, options.precision)
     need = (model.entry.get("memory_gib") or 0) * 2**30
     if device.kind != "cuda" or device.free_memory >= need:
-        return device
+        return device, ()
     shortage = f"{device.title} has {gibibytes(device.free_memory)} free and '{model.id}' needs {gibibytes(need)}"
     if options.device != "auto":
         raise DeviceError(f"{shortage}: close other programs, or choose --device cpu.")
-    notes.append(f"{shortage}: the CPU was used instead.")
     # A half precision that was asked for the GPU does not hold for the processor.
-    return choose_device("cpu", "auto")
+    return choose_device("cpu", "auto"), (f"{shortage}: the CPU was used instead.",)
 
 
 @functools.lru_cache(maxsize=1)
@@ -277,7 +267,7 @@ def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wa
 
 
 def _report(
-    engine: _Engine, volume: Volume, model: Model, options: Options, run: _Run, passes: list[Pass]
+    engine: _Engine, volume: Volume, model: Model, run: dict[str, Any], timings: dict[str, float]
 ) -> dict[str, Any]:
     """Return what was used and how it ran: the report without what was found."""
     taken = {"modality": volume.modality, "taken_for": taken_for(volume)}
@@ -287,20 +277,18 @@ def _report(
         "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
         "software": reporting.describe_software(),
         "volume": reporting.describe_grid(volume.geometry) | taken,
-        "run": _describe_run(engine, run.notes, passes, model, options),
-        "timings_s": run.timings,
+        "run": run,
+        "timings_s": timings,
     }
 
 
 def _describe_run(
-    engine: _Engine, fallbacks: list[str], passes: list[Pass], model: Model, options: Options
+    engine: _Engine, model: Model, options: Options, passes: tuple[two_stage.NetworkPass, ...]
 ) -> dict[str, Any]:
     """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
-    grid, device = passes[0]
     run = {
-        **_describe_device(engine, device),
-        "fallbacks": fallbacks,
-        **_describe_windows(grid, model, options),
+        **_describe_device(engine, passes[0].device),
+        **_describe_windows(passes[0].grid, model, options),
         "mirror_axes": list(model.mirror_axes) if options.mirror else [],
         "refine": list(model.refinement) if options.refine else [],
         "keep": model.keep if options.keep else KEEP_ALL,
@@ -308,8 +296,8 @@ def _describe_run(
         "options": asdict(options),
     }
     if model.fine is not None and len(passes) > 1:
-        grid, device = passes[1]
-        run["fine"] = _describe_device(engine, device) | _describe_windows(grid, model.fine, options)
+        fine = passes[1]
+        run["fine"] = _describe_device(engine, fine.device) | _describe_windows(fine.grid, model.fine, options)
     return run
 
 
@@ -328,7 +316,7 @@ def _describe_device(engine: _Engine, ran_on: torch.device) -> dict[str, Any]:
 
 
 def _describe_windows(grid: ModelGrid, stage: Model | FineStage, options: Options) -> dict[str, Any]:
-    overlap = _overlap(stage, options)
+    overlap = stage.overlap if options.overlap is None else options.overlap
     return {
         "model_grid": reporting.describe_grid(grid.geometry),
         "patch": list(stage.patch),

@@ -123,14 +123,14 @@ def _normalised(channel: Channel, value: float) -> float:
     return (min(max(value, channel.low), channel.high) - channel.mean) / channel.std
 
 
-def outside_values(preprocessing: Preprocessing, image: torch.Tensor) -> list[float]:
+def outside_values(preprocessing: Preprocessing, image: torch.Tensor) -> tuple[float, ...]:
     """Return what each channel (first axis) of a network's input holds outside the volume."""
     if preprocessing.padding is not None:
-        return [preprocessing.padding] * len(image)
-    return [
+        return (preprocessing.padding,) * len(image)
+    return tuple(
         _normalised(channel, preprocessing.fill) if channel.kind == "clip" else float(values.min())
         for channel, values in zip(preprocessing.channels, image, strict=True)
-    ]
+    )
 
 
 def _resample_without_aliasing(image: sitk.Image, geometry: Geometry, fill: float) -> sitk.Image:

@@ -12,10 +12,12 @@ import torch
 from torch.nn import functional
 
 from segmamba import scan
-from segmamba.errors import Cancelled, DeviceError, ModelError
+from segmamba.errors import DeviceError, ModelError
 from segmamba.fast import FastNetwork, fast_network, forget, kernels
 from segmamba.inference.blending import Blender, WindowGrid
+from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
+from segmamba.inference.windows import Windows
 
 # Windows at a time on a GPU, in voxels: more give no speed.
 BATCH_VOXELS = 2 * 128**3
@@ -28,33 +30,63 @@ LARGEST_ON_GPU = 2**30
 SMALLER_WINDOW, WINDOW_STEP = 0.75, 32
 
 Axes = tuple[int, ...]
+Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
-def mirrorings(axes: Sequence[int]) -> list[Axes]:
-    """Return all combinations of mirrored axes, the unmirrored one first."""
+def flip_combinations(axes: Sequence[int]) -> list[Axes]:
+    """Return all combinations of axes to flip along, the one without any first."""
     return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkOutput:
+    """What a network gives for a volume.
+
+    Attributes
+    ----------
+    values : Tensor
+        Shape (channels, z, y, x), on the context's device, or on the CPU after a fallback.
+    device : device
+        What the network ran on: not the context's device where its memory did not suffice.
+    warnings : tuple of str
+        One sentence for each step that was taken because memory ran out or half precision overflowed.
+    """
+
+    values: torch.Tensor
+    device: torch.device
+    warnings: tuple[str, ...]
+
+
+def softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Return class probabilities."""
+    return logits.softmax(dim=0)
+
+
+def identity(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits themselves."""
+    return logits
+
+
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """Return the most probable class, uint8 (1, z, y, x).
+
+    The classes of the whole volume are never held then: memory grows with a window's rows of it.
+    """
+    return logits.argmax(dim=0, keepdim=True).to(torch.uint8)
 
 
 @torch.no_grad()
 def predict(
     network: torch.nn.Module,
     image: torch.Tensor,
-    patch: Sequence[int],
-    overlap: float,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    mirror: Sequence[int] = (),
-    progress: Callable[[float], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    fallbacks: list[str] | None = None,
-    fill: Sequence[float] | None = None,
-    softmax: bool = True,
-    devices: list[torch.device] | None = None,
-) -> torch.Tensor:
-    """Return the class probabilities of a volume.
+    windows: Windows,
+    context: RunContext,
+    activation: Activation = softmax,
+) -> NetworkOutput:
+    """Return what a network gives for a volume.
 
-    The windows' logits are averaged with gaussian weights, and over mirrorings with equal weights, and go through
-    one softmax at the end: the way the released networks were evaluated, and cheaper than a softmax a window.
+    The windows' logits are averaged with gaussian weights, and over flips with equal weights, and go through the
+    activation once at the end: the way the released networks were evaluated, and cheaper than a softmax a window.
 
     Parameters
     ----------
@@ -63,118 +95,42 @@ def predict(
     image : Tensor
         Shape (channels, z, y, x), float32. A volume smaller than the patch is padded on both sides: networks that
         normalise over the window, as these do, answer worse in windows of another size than they were trained on.
-    patch : sequence of int
-        Window in voxels along z, y, x.
-    overlap : float
-        Part of a window that its neighbour covers at least.
-    device : device
-        Where the network runs.
-    dtype : dtype
-        float32, or the half precision of autocast.
-    mirror : sequence of int
-        Axes (0, 1, 2 for z, y, x) to mirror; n axes cost 2 to the n as much time.
-    progress : callable, optional
-        Called with the fraction done after each window.
-    cancelled : callable, optional
-        Asked between windows.
-    fallbacks : list of str, optional
-        Gets one sentence for each step that was taken because memory ran out or half precision overflowed.
-    fill : sequence of float, optional
-        Value of each channel beyond the volume; by default its lowest.
-    softmax : bool
-        Without it the blended logits are returned.
-    devices : list of device, optional
-        Gets the device that the network ran on: not ``device`` where its memory did not suffice.
+    windows : Windows
+    context : RunContext
+        Its ``overlap`` and ``tta`` are not looked at: ``windows`` has them.
+    activation : callable
+        Applied to the blended logits (classes, z, y, x): `softmax`, `identity` or `argmax`.
 
     Returns
     -------
-    Tensor
-        Shape (classes, z, y, x), float32, on ``device``, or on the CPU after a fallback.
+    NetworkOutput
+        Its values are float32, or what ``activation`` gives.
 
     Raises
     ------
     Cancelled
-        ``cancelled`` said so.
+        ``context.cancelled`` said so.
     DeviceError
         Memory does not suffice, on the CPU neither.
     ModelError
         The network gives NaN or infinity in float32.
     """
-    made = _probabilities if softmax else _as_they_are
-    windows = _Windows(tuple(patch), overlap, tuple(mirror), fill)
-    return _predict(network, image, windows, torch.device(device), dtype, made, progress, cancelled, fallbacks, devices)
-
-
-@torch.no_grad()
-def predict_labels(
-    network: torch.nn.Module,
-    image: torch.Tensor,
-    patch: Sequence[int],
-    overlap: float,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    fill: Sequence[float] | None = None,
-    fallbacks: list[str] | None = None,
-) -> torch.Tensor:
-    """Return the most probable class of each voxel, uint8 (z, y, x) in main memory.
-
-    As `predict`, but the classes of the whole volume are never held: memory grows with a window's rows of it.
-    """
-    windows = _Windows(tuple(patch), overlap, (), fill)
-    return _predict(network, image, windows, torch.device(device), dtype, _winners, None, None, fallbacks)[0].cpu()
-
-
-def _probabilities(logits: torch.Tensor) -> torch.Tensor:
-    return logits.softmax(dim=0)
-
-
-def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
-    return logits
-
-
-def _winners(logits: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(dim=0, keepdim=True).to(torch.uint8)
-
-
-@dataclass(frozen=True)
-class _Windows:
-    """How a volume is cut into windows; see `predict`."""
-
-    patch: tuple[int, ...]
-    overlap: float
-    mirror: Axes
-    fill: Sequence[float] | None
-
-
-def _predict(
-    network: torch.nn.Module,
-    image: torch.Tensor,
-    windows: _Windows,
-    device: torch.device,
-    dtype: torch.dtype,
-    made: Callable[[torch.Tensor], torch.Tensor],
-    progress: Callable[[float], None] | None,
-    cancelled: Callable[[], bool] | None,
-    fallbacks: list[str] | None,
-    devices: list[torch.device] | None = None,
-) -> torch.Tensor:
-    """Return what ``made`` makes of the blended logits (classes, z, y, x), by the first step with enough memory."""
-    notes = fallbacks if fallbacks is not None else []
-    for step in _steps(device, dtype, windows.patch):
+    device = context.device
+    warnings: list[str] = []
+    for step in _steps(device, context.dtype, windows.patch):
         if step.sentence:
-            notes.append(step.sentence)
+            warnings.append(step.sentence)
         if step.compute.type != device.type:
             scan.set_backend("torch")  # one that was chosen for the GPU may not run here
         try:
-            padded, inside = _pad(image, step.window, windows.fill)
-            run = _WindowRun.prepare(network, step, image.shape[0], windows.mirror, notes)
+            padded, inside = _pad(image, step.window, windows.pad_values)
+            run = _WindowRun.prepare(network, step, image.shape[0], windows.flip_axes)
             grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
-            answer = _blend(run, padded, grid, made, progress, cancelled)[inside]
-            if devices is not None:
-                devices.append(step.compute)
+            values = _blend(run, padded, grid, activation, context)[inside]
+            warnings += run.warnings
             if run.fast is not None:
-                notes.extend(sentence for sentence in kernels.fallbacks.values() if sentence not in notes)
-            return answer
+                warnings += kernels.fallbacks.values()
+            return NetworkOutput(values, step.compute, tuple(dict.fromkeys(warnings)))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -255,26 +211,25 @@ class _WindowRun:
     fast: FastNetwork | None
     step: _Step
     dtype: torch.dtype
-    mirror: Sequence[int]
-    notes: list[str]
+    flip_axes: Sequence[int]
+    warnings: list[str]
 
     @classmethod
-    def prepare(
-        cls, network: torch.nn.Module, step: _Step, channels: int, mirror: Sequence[int], notes: list[str]
-    ) -> _WindowRun:
+    def prepare(cls, network: torch.nn.Module, step: _Step, channels: int, flip_axes: Sequence[int]) -> _WindowRun:
         """Bring a network to its device, in its fast form where there is one."""
-        fast = fast_network(network, step.compute, step.dtype, (channels, *step.window), notes)
+        warnings: list[str] = []
+        fast = fast_network(network, step.compute, step.dtype, (channels, *step.window), warnings)
         if fast is None:
             network.to(step.compute)
-        return cls(network, fast, step, step.dtype, mirror, notes)
+        return cls(network, fast, step, step.dtype, flip_axes, warnings)
 
     def logits(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits (B, classes, z, y, x) of windows (B, channels, z, y, x), averaged over mirrorings."""
+        """Return float32 logits (B, classes, z, y, x) of windows (B, channels, z, y, x), averaged over flips."""
         logits = self._mean_logits(windows)
         finite = _is_finite(logits)
         if self.dtype != torch.float32 and not finite:
             precision = str(self.dtype).removeprefix("torch.")
-            self.notes.append(f"{precision} overflowed: the network ran in float32 from there on.")
+            self.warnings.append(f"{precision} overflowed: the network ran in float32 from there on.")
             self.dtype, self.fast = torch.float32, None
             self.network.to(self.step.compute)
             logits = self._mean_logits(windows)
@@ -284,8 +239,8 @@ class _WindowRun:
         return logits
 
     def _mean_logits(self, windows: torch.Tensor) -> torch.Tensor:
-        # Not yet mirrored: a flip along no axis would copy.
-        flips = mirrorings(self.mirror)
+        # The first one is not flipped: a flip along no axis would copy.
+        flips = flip_combinations(self.flip_axes)
         # To be added to, it must be a copy: the next call of a recorded graph overwrites what this one gave.
         total = self._forward(windows).to(torch.float32, memory_format=torch.contiguous_format, copy=len(flips) > 1)
         if len(flips) == 1:
@@ -312,16 +267,15 @@ def _blend(
     run: _WindowRun,
     image: torch.Tensor,
     grid: WindowGrid,
-    made: Callable[[torch.Tensor], torch.Tensor],
-    progress: Callable[[float], None] | None,
-    cancelled: Callable[[], bool] | None,
+    activation: Activation,
+    context: RunContext,
 ) -> torch.Tensor:
-    """Run all windows and return what ``made`` makes of the blended logits; see `_empty_answer` for where that lies."""
+    """Run all windows and return the activated sum of their logits; see `_empty_answer` for where that lies."""
     answer: torch.Tensor | None = None
 
     def keep(first: int, logits: torch.Tensor) -> None:
         nonlocal answer
-        rows = made(logits)
+        rows = activation(logits)
         if answer is None:
             answer = _empty_answer(rows, grid.lengths, run.step.storage)
         answer.narrow(grid.axis + 1, first, rows.shape[grid.axis + 1]).copy_(rows, non_blocking=True)
@@ -334,8 +288,7 @@ def _blend(
     starts = [*grid.starts[grid.axis], grid.lengths[grid.axis]]
     for number, group in enumerate(groups):
         for first in range(0, len(group), run.step.batch):
-            if cancelled is not None and cancelled():
-                raise Cancelled()
+            context.check_cancelled()
             places = group[first : first + run.step.batch]
             # A batch that is not full repeats its last window: a recorded graph has one shape.
             filled = places + places[-1:] * (run.step.batch - len(places)) if run.fast is not None else places
@@ -343,8 +296,7 @@ def _blend(
             for place, logits in zip(places, run.logits(windows), strict=False):
                 blender.add(place, logits)
                 done += 1
-                if progress is not None:
-                    progress(done / count)
+                context.progress(done / count)
             del windows, logits  # or they would be there beside the next windows' maps
         blender.finish(starts[number], starts[number + 1])
     assert answer is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +9,13 @@ import numpy as np
 import torch
 from scipy import special
 
-from segmamba.errors import Cancelled, ModelError
+from segmamba.errors import ModelError
+from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.preprocess import outside_values, to_model_grid
-from segmamba.inference.sliding_window import predict
+from segmamba.inference.sliding_window import identity, predict
+from segmamba.inference.windows import Windows
 from segmamba.io.modality import CT, taken_for
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
@@ -35,6 +36,14 @@ FAINT = 0.02
 
 
 @dataclass(frozen=True, eq=False)
+class NetworkPass:
+    """One pass of a network: the grid of its answer, and the device that it ran on."""
+
+    grid: ModelGrid
+    device: torch.device
+
+
+@dataclass(frozen=True, eq=False)
 class Drawn:
     """What a network found, in one stage or in two.
 
@@ -44,35 +53,32 @@ class Drawn:
         Shape (classes, z, y, x) on ``grid``, the background first; they sum to one.
     values : tuple of int
         Label value of each class.
-    coarse, grid : ModelGrid
-        Of the first pass, and of ``probabilities``: the fine one, or the same where there was no second pass.
+    grid : ModelGrid
+        Of ``probabilities``.
+    passes : tuple of NetworkPass
+        What ran: of two stages the first one alone where it found nothing.
     findings : dict
         For the report, of two stages alone: "numbering", see `describe_numbering`, and "refinement", see
         `segmamba.spine.refine.refine`.
-    devices : tuple of device
-        What the network of each pass ran on.
+    warnings : tuple of str
+        One sentence for each fallback.
     """
 
     probabilities: torch.Tensor
     values: tuple[int, ...]
-    coarse: ModelGrid
     grid: ModelGrid
+    passes: tuple[NetworkPass, ...]
     findings: dict[str, Any]
-    devices: tuple[torch.device, ...]
+    warnings: tuple[str, ...] = ()
 
 
-def draw(
+def predict_two_stage(
     network: torch.nn.Module,
     volume: Volume,
     model: Model,
-    roi: Box | None,
-    refined: bool,
-    overlap: float | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    progress: Callable[[float], None],
-    cancelled: Callable[[], bool],
-    notes: list[str],
+    context: RunContext,
+    roi: Box | None = None,
+    refined: bool = False,
 ) -> Drawn:
     """Run both stages.
 
@@ -83,18 +89,12 @@ def draw(
     volume : Volume
     model : Model
         With a fine stage.
-    roi : Box or None
+    context : RunContext
+        Its ``tta`` has no effect: flipped offsets would have to be flipped back.
+    roi : Box, optional
         Nothing outside it is labelled.
     refined : bool
         Refine the masks by the steps that the model names.
-    overlap : float or None
-        Of the windows of both stages; None is the model's.
-    device, dtype, progress
-        As for `segmamba.inference.sliding_window.predict`.
-    cancelled : callable
-        Asked between windows, between vertebrae, and between steps.
-    notes : list of str
-        Gets one sentence for each fallback.
 
     Raises
     ------
@@ -105,100 +105,76 @@ def draw(
         raise ModelError(f"The model '{model.id}' has no two stages: correct its manifest entry.")
     # Before the passes, which take minutes: a file that is missing is found at once.
     shapes = load_shapes(resource_root() / SHAPES) if refined and model.refinement else None
-    run = _Run(device, dtype, overlap, progress, cancelled, notes, [])
-    column, coarse = _find(run, network.coarse, volume, model, roi)
+    column, coarse, warnings = _coarse_pass(network.coarse, volume, model, context.part(0.0, COARSE_SHARE), roi)
     if column.box is None:
-        empty = torch.ones(1, *coarse.geometry.size[::-1])
-        return Drawn(empty, (0,), coarse, coarse, {"numbering": describe_numbering(column)}, tuple(run.devices))
-    column, labels, mask, grid = _outline(run.next_pass(), network.fine, volume, model, column, coarse)
+        empty = torch.ones(1, *coarse.grid.geometry.size[::-1])
+        return Drawn(empty, (0,), coarse.grid, (coarse,), {"numbering": describe_numbering(column)}, warnings)
+    fine_context = _next_context(context, coarse.device).part(COARSE_SHARE, 1.0)
+    column, labels, fine = _fine_pass(network.fine, volume, model, fine_context, column, coarse.grid)
+    mask, grid = fine.values[MASK], fine.ran.grid
     findings: dict[str, Any] = {"numbering": describe_numbering(column)}
     if shapes is not None:
-        spacing = grid.geometry.spacing[0]
-        labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, run.check)
+        spacing, check = grid.geometry.spacing[0], context.check_cancelled
+        labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, check)
     probabilities, values = spread(labels, 1 - mask[0])
-    return Drawn(torch.from_numpy(probabilities), values, coarse, replace(grid, roi=roi), findings, tuple(run.devices))
+    passes, warnings = (coarse, fine.ran), warnings + fine.warnings
+    return Drawn(torch.from_numpy(probabilities), values, replace(grid, roi=roi), passes, findings, warnings)
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
-    """What both passes are run with; see `draw`. ``devices`` gets what the network of each ran on."""
+class _StageOutput:
+    """What the network of a stage gives: probabilities of the mask, offsets in mm, and the rest as it is."""
 
-    device: torch.device
-    dtype: torch.dtype
-    overlap: float | None
-    progress: Callable[[float], None]
-    cancelled: Callable[[], bool]
-    notes: list[str]
-    devices: list[torch.device]
-
-    def check(self) -> None:
-        """Stop here where the run was cancelled."""
-        if self.cancelled():
-            raise Cancelled()
-
-    def next_pass(self) -> _Run:
-        """Return how the next network is run: on the processor where the device's memory did not suffice for one."""
-        here = self.devices[-1]
-        if here.type == self.device.type:
-            return self
-        return replace(self, device=here, dtype=getattr(torch, cpu_precision()))
-
-    def answer(
-        self, network: torch.nn.Module, image: np.ndarray, stage: Model, part: tuple[float, float]
-    ) -> np.ndarray:
-        """Return a network's answer: probabilities of the mask, offsets in mm, and the rest as it is.
-
-        ``part`` is where its progress begins and ends.
-        """
-        tensor = torch.from_numpy(image)
-        begin, end = part
-        answer = predict(
-            network,
-            tensor,
-            stage.patch,
-            stage.overlap if self.overlap is None else self.overlap,
-            self.device,
-            self.dtype,
-            (),
-            lambda fraction: self.progress(begin + (end - begin) * fraction),
-            self.cancelled,
-            self.notes,
-            outside_values(stage.preprocessing, tensor),
-            softmax=False,
-            devices=self.devices,
-        )
-        answer[MASK] = answer[MASK].softmax(dim=0)
-        answer[OFFSET] *= OFFSET_UNIT_MM
-        self.check()
-        return answer.cpu().numpy()
+    values: np.ndarray
+    ran: NetworkPass
+    warnings: tuple[str, ...]
 
 
-def _find(
-    run: _Run, network: torch.nn.Module, volume: Volume, model: Model, roi: Box | None
-) -> tuple[Column, ModelGrid]:
-    """Return the column that the coarse pass finds, and that pass's grid. Its answer, which is large, ends here."""
-    image, grid = to_model_grid(volume, model, roi)
-    answer = run.answer(network, image, model, (0.0, COARSE_SHARE))
+def _run_stage(
+    network: torch.nn.Module, image: np.ndarray, grid: ModelGrid, stage: Model, context: RunContext
+) -> _StageOutput:
+    tensor = torch.from_numpy(image)
+    windows = Windows(stage.patch, context.overlap_of(stage), pad_values=outside_values(stage.preprocessing, tensor))
+    output = predict(network, tensor, windows, context, identity)
+    output.values[MASK] = output.values[MASK].softmax(dim=0)
+    output.values[OFFSET] *= OFFSET_UNIT_MM
+    context.check_cancelled()
+    return _StageOutput(output.values.cpu().numpy(), NetworkPass(grid, output.device), output.warnings)
+
+
+def _next_context(context: RunContext, device: torch.device) -> RunContext:
+    """Return the context of the next network: on the processor where memory did not suffice for the last one."""
+    if device.type == context.device.type:
+        return context
+    return replace(context, device=device, dtype=getattr(torch, cpu_precision()))
+
+
+def _coarse_pass(
+    network: torch.nn.Module, volume: Volume, model: Model, context: RunContext, roi: Box | None
+) -> tuple[Column, NetworkPass, tuple[str, ...]]:
+    """Return the column that the coarse pass finds, and how it ran. The network's output, which is large, ends here."""
+    output = _run_stage(network, *to_model_grid(volume, model, roi), model, context)
     # MR shows ribs too badly to miss one.
-    rib = special.expit(answer[RIB][0]) if taken_for(volume) == CT else None
-    column = decode(answer[MASK], answer[OFFSET], answer[LEVELS], grid.geometry.spacing[0], rib)
-    run.check()
-    return column, grid
+    rib = special.expit(output.values[RIB][0]) if taken_for(volume) == CT else None
+    spacing = output.ran.grid.geometry.spacing[0]
+    column = decode(output.values[MASK], output.values[OFFSET], output.values[LEVELS], spacing, rib)
+    context.check_cancelled()
+    return column, output.ran, output.warnings
 
 
-def _outline(
-    run: _Run, network: torch.nn.Module, volume: Volume, model: Model, column: Column, coarse: ModelGrid
-) -> tuple[Column, np.ndarray, np.ndarray, ModelGrid]:
-    """Return the column to its ends, the levels that the fine pass draws, its probabilities and its grid."""
+def _fine_pass(
+    network: torch.nn.Module, volume: Volume, model: Model, context: RunContext, column: Column, coarse: ModelGrid
+) -> tuple[Column, np.ndarray, _StageOutput]:
+    """Return the column to its ends, the levels that the fine pass draws, (z, y, x), and what its network gives."""
     stage = _fine_model(model)
     image, grid = to_model_grid(volume, stage, _box(column, coarse), context_mm=0.0)
-    answer = run.answer(network, image, stage, (COARSE_SHARE, 1.0))
+    output = _run_stage(network, image, grid, stage, context)
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
-    fine = (answer[MASK], answer[OFFSET], grid.geometry.spacing[0], shift)
+    fine = (output.values[MASK], output.values[OFFSET], grid.geometry.spacing[0], shift)
     column = with_cut_ends(column, *fine)
     labels = decode_fine(*fine, column)
-    run.check()
-    return column, labels, answer[MASK], grid
+    context.check_cancelled()
+    return column, labels, output
 
 
 def _fine_model(model: Model) -> Model:

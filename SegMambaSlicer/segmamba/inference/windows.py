@@ -4,6 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a volume is cut into windows.
+
+    Attributes
+    ----------
+    patch : tuple of int
+        Window in voxels along z, y, x.
+    overlap : float
+        Part of a window that its neighbour covers at least.
+    flip_axes : tuple of int
+        Axes (0, 1, 2 for z, y, x) to average flips along; n axes cost 2 to the n as much time.
+    pad_values : tuple of float or None
+        Value of each channel beyond the volume; None stands for its lowest.
+    """
+
+    patch: tuple[int, ...]
+    overlap: float = 0.5
+    flip_axes: tuple[int, ...] = ()
+    pad_values: tuple[float, ...] | None = None
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -25,6 +48,6 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def window_count(size: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """Return how many windows `sliding_window.predict` runs over a volume, mirrorings not counted."""
+    """Return how many windows `sliding_window.predict` runs over a volume, flips not counted."""
     axes = zip(size, patch, strict=True)
     return math.prod(len(window_starts(max(length, width), width, overlap)) for length, width in axes)

@@ -14,7 +14,9 @@ from torch import nn
 from segmamba.fast import FastNetwork, accelerate, agrees, convolution, fast_network, forget, kernels
 from segmamba.fast.maps import as_map, as_volume
 from segmamba.inference.blending import Blender, WindowGrid
-from segmamba.inference.sliding_window import predict, predict_labels
+from segmamba.inference.context import RunContext
+from segmamba.inference.sliding_window import argmax, predict
+from segmamba.inference.windows import Windows
 from segmamba.networks.segmamba_v2 import SegMambaV2
 from segmamba.networks.segmamba_v2_paper import SegMambaV2Paper
 from segmamba.networks.spine_mamba import SpineMamba
@@ -104,7 +106,7 @@ def test_it_is_held_against_the_plain_one_on_windows_as_they_come(name: str, mon
         "segmamba.inference.sliding_window.fast_network",
         lambda plain, device, dtype, window, notes: asked.append(window),
     )
-    predict(network(name), image(name, 32, 32, 32)[0], WINDOW, 0.5, "cpu", torch.float32)
+    predict(network(name), image(name, 32, 32, 32)[0], Windows(WINDOW), RunContext(CPU, torch.float32))
     assert asked == [window_of(name)]
 
 
@@ -228,10 +230,10 @@ def test_a_ring_of_rows_gives_what_the_whole_sum_gives(size: tuple[int, int, int
 
 def test_labels_are_the_most_probable_classes() -> None:
     plain, volume = network("release, narrow"), image("release", 40, 33, 36)[0]
-    arguments = (plain, volume, (32, 32, 32), 0.5, "cpu", torch.float32)
-    labels = predict_labels(*arguments)
+    arguments = (plain, volume, Windows((32, 32, 32)), RunContext(CPU, torch.float32))
+    labels = predict(*arguments, argmax).values[0]
     assert labels.dtype == torch.uint8
-    assert torch.equal(labels, predict(*arguments).argmax(dim=0).to(torch.uint8))
+    assert torch.equal(labels, predict(*arguments).values.argmax(dim=0).to(torch.uint8))
 
 
 @pytest.mark.gpu
@@ -273,7 +275,8 @@ def test_weights_that_change_are_taken_up() -> None:
 @needs_cuda
 def test_windows_on_the_fast_path_give_what_the_plain_network_gives() -> None:
     plain, volume = network("release"), image("release", 70, 48, 90)[0]
-    expected = predict(plain, volume, (32, 48, 48), 0.5, "cpu", torch.float32)
-    measured = predict(plain, volume, (32, 48, 48), 0.5, "cuda", torch.float16)
+    windows = Windows((32, 48, 48))
+    expected = predict(plain, volume, windows, RunContext(CPU, torch.float32)).values
+    measured = predict(plain, volume, windows, RunContext(torch.device("cuda"), torch.float16)).values
     assert next(plain.parameters()).device.type == "cpu"
     assert (measured.cpu() - expected).abs().max() < 2e-2

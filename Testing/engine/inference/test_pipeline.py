@@ -14,8 +14,8 @@ from helpers import tiny
 from helpers.phantoms import STRAIGHT, phantom
 
 from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
-from segmamba.inference import pipeline
-from segmamba.inference import two_stage as vertebrae
+from segmamba.inference import pipeline, two_stage
+from segmamba.inference.context import RunContext
 from segmamba.inference.model_grid import model_grid
 from segmamba.inference.windows import window_count
 from segmamba.io.volume import Volume
@@ -87,7 +87,9 @@ def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
     coarse, fine = (model_grid(volume, replace(model.preprocessing, spacing=(step,) * 3)) for step in (4.0, 2.0))
     sure = {"numbering": {"certain": True}}
     empty = torch.ones(1, *fine.geometry.size[::-1])
-    monkeypatch.setattr(vertebrae, "draw", lambda *_: vertebrae.Drawn(empty, (0,), coarse, fine, sure, (CPU, CPU)))
+    passes = (two_stage.NetworkPass(coarse, CPU), two_stage.NetworkPass(fine, CPU))
+    drawn = two_stage.Drawn(empty, (0,), fine, passes, sure)
+    monkeypatch.setattr(two_stage, "predict_two_stage", lambda *_: drawn)
     report = segment(volume, replace(model, fine=stage), manifest_path.parent).report
     for run, grid, patch, overlap in (
         (report["run"], coarse, model.patch, model.overlap),
@@ -107,10 +109,10 @@ def test_a_second_stage_that_ran_out_of_memory_is_reported_on_the_cpu(
     cpu = pipeline.choose_device("cpu")
     monkeypatch.setattr(pipeline, "choose_device", lambda name, precision: cpu if name == "cpu" else gpu)
     monkeypatch.setattr(pipeline.scan, "chosen_backend", lambda name: "torch" if name == "cpu" else "triton")
-    grids = [model_grid(volume, model.preprocessing) for _ in range(2)]
-    devices = torch.device("cuda:0"), CPU
-    empty = torch.ones(1, *grids[0].geometry.size[::-1])
-    monkeypatch.setattr(vertebrae, "draw", lambda *_: vertebrae.Drawn(empty, (0,), *grids, {}, devices))
+    grid = model_grid(volume, model.preprocessing)
+    empty = torch.ones(1, *grid.geometry.size[::-1])
+    passes = tuple(two_stage.NetworkPass(grid, device) for device in (torch.device("cuda:0"), CPU))
+    monkeypatch.setattr(two_stage, "predict_two_stage", lambda *_: two_stage.Drawn(empty, (0,), grid, passes, {}))
     two = replace(model, fine=FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ()))
     run = pipeline.segment(volume, two, Options(device="cuda"), root=manifest_path.parent).report["run"]
     where = ("device", "precision", "scan_backend")
@@ -123,12 +125,15 @@ def test_refinement_and_post_processing_are_chosen_apart_and_reported(
 ) -> None:
     asked: list[bool] = []
 
-    def draw(network: Any, volume: Any, model: Model, roi: Any, refined: bool, *_: Any) -> vertebrae.Drawn:
+    def predict(
+        network: Any, volume: Any, model: Model, context: RunContext, roi: Any, refined: bool
+    ) -> two_stage.Drawn:
         asked.append(refined)
         grid = model_grid(volume, model.preprocessing)
-        return vertebrae.Drawn(torch.ones(1, *grid.geometry.size[::-1]), (0,), grid, grid, {}, (CPU,))
+        empty = torch.ones(1, *grid.geometry.size[::-1])
+        return two_stage.Drawn(empty, (0,), grid, (two_stage.NetworkPass(grid, CPU),), {})
 
-    monkeypatch.setattr(vertebrae, "draw", draw)
+    monkeypatch.setattr(two_stage, "predict_two_stage", predict)
     fine = FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ("pieces", "close"))
     two = replace(model, fine=fine, keep="largest_column")
     for refine, keep, steps, rule in ((True, False, ["pieces", "close"], "all"), (False, True, [], "largest_column")):
@@ -264,11 +269,11 @@ def test_a_gpu_with_too_little_memory_gives_way_to_the_cpu_only_if_nobody_asked_
     cpu = pipeline.choose_device("cpu")
     monkeypatch.setattr(pipeline, "choose_device", lambda name, precision: cpu if name == "cpu" else small)
     hungry = replace(model, entry={**model.entry, "memory_gib": 3.0})
-    notes: list[str] = []
-    assert pipeline.device_for(hungry, Options(), notes) is cpu
-    assert "1.0 GiB free" in notes[0]
+    device, (warning,) = pipeline.device_for(hungry, Options())
+    assert device is cpu
+    assert "1.0 GiB free" in warning
     with pytest.raises(DeviceError, match="needs 3.0 GiB: close other programs"):
-        pipeline.device_for(hungry, Options(device="cuda"), notes)
+        pipeline.device_for(hungry, Options(device="cuda"))
 
 
 @pytest.mark.parametrize("options", [{"overlap": 1.5}, {"roi": ((0.0, 0.0, 0.0), (1.0, 0.0, 1.0))}])

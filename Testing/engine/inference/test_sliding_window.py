@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.full_gpu import memory_left
@@ -11,16 +13,32 @@ from torch import nn
 from segmamba import scan
 from segmamba.errors import Cancelled, DeviceError, ModelError
 from segmamba.inference.blending import blend_weights
-from segmamba.inference.sliding_window import mirrorings, predict
-from segmamba.inference.windows import window_count, window_starts
+from segmamba.inference.context import RunContext
+from segmamba.inference.sliding_window import Activation, NetworkOutput, flip_combinations, identity, predict, softmax
+from segmamba.inference.windows import Windows, window_count, window_starts
+
+CPU = torch.device("cpu")
 
 
 def whole(image: torch.Tensor) -> torch.Tensor:
     return PerVoxel()(image[None])[0].softmax(dim=0)
 
 
-def run(network: nn.Module, image: torch.Tensor, device: str = "cpu", **keywords: object) -> torch.Tensor:
-    return predict(network, image, PATCH, 0.5, device, torch.float32, **keywords)  # type: ignore[arg-type]
+def output(network: nn.Module, image: torch.Tensor, device: str, dtype: torch.dtype = torch.float32) -> NetworkOutput:
+    return predict(network, image, Windows(PATCH), RunContext(torch.device(device), dtype))
+
+
+def run(
+    network: nn.Module,
+    image: torch.Tensor,
+    activation: Activation = softmax,
+    flip_axes: tuple[int, ...] = (),
+    pad_values: tuple[float, ...] | None = None,
+    **watching: Any,
+) -> torch.Tensor:
+    """Return what a network gives on the processor in float32; ``watching`` are fields of the context."""
+    context = RunContext(CPU, torch.float32, **watching)
+    return predict(network, image, Windows(PATCH, 0.5, flip_axes, pad_values), context, activation).values
 
 
 @pytest.mark.parametrize(("length", "window", "overlap"), [(32, 32, 0.5), (33, 32, 0.5), (200, 96, 0.5), (90, 32, 0.0)])
@@ -64,28 +82,28 @@ def test_blended_windows_give_what_the_whole_volume_gives(size: tuple[int, int, 
     torch.testing.assert_close(probabilities, whole(image))
 
 
-@pytest.mark.parametrize("mirror", [(), (1, 2)])
-def test_without_softmax_the_blended_logits_come_back(mirror: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("flip_axes", [(), (1, 2)])
+def test_without_softmax_the_blended_logits_come_back(flip_axes: tuple[int, ...]) -> None:
     image = volume(40, 70, 33)
-    logits = run(PerVoxel(), image, softmax=False, mirror=mirror)
+    logits = run(PerVoxel(), image, identity, flip_axes)
     torch.testing.assert_close(logits, PerVoxel()(image[None])[0])
     assert logits.min() < -1
-    torch.testing.assert_close(logits.softmax(dim=0), run(PerVoxel(), image, mirror=mirror))
+    torch.testing.assert_close(logits.softmax(dim=0), run(PerVoxel(), image, flip_axes=flip_axes))
 
 
-def test_mirroring_averages_over_all_combinations_of_axes() -> None:
+def test_test_time_augmentation_averages_over_all_combinations_of_axes() -> None:
     class Gradient(nn.Module):
-        """Adds the position along x: its mean over both mirrorings is the same everywhere."""
+        """Adds the position along x: its mean over both flips is the same everywhere."""
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             position = torch.arange(image.shape[-1], dtype=torch.float32).expand_as(image) / 16
             return torch.cat([position, torch.zeros_like(image)], dim=1)
 
-    assert len(mirrorings((0, 1, 2))) == 8
+    assert len(flip_combinations((0, 1, 2))) == 8
     plain = run(Gradient(), volume(32, 32, 32))
-    mirrored = run(Gradient(), volume(32, 32, 32), mirror=(2,))
+    flipped = run(Gradient(), volume(32, 32, 32), flip_axes=(2,))
     assert plain[0].std() > 0.1
-    assert mirrored[0].std() < 1e-6
+    assert flipped[0].std() < 1e-6
 
 
 class Overwriting(PerVoxel):
@@ -103,11 +121,11 @@ class Overwriting(PerVoxel):
 
 def test_an_answer_that_the_next_call_overwrites_is_averaged_all_the_same() -> None:
     image = volume(40, 33, 35)
-    torch.testing.assert_close(run(Overwriting(), image, mirror=(0, 2)), whole(image), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(run(Overwriting(), image, flip_axes=(0, 2)), whole(image), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fill", [None, [-7.0]])
-def test_a_small_volume_lies_in_the_middle_of_its_window(fill: list[float] | None) -> None:
+@pytest.mark.parametrize("pad_values", [None, (-7.0,)])
+def test_a_small_volume_lies_in_the_middle_of_its_window(pad_values: tuple[float, ...] | None) -> None:
     seen = []
 
     class Spy(PerVoxel):
@@ -116,10 +134,10 @@ def test_a_small_volume_lies_in_the_middle_of_its_window(fill: list[float] | Non
             return super().forward(image)
 
     image = volume(20, 32, 32)
-    run(Spy(), image, fill=fill)
+    run(Spy(), image, pad_values=pad_values)
     assert torch.equal(seen[0][0, :, 6:26], image)
     outside = torch.cat([seen[0][0, 0, :6], seen[0][0, 0, 26:]])
-    assert (outside == (fill[0] if fill else image.min())).all()
+    assert (outside == (pad_values[0] if pad_values else image.min())).all()
 
 
 def test_progress_ends_at_one_and_counts_every_window() -> None:
@@ -140,22 +158,20 @@ def test_cancelling_stops_between_windows() -> None:
 
 def test_lack_of_memory_on_a_device_is_met_by_blending_in_main_memory_then_by_the_cpu() -> None:
     image = volume(40, 32, 32)
-    notes: list[str] = []
-    devices: list[torch.device] = []
     # The meta device stands in for a GPU: it is not the CPU, and the fake network fails on it.
-    probabilities = run(OutOfMemoryAt(1, 2), image, device="meta", fallbacks=notes, devices=devices)
-    torch.testing.assert_close(probabilities, whole(image))
-    assert probabilities.device.type == "cpu"
-    assert len(notes) == 2
-    assert "blended in main memory" in notes[0]
-    assert "ran on the CPU" in notes[1]
-    assert devices == [torch.device("cpu")]
+    found = output(OutOfMemoryAt(1, 2), image, "meta")
+    torch.testing.assert_close(found.values, whole(image))
+    assert found.values.device.type == "cpu"
+    assert len(found.warnings) == 2
+    assert "blended in main memory" in found.warnings[0]
+    assert "ran on the CPU" in found.warnings[1]
+    assert found.device == CPU
 
 
 def test_a_scan_that_was_chosen_for_the_gpu_is_given_up_with_it() -> None:
     scan.set_backend("triton" if "triton" in scan.available_backends() else "torch")
     try:
-        run(OutOfMemoryAt(1, 2), volume(32, 32, 32), device="meta")
+        output(OutOfMemoryAt(1, 2), volume(32, 32, 32), "meta")
         assert scan.chosen_backend("cpu") == "torch"
     finally:
         scan.set_backend(None)
@@ -166,24 +182,22 @@ def test_a_scan_that_was_chosen_for_the_gpu_is_given_up_with_it() -> None:
 @pytest.mark.parametrize(("allowed_mib", "where"), [(64, "main memory"), (1, "CPU")])
 def test_a_real_gpu_that_is_full_gives_the_same_result(allowed_mib: int, where: str) -> None:
     image = volume(160, 160, 160)
-    notes: list[str] = []
-    devices: list[torch.device] = []
     # Eight classes of 160^3 voxels take 125 MiB, one window 1 MiB and its layers a few.
     network = nn.Sequential(PerVoxel(), nn.Conv3d(3, 16, 1), nn.Conv3d(16, 8, 1))
-    expected = predict(network, image, PATCH, 0.5, "cpu", torch.float32)
+    expected = run(network, image)
     with memory_left(allowed_mib):
-        probabilities = predict(network, image, PATCH, 0.5, "cuda", torch.float32, fallbacks=notes, devices=devices)
-    assert where in notes[-1]
-    assert [device.type for device in devices] == ["cpu" if where == "CPU" else "cuda"]
-    assert probabilities.device.type == "cpu"
-    torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-2)
+        found = output(network, image, "cuda")
+    assert where in found.warnings[-1]
+    assert found.device.type == ("cpu" if where == "CPU" else "cuda")
+    assert found.values.device.type == "cpu"
+    torch.testing.assert_close(found.values, expected, rtol=0, atol=1e-2)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_float16_on_a_gpu_stays_near_float32_on_the_cpu() -> None:
     image = volume(40, 70, 33)
-    probabilities = predict(PerVoxel(), image, PATCH, 0.5, "cuda", torch.float16)
+    probabilities = output(PerVoxel(), image, "cuda", torch.float16).values
     assert probabilities.device.type == "cuda"
     torch.testing.assert_close(probabilities.cpu(), whole(image), rtol=0, atol=5e-3)
 
@@ -202,14 +216,12 @@ def test_another_runtime_error_is_not_taken_for_lack_of_memory() -> None:
         run(Broken(), volume(32, 32, 32))
 
 
-def test_an_overflow_in_half_precision_is_repeated_in_float32_and_noted() -> None:
+def test_an_overflow_in_half_precision_is_repeated_in_float32_with_a_warning() -> None:
     image = volume(32, 32, 32)
-    notes: list[str] = []
-    network = NotANumberIn(torch.bfloat16)
-    probabilities = predict(network, image, PATCH, 0.5, "cpu", torch.bfloat16, fallbacks=notes)
-    torch.testing.assert_close(probabilities, whole(image))
-    assert len(notes) == 1
-    assert "float32" in notes[0]
+    found = output(NotANumberIn(torch.bfloat16), image, "cpu", torch.bfloat16)
+    torch.testing.assert_close(found.values, whole(image))
+    assert len(found.warnings) == 1
+    assert "float32" in found.warnings[0]
 
 
 def test_a_network_that_gives_nan_in_float32_is_a_model_error() -> None:

@@ -15,23 +15,27 @@ from helpers import simulated_answers, tiny
 
 from segmamba.errors import Cancelled, ModelError
 from segmamba.evaluation.metrics import dice_by_label
-from segmamba.inference import two_stage as vertebrae
+from segmamba.inference import two_stage
+from segmamba.inference.context import RunContext
 from segmamba.inference.model_grid import Box
 from segmamba.inference.resample_back import labels_on_input_grid
+from segmamba.inference.sliding_window import NetworkOutput
+from segmamba.inference.windows import Windows
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import FineStage, Model, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM
 
+CPU = torch.device("cpu")
 SPACING = (1.1, 0.9, 1.6)
 STAGE = {"in_channels": 1, "features": [8, 8, 8, 16, 16], "depths": [1, 1], "prior_tokens": 4}
-Draw = Callable[..., vertebrae.Drawn]
+Draw = Callable[..., two_stage.Drawn]
 
 
 @pytest.fixture(scope="module")
 def truth(shared: Path) -> sitk.Image:
     """L3 to L5 of a real label map, on an oblique grid of flat voxels."""
-    found = sitk.DICOMOrient(sitk.ReadImage(str(shared / "data/labels/open/verse004_vertebrae.nii.gz")), "LPS")
+    found = sitk.DICOMOrient(sitk.ReadImage(str(shared / "data/labels/open/verse004_two_stage.nii.gz")), "LPS")
     # L3 to L5, with room around them.
     found = sitk.Mask(found, found > 21)
     levels = sitk.LabelShapeStatisticsImageFilter()
@@ -72,22 +76,19 @@ def devices() -> list[str]:
 
 @pytest.fixture(scope="module")
 def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
-    """`vertebrae.draw` on an image of the truth's grid, with networks that answer from the truth, on the processor."""
+    """`predict_two_stage` on an image of the truth's grid, with networks that answer from the truth."""
     rng = np.random.default_rng(0)
     grids: list[Geometry] = []
-    to_model_grid = vertebrae.to_model_grid
+    to_model_grid = two_stage.to_model_grid
 
     def noted(*arguments: Any, **options: Any) -> Any:
         image, grid = to_model_grid(*arguments, **options)
         grids.append(grid.geometry)
         return image, grid
 
-    def answer(
-        network: Any, image: torch.Tensor, patch: Any, overlap: Any, device: torch.device, *rest: Any, **options: Any
-    ) -> torch.Tensor:
+    def answer(network: Any, image: torch.Tensor, windows: Windows, context: RunContext, *_: Any) -> NetworkOutput:
         grid = grids[-1]
-        devices.append(device.type)
-        options["devices"].append(torch.device("cpu"))
+        devices.append(context.device.type)
         assert tuple(image.shape[:0:-1]) == grid.size
         empty = sitk.Image(list(grid.size), sitk.sitkUInt8)
         empty.SetOrigin(grid.origin)
@@ -98,7 +99,7 @@ def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
         result[MASK] = torch.from_numpy(simulated.probabilities).float().clamp(min=1e-6).log()
         result[OFFSET] = torch.from_numpy(simulated.offsets).float() / OFFSET_UNIT_MM
         result[LEVELS] = torch.from_numpy(simulated.evidence).float()
-        return result if network is networks.coarse else result[:6]
+        return NetworkOutput(result if network is networks.coarse else result[:6], CPU, ())
 
     given = [truth]
     networks = build_network(
@@ -111,35 +112,33 @@ def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
         refined: bool = False,
         device: str = "cpu",
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> vertebrae.Drawn:
+    ) -> two_stage.Drawn:
         devices.clear()
         given[0] = reference
         geometry = Geometry(
             reference.GetSize(), reference.GetSpacing(), reference.GetOrigin(), reference.GetDirection()
         )
         volume = Volume(sitk.GetArrayFromImage(reference).astype(np.int16), geometry, "CT")
-        here, notes = torch.device(device), []
-        return vertebrae.draw(
-            networks, volume, model, roi, refined, None, here, torch.float32, progress.append, cancelled, notes
-        )
+        context = RunContext(torch.device(device), torch.float32, progress=progress.append, cancelled=cancelled)
+        return two_stage.predict_two_stage(networks, volume, model, context, roi, refined)
 
     progress: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vertebrae, "to_model_grid", noted)
-        patch.setattr(vertebrae, "predict", answer)
+        patch.setattr(two_stage, "to_model_grid", noted)
+        patch.setattr(two_stage, "predict", answer)
         yield run
 
 
 @pytest.fixture(scope="module")
-def drawn(draw: Draw) -> vertebrae.Drawn:
+def drawn(draw: Draw) -> two_stage.Drawn:
     return draw()
 
 
-def labels_of(drawn: vertebrae.Drawn) -> np.ndarray:
+def labels_of(drawn: two_stage.Drawn) -> np.ndarray:
     return labels_on_input_grid(drawn.probabilities, drawn.grid, drawn.values)[0]
 
 
-def test_labels_on_an_oblique_grid_are_those_of_the_truth(drawn: vertebrae.Drawn, truth: sitk.Image) -> None:
+def test_labels_on_an_oblique_grid_are_those_of_the_truth(drawn: two_stage.Drawn, truth: sitk.Image) -> None:
     scores = dice_by_label(labels_of(drawn), sitk.GetArrayFromImage(truth))
     assert set(scores) == {22, 23, 24}
     assert min(scores.values()) > 0.9
@@ -148,11 +147,11 @@ def test_labels_on_an_oblique_grid_are_those_of_the_truth(drawn: vertebrae.Drawn
     assert all(0 <= probability <= 1 for probability in numbering["levels"].values())
 
 
-def test_the_fine_grid_covers_the_column_and_not_the_whole_volume(drawn: vertebrae.Drawn) -> None:
+def test_the_fine_grid_covers_the_column_and_not_the_whole_volume(drawn: two_stage.Drawn) -> None:
     fine = np.prod(drawn.grid.geometry.size) * np.prod(drawn.grid.geometry.spacing)
     whole = np.prod(drawn.grid.input.size) * np.prod(drawn.grid.input.spacing)
     assert drawn.grid.geometry.spacing == (1.25, 1.25, 1.25)
-    assert drawn.coarse.geometry.spacing == (2.0, 2.0, 2.0)
+    assert drawn.passes[0].grid.geometry.spacing == (2.0, 2.0, 2.0)
     assert fine < whole
 
 
@@ -172,16 +171,16 @@ def test_a_volume_without_vertebrae_gives_an_empty_segmentation(draw: Draw, trut
     assert not labels_of(drawn).any()
     assert not drawn.findings["numbering"]["certain"]
     assert drawn.findings["numbering"]["levels"] == {}
-    assert len(drawn.devices) == 1
+    assert len(drawn.passes) == 1
 
 
-def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(drawn: vertebrae.Drawn) -> None:
+def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(drawn: two_stage.Drawn) -> None:
     shape = drawn.grid.geometry.size[::-1]
-    probabilities, values = vertebrae.spread(np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
+    probabilities, values = two_stage.spread(np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
     assert not labels_of(replace(drawn, probabilities=torch.from_numpy(probabilities), values=values)).any()
 
 
-def test_refinement_is_reported_only_where_it_is_on(draw: Draw, drawn: vertebrae.Drawn) -> None:
+def test_refinement_is_reported_only_where_it_is_on(draw: Draw, drawn: two_stage.Drawn) -> None:
     assert "refinement" not in drawn.findings
     assert isinstance(draw(refined=True).findings["refinement"], list)
 
@@ -191,13 +190,13 @@ def test_after_a_first_pass_that_ended_on_the_processor_the_second_one_starts_th
 ) -> None:
     drawn = draw(device="cuda")
     assert devices == ["cuda", "cpu"]
-    assert drawn.devices == (torch.device("cpu"),) * 2
+    assert [each.device for each in drawn.passes] == [CPU, CPU]
 
 
 def test_a_missing_shape_model_is_found_before_the_passes(
     draw: Draw, devices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vertebrae, "SHAPES", "Resources/Models/none.safetensors")
+    monkeypatch.setattr(two_stage, "SHAPES", "Resources/Models/none.safetensors")
     with pytest.raises(ModelError, match="is no shape model"):
         draw(refined=True)
     assert devices == []
@@ -210,26 +209,19 @@ def test_a_run_can_be_cancelled_between_finding_and_refining(
         draw(cancelled=lambda: len(devices) == 1)
     assert devices == ["cpu"]
     steps: list[str] = []
-    monkeypatch.setattr(vertebrae, "load_shapes", lambda _path: "shapes")
-    monkeypatch.setattr(vertebrae, "refine", lambda *arguments: steps.append("refine") or arguments[-1]())
+    monkeypatch.setattr(two_stage, "load_shapes", lambda _path: "shapes")
+    monkeypatch.setattr(two_stage, "refine", lambda *arguments: steps.append("refine") or arguments[-1]())
     with pytest.raises(Cancelled):
         draw(refined=True, cancelled=lambda: bool(steps))
 
 
 def test_a_network_of_one_stage_is_refused(model: Model) -> None:
     with pytest.raises(ModelError, match="has no two stages"):
-        vertebrae.draw(
+        two_stage.predict_two_stage(
             torch.nn.Identity(),
             Volume(np.zeros((4, 4, 4)), Geometry((4, 4, 4), (1.0,) * 3, (0.0,) * 3, (1, 0, 0, 0, 1, 0, 0, 0, 1))),
             model,
-            None,
-            False,
-            None,
-            torch.device("cpu"),
-            torch.float32,
-            lambda fraction: None,
-            lambda: False,
-            [],
+            RunContext(CPU, torch.float32),
         )
 
 
@@ -237,7 +229,7 @@ def test_surfaces_are_smooth_and_numbers_sharp() -> None:
     labels = np.zeros((1, 1, 8), np.uint8)
     labels[0, 0, 2:4], labels[0, 0, 4:6] = 20, 21
     bone = np.array([0.0, 0.3, 0.9, 0.8, 0.8, 0.2, 0.7, 0.0])[None, None]
-    probabilities, values = vertebrae.spread(labels, bone)
+    probabilities, values = two_stage.spread(labels, bone)
     assert values == (0, 20, 21)
     assert probabilities.sum(axis=0) == pytest.approx(np.ones((1, 1, 8)), abs=2e-3)
     assert probabilities[1, 0, 0] == pytest.approx([0, 0.3, 0.9, 0.8, 0, 0, 0, 0], abs=1e-3)

@@ -11,8 +11,9 @@ from helpers.voxel_networks import PATCH, NotANumberIn, OutOfMemoryAt, volume
 from segmamba.errors import ModelError
 from segmamba.inference import sliding_window
 from segmamba.inference.blending import blend_weights
-from segmamba.inference.sliding_window import is_out_of_memory, mirrorings, predict
-from segmamba.inference.windows import window_count, window_starts
+from segmamba.inference.context import RunContext
+from segmamba.inference.sliding_window import NetworkOutput, flip_combinations, is_out_of_memory, predict
+from segmamba.inference.windows import Windows, window_count, window_starts
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,9 @@ def test_weights_are_a_gaussian_of_an_eighth_of_the_window_over_their_sum() -> N
     torch.testing.assert_close(weights[1], torch.tensor(expected[::-1]))
 
 
-def test_mirrorings_are_all_combinations_with_none_first() -> None:
-    assert mirrorings(()) == [()]
-    assert mirrorings((0, 2)) == [(), (0,), (2,), (0, 2)]
+def test_flips_are_all_combinations_with_none_first() -> None:
+    assert flip_combinations(()) == [()]
+    assert flip_combinations((0, 2)) == [(), (0,), (2,), (0, 2)]
 
 
 @pytest.mark.parametrize(
@@ -77,12 +78,11 @@ def test_lack_of_memory_is_known_by_its_type_or_its_words(error: Exception, is_o
     assert is_out_of_memory(error) == is_one
 
 
-def test_notes_and_errors_name_precision_device_and_what_to_do() -> None:
-    notes: list[str] = []
-    run(NotANumberIn(torch.bfloat16), volume(32, 32, 32), precision=torch.bfloat16, fallbacks=notes)
-    assert notes == ["bfloat16 overflowed: the network ran in float32 from there on."]
-    run(OutOfMemoryAt(1, 2), volume(32, 32, 32), device="meta", fallbacks=notes)
-    assert all(note.startswith("meta ran out of memory: ") for note in notes[1:])
+def test_warnings_and_errors_name_precision_device_and_what_to_do() -> None:
+    overflowed = run(NotANumberIn(torch.bfloat16), volume(32, 32, 32), precision=torch.bfloat16)
+    assert overflowed.warnings == ("bfloat16 overflowed: the network ran in float32 from there on.",)
+    short = run(OutOfMemoryAt(1, 2), volume(32, 32, 32), device="meta")
+    assert all(sentence.startswith("meta ran out of memory: ") for sentence in short.warnings)
     sentence = r"^The network gives NaN or infinity: its checkpoint is damaged, get the file again\.$"
     with pytest.raises(ModelError, match=sentence):
         run(NotANumberIn(torch.float32), volume(32, 32, 32))
@@ -93,9 +93,8 @@ def run(
     image: torch.Tensor,
     device: str = "cpu",
     precision: torch.dtype = torch.float32,
-    fallbacks: list[str] | None = None,
-) -> torch.Tensor:
-    return predict(network, image, PATCH, 0.5, device, precision, fallbacks=fallbacks)
+) -> NetworkOutput:
+    return predict(network, image, Windows(PATCH), RunContext(torch.device(device), precision))
 
 
 def test_every_step_of_the_way_down_is_tried_in_order_and_told(monkeypatch: pytest.MonkeyPatch) -> None:

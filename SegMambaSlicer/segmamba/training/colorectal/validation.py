@@ -11,7 +11,9 @@ from scipy import ndimage
 from torch import nn
 
 from segmamba.evaluation.metrics import overlap_table, table_dice
-from segmamba.inference.sliding_window import predict
+from segmamba.inference.context import RunContext
+from segmamba.inference.sliding_window import identity, predict
+from segmamba.inference.windows import Windows
 from segmamba.models.manifest import Channel
 from segmamba.training.colorectal.labels import LABELS, TUMOUR_LABEL
 from segmamba.training.synthesis.npz import read_arrays
@@ -67,7 +69,7 @@ def answered_logits(
     """Return the logits (classes, z, y, x) behind `answered`, on the network's device."""
     image = normalised(torch.from_numpy(intensities.astype(np.float32))[None], channels)
     device = next(network.parameters()).device
-    return predict(network, image, patch=patch, overlap=0.5, device=device, dtype=dtype, softmax=False)
+    return predict(network, image, Windows(patch), RunContext(device, dtype), identity).values
 
 
 def tumours_found(labels: np.ndarray, reference: np.ndarray, spacing: float) -> dict[str, int]:

@@ -18,8 +18,10 @@ from torch import nn
 
 from segmamba.errors import InputError, SegMambaError
 from segmamba.evaluation.metrics import dice_of_all
+from segmamba.inference.context import RunContext
 from segmamba.inference.preprocess import to_model_grid
-from segmamba.inference.sliding_window import predict
+from segmamba.inference.sliding_window import identity, predict
+from segmamba.inference.windows import Windows
 from segmamba.io.modality import CT, check_modality
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Volume, to_image
@@ -73,7 +75,7 @@ def evaluate(
             file, ["image", "labels"], "'python -m segmamba.training.vertebrae.validation'"
         )
         image = normalised(torch.from_numpy(intensities.astype(np.float32))[None], channels)
-        answer = predict(network, image, patch=patch, overlap=0.5, device=device, dtype=dtype, softmax=False).cpu()
+        answer = predict(network, image, Windows(patch), RunContext(device, dtype), identity).values.cpu()
         results[file.stem] = {"dice_all": dice_of_all(answer[MASK].argmax(dim=0).numpy(), reference)}
         if len(answer) > OFFSET.stop:
             levels = answer[LEVELS].argmax(dim=0).numpy() + 1
