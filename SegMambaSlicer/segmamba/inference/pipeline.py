@@ -23,6 +23,7 @@ from segmamba.inference.device import Device, choose_device
 from segmamba.inference.hysteresis import leave_unsure
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.postprocess import postprocess
+from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import outside_values, to_model_grid
 from segmamba.inference.resample_back import labels_on_input_grid
 from segmamba.inference.sliding_window import identity, predict, softmax
@@ -102,16 +103,16 @@ def segment(
         engine = _prepare(model, options, checkpoint, root)
         model = for_volume(volume, engine.model)
         guessed = guess(volume, engine.model)
-    drawn = _predict(engine, volume, model, options, stages)
-    passes, findings = drawn.passes, drawn.findings
-    warnings = (*engine.warnings, *([guessed] if guessed else []), *drawn.warnings)
+    prediction = _predict(engine, volume, model, options, stages)
+    passes, findings = prediction.passes, prediction.findings
+    warnings = (*engine.warnings, *([guessed] if guessed else []), *prediction.warnings)
     with stages.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
         labels, confidence = labels_on_input_grid(
-            drawn.probabilities, drawn.grid, drawn.values, where, model.interpolates_logits
+            prediction.probabilities, prediction.grid, prediction.label_values, where, model.interpolates_logits
         )
-        del drawn  # its probabilities are the most memory of a run
+        del prediction  # its probabilities are the most memory of a run
         stages.progress("postprocess", 0.5)
         labels = _kept(labels, volume, model, options, wanted)
         if model.task == VERTEBRAE_TASK:
@@ -169,7 +170,7 @@ def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path
     return _Engine(model, device, backend, path, digest, network, warnings)
 
 
-def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, stages: _Stages) -> two_stage.Drawn:
+def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, stages: _Stages) -> Prediction:
     """Return what the network finds, in one stage or in two."""
     context = RunContext(
         torch.device(engine.device.name),
@@ -197,15 +198,15 @@ def _predict_single_stage(
     model: Model,
     certainty: Certainty | None,
     context: RunContext,
-) -> two_stage.Drawn:
+) -> Prediction:
     flip_axes = model.mirror_axes if context.tta else ()
     pad_values = outside_values(model.preprocessing, image)
     windows = Windows(model.patch, context.overlap_of(model), flip_axes, pad_values)
     output = predict(network, image, windows, context, identity if model.interpolates_logits else softmax)
     if certainty is not None:
         leave_unsure(output.values, model.channel_values.index(certainty.value), certainty.lead)
-    passes = (two_stage.NetworkPass(grid, output.device),)
-    return two_stage.Drawn(output.values, model.channel_values, grid, passes, {}, output.warnings)
+    passes = (NetworkPass(grid, output.device),)
+    return Prediction(output.values, model.channel_values, grid, passes, warnings=output.warnings)
 
 
 def device_for(model: Model, options: Options) -> tuple[Device, tuple[str, ...]]:
@@ -282,9 +283,7 @@ def _report(
     }
 
 
-def _describe_run(
-    engine: _Engine, model: Model, options: Options, passes: tuple[two_stage.NetworkPass, ...]
-) -> dict[str, Any]:
+def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple[NetworkPass, ...]) -> dict[str, Any]:
     """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
     run = {
         **_describe_device(engine, passes[0].device),

@@ -13,6 +13,7 @@ from segmamba.errors import ModelError
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
 from segmamba.inference.model_grid import Box, ModelGrid
+from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import outside_values, to_model_grid
 from segmamba.inference.sliding_window import identity, predict
 from segmamba.inference.windows import Windows
@@ -35,43 +36,6 @@ COARSE_SHARE = 0.6
 FAINT = 0.02
 
 
-@dataclass(frozen=True, eq=False)
-class NetworkPass:
-    """One pass of a network: the grid of its answer, and the device that it ran on."""
-
-    grid: ModelGrid
-    device: torch.device
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """What a network found, in one stage or in two.
-
-    Attributes
-    ----------
-    probabilities : Tensor
-        Shape (classes, z, y, x) on ``grid``, the background first; they sum to one.
-    values : tuple of int
-        Label value of each class.
-    grid : ModelGrid
-        Of ``probabilities``.
-    passes : tuple of NetworkPass
-        What ran: of two stages the first one alone where it found nothing.
-    findings : dict
-        For the report, of two stages alone: "numbering", see `describe_numbering`, and "refinement", see
-        `segmamba.spine.refine.refine`.
-    warnings : tuple of str
-        One sentence for each fallback.
-    """
-
-    probabilities: torch.Tensor
-    values: tuple[int, ...]
-    grid: ModelGrid
-    passes: tuple[NetworkPass, ...]
-    findings: dict[str, Any]
-    warnings: tuple[str, ...] = ()
-
-
 def predict_two_stage(
     network: torch.nn.Module,
     volume: Volume,
@@ -79,7 +43,7 @@ def predict_two_stage(
     context: RunContext,
     roi: Box | None = None,
     refined: bool = False,
-) -> Drawn:
+) -> Prediction:
     """Run both stages.
 
     Parameters
@@ -108,7 +72,7 @@ def predict_two_stage(
     column, coarse, warnings = _coarse_pass(network.coarse, volume, model, context.part(0.0, COARSE_SHARE), roi)
     if column.box is None:
         empty = torch.ones(1, *coarse.grid.geometry.size[::-1])
-        return Drawn(empty, (0,), coarse.grid, (coarse,), {"numbering": describe_numbering(column)}, warnings)
+        return Prediction(empty, (0,), coarse.grid, (coarse,), {"numbering": describe_numbering(column)}, warnings)
     fine_context = _next_context(context, coarse.device).part(COARSE_SHARE, 1.0)
     column, labels, fine = _fine_pass(network.fine, volume, model, fine_context, column, coarse.grid)
     mask, grid = fine.values[MASK], fine.ran.grid
@@ -118,7 +82,7 @@ def predict_two_stage(
         labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, check)
     probabilities, values = spread(labels, 1 - mask[0])
     passes, warnings = (coarse, fine.ran), warnings + fine.warnings
-    return Drawn(torch.from_numpy(probabilities), values, replace(grid, roi=roi), passes, findings, warnings)
+    return Prediction(torch.from_numpy(probabilities), values, replace(grid, roi=roi), passes, findings, warnings)
 
 
 @dataclass(frozen=True, eq=False)

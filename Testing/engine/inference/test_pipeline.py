@@ -17,6 +17,7 @@ from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
 from segmamba.inference import pipeline, two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.model_grid import model_grid
+from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.windows import window_count
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Certainty, FineStage, Model, load_manifest
@@ -87,9 +88,9 @@ def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
     coarse, fine = (model_grid(volume, replace(model.preprocessing, spacing=(step,) * 3)) for step in (4.0, 2.0))
     sure = {"numbering": {"certain": True}}
     empty = torch.ones(1, *fine.geometry.size[::-1])
-    passes = (two_stage.NetworkPass(coarse, CPU), two_stage.NetworkPass(fine, CPU))
-    drawn = two_stage.Drawn(empty, (0,), fine, passes, sure)
-    monkeypatch.setattr(two_stage, "predict_two_stage", lambda *_: drawn)
+    passes = (NetworkPass(coarse, CPU), NetworkPass(fine, CPU))
+    prediction = Prediction(empty, (0,), fine, passes, sure)
+    monkeypatch.setattr(two_stage, "predict_two_stage", lambda *_: prediction)
     report = segment(volume, replace(model, fine=stage), manifest_path.parent).report
     for run, grid, patch, overlap in (
         (report["run"], coarse, model.patch, model.overlap),
@@ -111,8 +112,8 @@ def test_a_second_stage_that_ran_out_of_memory_is_reported_on_the_cpu(
     monkeypatch.setattr(pipeline.scan, "chosen_backend", lambda name: "torch" if name == "cpu" else "triton")
     grid = model_grid(volume, model.preprocessing)
     empty = torch.ones(1, *grid.geometry.size[::-1])
-    passes = tuple(two_stage.NetworkPass(grid, device) for device in (torch.device("cuda:0"), CPU))
-    monkeypatch.setattr(two_stage, "predict_two_stage", lambda *_: two_stage.Drawn(empty, (0,), grid, passes, {}))
+    passes = tuple(NetworkPass(grid, device) for device in (torch.device("cuda:0"), CPU))
+    monkeypatch.setattr(two_stage, "predict_two_stage", lambda *_: Prediction(empty, (0,), grid, passes, {}))
     two = replace(model, fine=FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ()))
     run = pipeline.segment(volume, two, Options(device="cuda"), root=manifest_path.parent).report["run"]
     where = ("device", "precision", "scan_backend")
@@ -125,13 +126,11 @@ def test_refinement_and_post_processing_are_chosen_apart_and_reported(
 ) -> None:
     asked: list[bool] = []
 
-    def predict(
-        network: Any, volume: Any, model: Model, context: RunContext, roi: Any, refined: bool
-    ) -> two_stage.Drawn:
+    def predict(network: Any, volume: Any, model: Model, context: RunContext, roi: Any, refined: bool) -> Prediction:
         asked.append(refined)
         grid = model_grid(volume, model.preprocessing)
         empty = torch.ones(1, *grid.geometry.size[::-1])
-        return two_stage.Drawn(empty, (0,), grid, (two_stage.NetworkPass(grid, CPU),), {})
+        return Prediction(empty, (0,), grid, (NetworkPass(grid, CPU),), {})
 
     monkeypatch.setattr(two_stage, "predict_two_stage", predict)
     fine = FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ("pieces", "close"))

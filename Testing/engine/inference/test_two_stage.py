@@ -18,6 +18,7 @@ from segmamba.evaluation.metrics import dice_by_label
 from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.model_grid import Box
+from segmamba.inference.prediction import Prediction
 from segmamba.inference.resample_back import labels_on_input_grid
 from segmamba.inference.sliding_window import NetworkOutput
 from segmamba.inference.windows import Windows
@@ -29,7 +30,7 @@ from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM
 CPU = torch.device("cpu")
 SPACING = (1.1, 0.9, 1.6)
 STAGE = {"in_channels": 1, "features": [8, 8, 8, 16, 16], "depths": [1, 1], "prior_tokens": 4}
-Draw = Callable[..., two_stage.Drawn]
+Predict = Callable[..., Prediction]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def devices() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
+def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Predict]:
     """`predict_two_stage` on an image of the truth's grid, with networks that answer from the truth."""
     rng = np.random.default_rng(0)
     grids: list[Geometry] = []
@@ -112,7 +113,7 @@ def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
         refined: bool = False,
         device: str = "cpu",
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> two_stage.Drawn:
+    ) -> Prediction:
         devices.clear()
         given[0] = reference
         geometry = Geometry(
@@ -130,35 +131,35 @@ def draw(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Draw]:
 
 
 @pytest.fixture(scope="module")
-def drawn(draw: Draw) -> two_stage.Drawn:
-    return draw()
+def prediction(predict: Predict) -> Prediction:
+    return predict()
 
 
-def labels_of(drawn: two_stage.Drawn) -> np.ndarray:
-    return labels_on_input_grid(drawn.probabilities, drawn.grid, drawn.values)[0]
+def labels_of(prediction: Prediction) -> np.ndarray:
+    return labels_on_input_grid(prediction.probabilities, prediction.grid, prediction.label_values)[0]
 
 
-def test_labels_on_an_oblique_grid_are_those_of_the_truth(drawn: two_stage.Drawn, truth: sitk.Image) -> None:
-    scores = dice_by_label(labels_of(drawn), sitk.GetArrayFromImage(truth))
+def test_labels_on_an_oblique_grid_are_those_of_the_truth(prediction: Prediction, truth: sitk.Image) -> None:
+    scores = dice_by_label(labels_of(prediction), sitk.GetArrayFromImage(truth))
     assert set(scores) == {22, 23, 24}
     assert min(scores.values()) > 0.9
-    numbering = drawn.findings["numbering"]
+    numbering = prediction.findings["numbering"]
     assert numbering["levels"].keys() == {str(level) for level in (22, 23, 24)}
     assert all(0 <= probability <= 1 for probability in numbering["levels"].values())
 
 
-def test_the_fine_grid_covers_the_column_and_not_the_whole_volume(drawn: two_stage.Drawn) -> None:
-    fine = np.prod(drawn.grid.geometry.size) * np.prod(drawn.grid.geometry.spacing)
-    whole = np.prod(drawn.grid.input.size) * np.prod(drawn.grid.input.spacing)
-    assert drawn.grid.geometry.spacing == (1.25, 1.25, 1.25)
-    assert drawn.passes[0].grid.geometry.spacing == (2.0, 2.0, 2.0)
+def test_the_fine_grid_covers_the_column_and_not_the_whole_volume(prediction: Prediction) -> None:
+    fine = np.prod(prediction.grid.geometry.size) * np.prod(prediction.grid.geometry.spacing)
+    whole = np.prod(prediction.grid.input.size) * np.prod(prediction.grid.input.spacing)
+    assert prediction.grid.geometry.spacing == (1.25, 1.25, 1.25)
+    assert prediction.passes[0].grid.geometry.spacing == (2.0, 2.0, 2.0)
     assert fine < whole
 
 
-def test_outside_the_region_of_interest_nothing_is_labelled(draw: Draw, truth: sitk.Image) -> None:
+def test_outside_the_region_of_interest_nothing_is_labelled(predict: Predict, truth: sitk.Image) -> None:
     middle = np.array(truth.TransformIndexToPhysicalPoint([n // 2 for n in truth.GetSize()]))
     low, high = (middle - 45).tolist(), (middle + 45).tolist()
-    labels = labels_of(draw(roi=Box(tuple(low), tuple(high))))
+    labels = labels_of(predict(roi=Box(tuple(low), tuple(high))))
     places = np.argwhere(labels > 0)[:, ::-1]
     assert len(places) > 1000
     points = np.array([truth.TransformIndexToPhysicalPoint(place.tolist()) for place in places[::97]])
@@ -166,53 +167,53 @@ def test_outside_the_region_of_interest_nothing_is_labelled(draw: Draw, truth: s
     assert (points <= high).all()
 
 
-def test_a_volume_without_vertebrae_gives_an_empty_segmentation(draw: Draw, truth: sitk.Image) -> None:
-    drawn = draw(truth * 0)
-    assert not labels_of(drawn).any()
-    assert not drawn.findings["numbering"]["certain"]
-    assert drawn.findings["numbering"]["levels"] == {}
-    assert len(drawn.passes) == 1
+def test_a_volume_without_vertebrae_gives_an_empty_segmentation(predict: Predict, truth: sitk.Image) -> None:
+    prediction = predict(truth * 0)
+    assert not labels_of(prediction).any()
+    assert not prediction.findings["numbering"]["certain"]
+    assert prediction.findings["numbering"]["levels"] == {}
+    assert len(prediction.passes) == 1
 
 
-def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(drawn: two_stage.Drawn) -> None:
-    shape = drawn.grid.geometry.size[::-1]
+def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(prediction: Prediction) -> None:
+    shape = prediction.grid.geometry.size[::-1]
     probabilities, values = two_stage.spread(np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
-    assert not labels_of(replace(drawn, probabilities=torch.from_numpy(probabilities), values=values)).any()
+    assert not labels_of(replace(prediction, probabilities=torch.from_numpy(probabilities), label_values=values)).any()
 
 
-def test_refinement_is_reported_only_where_it_is_on(draw: Draw, drawn: two_stage.Drawn) -> None:
-    assert "refinement" not in drawn.findings
-    assert isinstance(draw(refined=True).findings["refinement"], list)
+def test_refinement_is_reported_only_where_it_is_on(predict: Predict, prediction: Prediction) -> None:
+    assert "refinement" not in prediction.findings
+    assert isinstance(predict(refined=True).findings["refinement"], list)
 
 
 def test_after_a_first_pass_that_ended_on_the_processor_the_second_one_starts_there(
-    draw: Draw, devices: list[str]
+    predict: Predict, devices: list[str]
 ) -> None:
-    drawn = draw(device="cuda")
+    prediction = predict(device="cuda")
     assert devices == ["cuda", "cpu"]
-    assert [each.device for each in drawn.passes] == [CPU, CPU]
+    assert [each.device for each in prediction.passes] == [CPU, CPU]
 
 
 def test_a_missing_shape_model_is_found_before_the_passes(
-    draw: Draw, devices: list[str], monkeypatch: pytest.MonkeyPatch
+    predict: Predict, devices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(two_stage, "SHAPES", "Resources/Models/none.safetensors")
     with pytest.raises(ModelError, match="is no shape model"):
-        draw(refined=True)
+        predict(refined=True)
     assert devices == []
 
 
 def test_a_run_can_be_cancelled_between_finding_and_refining(
-    draw: Draw, devices: list[str], monkeypatch: pytest.MonkeyPatch
+    predict: Predict, devices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Cancelled):
-        draw(cancelled=lambda: len(devices) == 1)
+        predict(cancelled=lambda: len(devices) == 1)
     assert devices == ["cpu"]
     steps: list[str] = []
     monkeypatch.setattr(two_stage, "load_shapes", lambda _path: "shapes")
     monkeypatch.setattr(two_stage, "refine", lambda *arguments: steps.append("refine") or arguments[-1]())
     with pytest.raises(Cancelled):
-        draw(refined=True, cancelled=lambda: bool(steps))
+        predict(refined=True, cancelled=lambda: bool(steps))
 
 
 def test_a_network_of_one_stage_is_refused(model: Model) -> None:
