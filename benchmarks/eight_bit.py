@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from segmamba.inference.preprocess import to_model_grid
-from segmamba.io.modality import for_volume
+from segmamba.io.modality import model_for_modality
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model, load_manifest
@@ -108,7 +108,7 @@ def main() -> None:
         load_weights(networks[-1], state)
     for path in options.volumes:
         volume = read_volume(path)
-        own = for_volume(volume, model)
+        own = model_for_modality(volume, model)
         for (name, ours, stage), (_, theirs, _) in zip(*(stages(one, own) for one in networks), strict=True):
             window = middle_window(volume, stage)
             answers = ours(window).float(), theirs(window).float()

@@ -13,7 +13,7 @@ from segmamba.evaluation.references import SACRUM
 from segmamba.evaluation.scores import Rules, score
 from segmamba.evaluation.statistics import MEASURES, counted, grouped, mean_with_interval, values_of
 from segmamba.evaluation.variants import Variant, make_variants
-from segmamba.io.modality import check_modality
+from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
 from segmamba.reporting.preview import render, write_png
@@ -35,6 +35,7 @@ def run_model(model: Model, options: Options, checkpoint: Path | None = None, ro
     def predict(name: str, image: Volume) -> tuple[Volume, Mapping[str, Any] | None]:
         from segmamba.inference.pipeline import segment
 
+        image = resolve_modality(image)
         check_modality(image, model)
         result = segment(image, model, options, checkpoint=checkpoint, root=root)
         return Volume(result.labels, image.geometry), result.report

@@ -21,6 +21,7 @@ from segmamba.errors import (
 from segmamba.io import dicom
 from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
+from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.read import read_volume
 from segmamba.measurements.vertebrae import write_table
 from segmamba.models.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
@@ -109,12 +110,11 @@ def _segment_file(
     root = Path(request.manifest).parent if request.manifest else None
     started = time.perf_counter()
     progress("read", 0.0)
-    volume = read_volume(request.input)
+    volume = resolve_modality(read_volume(request.input))
     read_seconds = time.perf_counter() - started
     progress("read", 1.0)
 
     from segmamba.inference.pipeline import segment
-    from segmamba.io.modality import check_modality
 
     check_modality(volume, model)
     checkpoint = Path(request.checkpoint) if request.checkpoint else None

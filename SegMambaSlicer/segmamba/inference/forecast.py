@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from segmamba.inference.model_grid import Box, model_grid
 from segmamba.inference.windows import window_count
-from segmamba.io.modality import for_volume
+from segmamba.io.modality import model_for_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
 from segmamba.request import Options
@@ -76,7 +76,7 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     InputError
         There is no body in the volume, or the region of interest lies outside it.
     """
-    model = for_volume(volume, model)
+    model = model_for_modality(volume, model)
     grid = model_grid(volume, model.preprocessing, Box(*options.roi) if options.roi else None)
     size = grid.geometry.size
     overlap = model.overlap if options.overlap is None else options.overlap

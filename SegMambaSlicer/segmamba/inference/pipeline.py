@@ -28,7 +28,7 @@ from segmamba.inference.preprocess import outside_values, to_model_grid
 from segmamba.inference.resample_back import labels_on_input_grid
 from segmamba.inference.sliding_window import identity, predict, softmax
 from segmamba.inference.windows import Windows, window_count
-from segmamba.io.modality import for_volume, guess, taken_for
+from segmamba.io.modality import modality_warning, model_for_modality, resolve_modality
 from segmamba.io.volume import Volume
 from segmamba.labels import Label
 from segmamba.measurements.vertebrae import measure_labels
@@ -97,15 +97,16 @@ def segment(
     options = options or Options()
     stages = _Stages(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
     wanted = chosen_labels(model, options.structures)
+    volume = resolve_modality(volume)
     torch.manual_seed(options.seed)
     torch.backends.cudnn.deterministic = True
     with stages.stage("load"):
         engine = _prepare(model, options, checkpoint, root)
-        model = for_volume(volume, engine.model)
-        guessed = guess(volume, engine.model)
+        model = model_for_modality(volume, engine.model)
+        modality_doubt = modality_warning(volume, engine.model)
     prediction = _predict(engine, volume, model, options, stages)
     passes, findings = prediction.passes, prediction.findings
-    warnings = (*engine.warnings, *([guessed] if guessed else []), *prediction.warnings)
+    warnings = (*engine.warnings, *([modality_doubt] if modality_doubt else []), *prediction.warnings)
     with stages.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
@@ -271,7 +272,7 @@ def _report(
     engine: _Engine, volume: Volume, model: Model, run: dict[str, Any], timings: dict[str, float]
 ) -> dict[str, Any]:
     """Return what was used and how it ran: the report without what was found."""
-    taken = {"modality": volume.modality, "taken_for": taken_for(volume)}
+    taken = {"modality": None if volume.modality_inferred else volume.modality, "taken_for": volume.modality}
     return {
         "report_version": reporting.REPORT_VERSION,
         "notice": NOTICE,

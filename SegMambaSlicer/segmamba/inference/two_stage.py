@@ -17,7 +17,7 @@ from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import outside_values, to_model_grid
 from segmamba.inference.sliding_window import identity, predict
 from segmamba.inference.windows import Windows
-from segmamba.io.modality import CT, taken_for
+from segmamba.io.modality import CT
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
 from segmamba.models.resources import SHAPES, resource_root
@@ -51,6 +51,7 @@ def predict_two_stage(
     network : Module
         A `TwoStageSpineMamba`.
     volume : Volume
+        With its modality: ribs count on CT alone.
     model : Model
         With a fine stage.
     context : RunContext
@@ -119,7 +120,7 @@ def _coarse_pass(
     """Return the column that the coarse pass finds, and how it ran. The network's output, which is large, ends here."""
     output = _run_stage(network, *to_model_grid(volume, model, roi), model, context)
     # MR shows ribs too badly to miss one.
-    rib = special.expit(output.values[RIB][0]) if taken_for(volume) == CT else None
+    rib = special.expit(output.values[RIB][0]) if volume.modality == CT else None
     spacing = output.ran.grid.geometry.spacing[0]
     column = decode(output.values[MASK], output.values[OFFSET], output.values[LEVELS], spacing, rib)
     context.check_cancelled()

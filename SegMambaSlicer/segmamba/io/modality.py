@@ -1,4 +1,4 @@
-"""Does a volume suit a model, and as what?"""
+"""The modality of a volume: decided once, and whether it suits a model."""
 
 from __future__ import annotations
 
@@ -23,29 +23,34 @@ DENSE_BONE, LARGEST_DENSE_PART = 700, 0.25
 VALUES_LOOKED_AT = 1_000_000
 
 
-def for_volume(volume: Volume, model: Model) -> Model:
-    """Return a model with the preprocessing for this volume's modality.
+def resolve_modality(volume: Volume) -> Volume:
+    """Return a volume with its modality: the one that its source states, or else the one that its values suggest.
 
-    Formats other than DICOM do not state the modality: there a model for both takes a volume without values below
-    -100 for MR.
+    This is where the modality of a run is decided, once, at its start. What comes after reads ``volume.modality``.
     """
-    if model.mr_preprocessing is None or taken_for(volume) != MR:
+    if volume.modality is not None:
+        return volume
+    return replace(volume, modality=infer_modality(volume.array), modality_inferred=True)
+
+
+def infer_modality(array: np.ndarray) -> str:
+    """Return the modality that intensities suggest: MR where none is below -100, else CT."""
+    return MR if float(array.min()) >= DARKEST_MR else CT
+
+
+def model_for_modality(volume: Volume, model: Model) -> Model:
+    """Return a model with the preprocessing for a volume's modality."""
+    if model.mr_preprocessing is None or resolve_modality(volume).modality != MR:
         return model
     return replace(model, preprocessing=model.mr_preprocessing)
 
 
-def taken_for(volume: Volume) -> str:
-    """Return the modality of a volume, or the one that its values suggest."""
-    if volume.modality is not None:
-        return volume.modality
-    return MR if float(volume.array.min()) >= DARKEST_MR else CT
-
-
-def guess(volume: Volume, model: Model) -> str | None:
-    """Return a sentence on what a volume was taken for, where a person has to check it; else None."""
-    if taken_for(volume) == CT:
+def modality_warning(volume: Volume, model: Model) -> str | None:
+    """Return a sentence where a person has to check a volume's modality or its Hounsfield units; else None."""
+    volume = resolve_modality(volume)
+    if volume.modality == CT:
         return _doubt_of_hounsfield_units(volume.array)
-    if model.mr_preprocessing is None or volume.modality is not None or taken_for(volume) != MR:
+    if model.mr_preprocessing is None or not volume.modality_inferred:
         return None
     return (
         f"The file does not say its modality, and nothing in it is below {DARKEST_MR}, so it was taken for MR: if it "
@@ -70,19 +75,20 @@ def check_modality(volume: Volume, model: Model) -> None:
 
     Formats other than DICOM do not state the modality. There, a model for CT only accepts what can be in
     Hounsfield units: some values are below zero (fat or air), and they span more than 100. For one that takes both,
-    what has values below -100 is a CT (`taken_for`) and has to span as much.
+    what has values below -100 is a CT (`infer_modality`) and has to span as much.
 
     Raises
     ------
     InputError
         The modality is another one, or the intensities cannot be Hounsfield units.
     """
+    volume = resolve_modality(volume)
     takes = " and ".join(model.modalities)
-    if volume.modality is not None and volume.modality not in model.modalities:
+    if not volume.modality_inferred and volume.modality not in model.modalities:
         raise InputError(
             f"The volume is {volume.modality} and the model '{model.id}' takes {takes}: choose another model or volume."
         )
-    if CT not in model.modalities or (MR in model.modalities and taken_for(volume) == MR):
+    if CT not in model.modalities or (MR in model.modalities and volume.modality == MR):
         return
     low, high = float(volume.array.min()), float(volume.array.max())
     if low >= 0:

@@ -69,12 +69,16 @@ class Volume:
         Shape (z, y, x), in the data type of the file.
     geometry : Geometry
     modality : str or None
-        DICOM modality ("CT", "MR", ...) if the source states it.
+        DICOM modality ("CT", "MR", ...). From a file it is what the file states, or None; a run decides it at its
+        start (`segmamba.io.modality.resolve_modality`).
+    modality_inferred : bool
+        The modality was inferred from the values, because the source does not state it.
     """
 
     array: np.ndarray
     geometry: Geometry
     modality: str | None = None
+    modality_inferred: bool = False
 
 
 def image_geometry(image: sitk.Image) -> Geometry:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from segmamba.io.modality import CT, taken_for
+from segmamba.io.modality import CT, resolve_modality
 from segmamba.io.volume import Geometry, Volume, corners
 from segmamba.labels import Label
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
@@ -91,7 +91,7 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
         next lower level; the sacrum has none), and ``note`` (a sentence where there are no heights, else None).
     """
     centres = {level: _centroid(masks[level]) for level in sorted(masks)}
-    is_ct = taken_for(volume) == CT
+    is_ct = resolve_modality(volume).modality == CT
     bodies: dict[int, Body] = {}
 
     def row_of(level: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from segmamba.inference.context import RunContext
 from segmamba.inference.model_grid import model_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.windows import window_count
+from segmamba.io import modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Certainty, FineStage, Model, load_manifest
 from segmamba.request import Options
@@ -162,6 +163,18 @@ def test_the_reports_volumes_are_those_of_the_labels(result: pipeline.Result) ->
         assert segment["voxels"] == voxels
         assert segment["volume_ml"] == pytest.approx(voxels * 1.5 * 1.5 * 2.0 / 1000, abs=1e-3)
         assert 0.25 <= segment["mean_confidence"] <= 1
+
+
+def test_a_modality_that_is_not_stated_is_inferred_once_a_run(
+    volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[np.ndarray] = []
+    infer = modality.infer_modality
+    monkeypatch.setattr(modality, "infer_modality", lambda array: asked.append(array) or infer(array))
+    segment(replace(volume, modality=None), model, manifest_path.parent)
+    assert len(asked) == 1
+    segment(replace(volume, modality="CT"), model, manifest_path.parent)
+    assert len(asked) == 1
 
 
 def test_only_the_structures_asked_for_are_kept(

@@ -33,7 +33,7 @@ from segmamba.errors import InputError, ModelError
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.preprocess import normalise, outside_values, resolve, to_model_grid
 from segmamba.inference.resample_back import labels_on_input_grid
-from segmamba.io.modality import check_modality, for_volume, guess, taken_for
+from segmamba.io.modality import check_modality, modality_warning, model_for_modality, resolve_modality
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import Channel
 
@@ -324,9 +324,11 @@ def test_a_model_for_both_prepares_a_volume_as_what_it_is_and_says_when_it_had_t
 ) -> None:
     volume = Volume(array, STRAIGHT, modality)
     check_modality(volume, BOTH)
-    assert taken_for(volume) == taken
-    assert (for_volume(volume, BOTH).preprocessing.fill == 0.0) == (taken == "MR")
-    assert (guess(volume, BOTH) is not None) == said
+    resolved = resolve_modality(volume)
+    assert (resolved.modality, resolved.modality_inferred) == (taken, modality is None)
+    assert resolve_modality(resolved) is resolved
+    assert (model_for_modality(volume, BOTH).preprocessing.fill == 0.0) == (taken == "MR")
+    assert (modality_warning(volume, BOTH) is not None) == said
 
 
 def test_a_stated_ct_that_is_not_in_hounsfield_units_is_refused_by_a_model_for_both() -> None:

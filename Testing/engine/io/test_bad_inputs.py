@@ -15,7 +15,7 @@ from helpers.phantoms import phantom, spine_model
 from helpers.saved_images import STRAIGHT, noise, saved
 
 from segmamba.errors import DeviceError, InputError
-from segmamba.io.modality import guess
+from segmamba.io.modality import modality_warning
 from segmamba.io.read import check_values, read_volume
 from segmamba.io.volume import Geometry, Volume, check_geometry, to_image
 
@@ -309,7 +309,7 @@ def test_a_ct_with_a_wrong_offset_is_told(offset: int, filler: int | None, sente
     array = volume.array + offset
     if filler is not None:
         array[:, :2] = filler
-    said = guess(Volume(array, volume.geometry, "CT"), spine_model())
+    said = modality_warning(Volume(array, volume.geometry, "CT"), spine_model())
     assert (said is None) if sentence is None else (said is not None and sentence in said and said.endswith("."))
 
 
