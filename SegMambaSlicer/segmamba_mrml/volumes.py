@@ -196,7 +196,7 @@ def modality_of(volume_node: Any) -> str:
 def _nrrd_header(volume: Volume) -> str:
     """Return the header that goes before the raw voxels of a volume."""
     array, geometry = volume.array, volume.geometry
-    axes = geometry.index_to_lps()[:3, :3].T.tolist()
+    axes = geometry.affine[:3, :3].T.tolist()
     lines = [
         "NRRD0004",
         f"type: {NRRD_TYPES.get(array.dtype.name, array.dtype.name)}",

@@ -44,7 +44,7 @@ def write_slices(
         Replace or add attributes of all files; None leaves one out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    direction, matrix = np.reshape(geometry.direction, (3, 3)), geometry.index_to_lps()
+    direction, matrix = np.reshape(geometry.direction, (3, 3)), geometry.affine
     shared = _shared(geometry) | tags
     numbers = np.random.default_rng(len(array)).permutation(len(array)).tolist()
     files = []
@@ -80,7 +80,7 @@ def write_frames(
 
     ``slopes`` are those of the frames, in turn; ``lost`` names a sequence that is left out.
     """
-    direction, matrix = np.reshape(geometry.direction, (3, 3)), geometry.index_to_lps()
+    direction, matrix = np.reshape(geometry.direction, (3, 3)), geometry.affine
     frames, planes = [], []
     for number, k in enumerate(order):
         slope = slopes[number % len(slopes)]

@@ -72,7 +72,7 @@ class Vertebra:
         half = self.height(0.5), self.depth, self.width
         low, high = (-half[0], -half[1] / 2 - 2, -35), (half[0], half[1] / 2 + 44, 35)
         points = corners(low, high)[:, :3] @ self.axes + self.centre
-        index = (points - geometry.origin) @ np.linalg.inv(geometry.index_to_lps()[:3, :3]).T
+        index = (points - geometry.origin) @ np.linalg.inv(geometry.affine[:3, :3]).T
         first = np.clip(np.floor(index.min(axis=0)), 0, geometry.size).astype(int)
         last = np.clip(np.ceil(index.max(axis=0)) + 1, 0, geometry.size).astype(int)
         x, y, z = (slice(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True))

@@ -45,7 +45,7 @@ ANISOTROPIC = grid_around_patient((1.1, 1.2, 3.7), (1.0, 0, 0, 0, -1.0, 0, 0, 0,
 def positions(geometry: Geometry) -> np.ndarray:
     """Return the LPS position of every voxel: shape (z, y, x, 3), to read only."""
     k, j, i = np.meshgrid(*(np.arange(size) for size in reversed(geometry.size)), indexing="ij")
-    matrix = geometry.index_to_lps()
+    matrix = geometry.affine
     points = np.stack([i, j, k], axis=-1) @ matrix[:3, :3].T + matrix[:3, 3]
     points.setflags(write=False)
     return points

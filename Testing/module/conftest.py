@@ -150,7 +150,7 @@ def add_volume(a_slicer_host):
     """Add a volume of `phantoms` to the scene and return its node."""
 
     def add_volume(name, volume):
-        return slicer.util.addVolumeFromArray(volume.array, LPS_TO_RAS @ volume.geometry.index_to_lps(), name)
+        return slicer.util.addVolumeFromArray(volume.array, LPS_TO_RAS @ volume.geometry.affine, name)
 
     return add_volume
 

@@ -41,7 +41,7 @@ def a_spine():
 def a_result(a_slicer_scene, vertebrae, a_spine):
     """A segmentation node of L1 and L2, and the volume node that it is of."""
     labels, ct = a_spine
-    volume_node = slicer.util.addVolumeFromArray(ct.array, LPS_TO_RAS @ ct.geometry.index_to_lps(), "case 7")
+    volume_node = slicer.util.addVolumeFromArray(ct.array, LPS_TO_RAS @ ct.geometry.affine, "case 7")
     return segmentation_from_labels(labels, volume_node, vertebrae, "case 7 vertebrae"), volume_node
 
 
@@ -154,7 +154,7 @@ def test_a_run_leaves_no_measurements_in_the_scene_that_edits_would_make_wrong(a
 def test_a_cut_vertebra_says_so(a_slicer_scene, vertebrae, a_spine):
     labels, ct = a_spine
     part = slice(0, 37)  # the upper half of L1 is gone
-    matrix = LPS_TO_RAS @ GEOMETRY.index_to_lps()
+    matrix = LPS_TO_RAS @ GEOMETRY.affine
     volume_node = slicer.util.addVolumeFromArray(ct.array[part], matrix, "cut")
     node = segmentation_from_labels(labels[part], volume_node, vertebrae, "cut vertebrae")
     table = measurements_table(node)
@@ -187,7 +187,7 @@ def test_a_dicom_segmentation_comes_back_on_the_same_grid(a_slicer_scene, verteb
     write_slices(tmp_path / "series", ct.array, ct.geometry)
     (series,) = find_series(tmp_path / "series")
     source = read_series(series)
-    volume_node = slicer.util.addVolumeFromArray(source.array, LPS_TO_RAS @ source.geometry.index_to_lps(), "source")
+    volume_node = slicer.util.addVolumeFromArray(source.array, LPS_TO_RAS @ source.geometry.affine, "source")
     model = load_manifest().default("vertebrae")
     write_dicom_seg(tmp_path / "seg.dcm", labels, series.files, model.labels, model)
     read = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)

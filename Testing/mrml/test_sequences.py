@@ -62,8 +62,8 @@ def test_each_item_is_where_the_volume_is_with_its_own_voxels(a_sequence, a_line
     for index in range(ITEMS):
         node = items.volume(index)
         np.testing.assert_array_equal(slicer.util.arrayFromVolume(node), 100 * index)
-        expected = volume_of(volume_node).geometry.index_to_lps()
-        np.testing.assert_allclose(volume_of(node).geometry.index_to_lps(), expected, atol=1e-9)
+        expected = volume_of(volume_node).geometry.affine
+        np.testing.assert_allclose(volume_of(node).geometry.affine, expected, atol=1e-9)
         assert (node.GetName(), modality_of(node)) == (volume_node.GetName(), "CT")
     assert a_slicer_scene.GetNumberOfNodes() == nodes
     assert browser.GetSelectedItemNumber() == 1

@@ -28,7 +28,7 @@ def test_exported_file_has_the_voxels_and_the_oblique_left_handed_grid_of_the_no
     volume = read_volume(tmp_path / "volume.nrrd")
     np.testing.assert_array_equal(volume.array, voxels)
     assert volume.array.dtype == kind
-    np.testing.assert_allclose(volume.geometry.index_to_lps(), RAS_TO_LPS @ oblique_left_handed, atol=1e-9)
+    np.testing.assert_allclose(volume.geometry.affine, RAS_TO_LPS @ oblique_left_handed, atol=1e-9)
 
 
 def test_writing_stops_when_it_is_told_to(a_volume_node, tmp_path):
@@ -44,7 +44,7 @@ def test_parent_transforms_are_applied_to_the_file_and_not_to_the_node(
     a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
     export_volume(a_volume_node, tmp_path / "volume.nrrd")
     to_world = slicer.util.arrayFromTransformMatrix(a_linear_transform, toWorld=True)
-    exported = read_volume(tmp_path / "volume.nrrd").geometry.index_to_lps()
+    exported = read_volume(tmp_path / "volume.nrrd").geometry.affine
     np.testing.assert_allclose(exported, RAS_TO_LPS @ to_world @ oblique_left_handed, atol=1e-9)
     assert a_volume_node.GetTransformNodeID() == a_linear_transform.GetID()
     assert _ijk_to_ras(a_volume_node) == pytest.approx(oblique_left_handed)
@@ -160,7 +160,7 @@ def test_coarse_volume_covers_the_same_patient_with_fewer_voxels(a_volume_node, 
     a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
     whole, coarse = coarse_volume(a_volume_node), coarse_volume(a_volume_node, voxels=150)
     np.testing.assert_array_equal(whole.array, slicer.util.arrayFromVolume(a_volume_node))
-    np.testing.assert_allclose(whole.geometry.index_to_lps(), index_to_lps(a_volume_node), atol=1e-9)
+    np.testing.assert_allclose(whole.geometry.affine, index_to_lps(a_volume_node), atol=1e-9)
     np.testing.assert_array_equal(coarse.array, whole.array[::2, ::2, ::2])
     to_lps = index_to_lps(a_volume_node) @ np.diag([2.0, 2.0, 2.0, 1.0])
-    np.testing.assert_allclose(coarse.geometry.index_to_lps(), to_lps, atol=1e-9)
+    np.testing.assert_allclose(coarse.geometry.affine, to_lps, atol=1e-9)

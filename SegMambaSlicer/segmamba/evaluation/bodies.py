@@ -41,7 +41,7 @@ def compared_parts(labels: np.ndarray, reference: np.ndarray, geometry: Geometry
     places = np.array([centres[value] for value in values])
     directions = column_directions(places)
     index = np.nonzero(labels)
-    matrix = geometry.index_to_lps()
+    matrix = geometry.affine
     points = np.stack(index[::-1], axis=1) @ matrix[:3, :3].T + matrix[:3, 3]
     distances = np.linalg.norm(points[:, None] - places, axis=2)
     nearest = distances.argmin(axis=1)

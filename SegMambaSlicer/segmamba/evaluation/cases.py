@@ -107,7 +107,7 @@ def on_grid(labels: Volume, grid: Geometry) -> tuple[Volume, bool]:
     """Return labels on a grid, and whether they had to be brought to it (nearest neighbour)."""
     ends = np.array([[0, 0, 0, 1], [*(np.array(grid.size) - 1), 1]])
     if labels.geometry.size == grid.size:
-        difference = ends @ (labels.geometry.index_to_lps() - grid.index_to_lps()).T
+        difference = ends @ (labels.geometry.affine - grid.affine).T
         directions = np.subtract(labels.geometry.direction, grid.direction)
         if np.abs(difference).max() <= SAME_GRID * min(grid.spacing) and np.abs(directions).max() <= 1e-3:
             return labels, False

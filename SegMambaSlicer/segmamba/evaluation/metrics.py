@@ -85,7 +85,7 @@ def surface_distances(ours: np.ndarray, theirs: np.ndarray, spacing: Sequence[fl
 
 def centroids(labels: np.ndarray, geometry: Geometry) -> dict[int, np.ndarray]:
     """Return the LPS position in mm of the centre of mass of each label; ``labels`` is uint8 (z, y, x)."""
-    matrix = geometry.index_to_lps()
+    matrix = geometry.affine
     found = {}
     for value, box in label_boxes(labels).items():
         inside = np.argwhere(labels[box] == value).mean(axis=0) + [part.start for part in box]

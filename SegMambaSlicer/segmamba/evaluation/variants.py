@@ -77,7 +77,7 @@ def _thick(case: Variant, seed: int) -> Iterator[Variant]:
     start = np.zeros(4)
     # The first slab begins at the outer face of the first voxel.
     start[2 - axis], start[3] = THICKNESS_MM / 2 / step - 0.5, 1.0
-    x, y, z = (float(value) for value in (geometry.index_to_lps() @ start)[:3])
+    x, y, z = (float(value) for value in (geometry.affine @ start)[:3])
     grid = Geometry((size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2]), (x, y, z), geometry.direction)
     image = averaged(case.image.array, weights, axis)
     labels = thick_labels(case.reference.array, weights, axis)
@@ -196,7 +196,7 @@ def crop_starts(reasons: Reasons) -> list[int]:
 def turned_grid(geometry: Geometry) -> Geometry:
     """Return a grid turned by 12 degrees about the patient's x and 9 about z, with the whole of another one in it."""
     image_size = np.array(geometry.size)
-    matrix = geometry.index_to_lps()
+    matrix = geometry.affine
     middle = (matrix @ [*((image_size - 1) / 2), 1.0])[:3].tolist()
     turn = sitk.Euler3DTransform(middle, *np.deg2rad(OBLIQUE_DEGREES).tolist())
     direction = np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(geometry.direction, (3, 3))

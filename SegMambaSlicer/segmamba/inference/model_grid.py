@@ -111,7 +111,7 @@ def model_grid(
 def cropped_geometry(geometry: Geometry, crop: tuple[slice, slice, slice]) -> Geometry:
     """Return the grid of ``array[crop]`` (slices along z, y, x) of an array on ``geometry``."""
     start = [part.start for part in reversed(crop)]
-    x, y, z = (geometry.index_to_lps() @ [*start, 1.0])[:3]
+    x, y, z = (geometry.affine @ [*start, 1.0])[:3]
     size_x, size_y, size_z = (part.stop - part.start for part in reversed(crop))
     return Geometry((size_x, size_y, size_z), geometry.spacing, (x, y, z), geometry.direction)
 
@@ -156,7 +156,7 @@ def _box(mask: np.ndarray, margins: Sequence[int]) -> tuple[slice, slice, slice]
 
 def _index_box(box: Box, geometry: Geometry) -> tuple[slice, slice, slice]:
     """Return the voxels (slices along z, y, x, perhaps beyond the volume) that may touch a box."""
-    indices = (corners(box.lps_min, box.lps_max) @ np.linalg.inv(geometry.index_to_lps()).T)[:, :3]
+    indices = (corners(box.lps_min, box.lps_max) @ np.linalg.inv(geometry.affine).T)[:, :3]
     low, high = np.floor(indices.min(axis=0)), np.ceil(indices.max(axis=0))
     x, y, z = (slice(int(first), int(last) + 1) for first, last in zip(low, high, strict=True))
     return z, y, x
@@ -173,7 +173,7 @@ def _physical_box(crop: tuple[slice, ...], geometry: Geometry) -> tuple[np.ndarr
     """Return the LPS bounding box of voxels, measured at their outer faces."""
     low = [part.start - 0.5 for part in reversed(crop)]
     high = [part.stop - 0.5 for part in reversed(crop)]
-    positions = (corners(low, high) @ geometry.index_to_lps().T)[:, :3]
+    positions = (corners(low, high) @ geometry.affine.T)[:, :3]
     return positions.min(axis=0), positions.max(axis=0)
 
 

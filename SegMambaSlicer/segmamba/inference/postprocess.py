@@ -63,7 +63,7 @@ def postprocess(labels: np.ndarray, volume: Volume, keep: str) -> np.ndarray:
         drop_lung(part, volume.array[box], geometry.spacing[::-1])
         merge_islands(part, SMALLEST_TUMOUR_MM3 / geometry.voxel_volume)
     else:
-        matrix = geometry.index_to_lps()
+        matrix = geometry.affine
         start = [piece.start for piece in reversed(box)]
         matrix[:3, 3] = (matrix @ [*start, 1.0])[:3]
         part[~column(part > 0, matrix)] = 0

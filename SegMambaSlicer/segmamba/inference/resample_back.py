@@ -59,7 +59,7 @@ def labels_on_input_grid(
 
     labels = np.zeros(grid.input.size[::-1], dtype=np.uint8)
     confidence = np.zeros_like(labels)
-    to_model = np.linalg.inv(grid.geometry.index_to_lps()) @ grid.input.index_to_lps()
+    to_model = np.linalg.inv(grid.geometry.affine) @ grid.input.affine
     region = _labelled_region(probabilities, grid, to_model)
     if region is None:
         return labels, confidence
@@ -178,7 +178,7 @@ def _inside(roi: Box, block: tuple[slice, ...], geometry: Geometry) -> torch.Ten
     """Tell which voxels of a block have their centre in a box: a tensor of bool, shape (z, y, x)."""
     import torch
 
-    matrix = geometry.index_to_lps()
+    matrix = geometry.affine
     k, j, i = (torch.arange(part.start, part.stop, dtype=torch.float64) for part in block)
     inside = torch.ones(len(k), len(j), len(i), dtype=torch.bool)
     for axis, (low, high) in enumerate(zip(roi.lps_min, roi.lps_max, strict=True)):

@@ -46,8 +46,9 @@ class Geometry:
     origin: tuple[float, float, float]
     direction: tuple[float, ...]
 
-    def index_to_lps(self) -> np.ndarray:
-        """Return the 4x4 matrix from voxel index (x, y, z, 1) to LPS millimetres."""
+    @property
+    def affine(self) -> np.ndarray:
+        """The 4x4 matrix from voxel index (x, y, z, 1) to LPS millimetres."""
         matrix = np.eye(4)
         matrix[:3, :3] = np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing)
         matrix[:3, 3] = self.origin

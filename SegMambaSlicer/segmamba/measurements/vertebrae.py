@@ -66,7 +66,7 @@ def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Labe
 
 def mask_of(array: np.ndarray, box: tuple[slice, ...], geometry: Geometry) -> Mask:
     """Return an array that fills a box (slices along z, y, x) of a grid as a mask."""
-    to_lps = geometry.index_to_lps()
+    to_lps = geometry.affine
     to_lps[:3, 3] = (to_lps @ [*(part.start for part in reversed(box)), 1.0])[:3]
     return Mask(array, to_lps)
 
@@ -195,7 +195,7 @@ def _box_corners(mask: Mask) -> np.ndarray:
 
 def _index(points: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Return the voxel indices (x, y, z) of LPS points (n, 3)."""
-    to_index = np.linalg.inv(geometry.index_to_lps())
+    to_index = np.linalg.inv(geometry.affine)
     index: np.ndarray = points @ to_index[:3, :3].T + to_index[:3, 3]
     return index
 

@@ -45,7 +45,7 @@ def measure_segments(
         (0 to 1) and ``at_border`` (it touches the volume's border, so it may go on beyond it).
     """
     boxes = label_boxes(labels)
-    to_lps = geometry.index_to_lps()
+    to_lps = geometry.affine
     rows: list[dict[str, Any]] = []
     for label in segments:
         box = boxes.get(label.value)

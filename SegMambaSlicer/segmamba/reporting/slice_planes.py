@@ -81,7 +81,7 @@ def labelled_points(labels: np.ndarray, geometry: Geometry) -> tuple[np.ndarray,
     flat = np.flatnonzero(labels)
     flat = flat[:: max(1, flat.size // VOXELS_LOOKED_AT)]
     index = np.stack(np.unravel_index(flat, labels.shape)[::-1], axis=1)
-    matrix = geometry.index_to_lps()
+    matrix = geometry.affine
     return index @ matrix[:3, :3].T + matrix[:3, 3], labels.ravel()[flat]
 
 
@@ -124,7 +124,7 @@ def cut(
     points[view.across] = position
     points[view.right] = right
     points[view.down] = view.down_sign * down[:, None]
-    to_index = np.linalg.inv(volume.geometry.index_to_lps())
+    to_index = np.linalg.inv(volume.geometry.affine)
     index = np.einsum("ij,jrc->irc", to_index[:3, :3], points) + to_index[:3, 3, None, None]
     index = index[::-1]
     lowest = float(volume.array.min())
@@ -137,7 +137,7 @@ def shown_box(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.nd
     """Return the LPS box around points plus a margin, within the volume; the volume's box if there are no points."""
     corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
     corners[:, :3] = corners[:, :3] * np.array(geometry.size) - 0.5
-    corners = (corners @ geometry.index_to_lps().T)[:, :3]
+    corners = (corners @ geometry.affine.T)[:, :3]
     low, high = corners.min(axis=0), corners.max(axis=0)
     if len(points):
         low = np.maximum(low, points.min(axis=0) - MARGIN_MM)
@@ -153,7 +153,7 @@ def _centres(first: float, last: float, pixel: float) -> np.ndarray:
 
 def _voxel_extent(geometry: Geometry) -> np.ndarray:
     """Return how far a voxel reaches along each LPS axis, mm."""
-    return np.abs(geometry.index_to_lps()[:3, :3]).sum(axis=1)
+    return np.abs(geometry.affine[:3, :3]).sum(axis=1)
 
 
 def _masks(labels: np.ndarray, index: np.ndarray) -> dict[int, np.ndarray]:

@@ -231,7 +231,7 @@ def random_probabilities(seed: int = 0, classes: int = len(VALUES)) -> torch.Ten
 
 def reference(probabilities: torch.Tensor, grid: ModelGrid) -> np.ndarray:
     """Return the classes' probabilities at the volume's voxels, interpolated by SciPy: shape (classes, z, y, x)."""
-    to_model = np.linalg.inv(grid.geometry.index_to_lps())
+    to_model = np.linalg.inv(grid.geometry.affine)
     indices = positions(grid.input) @ to_model[:3, :3].T + to_model[:3, 3]
     places = np.moveaxis(indices[..., ::-1], -1, 0)
     return np.stack([ndimage.map_coordinates(p, places, order=1, mode="nearest") for p in probabilities.numpy()])

@@ -71,14 +71,14 @@ def test_voxels_lie_where_the_files_say(tmp_path: Path, geometry: Geometry, back
     array = some_ct()
     order = slice(None, None, -1) if backwards else slice(None)
     # The files' order says nothing: a stack that is written from its last slice on is the same volume.
-    last = (geometry.index_to_lps() @ [0, 0, len(array) - 1, 1])[:3]
+    last = (geometry.affine @ [0, 0, len(array) - 1, 1])[:3]
     direction = np.reshape(geometry.direction, (3, 3)) * ([1, 1, -1] if backwards else [1, 1, 1])
     origin = tuple(last.tolist()) if backwards else geometry.origin
     stored = Geometry(geometry.size, geometry.spacing, origin, tuple(direction.ravel().tolist()))
     write_slices(tmp_path, array[order], stored)
     volume = read_series(only(tmp_path))
     np.testing.assert_array_equal(volume.array, array)
-    np.testing.assert_allclose(volume.geometry.index_to_lps(), geometry.index_to_lps(), atol=1e-4)
+    np.testing.assert_allclose(volume.geometry.affine, geometry.affine, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_missing_slices_are_a_sentence(tmp_path: Path) -> None:
 
 def test_uneven_slices_are_a_sentence(tmp_path: Path) -> None:
     write_slices(tmp_path, some_ct()[:6], GEOMETRY, SeriesInstanceUID="1.2.3")
-    x, y, z = (GEOMETRY.index_to_lps() @ [0, 0, 6.4, 1])[:3]
+    x, y, z = (GEOMETRY.affine @ [0, 0, 6.4, 1])[:3]
     apart = Geometry(GEOMETRY.size, GEOMETRY.spacing, (x, y, z), GEOMETRY.direction)
     write_slices(tmp_path, some_ct()[6:], apart, SeriesInstanceUID="1.2.3", start=100)
     with pytest.raises(InputError, match="slices at uneven distances"):
@@ -214,11 +214,9 @@ def test_a_tilted_gantry_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_slices_shifted_in_the_middle_of_a_series_are_a_sentence(tmp_path: Path) -> None:
-    aside = GEOMETRY.index_to_lps() @ [4, 0, 4, 1]
+    aside = GEOMETRY.affine @ [4, 0, 4, 1]
     shifted = Geometry((9, 8, 2), GEOMETRY.spacing, tuple(aside[:3].tolist()), GEOMETRY.direction)
-    rest = Geometry(
-        (9, 8, 4), GEOMETRY.spacing, tuple((GEOMETRY.index_to_lps() @ [0, 0, 6, 1])[:3]), GEOMETRY.direction
-    )
+    rest = Geometry((9, 8, 4), GEOMETRY.spacing, tuple((GEOMETRY.affine @ [0, 0, 6, 1])[:3]), GEOMETRY.direction)
     for start, part, array in ((0, GEOMETRY, some_ct()[:4]), (20, shifted, some_ct()[4:6]), (40, rest, some_ct()[6:])):
         write_slices(tmp_path, array, part, start=start, SeriesInstanceUID="1.2.3")
     with pytest.raises(InputError, match="slices aside of each other"):
@@ -227,7 +225,7 @@ def test_slices_shifted_in_the_middle_of_a_series_are_a_sentence(tmp_path: Path)
 
 def test_two_sizes_of_pixels_in_one_series_are_a_sentence(tmp_path: Path) -> None:
     write_slices(tmp_path, some_ct()[:5], GEOMETRY, SeriesInstanceUID="1.2.3")
-    x, y, z = (GEOMETRY.index_to_lps() @ [0, 0, 5, 1])[:3].tolist()
+    x, y, z = (GEOMETRY.affine @ [0, 0, 5, 1])[:3].tolist()
     finer = Geometry((9, 8, 5), (0.5, 0.5, 2.5), (x, y, z), GEOMETRY.direction)
     write_slices(tmp_path, some_ct()[5:], finer, SeriesInstanceUID="1.2.3", start=100)
     with pytest.raises(InputError, match="different size or orientation"):
@@ -245,7 +243,7 @@ def test_frames_of_one_file_are_put_in_the_order_of_their_places(tmp_path: Path,
     write_frames(tmp_path / "enhanced.dcm", some_ct(), GEOMETRY, order=order)
     volume = read_series(only(tmp_path))
     np.testing.assert_array_equal(volume.array, some_ct())
-    np.testing.assert_allclose(volume.geometry.index_to_lps(), GEOMETRY.index_to_lps(), atol=1e-4)
+    np.testing.assert_allclose(volume.geometry.affine, GEOMETRY.affine, atol=1e-4)
 
 
 @pytest.mark.parametrize(

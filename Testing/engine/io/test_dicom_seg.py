@@ -60,7 +60,7 @@ def test_highdicom_reads_the_same_voxels_at_the_same_places(written: Path) -> No
     volume = highdicom.seg.segread(written).get_volume(combine_segments=True)
     # Empty slices are not stored: each voxel is looked up where it lies.
     k, j, i = np.nonzero(some_labels())
-    places = np.stack([i, j, k, np.ones(len(i))]).T @ GEOMETRY.index_to_lps().T
+    places = np.stack([i, j, k, np.ones(len(i))]).T @ GEOMETRY.affine.T
     index = volume.map_reference_to_indices(places[:, :3])
     np.testing.assert_allclose(index, np.rint(index), atol=1e-3)
     found = volume.array[tuple(np.rint(index).astype(int).T)]

@@ -26,7 +26,7 @@ def write_series(
     """Write a DICOM series with names and numbers in an order that says nothing of the slices' places."""
     folder.mkdir(parents=True, exist_ok=True)
     direction = np.reshape(geometry.direction, (3, 3))
-    matrix = geometry.index_to_lps()
+    matrix = geometry.affine
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     files = []
@@ -63,7 +63,7 @@ def test_all_file_formats_give_the_same_volume(tmp_path: Path, extension: str) -
     volume = read_volume(path)
     assert volume.array.dtype == np.int16 and volume.modality is None
     np.testing.assert_array_equal(volume.array, some_ct())
-    np.testing.assert_allclose(volume.geometry.index_to_lps(), GEOMETRY.index_to_lps(), atol=1e-4)
+    np.testing.assert_allclose(volume.geometry.affine, GEOMETRY.affine, atol=1e-4)
 
 
 def test_a_path_with_other_letters_can_be_read(tmp_path: Path) -> None:
@@ -78,21 +78,21 @@ def test_a_fourth_dimension_of_one_is_left_out(tmp_path: Path) -> None:
     sitk.WriteImage(image, str(tmp_path / "ct.nrrd"))
     volume = read_volume(tmp_path / "ct.nrrd")
     np.testing.assert_array_equal(volume.array, some_ct())
-    np.testing.assert_allclose(volume.geometry.index_to_lps(), GEOMETRY.index_to_lps(), atol=1e-6)
+    np.testing.assert_allclose(volume.geometry.affine, GEOMETRY.affine, atol=1e-6)
 
 
-def test_index_to_lps_agrees_with_simpleitk() -> None:
+def test_the_affine_agrees_with_simpleitk() -> None:
     image = to_image(np.zeros(OBLIQUE.size[::-1], np.uint8), OBLIQUE)
     index = (3, 5, 7)
     expected = image.TransformIndexToPhysicalPoint(index)
-    np.testing.assert_allclose((OBLIQUE.index_to_lps() @ [*index, 1])[:3], expected, atol=1e-9)
+    np.testing.assert_allclose((OBLIQUE.affine @ [*index, 1])[:3], expected, atol=1e-9)
 
 
 def test_a_dicom_folder_is_read_in_the_order_of_positions_and_rescaled(tmp_path: Path) -> None:
     write_series(tmp_path, some_ct(), GEOMETRY)
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, some_ct())
-    np.testing.assert_allclose(volume.geometry.index_to_lps(), GEOMETRY.index_to_lps(), atol=1e-4)
+    np.testing.assert_allclose(volume.geometry.affine, GEOMETRY.affine, atol=1e-4)
     assert volume.modality == "CT"
 
 

@@ -94,7 +94,7 @@ def test_heights_do_not_depend_on_how_the_column_leans(lean: tuple[float, float,
 @pytest.mark.parametrize("lean", [(0, 0, 0), (20, -10, 25)], ids=["upright", "leaning"])
 def test_the_axes_of_a_body_are_its_own(lean: tuple[float, float, float]) -> None:
     geometry, vertebra = grid(SPACINGS["1 mm"]), column(*lean, anterior=24.0)[20]
-    mask = Mask(painted({20: vertebra}, geometry)[0] == 20, geometry.index_to_lps())
+    mask = Mask(painted({20: vertebra}, geometry)[0] == 20, geometry.affine)
     body = find_body(mask, np.array([0.0, 0.0, 1.0]))
     assert body is not None
     # Within 2 degrees.
@@ -126,7 +126,7 @@ def test_volume_and_centroid_are_those_of_the_labels(name: str) -> None:
     row = measured(vertebrae, geometry)
     mask = painted(vertebrae, geometry)[0] == 20
     k, j, i = (part.mean() for part in np.nonzero(mask))
-    x, y, z, _ = geometry.index_to_lps() @ [i, j, k, 1]
+    x, y, z, _ = geometry.affine @ [i, j, k, 1]
     assert row["volume_ml"] == pytest.approx(mask.sum() * geometry.voxel_volume / 1000, abs=1e-3)
     assert row["centroid_ras_mm"] == pytest.approx([-x, -y, z], abs=0.01)
     assert row["name"] == "L1 vertebra" and row["at_border"] is False and row["note"] is None
