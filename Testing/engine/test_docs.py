@@ -14,6 +14,7 @@ from helpers.many_cases import write
 from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.repository import REPOSITORY
 
+from segmamba import api
 from segmamba.cli import main as cli
 from segmamba.models import manifest, store
 
@@ -85,11 +86,12 @@ def test_the_readmes_python_segments_a_file(
     write(volume, tmp_path / "CT.nii.gz")
     small = manifest.load_manifest(tiny.write_model(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(manifest, "load_manifest", lambda: small)
+    monkeypatch.setattr(api, "load_manifest", lambda: small)
     monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
-    (code,) = [block for block in blocks(README, "python") if "segmamba.inference.pipeline" in block]
+    (code,) = [block for block in blocks(README, "python") if "from segmamba import" in block]
     exec(compile(code, "README.md", "exec"), {})
     assert str(volume.array.shape) in capsys.readouterr().out
+    assert (tmp_path / "spine.seg.nrrd").is_file()
 
 
 @pytest.mark.parametrize("document", ["README.md", "Docs/panel.md"])

@@ -13,7 +13,6 @@ from segmamba.errors import (
     DeviceError,
     DeviceLost,
     InstallationError,
-    ModelError,
     OutputError,
     SegMambaError,
     package_problem,
@@ -89,14 +88,7 @@ def requested_model(request: Request) -> Model:
         There is no such model or task, or the request names neither.
     """
     manifest = load_manifest(Path(request.manifest) if request.manifest else None)
-    if request.model is None and request.task is None:
-        raise ModelError(f"No task is given: choose one of {', '.join(manifest.tasks)}, or a model.")
-    if request.model is None:
-        return manifest.default(str(request.task))
-    model = manifest.model(request.model)
-    if request.task is not None and model.task != request.task:
-        raise ModelError(f"The model '{model.id}' is for the task '{model.task}', not '{request.task}'.")
-    return model
+    return manifest.choose(request.task, request.model)
 
 
 def _segment_file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,8 +29,9 @@ from segmamba.inference.preprocess import outside_values, to_model_grid
 from segmamba.inference.resample_back import labels_on_input_grid
 from segmamba.inference.sliding_window import identity, predict, softmax
 from segmamba.inference.windows import Windows, window_count
+from segmamba.io.labelmap import write_labelmap
 from segmamba.io.modality import modality_warning, model_for_modality, resolve_modality
-from segmamba.io.volume import Volume
+from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
 from segmamba.measurements.vertebrae import measure_labels
 from segmamba.models import store
@@ -57,11 +59,24 @@ class Result:
         See `segmamba.reporting.report`.
     model : Model
         With the intensity figures that were used.
+    geometry : Geometry
+        The volume's grid.
     """
 
     labels: np.ndarray
     report: dict[str, Any]
     model: Model
+    geometry: Geometry
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the labels to a file of `segmamba.io.labelmap.write_labelmap`; one of that name is replaced.
+
+        Raises
+        ------
+        OutputError
+            The extension is unknown or the file cannot be written.
+        """
+        write_labelmap(path, self.labels, self.geometry, self.model.labels)
 
 
 def segment(
@@ -123,7 +138,7 @@ def segment(
     segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
     run = _describe_run(engine, model, options, passes) | {"fallbacks": list(dict.fromkeys(warnings))}
     report = _report(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
-    return Result(labels, report | {"summary": reporting.summary(report)}, model)
+    return Result(labels, report | {"summary": reporting.summary(report)}, model, volume.geometry)
 
 
 class _Stages:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from segmamba.errors import InputError
 from segmamba.io.read import quiet, read_image
-from segmamba.io.volume import Geometry, to_image
+from segmamba.io.volume import RAS_TO_LPS, Geometry, to_image
 from segmamba.labels import Label
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.atomic import atomic_write
@@ -95,7 +95,7 @@ def segmentation_metadata(labels: np.ndarray, geometry: Geometry, segments: Sequ
 
 def _slicer_geometry(geometry: Geometry) -> str:
     """Return a grid as Slicer serialises it: voxel index to RAS matrix, then the extent."""
-    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ geometry.affine
+    to_ras = RAS_TO_LPS @ geometry.affine
     extent = [bound for size in geometry.size for bound in (0, size - 1)]
     # Adding 0.0 turns -0.0 into 0.0.
     return "".join(f"{value:.17g};" for value in to_ras.ravel() + 0.0) + "".join(f"{bound};" for bound in extent)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,14 +127,24 @@ def read_image(path: Path) -> Volume:
             size.result()  # that a file is damaged comes before what ITK makes of it
     if _state(path) != state:
         raise InputError(f"{path} changed while it was read: wait until it is complete, then try again.")
-    if image.GetDimension() > 3:
-        frame = list(image.GetSize()[:3]) + [0] * (image.GetDimension() - 3)
-        submatrix = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
-        image = sitk.Extract(image, frame, [0] * image.GetDimension(), submatrix)
+    image = frame_of(image)
     geometry = image_geometry(image)
     check_geometry(geometry, str(path))
-    modality = reader.GetMetaData(MODALITY_KEY).strip() if reader.HasMetaDataKey(MODALITY_KEY) else None
-    return Volume(sitk.GetArrayFromImage(image), geometry, modality or None)
+    return Volume(sitk.GetArrayFromImage(image), geometry, modality_of(reader))
+
+
+def frame_of(image: sitk.Image) -> sitk.Image:
+    """Return the only 3-D frame of an image with further axes of length one."""
+    more = image.GetDimension() - 3
+    if more <= 0:
+        return image
+    submatrix = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
+    return sitk.Extract(image, [*image.GetSize()[:3], *[0] * more], [0] * image.GetDimension(), submatrix)
+
+
+def modality_of(source: sitk.Image | sitk.ImageFileReader) -> str | None:
+    """Return the DICOM modality that an image or its header states, or None."""
+    return (source.GetMetaData(MODALITY_KEY).strip() or None) if source.HasMetaDataKey(MODALITY_KEY) else None
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -157,7 +167,8 @@ def _read(reader: sitk.ImageFileReader, path: Path, announced: int, size: Future
     except RuntimeError as error:
         unknown = f"{path} is not an image that can be read: give {FORMATS}."
         raise InputError(_reason(path, str(error), unknown)) from error
-    _check_header(reader, path)
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    check_scalar_3d(reader.GetSize(), reader.GetNumberOfComponents(), str(path), kind)
     if nifti.is_nifti(reader):
         nifti.check_header(path, reader)
         expected = nifti.expected_size(reader)
@@ -190,14 +201,24 @@ def _reason(path: Path, error: str, otherwise: str) -> str:
     return otherwise
 
 
-def _check_header(reader: sitk.ImageFileReader, path: Path) -> None:
-    """Refuse what is no 3-D scalar volume."""
-    components = reader.GetNumberOfComponents()
-    if components > 1 or "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
-        raise InputError(f"{path} has colours or vectors in its voxels: give a volume with one value a voxel.")
-    shape = reader.GetSize()
+def check_scalar_3d(shape: Sequence[int], components: int, name: str, kind: str = "") -> None:
+    """Raise InputError unless a header announces one 3-D volume with one number a voxel.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Number of voxels along each axis.
+    components : int
+        Numbers in a voxel.
+    name : str
+        What errors call the image.
+    kind : str
+        Type of the voxels, in words.
+    """
+    if components > 1 or "complex" in kind:
+        raise InputError(f"{name} has colours or vectors in its voxels: give a volume with one value a voxel.")
     if len(shape) < 3:
-        raise InputError(f"{path} is a {len(shape)}-D image: give a 3-D volume.")
+        raise InputError(f"{name} is a {len(shape)}-D image: give a 3-D volume.")
     frames = math.prod(shape[3:])
     if frames > 1:
-        raise InputError(f"{path} holds {frames} volumes (4-D): extract one of them and give that.")
+        raise InputError(f"{name} holds {frames} volumes (4-D): extract one of them and give that.")

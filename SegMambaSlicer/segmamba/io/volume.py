@@ -19,6 +19,7 @@ SPACING_RANGE_MM = (0.01, 50.0)
 LONGEST_MM = 2500.0
 # NIfTI keeps positions in single precision: farther away they would be rounded by more than a hundredth of this unit.
 FARTHEST_MM = 1e5
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEARED = (
     "{} has axes that are not at right angles (gantry tilt or a sheared transform): "
     "resample it to a rectangular grid first."
@@ -45,6 +46,34 @@ class Geometry:
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     direction: tuple[float, ...]
+
+    @classmethod
+    def from_affine(cls, size: Sequence[int], affine: np.ndarray, name: str = "The volume") -> Geometry:
+        """Return the grid that a matrix describes.
+
+        Parameters
+        ----------
+        size : sequence of int
+            Number of voxels along x, y, z.
+        affine : ndarray, shape (4, 4)
+            From voxel index (x, y, z, 1) to LPS millimetres.
+        name : str
+            What errors call the volume.
+
+        Raises
+        ------
+        InputError
+            The matrix has a column of zeros or is not finite; whether its axes are at right angles is for
+            `check_geometry`.
+        """
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if not (np.isfinite(affine).all() and spacing.all()):
+            raise InputError(f"{name} has an affine that gives no voxel size (zeros, NaN or infinity): correct it.")
+        columns, rows, slices = size
+        along_x, along_y, along_z = spacing.tolist()
+        x, y, z = affine[:3, 3].tolist()
+        direction = tuple((affine[:3, :3] / spacing).ravel().tolist())
+        return cls((columns, rows, slices), (along_x, along_y, along_z), (x, y, z), direction)
 
     @property
     def affine(self) -> np.ndarray:

@@ -231,6 +231,23 @@ class Manifest:
                 return model
         raise ModelError(f"There is no task '{task}': choose one of {', '.join(self.tasks)}.")
 
+    def choose(self, task: str | None, model_id: str | None) -> Model:
+        """Return the model of an id, or where that is None a task's default.
+
+        Raises
+        ------
+        ModelError
+            There is no such model or task, both are None, or the model is for another task.
+        """
+        if model_id is not None:
+            model = self.model(model_id)
+            if task not in (None, model.task):
+                raise ModelError(f"The model '{model.id}' is for the task '{model.task}', not '{task}'.")
+            return model
+        if task is None:
+            raise ModelError(f"No task is given: choose one of {', '.join(self.tasks)}, or a model.")
+        return self.default(task)
+
 
 def load_manifest(path: Path | None = None) -> Manifest:
     """Read the manifest; by default the one that comes with the software.

@@ -1,0 +1,80 @@
+"""The public call: from an image of any kind, and the name of a task or a model, to labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segmamba.io.convert import as_volume
+from segmamba.io.modality import check_modality
+from segmamba.io.volume import Volume
+from segmamba.models.manifest import Model, load_manifest
+from segmamba.request import Options
+
+if TYPE_CHECKING:
+    from segmamba.inference.pipeline import Result
+
+
+def segment(
+    image: str | os.PathLike[str] | Volume | np.ndarray | Any,
+    task: str | None = None,
+    *,
+    model: str | Model | None = None,
+    affine: np.ndarray | None = None,
+    options: Options | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    **changes: Any,
+) -> Result:
+    """Segment an image.
+
+    Parameters
+    ----------
+    image : path, Volume, SimpleITK.Image, nibabel image or ndarray
+        A path leads to a NIfTI, NRRD or MetaImage file, or to a DICOM series (its folder or one of its files). An
+        array has the shape (x, y, z). CT in Hounsfield units.
+    task : str, optional
+        "vertebrae" or "colorectal": the task's default model is taken.
+    model : str or Model, optional
+        A model's id, or an entry of a manifest, instead of the task's default.
+    affine : array_like, shape (4, 4), optional
+        With an array only: from index (x, y, z, 1) to RAS millimetres, as in nibabel.
+    options : Options, optional
+        How the model runs.
+    progress : callable, optional
+        Called with a stage ("load", "preprocess", "predict", "postprocess") and the fraction of it that is done.
+    **changes
+        Fields of `Options`, which replace those of ``options``.
+
+    Returns
+    -------
+    Result
+        ``labels``, a uint8 array of shape (z, y, x) on the image's own grid, whose values are those of
+        ``model.labels``; ``report``, a dict; ``save(path)`` writes the labels.
+
+    Raises
+    ------
+    SegMambaError
+        Of the kind that fits: `InputError`, `ModelError`, `DeviceError`. Its message says what to do.
+
+    Examples
+    --------
+    >>> from segmamba import segment
+    >>> segment("no-such-file.nii.gz", "vertebrae")
+    Traceback (most recent call last):
+    ...
+    segmamba.errors.InputError: no-such-file.nii.gz does not exist: check the path.
+
+    With a file, ``segment("CT.nii.gz", "vertebrae", device="cpu").save("spine.seg.nrrd")`` does it all.
+    """
+    chosen = model if isinstance(model, Model) else load_manifest().choose(task, model)
+    options = replace(options or Options(), **changes)
+    volume = as_volume(image, affine)
+    check_modality(volume, chosen)
+
+    from segmamba.inference import pipeline  # imports torch, which what is refused above need not wait for
+
+    return pipeline.segment(volume, chosen, options, progress)
