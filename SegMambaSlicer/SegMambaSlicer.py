@@ -277,7 +277,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
             Segment all items of the volume's sequence into a sequence of segmentations; by default the current item.
         **choices
             ``model``, ``output`` (a segmentation node), ``overwrite``, ``structures``, ``roi`` (an ROI node),
-            ``mirror``, ``overlap``, ``noRefine``, ``noPostprocess``, ``device``, ``precision``, ``scan``,
+            ``tta``, ``overlap``, ``noRefine``, ``noPostprocess``, ``device``, ``precision``, ``scanBackend``,
             ``seed``, ``checkpoint``, ``manifest``: see ``SegMambaSlicerLib.parameters.Choices``.
 
         Raises

@@ -227,7 +227,7 @@ def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndar
 
 def measure(options: argparse.Namespace, config: Config) -> None:
     """Print the figures of all scans and CTs, and draw the worst."""
-    flip_axes = (LEFT_RIGHT,) if options.mirror else ()
+    flip_axes = (LEFT_RIGHT,) if options.tta else ()
     subject = Subject(trained(config, options.weights), config, options.overlap, flip_axes, options.least_lead)
     start = {"variant": options.variant, "parameters": parameter_count(subject.network)}
 
@@ -304,7 +304,7 @@ def parsed() -> argparse.Namespace:
             command.add_argument("--real", type=Path, nargs=2, action="append", default=[], metavar=("CT", "LABELS"))
             command.add_argument("--weights", type=Path, help="in place of those of the run's folder")
             command.add_argument("--overlap", type=float, default=0.5, help="of the windows (0.25 is half the work)")
-            command.add_argument("--mirror", action="store_true", help="average over the mirrored scan")
+            command.add_argument("--tta", action="store_true", help="average over the mirrored scan")
             command.add_argument(
                 "--least-lead", type=float, default=0.0, help="of a tumour's logit, as in the manifest (0)"
             )

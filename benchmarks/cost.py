@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--overlap", type=float)
-    parser.add_argument("--mirror", action="store_true")
+    parser.add_argument("--tta", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = options.checkpoint
@@ -96,9 +96,7 @@ def main() -> None:
             maker = multiprocessing.get_context("spawn").Process(target=write_random, args=(options.model, checkpoint))
             maker.start()
             maker.join()
-        chosen = Options(
-            device=options.device, precision=options.precision, overlap=options.overlap, mirror=options.mirror
-        )
+        chosen = Options(device=options.device, precision=options.precision, overlap=options.overlap, tta=options.tta)
         request = Request(
             input=options.volume,
             output=str(Path(folder) / "out.seg.nrrd"),

@@ -58,7 +58,7 @@ class Sections:
     def choices(self) -> dict[str, Any]:
         """Return what the user chose, under the names that the logic's ``segmentAsync`` has."""
         parameters = self.forecast.parameters
-        overlap, mirror = QUALITIES[self.ui.qualityComboBox.currentData]
+        overlap, tta = QUALITIES[self.ui.qualityComboBox.currentData]
         return {
             "model": self.models.model.id,
             "manifest": self.models.manifestPath,
@@ -66,7 +66,7 @@ class Sections:
             "overwrite": self.ui.overwriteComboBox.currentData == "replace",
             "structures": self.models.structures(),
             "roi": parameters.roi,
-            "mirror": mirror,
+            "tta": tta,
             "overlap": overlap,
             "noRefine": not parameters.refine,
             "noPostprocess": not parameters.postprocess,

@@ -30,15 +30,15 @@ class Choices:
         Names or values to keep, as a list or separated by commas; by default all.
     roi : vtkMRMLMarkupsROINode, optional
         Region to segment; by default the whole volume.
-    mirror : bool
-        Average over mirrored copies.
+    tta : bool
+        Test-time augmentation: average over mirrored copies.
     overlap : float, optional
         Of the windows, 0 to 0.9; by default the model's.
     noRefine : bool
         Do not refine the masks by the shapes of vertebrae.
     noPostprocess : bool
         Keep also what is not part of the column.
-    device, precision, scan, seed, checkpoint, manifest
+    device, precision, scanBackend, seed, checkpoint, manifest
         As for ``segmamba segment``.
     """
 
@@ -48,13 +48,13 @@ class Choices:
     overwrite: bool = False
     structures: str | Sequence[str] | None = None
     roi: Any = None
-    mirror: bool = False
+    tta: bool = False
     overlap: float | None = None
     noRefine: bool = False
     noPostprocess: bool = False
     device: str = "auto"
     precision: str = "auto"
-    scan: str = "auto"
+    scanBackend: str = "auto"
     seed: int = 0
     checkpoint: str | None = None
     manifest: str | None = None
@@ -65,12 +65,12 @@ class Choices:
         return Options(
             device=self.device,
             precision=self.precision,
-            scan=self.scan,
+            scan_backend=self.scanBackend,
             overlap=self.overlap,
-            mirror=self.mirror,
+            tta=self.tta,
             structures=tuple(str(name).strip() for name in names) if names else None,
             refine=not self.noRefine,
-            keep=not self.noPostprocess,
+            postprocess=not self.noPostprocess,
             seed=self.seed,
         )
 

@@ -23,19 +23,19 @@ class Options:
         "auto", "cpu", "cuda", "cuda:N" or "mps".
     precision : str
         "auto", "float32", "float16" or "bfloat16".
-    scan : str
+    scan_backend : str
         "auto", or the name of a backend of the selective scan.
     overlap : float or None
         Part of a window that its neighbour covers; None is the model's.
-    mirror : bool
-        Average over the model's mirrorings (8 times the time for three axes).
+    tta : bool
+        Test-time augmentation: average over the model's mirrored copies (8 times the time for three axes).
     roi : pair of corners or None
         Smallest and largest LPS coordinates in millimetres; nothing outside is labelled.
     structures : tuple of str or None
         Names or values of the structures to keep; None keeps all.
     refine : bool
         Refine the masks by anatomy, by the steps that the model names; one without such steps is not refined.
-    keep : bool
+    postprocess : bool
         Apply the model's rule of what to keep (the largest column of vertebrae, say), if it has one.
     seed : int
         Of the random numbers; a run with the same seed gives the same labels.
@@ -43,17 +43,17 @@ class Options:
 
     device: str = "auto"
     precision: str = "auto"
-    scan: str = "auto"
+    scan_backend: str = "auto"
     overlap: float | None = None
-    mirror: bool = False
+    tta: bool = False
     roi: tuple[Corner, Corner] | None = None
     structures: tuple[str, ...] | None = None
     refine: bool = True
-    keep: bool = True
+    postprocess: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("device", "precision", "scan"):
+        for name in ("device", "precision", "scan_backend"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"The option '{name}' is {getattr(self, name)!r}: give a name.")
         if not 0 <= self.seed < 2**63:

@@ -33,14 +33,14 @@ def test_choices_reach_the_engine(logic, a_ct, a_quick_model):
         manifest=str(a_quick_model),
         structures="L1 vertebra, 22",
         overlap=0.25,
-        mirror=True,
+        tta=True,
         noRefine=True,
         device="cpu",
         seed=3,
     )
     options = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))["run"]["options"]
     assert options["structures"] == ["L1 vertebra", "22"]
-    assert (options["overlap"], options["mirror"], options["refine"], options["keep"], options["seed"]) == (
+    assert (options["overlap"], options["tta"], options["refine"], options["postprocess"], options["seed"]) == (
         0.25,
         True,
         False,

@@ -201,8 +201,8 @@ def test_choices_are_the_same_on_the_command_line(the_module, a_roi):
     for chosen in (
         Choices(task="vertebrae"),
         Choices(task="vertebrae", manifest=Path("a b.json"), checkpoint="-x.pt", model="m", overwrite=True),
-        Choices(structures=["L1 vertebra", 21], overlap=0.0, mirror=True, noRefine=True, noPostprocess=True),
-        Choices(structures="L1 vertebra, 21", device="cuda:1", precision="float32", scan="torch", seed=7),
+        Choices(structures=["L1 vertebra", 21], overlap=0.0, tta=True, noRefine=True, noPostprocess=True),
+        Choices(structures="L1 vertebra, 21", device="cuda:1", precision="float32", scanBackend="torch", seed=7),
         Choices(structures=[]),
     ):
         options = _parser().parse_args(["batch", "in", "out", *chosen.arguments()])

@@ -266,7 +266,7 @@ def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wa
     panel.ui.qualityComboBox.currentIndex = panel.ui.qualityComboBox.findData("fast")
     panel.ui.postprocessCheckBox.checked = panel.ui.refineCheckBox.checked = False
     options = json.loads(segment().GetAttribute(REPORT_ATTRIBUTE))["run"]["options"]
-    assert not options["keep"] and not options["refine"]
+    assert not options["postprocess"] and not options["refine"]
     scene = slicer.mrmlScene
     scene.SetSaveToXMLString(1)
     scene.Commit()

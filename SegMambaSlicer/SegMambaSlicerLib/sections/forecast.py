@@ -128,8 +128,8 @@ class ForecastSection:
     def _forecast(self) -> Forecast:
         volumeNode, roiNode = self.parameters.inputVolume, self.parameters.roi
         volume = coarse_volume(volumeNode)
-        overlap, mirror = QUALITIES[self._ui.qualityComboBox.currentData]
-        options = Options(overlap=overlap, mirror=mirror)
+        overlap, tta = QUALITIES[self._ui.qualityComboBox.currentData]
+        options = Options(overlap=overlap, tta=tta)
         if roiNode is not None:
             options = replace(options, roi=roi_box(roiNode))
         voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))

@@ -16,11 +16,11 @@ from segmamba.models.store import checkpoint_location, configured
 from SegMambaSlicerLib.messages import missingCheckpoint, modelDetails, modelSummary, taskTitle
 from SegMambaSlicerLib.model_status import look
 
-# Overlap of the windows (None is the model's own) and mirroring.
+# Overlap of the windows (None is the model's own) and test-time augmentation.
 QUALITIES: dict[str, tuple[float | None, bool]] = {
     "fast": (0.25, False),
     "standard": (None, False),
-    "mirrored": (None, True),
+    "tta": (None, True),
 }
 KEEP_TIPS = {
     "largest_column": _("Drop what is not connected to the largest column of vertebrae and is no piece of it."),
@@ -32,7 +32,7 @@ KEEP_TIPS = {
 QUALITY_TITLES = {
     "fast": _("Fast (little overlap)"),
     "standard": _("Standard"),
-    "mirrored": _("Mirrored (slower, a little better)"),
+    "tta": _("Test-time augmentation (slower, a little better)"),
 }
 
 
@@ -128,8 +128,8 @@ class ModelSection:
         combo, model = self._ui.qualityComboBox, self.model
         combo.clear()
         for quality, title in QUALITY_TITLES.items():
-            # A model that is not mirrored would run the same as with the standard.
-            if quality != "mirrored" or (model is not None and model.mirror_axes):
+            # A model without axes to mirror would run the same as with the standard.
+            if quality != "tta" or (model is not None and model.mirror_axes):
                 combo.addItem(title, quality)
         _select(combo, chosen, "standard")
 

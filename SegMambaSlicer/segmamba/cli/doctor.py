@@ -144,7 +144,7 @@ def _device(name: str) -> Iterator[Finding]:
         except Exception as error:
             # Any failure of a foreign kernel is a finding, not the end of the examination.
             state = FAIL if backend == chosen else WARN
-            text = f"a small network does not run ({error}): choose --scan torch, or another --device."
+            text = f"a small network does not run ({error}): choose --scan-backend torch, or another --device."
             yield Finding(state, f"scan backend {backend}", text)
 
 

@@ -102,7 +102,7 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
         return read_predictions(options.predictions)
     root = Path(options.manifest).parent if options.manifest else None
     settings = Options(
-        device=options.device, refine=not options.no_refine, keep=not options.no_postprocess, seed=options.seed
+        device=options.device, refine=not options.no_refine, postprocess=not options.no_postprocess, seed=options.seed
     )
     return run_model(model, settings, options.checkpoint, root)
 

@@ -21,14 +21,14 @@ def add_model_options(parser: Any) -> None:
         metavar=("R", "A", "S", "R2", "A2", "S2"),
         help="label only the box between two corners: patient coordinates in mm as Slicer shows them (RAS)",
     )
-    parser.add_argument("--mirror", action="store_true", help="average over mirrored copies: slower, a little better")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation: average over mirrored copies")
     parser.add_argument("--overlap", type=float, metavar="PART", help="overlap of windows, 0 to 0.9")
     parser.add_argument("--no-refine", action="store_true", help="do not refine the masks by the shapes of vertebrae")
     text = "keep also what is not part of the column, a small piece of bowel, or a tumour that is small or unsure"
     parser.add_argument("--no-postprocess", action="store_true", help=text)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--precision", default="auto", help="auto (default), float32, float16 or bfloat16")
-    parser.add_argument("--scan", default="auto", help="selective scan: auto (default), torch, triton or mamba_ssm")
+    parser.add_argument("--scan-backend", default="auto", help="auto (default), torch, triton or mamba_ssm")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to use instead of the model's own")
     parser.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
@@ -46,13 +46,13 @@ def model_request(options: argparse.Namespace, **files: Any) -> Request:
         options=Options(
             device=options.device,
             precision=options.precision,
-            scan=options.scan,
+            scan_backend=options.scan_backend,
             overlap=options.overlap,
-            mirror=options.mirror,
+            tta=options.tta,
             roi=_lps_corners(options.roi) if options.roi else None,
             structures=names,
             refine=not options.no_refine,
-            keep=not options.no_postprocess,
+            postprocess=not options.no_postprocess,
             seed=options.seed,
         ),
     )

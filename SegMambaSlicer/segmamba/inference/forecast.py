@@ -80,7 +80,7 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     grid = model_grid(volume, model.preprocessing, Box(*options.roi) if options.roi else None)
     size = grid.geometry.size
     overlap = model.overlap if options.overlap is None else options.overlap
-    mirrorings = 2 ** len(model.mirror_axes) if options.mirror else 1
+    mirrorings = 2 ** len(model.mirror_axes) if options.tta else 1
     window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
     windows = window_count(size[::-1], model.patch, overlap)
     memory, beside_gpu = (

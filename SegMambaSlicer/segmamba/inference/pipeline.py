@@ -175,7 +175,7 @@ class _Engine:
 
 def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None) -> _Engine:
     device, warnings = device_for(model, options)
-    scan.set_backend(None if options.scan == "auto" else options.scan)
+    scan.set_backend(None if options.scan_backend == "auto" else options.scan_backend)
     backend = scan.chosen_backend(device.name)
     if checkpoint is None:
         found = store.installed(model, root)
@@ -192,7 +192,7 @@ def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, st
         torch.device(engine.device.name),
         engine.device.dtype,
         options.overlap,
-        options.mirror,
+        options.tta,
         lambda fraction: stages.progress("predict", fraction),
         stages.cancelled,
     )
@@ -203,7 +203,7 @@ def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, st
     with stages.stage("preprocess"):
         image, grid = to_model_grid(volume, model, roi)
     with stages.stage("predict"):
-        certainty = model.certainty if options.keep else None
+        certainty = model.certainty if options.postprocess else None
         return _predict_single_stage(engine.network, torch.from_numpy(image), grid, model, certainty, context)
 
 
@@ -271,7 +271,7 @@ def free_gpu() -> None:
 
 def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]) -> np.ndarray:
     """Apply the model's post-processing, then drop the structures that were not asked for."""
-    if options.keep:
+    if options.postprocess:
         labels = postprocess(labels, volume, model.keep)
     table = np.zeros(256, dtype=np.uint8)
     values = [label.value for label in wanted]
@@ -304,10 +304,10 @@ def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple
     run = {
         **_describe_device(engine, passes[0].device),
         **_describe_windows(passes[0].grid, model, options),
-        "mirror_axes": list(model.mirror_axes) if options.mirror else [],
+        "mirror_axes": list(model.mirror_axes) if options.tta else [],
         "refine": list(model.refinement) if options.refine else [],
-        "keep": model.keep if options.keep else KEEP_ALL,
-        "certainty": asdict(model.certainty) if options.keep and model.certainty else None,
+        "keep": model.keep if options.postprocess else KEEP_ALL,
+        "certainty": asdict(model.certainty) if options.postprocess and model.certainty else None,
         "options": asdict(options),
     }
     if model.fine is not None and len(passes) > 1:

@@ -20,13 +20,13 @@ from segmamba.request import Request
 CHOICES = {
     "structures": (["--structures", "L1 vertebra, 21"], ("L1 vertebra", "21")),
     "roi": (["--roi", "1", "2", "3", "-4", "5", "6.5"], ((-1.0, -5.0, 3.0), (4.0, -2.0, 6.5))),
-    "mirror": (["--mirror"], True),
+    "tta": (["--tta"], True),
     "overlap": (["--overlap", "0.25"], 0.25),
     "refine": (["--no-refine"], False),
-    "keep": (["--no-postprocess"], False),
+    "postprocess": (["--no-postprocess"], False),
     "device": (["--device", "cpu"], "cpu"),
     "precision": (["--precision", "float32"], "float32"),
-    "scan": (["--scan", "torch"], "torch"),
+    "scan_backend": (["--scan-backend", "torch"], "torch"),
     "seed": (["--seed", "3"], 3),
 }
 

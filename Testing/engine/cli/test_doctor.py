@@ -89,7 +89,7 @@ def test_a_scan_that_does_not_run_is_a_failure_only_where_it_is_the_chosen_one(m
     assert findings["scan backend triton"][0] == doctor.WARN
     state, text = findings["scan backend torch"]
     assert state == doctor.FAIL
-    assert text == "a small network does not run (no torch here): choose --scan torch, or another --device."
+    assert text == "a small network does not run (no torch here): choose --scan-backend torch, or another --device."
 
 
 def test_a_network_that_gives_nan_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

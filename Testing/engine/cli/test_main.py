@@ -108,7 +108,7 @@ BAD_RUNS = {
     "no checkpoint": (["ct.nii.gz", "bad.nii", "--task", "vertebrae", "--checkpoint", "no.pt"], 4, "no.pt"),
     "no manifest": (["ct.nii.gz", "bad.nii", "--task", "vertebrae", "--manifest", "no.json"], 4, "no.json"),
     "unknown device": (["ct.nii.gz", "bad.nii", "--task", "vertebrae", "--device", "tpu"], 5, "choose auto"),
-    "unknown scan": (["ct.nii.gz", "bad.nii", "--task", "vertebrae", "--scan", "x"], 4, "scan backend 'x'"),
+    "unknown scan": (["ct.nii.gz", "bad.nii", "--task", "vertebrae", "--scan-backend", "x"], 4, "scan backend 'x'"),
     "unknown format": (["ct.nii.gz", "bad.jpg", "--task", "vertebrae"], 6, "extension"),
     "no folder": (["ct.nii.gz", "no/bad.nii", "--task", "vertebrae"], 6, "does not exist"),
     "report name": (["ct.nii.gz", "bad.nii", "--task", "vertebrae", "--report", "r.txt"], 6, ".json"),
@@ -150,11 +150,11 @@ def test_the_input_is_never_overwritten(folder: Path, capsys: pytest.CaptureFixt
     assert "is an input" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flag", "off", "on"), [("refine", "refine", "keep"), ("postprocess", "keep", "refine")])
-def test_refinement_and_post_processing_are_switched_off_apart(folder: Path, flag: str, off: str, on: str) -> None:
-    more = ("--task", "vertebrae", "--quiet", f"--no-{flag}", "--report", str(folder / f"{flag}.json"))
-    assert cli.main(arguments(folder, "ct.nii.gz", f"{flag}.nii", *more)) == 0
-    options = json.loads((folder / f"{flag}.json").read_text(encoding="utf-8"))["run"]["options"]
+@pytest.mark.parametrize(("off", "on"), [("refine", "postprocess"), ("postprocess", "refine")])
+def test_refinement_and_post_processing_are_switched_off_apart(folder: Path, off: str, on: str) -> None:
+    more = ("--task", "vertebrae", "--quiet", f"--no-{off}", "--report", str(folder / f"{off}.json"))
+    assert cli.main(arguments(folder, "ct.nii.gz", f"{off}.nii", *more)) == 0
+    options = json.loads((folder / f"{off}.json").read_text(encoding="utf-8"))["run"]["options"]
     assert options[on] and not options[off]
 
 
@@ -264,7 +264,7 @@ def test_ctrl_c_cancels_cleanly(folder: Path) -> None:
     known = {path.name for path in folder.iterdir()}
     run = [part for part in arguments(folder, "ct.nii.gz", "long.nii", "--task", "vertebrae") if part != "--in-process"]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
-    command = [sys.executable, "-m", "segmamba.cli", *run, "--overlap", "0.9", "--mirror"]
+    command = [sys.executable, "-m", "segmamba.cli", *run, "--overlap", "0.9", "--tta"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
     assert process.stderr is not None
     try:

@@ -45,7 +45,7 @@ def test_grid_and_windows_are_those_of_the_run(model: Model, tmp_path: Path) -> 
 def test_mirroring_and_overlap_cost_windows(model: Model) -> None:
     volume = phantom()
     standard = forecast(volume, model, Options()).windows
-    assert forecast(volume, model, Options(mirror=True)).windows == 2 * standard
+    assert forecast(volume, model, Options(tta=True)).windows == 2 * standard
     assert forecast(volume, model, Options(overlap=0.25)).windows <= standard
 
 

@@ -137,7 +137,7 @@ def test_refinement_and_post_processing_are_chosen_apart_and_reported(
     fine = FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ("pieces", "close"))
     two = replace(model, fine=fine, keep="largest_column")
     for refine, keep, steps, rule in ((True, False, ["pieces", "close"], "all"), (False, True, [], "largest_column")):
-        run = segment(volume, two, manifest_path.parent, refine=refine, keep=keep).report["run"]
+        run = segment(volume, two, manifest_path.parent, refine=refine, postprocess=keep).report["run"]
         assert (run["refine"], run["keep"]) == (steps, rule)
         assert asked[-1] == refine
 
@@ -148,7 +148,7 @@ def test_what_the_network_is_nowhere_sure_of_is_left_to_what_is_second_unless_no
     plain = segment(volume, model, manifest_path.parent)
     value = int(np.unique(plain.labels)[-1])
     sceptical = replace(model, certainty=Certainty(value, 50.0))
-    sure, all_of_it = (segment(volume, sceptical, manifest_path.parent, keep=keep) for keep in (True, False))
+    sure, all_of_it = (segment(volume, sceptical, manifest_path.parent, postprocess=keep) for keep in (True, False))
     assert value not in sure.labels and np.array_equal(all_of_it.labels, plain.labels)
     assert (sure.labels[plain.labels == value] > 0).any()
     assert sure.report["run"]["certainty"] == {"value": value, "lead": 50.0}
@@ -205,7 +205,7 @@ def test_nothing_outside_the_region_of_interest_is_labelled(volume: Volume, mode
 
 def test_mirroring_is_off_unless_asked_for(volume: Volume, model: Model, manifest_path: Path) -> None:
     assert segment(volume, model, manifest_path.parent).report["run"]["mirror_axes"] == []
-    assert segment(volume, model, manifest_path.parent, mirror=True).report["run"]["mirror_axes"] == [0]
+    assert segment(volume, model, manifest_path.parent, tta=True).report["run"]["mirror_axes"] == [0]
 
 
 def test_a_network_that_finds_nothing_gives_an_empty_result_that_says_so(volume: Volume, tmp_path: Path) -> None:

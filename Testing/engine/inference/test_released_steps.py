@@ -80,7 +80,7 @@ def test_crop_clip_normalise_pad_slide_mirror_and_argmax_are_the_authors(
     load_weights(network, load_state_dict(checkpoint))
     image = torch.from_numpy((volume.array[INSIDE].astype(np.float32).clip(-57, 175) - 65.175) / 32.651)
     logits = blended(network, image, mirrored)
-    options = Options(device="cpu", precision="float32", mirror=mirrored)
+    options = Options(device="cpu", precision="float32", tta=mirrored)
     ours = segment(volume, model, options, checkpoint=checkpoint).labels
     margin = (logits[1] - logits[0]).numpy()
     sure = np.abs(margin) > 1e-3

@@ -53,7 +53,7 @@ def request(folder: Path, output: str, **options: object) -> Request:
 
 def long_request(folder: Path) -> Request:
     """A job of thousands of windows."""
-    return request(folder, "long.nii.gz", overlap=0.9, mirror=True)
+    return request(folder, "long.nii.gz", overlap=0.9, tta=True)
 
 
 @pytest.fixture(scope="module")
