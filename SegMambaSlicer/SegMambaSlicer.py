@@ -259,11 +259,11 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
 
     def getParameterNode(self):
         """Return the scene's parameter node, with typed values."""
-        from SegMambaSlicerLib.parameter import ParameterNode
+        from SegMambaSlicerLib.parameters import ParameterNode
 
         return ParameterNode(super().getParameterNode())
 
-    def segment(self, volumeNode, task=None, onProgress=None, allItems=False, **choices):
+    def segment(self, volumeNode, task=None, onProgress=None, allItems=False, output=None, **options):
         """Segment a volume and return the segmentation node; waits, while Slicer stays usable.
 
         Parameters
@@ -275,41 +275,48 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
             Called with a stage's name and the fraction of it that is done.
         allItems : bool
             Segment all items of the volume's sequence into a sequence of segmentations; by default the current item.
-        **choices
-            ``model``, ``output`` (a segmentation node), ``overwrite``, ``structures``, ``roi`` (an ROI node),
-            ``tta``, ``overlap``, ``noRefine``, ``noPostprocess``, ``device``, ``precision``, ``scanBackend``,
-            ``seed``, ``checkpoint``, ``manifest``: see ``SegMambaSlicerLib.parameters.Choices``.
+        output : vtkMRMLSegmentationNode, optional
+            Node to add the segments to, which keeps its own unless ``overwrite=True``; by default a new one.
+        **options
+            The command line's options in camelCase, for example ``model``, ``scanBackend="torch"``, ``tta=True``,
+            ``refine=False`` (its ``--no-refine``); ``roi`` is an ROI node. See ``segmamba.request``.
 
         Raises
         ------
         segmamba.errors.SegMambaError
             With a sentence that says what to do.
         """
-        return self.segmentAsync(volumeNode, task, onProgress, allItems=allItems, **choices).wait()
+        return self.segmentAsync(volumeNode, task, onProgress, allItems=allItems, output=output, **options).wait()
 
-    def segmentAsync(self, volumeNode, task=None, onProgress=None, onDone=None, onLog=None, allItems=False, **choices):
+    def segmentAsync(
+        self, volumeNode, task=None, onProgress=None, onDone=None, onLog=None, allItems=False, output=None, **options
+    ):
         """Start segmenting a volume, and return the job at once: it has ``cancel()`` and ``wait()``.
 
         As `segment`; besides, ``onDone`` is called with the job at its end, whose ``node`` or ``error`` says how it
         went, and ``onLog`` with each line of the worker's log. One job at a time.
         """
-        from SegMambaSlicerLib.parameters import Choices
+        from segmamba.errors import InputError
+        from segmamba_mrml.segment import Case
+        from SegMambaSlicerLib.parameters import requestOf
         from SegMambaSlicerLib.segmentation_job import SegmentationJob
         from SegMambaSlicerLib.sequence_job import SequenceJob
 
         worker = self._freeWorker()
+        request = requestOf(task=task, **options)
+        if allItems and output is not None:
+            raise InputError("All items of a sequence go into a new sequence: choose no output segmentation.")
 
-        def start(node, chosen, whenDone):
-            return SegmentationJob(worker, node, chosen, onProgress, whenDone, self._log, onLog)
+        def start(node, whenDone):
+            return SegmentationJob(worker, Case(node, request, output), onProgress, whenDone, self._log, onLog)
 
-        chosen = Choices(task=task, **choices)
-        self._job = SequenceJob(start, volumeNode, chosen, onDone) if allItems else start(volumeNode, chosen, onDone)
+        self._job = SequenceJob(start, volumeNode, onDone) if allItems else start(volumeNode, onDone)
         return self._job
 
     def segmentFolder(self, inputFolder, outputFolder, task=None, **more):
         """Segment the volumes of a folder as ``segmamba batch`` does; wait, and return a row (a dict) for each.
 
-        More: ``pattern`` ("**/*.nii.gz"), ``skipExisting``, ``format``, ``onProgress`` and the choices of `segment`.
+        More: ``pattern`` ("**/*.nii.gz"), ``skipExisting``, ``format``, ``onProgress`` and the options of `segment`.
         """
         return self.segmentFolderAsync(inputFolder, outputFolder, task=task, **more).wait()
 

@@ -58,7 +58,6 @@ class Sections:
     def choices(self) -> dict[str, Any]:
         """Return what the user chose, under the names that the logic's ``segmentAsync`` has."""
         parameters = self.forecast.parameters
-        overlap, tta = QUALITIES[self.ui.qualityComboBox.currentData]
         return {
             "model": self.models.model.id,
             "manifest": self.models.manifestPath,
@@ -66,10 +65,9 @@ class Sections:
             "overwrite": self.ui.overwriteComboBox.currentData == "replace",
             "structures": self.models.structures(),
             "roi": parameters.roi,
-            "tta": tta,
-            "overlap": overlap,
-            "noRefine": not parameters.refine,
-            "noPostprocess": not parameters.postprocess,
+            "refine": parameters.refine,
+            "postprocess": parameters.postprocess,
+            **QUALITIES[self.ui.qualityComboBox.currentData],
             "device": self.devices.device,
             "allItems": self.ui.allItemsCheckBox.enabled and parameters.allItems,
         }

@@ -18,11 +18,12 @@ from slicer.i18n import tr as _
 from segmamba.batch.layout import ROWS
 from segmamba.batch.table import read_rows
 from segmamba.cli.batch import SOME_FAILED
+from segmamba.cli.options import to_arguments
 from segmamba.errors import ERRORS_BY_NAME, InputError, InstallationError, WorkerError
 from segmamba.worker.client import LOG_LINES
 from SegMambaSlicerLib.cli_process import startCommand
 from SegMambaSlicerLib.messages import commandOutcome
-from SegMambaSlicerLib.parameters import Choices
+from SegMambaSlicerLib.parameters import requestOf
 from SegMambaSlicerLib.sections.dependency import missingForFolders, missingRequirements
 from SegMambaSlicerLib.segmentation_job import waitForEnd
 
@@ -49,8 +50,8 @@ class FolderJob:
         ends with that.
     onDone : callable, optional
         Called with this job, once, when it has ended in whatever way.
-    **choices
-        As for `Choices`, the same for all volumes.
+    **parameters
+        As for `requestOf`, the same for all volumes.
 
     Attributes
     ----------
@@ -76,11 +77,11 @@ class FolderJob:
         format: str = "seg.nrrd",
         onProgress: Callable[[str, float], None] | None = None,
         onDone: Callable[[FolderJob], None] | None = None,
-        **choices: Any,
+        **parameters: Any,
     ) -> None:
-        chosen = Choices(**{"overwrite": not skipExisting, **choices})
-        if chosen.output is not None:
-            raise InputError("The volumes of a folder go into files: choose no output segmentation.")
+        if "output" in parameters:
+            raise InputError("The results of a folder are files: choose no output segmentation.")
+        request = requestOf(**{"overwrite": not skipExisting, **parameters})
         missing = [*missingRequirements(REQUIREMENTS), *missingForFolders(REQUIREMENTS)]
         if missing:
             text = _("For folders packages are missing ({names}): install them in the panel's section Dependencies.")
@@ -94,7 +95,7 @@ class FolderJob:
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         source = os.path.abspath(inputFolder)
         given = source if pattern is None else os.path.join(glob.escape(source), pattern)
-        arguments = ["batch", given, str(self._output), "--json", "--format", format, *chosen.arguments()]
+        arguments = ["batch", given, str(self._output), "--json", "--format", format, *to_arguments(request)]
         # The command goes on while this folder is there. A signal would end with the launcher that PythonSlicer may
         # be, and on Windows there is none to ask with.
         self._asking = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)

@@ -19,7 +19,6 @@ import slicer
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, SegMambaError, WorkerError
 from segmamba.worker.client import Worker
 from segmamba_mrml.segment import Case
-from SegMambaSlicerLib.parameters import Choices
 
 INTERVAL_MS = 50
 # Python's other threads, which read from the worker, only run while the main thread waits or runs Python.
@@ -36,8 +35,8 @@ class SegmentationJob:
     Parameters
     ----------
     worker : Worker
-    volumeNode : vtkMRMLScalarVolumeNode
-    choices : Choices
+    case : Case
+        What to segment.
     onProgress : callable, optional
         Called with the stage's name and the fraction of it that is done.
     onDone : callable, optional
@@ -68,8 +67,7 @@ class SegmentationJob:
     def __init__(
         self,
         worker: Worker,
-        volumeNode: Any,
-        choices: Choices,
+        case: Case,
         onProgress: Callable[[str, float], None] | None,
         onDone: Callable[[SegmentationJob], None] | None,
         log: deque[str],
@@ -82,7 +80,7 @@ class SegmentationJob:
         self.error: Exception | None = None
         self._worker, self._log = worker, log
         self._onProgress, self._onDone, self._onLog = onProgress, onDone, onLog
-        self._case = Case(volumeNode, choices.request(), choices.output, choices.roi, choices.overwrite)
+        self._case = case
         self._id: str | None = None
         self._future: Future[None] | None = None
         self._steps: Generator[Any, None, None] | None = None

@@ -7,7 +7,6 @@ from typing import Any
 
 from segmamba.errors import InputError
 from segmamba_mrml.sequences import SequenceItems
-from SegMambaSlicerLib.parameters import Choices
 from SegMambaSlicerLib.segmentation_job import SegmentationJob, waitForEnd
 
 
@@ -20,10 +19,9 @@ class SequenceJob:
     Parameters
     ----------
     startItem : callable
-        Starts a `SegmentationJob`; gets the volume node of an item, the choices, and what to call at its end.
+        Starts a `SegmentationJob`; gets the volume node of an item, and what to call at its end.
     volumeNode : vtkMRMLScalarVolumeNode
         Shows the sequence's current item, which does not change.
-    choices : Choices
     onDone : callable, optional
         Called with this job, once, when it has ended in whatever way.
 
@@ -43,18 +41,15 @@ class SequenceJob:
 
     def __init__(
         self,
-        startItem: Callable[[Any, Choices, Callable[[SegmentationJob], None]], SegmentationJob],
+        startItem: Callable[[Any, Callable[[SegmentationJob], None]], SegmentationJob],
         volumeNode: Any,
-        choices: Choices,
         onDone: Callable[[SequenceJob], None] | None,
     ) -> None:
-        if choices.output is not None:
-            raise InputError("All items of a sequence go into a new sequence: choose no output segmentation.")
         self.finished = False
         self.node: Any = None
         self.report: dict[str, Any] | None = None
         self.error: Exception | None = None
-        self._startItem, self._volumeNode, self._choices, self._onDone = startItem, volumeNode, choices, onDone
+        self._startItem, self._volumeNode, self._onDone = startItem, volumeNode, onDone
         self._sequence = SequenceItems(volumeNode)
         self._last: SegmentationJob | None = None
         self._failures: list[str] = []
@@ -72,7 +67,7 @@ class SequenceJob:
         return self.node
 
     def _start(self) -> SegmentationJob:
-        return self._startItem(self._sequence.volume(self.item), self._choices, self._onItemDone)
+        return self._startItem(self._sequence.volume(self.item), self._onItemDone)
 
     def _onItemDone(self, job: SegmentationJob) -> None:
         try:

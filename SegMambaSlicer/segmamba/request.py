@@ -1,108 +1,145 @@
-"""What a user asks for. Travels to the worker as JSON."""
+"""What a user asks for. Travels to the worker as JSON.
+
+A new option is one field here: command line, console calls, JSON and the check of its value follow from it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from segmamba.errors import InputError
+from segmamba.errors import DeviceError, InputError, ModelError
+from segmamba.option_types import (
+    Choice,
+    Corner,
+    FilePath,
+    Names,
+    Number,
+    OptionType,
+    Region,
+    Switch,
+    WholeNumber,
+    convert_options,
+    declared,
+    option,
+)
 
-Corner = tuple[float, float, float]
-PATHS = ("input", "output", "report", "preview", "measurements", "checkpoint", "manifest")
+RAS_CORNERS = ("R", "A", "S", "R2", "A2", "S2")
 
 
 @dataclass(frozen=True)
 class Options:
     """How a model runs.
 
-    Attributes
-    ----------
-    device : str
-        "auto", "cpu", "cuda", "cuda:N" or "mps".
-    precision : str
-        "auto", "float32", "float16" or "bfloat16".
-    scan_backend : str
-        "auto", or the name of a backend of the selective scan.
-    overlap : float or None
-        Part of a window that its neighbour covers; None is the model's.
-    tta : bool
-        Test-time augmentation: average over the model's mirrored copies (8 times the time for three axes).
-    roi : pair of corners or None
-        Smallest and largest LPS coordinates in millimetres; nothing outside is labelled.
-    structures : tuple of str or None
-        Names or values of the structures to keep; None keeps all.
-    refine : bool
-        Refine the masks by anatomy, by the steps that the model names; one without such steps is not refined.
-    postprocess : bool
-        Apply the model's rule of what to keep (the largest column of vertebrae, say), if it has one.
-    seed : int
-        Of the random numbers; a run with the same seed gives the same labels.
+    Values may be given as JSON or a Python call has them, for example ``structures="L1,L2"`` or a list; they are
+    checked and converted.
+
+    Raises
+    ------
+    SegMambaError
+        A value is not one of its option.
     """
 
-    device: str = "auto"
-    precision: str = "auto"
-    scan_backend: str = "auto"
-    overlap: float | None = None
-    tta: bool = False
-    roi: tuple[Corner, Corner] | None = None
-    structures: tuple[str, ...] | None = None
-    refine: bool = True
-    postprocess: bool = True
-    seed: int = 0
+    structures: tuple[str, ...] | None = option(
+        Names(), "keep only these structures, by name or label value", None, metavar="A,B", title="list of structures"
+    )
+    roi: tuple[Corner, Corner] | None = option(
+        Region(),
+        "segment only the box between two corners: patient coordinates in mm as Slicer shows them (RAS)",
+        None,
+        metavar=RAS_CORNERS,
+        title="region of interest",
+    )
+    tta: bool = option(Switch(), "test-time augmentation: average over mirrored copies; slower", False)
+    overlap: float | None = option(
+        Number(0, 0.9), "overlap of neighbouring windows, 0 to 0.9 (default: the model's)", None, metavar="FRACTION"
+    )
+    refine: bool = option(Switch(), "do not refine the masks of vertebrae by their shape", True)
+    postprocess: bool = option(
+        Switch(),
+        "skip the model's post-processing: keep pieces off the spine, small pieces of bowel, small or unsure tumours",
+        True,
+    )
+    device: str = option(
+        Choice(("auto", "cpu", "cuda", "cuda:N", "mps")),
+        "run the networks on",
+        "auto",
+        metavar="NAME",
+        error=DeviceError,
+    )
+    precision: str = option(
+        Choice(("auto", "float32", "float16", "bfloat16")),
+        "precision of the networks",
+        "auto",
+        metavar="NAME",
+        error=DeviceError,
+    )
+    scan_backend: str = option(
+        Choice(("auto", "torch", "triton", "mamba_ssm")),
+        "backend of the selective scan",
+        "auto",
+        metavar="NAME",
+        error=ModelError,
+    )
+    seed: int = option(WholeNumber(63), "seed of the random numbers", 0, metavar="N")
 
     def __post_init__(self) -> None:
-        for name in ("device", "precision", "scan_backend"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"The option '{name}' is {getattr(self, name)!r}: give a name.")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"The seed is {self.seed}: choose a whole number from 0 to 2^63 - 1.")
-        if self.overlap is not None and not 0 <= self.overlap <= 0.9:
-            raise InputError(f"The overlap is {self.overlap:g}: choose a number from 0 to 0.9.")
-        if self.roi is not None and not all(low < high for low, high in zip(*self.roi, strict=True)):
-            raise InputError("The region of interest is empty: its two corners must differ along all axes.")
+        convert_options(self)
 
 
 @dataclass(frozen=True)
 class Request:
     """One volume to segment, from file to file.
 
-    Attributes
-    ----------
-    input, output : str
-        Paths of the volume and of the segmentation.
-    task, model : str or None
-        The model's id, or a task, whose default model is then taken.
-    report, preview, measurements : str or None
-        Paths of the JSON report, of the PNG preview and of the CSV table of measurements, where wanted.
-    checkpoint : str or None
-        A checkpoint to use instead of the model's own.
-    manifest : str or None
-        A manifest to use instead of the one that comes with the software; paths of bundled checkpoints start from
-        its folder.
-    overwrite : bool
-        Existing files of these names may be replaced.
-    options : Options
+    Raises
+    ------
+    SegMambaError
+        A value is not one of its option.
     """
 
-    input: str
-    output: str
-    task: str | None = None
-    model: str | None = None
-    report: str | None = None
-    preview: str | None = None
-    measurements: str | None = None
-    checkpoint: str | None = None
-    manifest: str | None = None
-    overwrite: bool = False
+    input: str = option(FilePath(), "NIfTI, NRRD or MetaImage file, or a folder with a DICOM series")
+    output: str = option(
+        FilePath(),
+        ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG)",
+        metavar="FILE",
+    )
+    task: str | None = option(OptionType(), "vertebrae or colorectal: use the default model of this task", None)
+    model: str | None = option(OptionType(), "use this model: see 'segmamba models'", None, metavar="ID")
+    report: str | None = option(FilePath(), "write what was found, and how, as JSON", None, metavar="FILE")
+    preview: str | None = option(FilePath(), "write a picture of three planes as PNG", None, metavar="FILE")
+    measurements: str | None = option(
+        FilePath(), "write volume, heights, density and angles of each vertebra as CSV", None, metavar="FILE"
+    )
+    checkpoint: str | None = option(FilePath(), "weights to use instead of the model's own", None, metavar="FILE")
+    # The paths of its bundled checkpoints start from its folder.
+    manifest: str | None = option(FilePath(), "a manifest of your own", None, metavar="FILE")
+    overwrite: bool = option(Switch(), "replace existing results", False)
     options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        convert_options(self)
+
+    @classmethod
+    def of(cls, input: str = "", output: str = "", **values: Any) -> Request:
+        """Return a request from its fields and those of its options, all by name.
+
+        Raises
+        ------
+        TypeError
+            There is no such field.
+        SegMambaError
+            A value is not one of its option.
+        """
+        options = {name: values.pop(name) for name in declared(Options) if name in values}
+        return cls(input, output, **values, options=Options(**options))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request for JSON, with absolute paths: the worker may run in another folder."""
         content = asdict(self)
-        for name in PATHS:
-            if content[name] is not None:
+        for name, (_field, declaration) in declared(self).items():
+            if isinstance(declaration.kind, FilePath) and content[name]:
                 content[name] = str(Path(content[name]).absolute())
         return content
 
@@ -112,25 +149,29 @@ class Request:
 
         Raises
         ------
-        InputError
-            Something is missing, unknown or out of range.
+        SegMambaError
+            A field is missing or unknown, or a value is not one of its option.
         """
-        try:
-            options = dict(content.get("options", {}))
-            if options.get("roi") is not None:
-                low, high = (_corner(corner) for corner in options["roi"])
-                options["roi"] = (low, high)
-            if options.get("structures") is not None:
-                options["structures"] = tuple(str(name) for name in options["structures"])
-            wrong = [name for name in PATHS if not isinstance(content.get(name), (str, type(None)))]
-            if wrong:
-                raise TypeError(f"{', '.join(wrong)} must be text")
-            return cls(**{**content, "options": Options(**options)})
-        except (TypeError, ValueError, AttributeError) as error:
-            known = ", ".join(item.name for item in fields(cls))
-            raise InputError(f"The request is not one ({error}): it has the fields {known}.") from error
+        _check_names(cls, content)
+        options = content.get("options", {})
+        _check_names(Options, options)
+        return cls(**{**content, "options": Options(**options)})
 
 
-def _corner(values: Any) -> Corner:
-    x, y, z = (float(value) for value in values)
-    return x, y, z
+# What differs from volume to volume, and what is the same for many.
+FILES = ("input", "output", "report", "preview", "measurements")
+SETTINGS = tuple(name for name in (*declared(Request), *declared(Options)) if name not in FILES)
+
+
+def _check_names(owner: Any, content: Any) -> None:
+    """Raise an error unless a mapping has all fields that a dataclass needs and no others."""
+    if not isinstance(content, Mapping):
+        raise InputError(f"The request holds {content!r} where fields belong: give a JSON object.")
+    known = ", ".join(each.name for each in fields(owner))
+    unknown = [str(name) for name in content if name not in {each.name for each in fields(owner)}]
+    if unknown:
+        raise InputError(f"The request has the unknown field '{unknown[0]}': choose from {known}.")
+    optional = (each.name for each in fields(owner) if each.default is MISSING and each.default_factory is MISSING)
+    missing = [name for name in optional if name not in content]
+    if missing:
+        raise InputError(f"The request has no '{missing[0]}': it has the fields {known}.")

@@ -17,7 +17,7 @@ from typing import Any
 from segmamba.errors import InputError, OutputError
 from segmamba.inference.file_to_file import requested_model
 from segmamba.io.volume import Volume
-from segmamba.request import Options, Request
+from segmamba.request import Request
 from segmamba.worker.client import Worker
 from segmamba_mrml.application import worker_python
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, write_report
@@ -36,13 +36,10 @@ class Case:
     volume_node : vtkMRMLScalarVolumeNode
         CT or MR volume, also under a linear transform.
     request : Request
-        Task or model and options. Its paths are not used.
+        Task or model and options. Its paths are not used; ``overwrite`` removes what the output node holds, once the
+        new segments are there.
     output_node : vtkMRMLSegmentationNode, optional
         Node to add the segments to. By default a new one.
-    roi_node : vtkMRMLMarkupsROINode, optional
-        Region to segment; by default the whole volume.
-    replace_segments : bool
-        Remove what the output node holds once the new segments are there; by default it is kept.
 
     Attributes
     ----------
@@ -55,22 +52,13 @@ class Case:
         The node, the model or the region does not suit; nothing was changed.
     """
 
-    def __init__(
-        self,
-        volume_node: Any,
-        request: Request,
-        output_node: Any = None,
-        roi_node: Any = None,
-        replace_segments: bool = False,
-    ) -> None:
+    def __init__(self, volume_node: Any, request: Request, output_node: Any = None) -> None:
         check_volume(volume_node)
         if output_node is not None:
             check_segmentation(output_node, volume_node)
         self._volume_node = volume_node
         self._output_node = output_node
-        self._replace = replace_segments
         self._model = requested_model(request)
-        options = replace(request.options, roi=roi_box(roi_node)) if roi_node else request.options
         # Held until `close`, so that the voxels do not go while another thread writes them.
         self._volume: Volume | None = volume_of(volume_node)
         self._box: LabelBox | None = None
@@ -84,7 +72,7 @@ class Case:
             ) from error
         folder = Path(self._folder.name)
         files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
-        self.request = replace(request, input=files[0], output=files[1], options=options)
+        self.request = replace(request, input=files[0], output=files[1])
 
     def named(self, sentence: str) -> str:
         """Return a sentence of the engine's with the volume's name for the file that was made of it."""
@@ -158,7 +146,7 @@ class Case:
                 self._check_still_there(self._volume_node, node)
                 # A person may have added one of their own meanwhile.
                 known = set(segment_ids(node))
-        if self._replace:
+        if self.request.overwrite:
             for identifier in before:
                 node.GetSegmentation().RemoveSegment(identifier)
         rows = [
@@ -182,14 +170,12 @@ class Case:
 
 def segment_volume_node(
     volume_node: Any,
-    task: str,
-    model: str | None = None,
+    task: str | None = None,
     output_node: Any = None,
     roi_node: Any = None,
-    device: str = "auto",
-    manifest: Path | None = None,
     progress: Callable[[str, float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    **options: Any,
 ) -> Any:
     """Segment a volume of the scene in a worker process and add the result to the scene.
 
@@ -197,22 +183,18 @@ def segment_volume_node(
     ----------
     volume_node : vtkMRMLScalarVolumeNode
         CT or MR volume, also under a linear transform.
-    task : str
-        "vertebrae" or "colorectal".
-    model : str, optional
-        ID of a model of that task; by default the task's first one.
+    task : str, optional
+        "vertebrae" or "colorectal"; not needed with the option ``model``.
     output_node : vtkMRMLSegmentationNode, optional
         Node to add the segments to; what it holds is kept. By default a new one.
     roi_node : vtkMRMLMarkupsROINode, optional
         Region to segment; by default the whole volume.
-    device : str
-        "auto", "cpu", "cuda" or "mps".
-    manifest : Path, optional
-        A manifest of the user's own; by default the one that comes with the software.
     progress : callable, optional
         Called with the stage's name and the fraction done (0 to 1).
     cancelled : callable, optional
         Called several times a second; the job stops when it returns True.
+    **options
+        Those of `segmamba.request`, for example ``model="spinemamba"``, ``device="cpu"``.
 
     Returns
     -------
@@ -224,15 +206,9 @@ def segment_volume_node(
     SegMambaError
         One of its kinds, with a sentence that says what to do. The scene is then as it was.
     """
-    request = Request(
-        input="",
-        output="",
-        task=task,
-        model=model,
-        manifest=str(manifest) if manifest else None,
-        options=Options(device=device),
-    )
-    case = Case(volume_node, request, output_node, roi_node)
+    if roi_node is not None:
+        options["roi"] = roi_box(roi_node)
+    case = Case(volume_node, Request.of(task=task, **options), output_node)
     try:
         case.export()
         with Worker(python=worker_python()) as worker:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import fields
 
 import numpy as np
 import pytest
 import slicer
+from helpers.option_values import sample_value
 
-from segmamba.cli.main import _parser
 from segmamba.errors import Cancelled, InputError, ModelError, WorkerError
+from segmamba.request import SETTINGS, Request
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
 
@@ -34,7 +33,7 @@ def test_choices_reach_the_engine(logic, a_ct, a_quick_model):
         structures="L1 vertebra, 22",
         overlap=0.25,
         tta=True,
-        noRefine=True,
+        refine=False,
         device="cpu",
         seed=3,
     )
@@ -49,20 +48,20 @@ def test_choices_reach_the_engine(logic, a_ct, a_quick_model):
     )
 
 
-def test_names_of_the_choices_are_those_of_the_command_line(the_module):
-    from SegMambaSlicerLib.parameters import Choices
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "roi"])
+def test_each_option_is_a_parameter_of_the_console_calls(the_module, name):
+    from SegMambaSlicerLib.parameters import requestOf
 
-    commands = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    for command in ("segment", "batch"):
-        known = {camel_case(action.dest): action for action in commands.choices[command]._actions}
-        assert {field.name for field in fields(Choices)} <= set(known)
-        for field in fields(Choices):
-            assert field.default in (known[field.name].default, None), field.name
-
-
-def camel_case(name):
     first, *others = name.split("_")
-    return first + "".join(other.capitalize() for other in others)
+    parameter = first + "".join(other.capitalize() for other in others)
+    assert requestOf(**{parameter: sample_value(name)}) == Request.of(**{name: sample_value(name)}) != Request.of()
+
+
+def test_a_parameter_that_does_not_exist_is_answered_with_those_that_do(the_module):
+    from SegMambaSlicerLib.parameters import requestOf
+
+    with pytest.raises(TypeError, match="'noRefine': choose from task, model, .*scanBackend"):
+        requestOf(noRefine=True)
 
 
 def test_asynchronous_job_tells_its_end_once(logic, a_ct, a_quick_model, wait_until):

@@ -15,7 +15,7 @@ from helpers.own_time import own_time
 
 from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, TABLE, WORKING
 from segmamba.cli.main import _parser
-from segmamba.cli.options import model_request
+from segmamba.cli.options import read_request, to_arguments
 from segmamba.errors import Cancelled, InputError, InstallationError, ModelError, WorkerError
 from segmamba.io.read import read_volume
 from segmamba_mrml.volumes import roi_box
@@ -195,20 +195,8 @@ def test_missing_packages_are_named_before_anything_starts(logic, a_folder, tmp_
     assert processes() == [] and not (tmp_path / "out").exists()
 
 
-def test_choices_are_the_same_on_the_command_line(the_module, a_roi):
-    from SegMambaSlicerLib.parameters import Choices
+def test_the_command_gets_the_region_as_the_roi_node_has_it(the_module, a_roi):
+    from SegMambaSlicerLib.parameters import requestOf
 
-    for chosen in (
-        Choices(task="vertebrae"),
-        Choices(task="vertebrae", manifest=Path("a b.json"), checkpoint="-x.pt", model="m", overwrite=True),
-        Choices(structures=["L1 vertebra", 21], overlap=0.0, tta=True, noRefine=True, noPostprocess=True),
-        Choices(structures="L1 vertebra, 21", device="cuda:1", precision="float32", scanBackend="torch", seed=7),
-        Choices(structures=[]),
-    ):
-        options = _parser().parse_args(["batch", "in", "out", *chosen.arguments()])
-        assert model_request(options, input="", output="", overwrite=options.overwrite) == chosen.request()
-    options = _parser().parse_args(["batch", "in", "out", *Choices(roi=a_roi).arguments()])
-    roi = model_request(options, input="", output="").options.roi
-    assert [value for corner in roi for value in corner] == pytest.approx(
-        [value for corner in roi_box(a_roi) for value in corner], abs=1e-6
-    )
+    arguments = ["batch", "in", "out", *to_arguments(requestOf(task="vertebrae", roi=a_roi))]
+    assert read_request(_parser().parse_args(arguments), output="").options.roi == roi_box(a_roi)

@@ -134,7 +134,7 @@ def test_roi_and_choices_reach_the_worker(a_volume_node, a_slicer_scene, a_fake_
     roi = a_slicer_scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
     roi.SetCenter(1, 2, 3)
     roi.SetSize(10, 20, 30)
-    segment_volume_node(a_volume_node, "vertebrae", "spinemamba", roi_node=roi, device="cpu")
+    segment_volume_node(a_volume_node, "vertebrae", model="spinemamba", roi_node=roi, device="cpu")
     (request,) = a_fake_worker.requests
     assert (request.task, request.model, request.options.device) == ("vertebrae", "spinemamba", "cpu")
     assert np.ravel(request.options.roi) == pytest.approx([-6, -12, -12, 4, 8, 18])
@@ -167,7 +167,7 @@ def test_volume_removed_meanwhile_ends_in_a_sentence(a_volume_node, a_fake_worke
 )
 def test_unknown_or_unfitting_model_is_refused_before_any_work(a_volume_node, a_fake_worker, task, model):
     with pytest.raises(ModelError):
-        segment_volume_node(a_volume_node, task, model)
+        segment_volume_node(a_volume_node, task, model=model)
     assert a_fake_worker.requests == []
 
 
@@ -203,9 +203,8 @@ def test_real_worker_gives_the_node_what_it_gives_a_file(a_slicer_scene, oblique
 
 def test_segments_of_an_output_are_replaced_only_if_that_was_chosen(a_volume_node, a_fake_worker):
     first = segment_volume_node(a_volume_node, "vertebrae")
-    request = Request("", "", task="vertebrae")
     for chosen, count in ((False, 2), (True, 1)):
-        case = Case(a_volume_node, request, first, replace_segments=chosen)
+        case = Case(a_volume_node, Request.of(task="vertebrae", overwrite=chosen), first)
         case.export()
         report = FakeWorker(None).run(case.request, None, None)
         case.finish({**report, "segments": [{"value": 20, "name": "L1 vertebra"}]})
@@ -232,7 +231,7 @@ def test_import_that_is_broken_off_leaves_the_scene_as_it_was(
 ):
     existing = segment_volume_node(a_volume_node, "vertebrae")
     nodes, segments = a_slicer_scene.GetNumberOfNodes(), segment_ids(existing)
-    case = Case(a_volume_node, Request("", "", task="vertebrae"), existing if into_existing else None, None, True)
+    case = Case(a_volume_node, Request.of(task="vertebrae", overwrite=True), existing if into_existing else None)
     case.export()
     report = FakeWorker(None).run(case.request, None, None)
     case.read()
@@ -280,7 +279,7 @@ def test_empty_output_is_as_it_was_after_an_import_that_is_broken_off(
 def test_report_of_a_run_whose_segments_are_kept_is_kept(a_volume_node, a_fake_worker):
     node = None
     for number, (kept, expected) in enumerate([(True, [0]), (True, [1, 0]), (True, [2, 1, 0]), (False, [3])]):
-        case = Case(a_volume_node, Request("", "", task="vertebrae"), node, replace_segments=not kept)
+        case = Case(a_volume_node, Request.of(task="vertebrae", overwrite=not kept), node)
         case.export()
         FakeWorker(None).run(case.request, None, None)
         node = case.finish({"run": number, "segments": [{"value": 20, "name": "L1 vertebra"}]})
@@ -297,7 +296,7 @@ def test_report_of_a_run_that_found_nothing_is_the_last_one_and_stays(a_volume_n
     found = segment_ids(node)
     monkeypatch.setitem(globals(), "BRIGHT", 10**6)
     for replaced in (False, True):
-        case = Case(a_volume_node, Request("", "", task="vertebrae"), node, replace_segments=replaced)
+        case = Case(a_volume_node, Request.of(task="vertebrae", overwrite=replaced), node)
         case.export()
         FakeWorker(None).run(case.request, None, None)
         case.finish({"run": replaced, "segments": []})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,10 +127,8 @@ class ForecastSection:
     def _forecast(self) -> Forecast:
         volumeNode, roiNode = self.parameters.inputVolume, self.parameters.roi
         volume = coarse_volume(volumeNode)
-        overlap, tta = QUALITIES[self._ui.qualityComboBox.currentData]
-        options = Options(overlap=overlap, tta=tta)
-        if roiNode is not None:
-            options = replace(options, roi=roi_box(roiNode))
+        roi = roi_box(roiNode) if roiNode is not None else None
+        options = Options(roi=roi, **QUALITIES[self._ui.qualityComboBox.currentData])
         voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))
         return forecast(volume, self.models.model, options, voxels)
 

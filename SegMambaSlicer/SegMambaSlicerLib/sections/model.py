@@ -16,12 +16,8 @@ from segmamba.models.store import checkpoint_location, configured
 from SegMambaSlicerLib.messages import missingCheckpoint, modelDetails, modelSummary, taskTitle
 from SegMambaSlicerLib.model_status import look
 
-# Overlap of the windows (None is the model's own) and test-time augmentation.
-QUALITIES: dict[str, tuple[float | None, bool]] = {
-    "fast": (0.25, False),
-    "standard": (None, False),
-    "tta": (None, True),
-}
+# The options of each quality.
+QUALITIES: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "standard": {}, "tta": {"tta": True}}
 KEEP_TIPS = {
     "largest_column": _("Drop what is not connected to the largest column of vertebrae and is no piece of it."),
     "bowel": _(

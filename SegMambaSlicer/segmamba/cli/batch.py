@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.cli.interrupt import stop_signal
-from segmamba.cli.options import add_model_options, model_request
+from segmamba.cli.options import add_options, read_request
 from segmamba.errors import InputError
 from segmamba.reporting.disclaimer import NOTICE
+from segmamba.request import SETTINGS
 
 # Exit status of a run that went through, but not for every case.
 SOME_FAILED = 9
@@ -30,8 +31,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("inputs", metavar="IN", nargs="+", help=text)
     parser.add_argument("output", metavar="OUT", type=Path, help="folder of the results")
     parser.add_argument("--format", default="seg.nrrd", help="of the segmentations: seg.nrrd (default), nii.gz or dcm")
-    add_model_options(parser)
-    parser.add_argument("--overwrite", action="store_true", help="segment what is done already, too")
+    add_options(parser, SETTINGS)
     parser.add_argument("--scheduler", default="local", help="local (default), or a Dask scheduler's address or file")
     parser.add_argument("--workers", type=int, metavar="N", help="of a local run; default one a GPU, or one without")
     parser.add_argument(
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         progress = run_batch(
             options.inputs,
             options.output,
-            model_request(options, input="", output="", overwrite=options.overwrite),
+            read_request(options, input="", output=""),
             options.format,
             options.scheduler,
             options.workers,

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segmamba.cli.options import add_options, read_options, read_request
 from segmamba.errors import InputError, OutputError
 from segmamba.evaluation.names import BODIES, CASES, IDS, OWN_IDS, PLAIN, RESAMPLES, VARIANTS, WHOLE
 from segmamba.models.manifest import VERTEBRAE_TASK, Model
-from segmamba.request import Options, Request
+from segmamba.request import SETTINGS, Request
 
 if TYPE_CHECKING:
     from segmamba.evaluation.run import Predictor
@@ -31,22 +32,14 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help=text, description=DESCRIPTION)
     parser.set_defaults(run=_run)
     parser.add_argument("pairs", metavar="PAIRS", type=Path, nargs="*", help="folders of images and references")
-    parser.add_argument("--task", help="vertebrae or colorectal: the task's default model is taken")
-    parser.add_argument("--model", metavar="ID", help="a model, see 'segmamba models'")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights to use instead of the model's own")
-    parser.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
-    parser.add_argument("--no-refine", action="store_true", help="measure masks that are not refined")
-    parser.add_argument("--no-postprocess", action="store_true", help="measure also what is not part of the column")
+    add_options(parser, (name for name in SETTINGS if name not in ("structures", "roi")))
     parser.add_argument("--predictions", metavar="FOLDER", type=Path, help="measure the label maps NAME.nii.gz in it")
     parser.add_argument("--bodies", action="store_true", help="compare with NAME_bodies.nii.gz: vertebral bodies only")
     ids = f"numbering of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one a folder"
     parser.add_argument("--reference-ids", metavar="IDS", default=OWN_IDS, help=ids)
     parser.add_argument("--variants", metavar="A,B", help=f"versions to measure too: {', '.join(VARIANTS)}")
     parser.add_argument("--resample", choices=RESAMPLES, default=CASES, help=f"for intervals (default {CASES})")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and of the bootstrap (default 0)")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, help="gets the results; required with PAIRS")
-    parser.add_argument("--overwrite", action="store_true", help="replace the evaluation in that folder")
     text = "print the differences B minus A of two evaluations"
     parser.add_argument("--compare", metavar=("A.json", "B.json"), type=Path, nargs=2, help=text)
 
@@ -55,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.compare and options.pairs:
         raise InputError("PAIRS and --compare are given: measure first, then compare the two results.")
     if options.compare:
-        return _compare(options.compare[0], options.compare[1], options.resample, options.seed)
+        return _compare(options.compare[0], options.compare[1], options.resample, read_options(options).seed)
     if not options.pairs or options.output is None:
         raise InputError("PAIRS or --output is missing: give the folder of the pairs, and one for the results.")
     return _evaluate(options)
@@ -63,20 +56,19 @@ def _run(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from segmamba.evaluation.cases import find_cases
-    from segmamba.evaluation.run import evaluate_case, evaluation
+    from segmamba.evaluation.run import evaluate_case, evaluation, read_predictions
     from segmamba.evaluation.scores import Rules
     from segmamba.inference.file_to_file import requested_model
 
     kinds = _kinds(options)
-    model = requested_model(
-        Request(input="", output="", task=options.task, model=options.model, manifest=options.manifest)
-    )
+    request = read_request(options, input="", output="")
+    model, seed = requested_model(request), request.options.seed
     kind = PLAIN if model.task != VERTEBRAE_TASK else BODIES if options.bodies else WHOLE
     rules = Rules(kind, {label.value: label.name for label in model.labels})
     structure = "bodies" if options.bodies else model.task
     cases = find_cases(options.pairs, structure, options.reference_ids.split(","))
-    folder = _prepared(options.output, options.overwrite)
-    predict = _predictor(options, model)
+    folder = _prepared(options.output, request.overwrite)
+    predict = read_predictions(options.predictions) if options.predictions else _run_model(model, request)
     subject: dict[str, Any] = {}
     if options.predictions:
         subject = {"id": str(options.predictions)}
@@ -84,27 +76,23 @@ def _evaluate(options: argparse.Namespace) -> int:
         model = replace(model, title=f"Label maps of {options.predictions}", version="unknown")
     results: list[dict[str, Any]] = []
     for number, case in enumerate(cases, start=1):
-        for result in evaluate_case(case, kinds, predict, model, rules, folder / PICTURES, options.seed):
+        for result in evaluate_case(case, kinds, predict, model, rules, folder / PICTURES, seed):
             subject = subject or result["model"]
             result.pop("model", None)
             results.append(result)
             print(f"{number}/{len(cases)} {_line(result)}", flush=True)
         # After each case, so that a run that is broken off has measured something.
-        _write(evaluation(results, rules, subject, options.resample, options.seed), folder)
+        _write(evaluation(results, rules, subject, options.resample, seed), folder)
     print(f"Written: {folder / REPORT}, {folder / TABLE}, {folder / PICTURES}")
     return 0
 
 
-def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
-    from segmamba.evaluation.run import read_predictions, run_model
+def _run_model(model: Model, request: Request) -> Predictor:
+    from segmamba.evaluation.run import run_model
 
-    if options.predictions:
-        return read_predictions(options.predictions)
-    root = Path(options.manifest).parent if options.manifest else None
-    settings = Options(
-        device=options.device, refine=not options.no_refine, postprocess=not options.no_postprocess, seed=options.seed
-    )
-    return run_model(model, settings, options.checkpoint, root)
+    checkpoint = Path(request.checkpoint) if request.checkpoint else None
+    root = Path(request.manifest).parent if request.manifest else None
+    return run_model(model, request.options, checkpoint, root)
 
 
 def _kinds(options: argparse.Namespace) -> list[str]:

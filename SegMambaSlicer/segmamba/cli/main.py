@@ -15,7 +15,7 @@ from segmamba.cli import batch as cli_batch
 from segmamba.cli import evaluate as cli_evaluate
 from segmamba.cli import models as cli_models
 from segmamba.cli.interrupt import stop_signal
-from segmamba.cli.options import add_model_options, model_request
+from segmamba.cli.options import add_options, help_of, read_options, read_request
 from segmamba.cli.progress import ProgressBar
 from segmamba.errors import (
     Cancelled,
@@ -29,6 +29,7 @@ from segmamba.errors import (
     package_problem,
 )
 from segmamba.reporting.disclaimer import NOTICE
+from segmamba.request import SETTINGS
 from segmamba.worker.client import Worker
 
 DEBUG_VARIABLE = "SEGMAMBA_DEBUG"
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_models.add_commands(commands)
     cli_evaluate.add_command(commands)
     doctor = commands.add_parser("doctor", help="check this installation and say what to do")
-    doctor.add_argument("--device", default="auto", help="device to check: auto, cpu, cuda, cuda:N, mps")
+    add_options(doctor, ("device",))
     doctor.set_defaults(run=_doctor)
     train = commands.add_parser("train", help="train a network as a configuration file says")
     train.add_argument("config", metavar="CONFIG", type=Path, help="the configuration, a JSON file")
@@ -111,29 +112,15 @@ def _add_segment(commands: Any) -> None:
         "segment", help="segment a volume", description="Segment a volume. The result lies on the volume's own grid."
     )
     parser.set_defaults(run=_segment)
-    parser.add_argument("input", metavar="INPUT", help="NIfTI, NRRD or MetaImage file, or a folder with a DICOM series")
-    text = ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG)"
-    parser.add_argument("--output", "-o", required=True, metavar="FILE", help=text)
-    parser.add_argument("--report", metavar="FILE", help="write what was found and how as JSON")
-    parser.add_argument("--preview", metavar="FILE", help="write a picture of three planes as PNG")
-    text = "write volume, heights, density and angles of each vertebra as CSV"
-    parser.add_argument("--measurements", metavar="FILE", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    add_model_options(parser)
+    parser.add_argument("input", metavar="INPUT", help=help_of("input"))
+    parser.add_argument("--output", "-o", required=True, metavar="FILE", help=help_of("output"))
+    add_options(parser, ("report", "preview", "measurements", *SETTINGS))
     parser.add_argument("--in-process", action="store_true", help="run without a worker process, for debugging")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 
 
 def _segment(options: argparse.Namespace) -> int:
-    request = model_request(
-        options,
-        input=options.input,
-        output=options.output,
-        report=options.report,
-        preview=options.preview,
-        measurements=options.measurements,
-        overwrite=options.overwrite,
-    )
+    request = read_request(options)
     with ProgressBar(sys.stderr, shown=not options.quiet) as bar, stop_signal() as stopped:
         if options.in_process:
             # The heavy packages are imported where they are used, so that 'segmamba doctor' works without them.
@@ -168,7 +155,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from segmamba.cli.doctor import FAIL, examine
 
     failed = False
-    for finding in examine(options.device):
+    for finding in examine(read_options(options).device):
         print(finding)
         failed = failed or finding.state == FAIL
     return InstallationError.exit_code if failed else 0

@@ -1,4 +1,4 @@
-"""What can be chosen for a batch: all that can be for one volume, doing things again, and who may stop it."""
+"""A batch does things again where it is asked to, and stops when it is told to."""
 
 from __future__ import annotations
 
@@ -13,22 +13,8 @@ from pyarrow import parquet
 from segmamba.batch import engine
 from segmamba.batch.layout import PARQUET
 from segmamba.cli import main as cli
-from segmamba.cli.options import model_request
 from segmamba.errors import Cancelled, WorkerError
 from segmamba.request import Request
-
-CHOICES = {
-    "structures": (["--structures", "L1 vertebra, 21"], ("L1 vertebra", "21")),
-    "roi": (["--roi", "1", "2", "3", "-4", "5", "6.5"], ((-1.0, -5.0, 3.0), (4.0, -2.0, 6.5))),
-    "tta": (["--tta"], True),
-    "overlap": (["--overlap", "0.25"], 0.25),
-    "refine": (["--no-refine"], False),
-    "postprocess": (["--no-postprocess"], False),
-    "device": (["--device", "cpu"], "cpu"),
-    "precision": (["--precision", "float32"], "float32"),
-    "scan_backend": (["--scan-backend", "torch"], "torch"),
-    "seed": (["--seed", "3"], 3),
-}
 
 
 @pytest.fixture
@@ -42,14 +28,6 @@ def call(tmp_path: Path) -> list[str]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return parquet.read_table(folder / PARQUET).to_pylist()
-
-
-@pytest.mark.parametrize("name", CHOICES)
-def test_what_can_be_chosen_for_one_volume_can_be_for_many(name: str) -> None:
-    words, value = CHOICES[name]
-    for command in (["segment", "in", "--output", "out"], ["batch", "in", "out"]):
-        options = model_request(cli._parser().parse_args([*command, *words]), input="", output="").options
-        assert getattr(options, name) == value
 
 
 def test_what_is_done_is_done_again_where_that_is_asked_for(

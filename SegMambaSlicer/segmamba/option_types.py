@@ -1,0 +1,240 @@
+"""What an option takes: how its value is checked, and how it is written on a command line.
+
+A class declares its options once, as dataclass fields made with `option`. The command line (`segmamba.cli.options`),
+the console calls of the module, the JSON that the worker gets and the checks of the values all follow from that.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from segmamba.errors import InputError, SegMambaError
+
+Corner = tuple[float, float, float]
+KEY = "option"
+
+
+class OptionType:
+    """The type of an option's values; by default any text.
+
+    Attributes
+    ----------
+    words : int or None
+        How many words a value is on the command line; None for one.
+    word : callable
+        What makes a value of each word.
+    """
+
+    words: ClassVar[int | None] = None
+    word: ClassVar[Any] = str
+
+    def convert(self, value: Any) -> Any:
+        """Return a value as its field holds it; TypeError or ValueError if it is not one."""
+        if not isinstance(value, str):
+            raise TypeError("not a text")
+        return value
+
+    def from_words(self, words: Any) -> Any:
+        """Return the value that a word, or a list of them, stands for."""
+        return words
+
+    def to_words(self, value: Any) -> list[str]:
+        """Return the words for a value; the inverse of `from_words` and `convert`."""
+        return [str(value)]
+
+    def values(self) -> str:
+        """Return in words which values there are; empty for any."""
+        return ""
+
+    def problem(self, title: str, value: Any) -> str:
+        """Return the sentence about a value that `convert` refuses."""
+        return f"The {title} is {value!r}: give {self.values() or 'a name'}."
+
+
+@dataclass(frozen=True)
+class Choice(OptionType):
+    """One of some names; an N in a name stands for a number."""
+
+    names: tuple[str, ...]
+
+    def convert(self, value: Any) -> str:
+        patterns = (re.escape(name).replace("N", r"\d+") for name in self.names)
+        if not any(re.fullmatch(pattern, value) for pattern in patterns):
+            raise ValueError("not a choice")
+        return str(value)
+
+    def values(self) -> str:
+        return f"{', '.join(self.names[:-1])} or {self.names[-1]}"
+
+    def problem(self, title: str, value: Any) -> str:
+        return f"There is no {title} {value!r}: choose {self.values()}."
+
+
+@dataclass(frozen=True)
+class Number(OptionType):
+    """A number from ``low`` to ``high``."""
+
+    low: float
+    high: float
+    word: ClassVar[Any] = float
+
+    def convert(self, value: Any) -> float:
+        if isinstance(value, bool):
+            raise TypeError("not a number")
+        number = float(value)
+        if not self.low <= number <= self.high:
+            raise ValueError("out of range")
+        return number
+
+    def values(self) -> str:
+        return f"a number from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class WholeNumber(OptionType):
+    """A whole number of at least 0 and below 2^``bits``."""
+
+    bits: int
+    word: ClassVar[Any] = int
+
+    def convert(self, value: Any) -> int:
+        number = operator.index(value)
+        if isinstance(value, bool) or not 0 <= number < 2**self.bits:
+            raise ValueError("out of range")
+        return number
+
+    def values(self) -> str:
+        return f"a whole number from 0 to 2^{self.bits} - 1"
+
+
+class Switch(OptionType):
+    """On or off. On the command line, naming it gives the opposite of its default."""
+
+    def convert(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError("not a switch")
+        return value
+
+    def values(self) -> str:
+        return "True or False"
+
+
+class FilePath(OptionType):
+    """A path, as text or as a ``Path``."""
+
+    def convert(self, value: Any) -> str:
+        path = os.fspath(value)
+        if not isinstance(path, str):
+            raise TypeError("bytes")
+        return path
+
+    def values(self) -> str:
+        return "a path"
+
+
+class Names(OptionType):
+    """Some names, as a sequence or as a text with commas; of no name there is None."""
+
+    def convert(self, value: Any) -> tuple[str, ...] | None:
+        parts: Iterable[Any] = [value] if isinstance(value, str) else value
+        names = (name.strip() for part in parts for name in str(part).split(","))
+        return tuple(name for name in names if name) or None
+
+    def to_words(self, value: Sequence[str]) -> list[str]:
+        return [",".join(value)]
+
+    def values(self) -> str:
+        return "names, separated by commas"
+
+
+class Region(OptionType):
+    """A box with edges along the patient's axes: its smallest and its largest LPS coordinates, in mm.
+
+    On the command line, the RAS coordinates of any two opposite corners, as Slicer shows them.
+    """
+
+    words: ClassVar[int | None] = 6
+    word: ClassVar[Any] = float
+
+    def convert(self, value: Any) -> tuple[Corner, Corner]:
+        low, high = (_corner(corner) for corner in value)
+        if not all(first < second for first, second in zip(low, high, strict=True)):
+            raise ValueError("empty")
+        return low, high
+
+    def from_words(self, words: Sequence[float]) -> tuple[Corner, Corner]:
+        pairs = zip((-1, -1, 1), words[:3], words[3:], strict=True)
+        x, y, z = (sorted((sign * first, sign * second)) for sign, first, second in pairs)
+        return (x[0], y[0], z[0]), (x[1], y[1], z[1])
+
+    def to_words(self, value: tuple[Corner, Corner]) -> list[str]:
+        # No exponents: argparse takes what begins with a dash and is not a plain number for an option.
+        return [f"{Decimal(repr(number)):f}" for x, y, z in value for number in (-x, -y, z)]
+
+    def values(self) -> str:
+        return "two corners that differ along all axes"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is said of an option.
+
+    Attributes
+    ----------
+    kind : OptionType
+    help : str
+        For the command line; of a `Switch`, what naming it does.
+    metavar : str, tuple of str or None
+        Stands for the value in the command line's help.
+    title : str
+        What errors call it; by default its name.
+    error : type of SegMambaError
+        Of the error for a wrong value.
+    """
+
+    kind: OptionType
+    help: str
+    metavar: str | tuple[str, ...] | None = None
+    title: str = ""
+    error: type[SegMambaError] = InputError
+
+
+def option(kind: OptionType, help: str, default: Any = MISSING, **more: Any) -> Any:
+    """Return a dataclass field that is an option; ``more`` as for `Declaration`. A default of None allows None."""
+    return field(default=default, metadata={KEY: Declaration(kind, help, **more)})
+
+
+def declared(owner: Any) -> dict[str, tuple[Field[Any], Declaration]]:
+    """Return the options of a dataclass or an instance of one, by name."""
+    return {each.name: (each, each.metadata[KEY]) for each in fields(owner) if KEY in each.metadata}
+
+
+def convert_options(owner: Any) -> None:
+    """Check all options of a new instance, and keep them as their types have them; for ``__post_init__``.
+
+    Raises
+    ------
+    SegMambaError
+        Of the kind that the option declares.
+    """
+    for name, (each, declaration) in declared(owner).items():
+        value = getattr(owner, name)
+        if value is None and each.default is None:
+            continue
+        try:
+            # The class may be frozen.
+            object.__setattr__(owner, name, declaration.kind.convert(value))
+        except (TypeError, ValueError) as error:
+            title = declaration.title or name.replace("_", " ")
+            raise declaration.error(declaration.kind.problem(title, value)) from error
+
+
+def _corner(values: Any) -> Corner:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
