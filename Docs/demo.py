@@ -65,7 +65,7 @@ def main(folder: Path) -> int:
     """Run the demo and return an exit status."""
     image, mask = fetch(folder / "input")
     output = folder / "chest_ct.seg.nrrd"
-    command = [sys.executable, "-m", "segmamba.cli", "segment", str(image), "--task", "vertebrae", "--overwrite"]
+    command = [sys.executable, "-m", "segmamba", "segment", str(image), "--task", "vertebrae", "--overwrite"]
     command += ["--output", str(output), "--report", str(folder / "report.json")]
     status = subprocess.run([*command, "--preview", str(folder / "preview.png")]).returncode
     if status:

@@ -110,10 +110,10 @@ def overhead(source: Path, folder: Path) -> dict[str, float]:
     """Run the default model on a folder with one local worker; return the engine's seconds and all seconds."""
     from helpers import many_cases
 
-    from segmamba.cli import main as cli
+    from segmamba.cli.main import main as segmamba
 
     started = time.perf_counter()
-    cli.main(["batch", str(source), str(folder / "out"), "--task", "vertebrae", "--workers", "1", "--quiet"])
+    segmamba(["batch", str(source), str(folder / "out"), "--task", "vertebrae", "--workers", "1", "--quiet"])
     wall = time.perf_counter() - started
     done = [row for row in many_cases.rows(folder / "out") if row["status"] == "done"]
     engine = sum(row["timings_s"]["total"] for row in done)
@@ -137,24 +137,25 @@ def memory(folder: Path) -> dict[str, object]:
     from helpers import tiny
     from helpers.quick_engine import QuickEngine, write_inputs
 
-    from segmamba.batch import engine, show
-    from segmamba.cli import main as cli
+    from segmamba.batch import engine
+    from segmamba.cli.main import main as segmamba
+    from segmamba.cli.progress import CaseProgress
 
     manifest = tiny.write_model(folder)
     write_inputs(folder / "in", MANY)
     taken: list[float] = []
     process = psutil.Process()
-    original = show.Progress.add
+    original = CaseProgress.add
 
-    def add(self: show.Progress, row: dict[str, object]) -> None:
+    def add(self: CaseProgress, row: dict[str, object]) -> None:
         original(self, row)
         if sum(self.counts.values()) % 100 == 0:
             taken.append(round(process.memory_info().rss / 2**20, 1))
 
     started = time.perf_counter()
     run = ["batch", str(folder / "in"), str(folder / "out"), "--task", "vertebrae", "--manifest", str(manifest)]
-    with patch.object(engine, "Engine", QuickEngine), patch.object(show.Progress, "add", add):
-        cli.main([*run, "--device", "cpu", "--workers", "2", "--quiet"])
+    with patch.object(engine, "Engine", QuickEngine), patch.object(CaseProgress, "add", add):
+        segmamba([*run, "--device", "cpu", "--workers", "2", "--quiet"])
     seconds = time.perf_counter() - started
     return {"cases": MANY, "seconds": round(seconds, 1), "MiB after each 100 cases": taken}
 

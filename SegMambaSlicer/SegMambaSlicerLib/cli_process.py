@@ -28,7 +28,7 @@ def startCommand(arguments: list[str], onLine: Callable[[str], None], onEnd: Cal
     InstallationError
         Python is not there, or cannot be run.
     """
-    command = [worker_python(), "-m", "segmamba.cli", *arguments]
+    command = [worker_python(), "-m", "segmamba", *arguments]
     try:
         return slicer.util.launchConsoleProcess(
             command,

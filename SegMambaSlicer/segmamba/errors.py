@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+# With this environment variable set, an error shows its traceback.
+DEBUG_VARIABLE = "SEGMAMBA_DEBUG"
 MISSING = re.compile(r"No module named '([\w.]+)'")
 
 

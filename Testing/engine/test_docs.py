@@ -15,7 +15,7 @@ from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.repository import REPOSITORY
 
 from segmamba import api
-from segmamba.cli import main as cli
+from segmamba.cli.main import make_parser
 from segmamba.models import manifest, store
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "Docs").rglob("*.md")])
@@ -76,7 +76,7 @@ def test_every_command_of_the_readme_is_one() -> None:
     lines = [line for block in blocks(README, "sh") for line in block.splitlines() if "/segmamba " in line]
     assert len(lines) >= 3
     for line in lines:
-        assert cli._parser().parse_args(shlex.split(line, comments=True)[1:]).run
+        assert make_parser().parse_args(shlex.split(line, comments=True)[1:]).run
 
 
 def test_the_readmes_python_segments_a_file(

@@ -12,8 +12,9 @@ from helpers.quick_engine import write_inputs
 from segmamba.batch.cases import Case, find_cases
 from segmamba.batch.layout import prepare
 from segmamba.batch.plan import Plan, make_plan
+from segmamba.batch.progress import Progress
 from segmamba.batch.run import run_batch
-from segmamba.batch.show import Progress
+from segmamba.cli.progress import CaseProgress
 from segmamba.request import Options, Request
 
 
@@ -42,12 +43,12 @@ def request(manifest: Path, **options: object) -> Request:
 
 
 def start_run(
-    place: Path, manifest: Path, shown: list[Progress], stopped: Callable[[], bool], scheduler: str = "local"
+    place: Path, manifest: Path, shown: list[CaseProgress], stopped: Callable[[], bool], scheduler: str = "local"
 ) -> Progress:
     """Run on ``place / "in"``; what shows its rows is put into a list."""
 
-    def show(total: int) -> Progress:
-        shown.append(Progress(total, machine=False, quiet=True))
+    def show(total: int) -> CaseProgress:
+        shown.append(CaseProgress(total, machine=False, quiet=True))
         return shown[0]
 
     given = [str(place / "in")], place / "out", request(manifest), "seg.nrrd"

@@ -120,7 +120,7 @@ def slice_height(file: Path) -> float:
 def command(source: Path, output: Path, manifest: Path, *more: str) -> list[str]:
     """Return a call of ``segmamba batch`` with a tiny model."""
     run = ["batch", str(source), str(output), "--task", "vertebrae", "--manifest", str(manifest), "--device", "cpu"]
-    return [sys.executable, "-m", "segmamba.cli", *run, "--quiet", *more]
+    return [sys.executable, "-m", "segmamba", *run, "--quiet", *more]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:

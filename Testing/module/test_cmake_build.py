@@ -121,7 +121,7 @@ def test_installed_packages_import_without_slicer_and_torch_from_the_install_tre
 ) -> None:
     outside = {name: file for name, file in imported["files"].items() if not Path(file).is_relative_to(installed)}
     assert not outside
-    free = {"segmamba.cli", "segmamba.worker.client", "segmamba.io.volume", "segmamba_mrml.terminology"}
+    free = {"segmamba.cli.main", "segmamba.worker.client", "segmamba.io.volume", "segmamba_mrml.terminology"}
     assert free <= set(imported["files"])
     assert {missing for name, missing in imported["needs"].items() if name.startswith("segmamba.")} == {"torch"}
 

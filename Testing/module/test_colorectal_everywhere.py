@@ -11,7 +11,7 @@ import slicer
 import vtk
 from helpers import phantoms, tiny
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.io.volume import to_image
 from segmamba.models.manifest import load_manifest
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
@@ -59,7 +59,7 @@ def test_panel_console_and_command_line_give_the_same_voxels(
     volume = phantoms.phantom()
     sitk.WriteImage(to_image(volume.array, volume.geometry), str(tmp_path / "ct.nii.gz"))
     run = ["segment", str(tmp_path / "ct.nii.gz"), "--output", str(tmp_path / "out.nii.gz"), "--task", "colorectal"]
-    assert cli.main([*run, "--manifest", str(a_bowel_model), "--overlap", str(FAST), "--device", "cpu", "--quiet"]) == 0
+    assert main([*run, "--manifest", str(a_bowel_model), "--overlap", str(FAST), "--device", "cpu", "--quiet"]) == 0
     by_command = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.nii.gz")))
     assert len(np.unique(by_panel)) > 2
     np.testing.assert_array_equal(label_map(node, a_ct, a_bowel_model), by_panel)

@@ -172,7 +172,7 @@ def test_check_runs_the_doctor_in_a_child_process(the_module, click, wait_until,
     click(ui.checkButton)
     wait_until(lambda: "does not work" in ui.dependenciesLog.plainText)
     assert "FAIL  torch: broken" in ui.dependenciesLog.plainText
-    assert "['-m', 'segmamba.cli', 'doctor']" in ui.dependenciesLog.plainText
+    assert "['-m', 'segmamba', 'doctor']" in ui.dependenciesLog.plainText
     assert ui.cleanButton.enabled
 
 

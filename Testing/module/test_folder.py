@@ -14,7 +14,7 @@ from helpers import many_cases, phantoms
 from helpers.own_time import own_time
 
 from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, TABLE, WORKING
-from segmamba.cli.main import _parser
+from segmamba.cli.main import make_parser
 from segmamba.cli.options import read_request, to_arguments
 from segmamba.errors import Cancelled, InputError, InstallationError, ModelError, WorkerError
 from segmamba.io.read import read_volume
@@ -53,7 +53,7 @@ def processes():
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and "segmamba.cli" in process.cmdline()
+        if process.status() != psutil.STATUS_ZOMBIE and "segmamba" in process.cmdline()
     ]
 
 
@@ -199,4 +199,4 @@ def test_the_command_gets_the_region_as_the_roi_node_has_it(the_module, a_roi):
     from SegMambaSlicerLib.parameters import requestOf
 
     arguments = ["batch", "in", "out", *to_arguments(requestOf(task="vertebrae", roi=a_roi))]
-    assert read_request(_parser().parse_args(arguments), output="").options.roi == roi_box(a_roi)
+    assert read_request(make_parser().parse_args(arguments), output="").options.roi == roi_box(a_roi)

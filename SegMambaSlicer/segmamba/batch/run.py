@@ -20,7 +20,7 @@ from segmamba.batch.layout import CASES, LOCK, ROWS, clear, prepare
 from segmamba.batch.outcome import done_row
 from segmamba.batch.overview import write_overview
 from segmamba.batch.plan import Plan, make_plan
-from segmamba.batch.show import Progress
+from segmamba.batch.progress import Progress
 from segmamba.batch.table import check_pyarrow, write_table
 from segmamba.errors import OutputError, SegMambaError
 from segmamba.request import Request

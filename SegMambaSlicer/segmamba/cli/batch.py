@@ -10,6 +10,7 @@ from typing import Any
 
 from segmamba.cli.interrupt import stop_signal
 from segmamba.cli.options import add_options, read_request
+from segmamba.cli.progress import CaseProgress
 from segmamba.errors import InputError
 from segmamba.reporting.disclaimer import NOTICE
 from segmamba.request import SETTINGS
@@ -48,7 +49,6 @@ def _run(options: argparse.Namespace) -> int:
     from segmamba.batch.layout import OVERVIEW, TABLE
     from segmamba.batch.outcome import FAILED
     from segmamba.batch.run import run_batch
-    from segmamba.batch.show import Progress
 
     if options.retries < 0:
         raise InputError(f"--retries is {options.retries}: give 0 or more.")
@@ -57,8 +57,8 @@ def _run(options: argparse.Namespace) -> int:
         if not options.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    def show(total: int) -> Progress:
-        return Progress(total, options.json, options.quiet)
+    def show(total: int) -> CaseProgress:
+        return CaseProgress(total, options.json, options.quiet)
 
     def stopped() -> bool:
         return interrupted() or (options.while_file is not None and not options.while_file.exists())

@@ -16,7 +16,7 @@ from segmamba.models.manifest import ListedModel, Manifest, Model, load_manifest
 from segmamba.models.settings import MIRROR, MODELS, SHARED_MODELS, VARIABLES, setting, settings_file
 
 
-def add_commands(commands: Any) -> None:
+def add_command(commands: Any) -> None:
     """Add ``models`` and what it can do to the command line."""
     description = (
         "List the models, or fetch, import, check and remove their checkpoints. The models folder is that of the user, "

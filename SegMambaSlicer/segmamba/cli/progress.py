@@ -1,20 +1,23 @@
-"""Progress in a terminal, or as a few plain lines in a log."""
+"""Progress as a bar in a terminal, or as a few plain lines in a log."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# A log file gets a line at each new stage and then one in this many seconds.
+# A log gets a line in this many seconds, besides one at each new stage or failed case.
 SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressBar:
-    """Shows stage and fraction on a stream: a bar on a terminal, else plain lines."""
+    """Shows the stage of one job, and the fraction of it that is done."""
 
     def __init__(self, stream: TextIO, shown: bool = True) -> None:
         self._stream = stream
@@ -59,3 +62,69 @@ class ProgressBar:
             return
         print(f"{stage} {fraction:.0%}" if stage == self._stage else stage, file=self._stream, flush=True)
         self._stage, self._last_line = stage, now
+
+
+class CaseProgress:
+    """Counts the cases of a batch, and shows how many there are, at what rate, and how long the rest will take.
+
+    Parameters
+    ----------
+    total : int
+        Number of cases.
+    machine : bool
+        Print each row as a JSON line on standard output.
+    quiet : bool
+        Show nothing but that.
+    stream : text stream
+        Gets what is for people.
+
+    Attributes
+    ----------
+    counts : Counter
+        Number of cases by status.
+    """
+
+    def __init__(self, total: int, machine: bool, quiet: bool, stream: TextIO = sys.stderr) -> None:
+        from tqdm import tqdm
+
+        from segmamba.batch.outcome import DONE, FAILED, LEFT_OUT
+
+        self._statuses, self._failed = (DONE, FAILED, LEFT_OUT), FAILED
+        self.counts: Counter[str] = Counter()
+        self._total = total
+        self._machine = machine
+        self._stream = stream
+        self._lines = not quiet and not stream.isatty()
+        self._last_line = time.monotonic()
+        self._bar = tqdm(total=total, unit="case", file=stream, disable=quiet or self._lines, dynamic_ncols=True)
+
+    def __enter__(self) -> CaseProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count and show a case by its row of the table."""
+        self.counts[row["status"]] += 1
+        if self._machine:
+            print(json.dumps(row), flush=True)
+        self._bar.set_postfix_str(self.summary(), refresh=False)
+        self._bar.update()
+        if row["status"] == self._failed:
+            self._say(f"{row['case']}: {row['error']}")
+        if self._lines and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._say(f"{sum(self.counts.values())}/{self._total}: {self.summary()}")
+
+    def summary(self) -> str:
+        """Return how many cases have which status."""
+        return ", ".join(f"{self.counts[status]} {status}" for status in self._statuses)
+
+    def _say(self, line: str) -> None:
+        if self._lines:
+            print(line, file=self._stream, flush=True)
+        elif not self._bar.disable:
+            self._bar.write(line, file=self._stream)

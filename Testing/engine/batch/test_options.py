@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from segmamba.batch import engine
 from segmamba.batch.layout import PARQUET
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import Cancelled, WorkerError
 from segmamba.request import Request
 
@@ -35,7 +35,7 @@ def test_what_is_done_is_done_again_where_that_is_asked_for(
 ) -> None:
     monkeypatch.setattr(engine, "Engine", QuickEngine)
     for more, again in (([], True), ([], False), (["--overwrite"], True), ([], False)):
-        assert cli.main([*call, *more]) == 0
+        assert main([*call, *more]) == 0
         assert [row["this_run"] for row in rows(tmp_path / "out")] == [again] * 3
 
 
@@ -49,10 +49,10 @@ def test_a_run_goes_on_only_while_a_file_is_there(
 
     monkeypatch.setattr(engine, "Engine", Stopping)
     (tmp_path / "go").touch()
-    assert cli.main([*call, "--while", str(tmp_path / "go")]) == Cancelled.exit_code
+    assert main([*call, "--while", str(tmp_path / "go")]) == Cancelled.exit_code
     assert "to go on" in capsys.readouterr().err
     assert len(rows(tmp_path / "out")) < 3
-    assert cli.main(call) == 0
+    assert main(call) == 0
     assert len(rows(tmp_path / "out")) == 3
 
 

@@ -20,9 +20,9 @@ from segmamba.batch.cases import Case
 from segmamba.batch.layout import OVERVIEW, PARQUET, ROWS, TABLE
 from segmamba.batch.outcome import NUMBERS_UNCERTAIN, flags
 from segmamba.batch.plan import Plan, make_plan
-from segmamba.batch.show import Progress
 from segmamba.batch.table import flattened, write_table
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
+from segmamba.cli.progress import CaseProgress
 from segmamba.errors import Cancelled, InstallationError, OutputError
 
 pytest_plugins = ("helpers.batch_runs",)
@@ -85,7 +85,7 @@ def test_a_run_prints_a_json_line_a_case(
     monkeypatch.setattr(engine, "Engine", QuickEngine)
     write_inputs(tmp_path / "in", 3)
     call = ["batch", str(tmp_path / "in"), str(tmp_path / "out"), "--task", "vertebrae", "--json"]
-    assert cli.main([*call, "--manifest", str(manifest_file), "--device", "cpu"]) == 0
+    assert main([*call, "--manifest", str(manifest_file), "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     assert [json.loads(line)["status"] for line in printed.out.splitlines()] == ["done"] * 3
     assert "3 done" in printed.err
@@ -99,7 +99,7 @@ def test_a_run_that_is_stopped_still_writes_its_table(
     output = tmp_path / "out"
 
     def stop_after(count: int) -> list[dict[str, Any]]:
-        shown: list[Progress] = []
+        shown: list[CaseProgress] = []
         with pytest.raises(Cancelled):
             start_run(tmp_path, manifest_file, shown, lambda: bool(shown) and shown[0].counts["done"] >= count)
         (output / OVERVIEW).read_text(encoding="utf-8")
@@ -152,7 +152,7 @@ def test_a_wrong_call_ends_in_one_sentence(
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
     write_inputs(tmp_path / "in", 1)
     call = ["batch", str(tmp_path / "in"), str(tmp_path / "out"), "--task", "vertebrae", "--quiet"]
-    assert cli.main([*call, "--manifest", str(manifest_file), "--device", "cpu", *more]) == status
+    assert main([*call, "--manifest", str(manifest_file), "--device", "cpu", *more]) == status
     printed = capsys.readouterr().err
     assert says in printed
     assert printed.count("\n") == 1

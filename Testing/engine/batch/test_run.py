@@ -13,8 +13,8 @@ from helpers import many_cases, tiny
 from pyarrow import parquet
 
 from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, RECORD, TABLE, WORKING
-from segmamba.cli import main as cli
 from segmamba.cli.batch import SOME_FAILED
+from segmamba.cli.main import main
 from segmamba.io.read import read_volume
 
 pytestmark = pytest.mark.slow
@@ -97,7 +97,7 @@ def test_a_second_run_does_nothing_again_and_rebuilds_the_table(peaceful: Path, 
     before = many_cases.results(peaceful)
     outcomes = many_cases.outcomes(peaceful)
     times = {path: path.stat().st_mtime_ns for path in (peaceful / CASES).rglob("*")}
-    assert cli.main(local) == SOME_FAILED
+    assert main(local) == SOME_FAILED
     assert many_cases.results(peaceful) == before
     assert many_cases.outcomes(peaceful) == outcomes
     assert times == {path: path.stat().st_mtime_ns for path in (peaceful / CASES).rglob("*")}

@@ -22,7 +22,7 @@ from segmamba.batch.cases import Case, find_cases
 from segmamba.batch.dispatch import LOST, WAITING, look_through, run_cases, wait_for_workers
 from segmamba.batch.layout import PARQUET
 from segmamba.batch.plan import Plan
-from segmamba.batch.show import Progress
+from segmamba.cli.progress import CaseProgress
 from segmamba.errors import Cancelled, InstallationError, WorkerError
 from segmamba.request import Request
 
@@ -91,7 +91,7 @@ def test_a_scheduler_that_goes_is_told_in_one_sentence_and_the_table_is_written(
     write_inputs(tmp_path / "in", 20)
     local = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
     with ExitStack() as brief, local as running:
-        shown: list[Progress] = []
+        shown: list[CaseProgress] = []
 
         def stopped() -> bool:
             if shown and shown[0].counts["done"] == 2:
@@ -160,7 +160,7 @@ def test_a_dask_worker_that_is_killed_loses_no_case(
 
     monkeypatch.setattr(engine, "Engine", SlowEngine)
     write_inputs(tmp_path / "in", 8)
-    shown: list[Progress] = []
+    shown: list[CaseProgress] = []
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as running:
         victims = [psutil.Process(running.workers[0].pid)]
 

@@ -19,9 +19,17 @@ from helpers import tiny
 
 from segmamba import scan
 from segmamba.cli import doctor
-from segmamba.cli import main as cli
 from segmamba.cli.interrupt import stop_signal
-from segmamba.errors import Cancelled, InputError, InstallationError, ModelError, SegMambaError, WorkerError
+from segmamba.cli.main import examination, main
+from segmamba.errors import (
+    DEBUG_VARIABLE,
+    Cancelled,
+    InputError,
+    InstallationError,
+    ModelError,
+    SegMambaError,
+    WorkerError,
+)
 from segmamba.inference.device import choose_device
 from segmamba.models.manifest import load_manifest
 
@@ -33,11 +41,13 @@ def found(findings: object) -> dict[str, tuple[str, str]]:
     return {finding.subject: (finding.state, finding.text) for finding in findings}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("version", "state"), [("2.8.0", doctor.OK), ("2.9.1", doctor.WARN), ("2.13.0", doctor.OK)])
+@pytest.mark.parametrize(
+    ("version", "state"), [("2.8.0", examination.OK), ("2.9.1", examination.WARN), ("2.13.0", examination.OK)]
+)
 def test_a_slow_pytorch_is_warned_of(version: str, state: str) -> None:
-    said = found(doctor._torch(version))["torch"]
+    said = found(examination._torch(version))["torch"]
     assert said[0] == state
-    assert ("install 2.10 or later" in said[1]) == (state == doctor.WARN)
+    assert ("install 2.10 or later" in said[1]) == (state == examination.WARN)
 
 
 def test_a_pytorch_that_does_not_go_with_numpy_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,9 +55,9 @@ def test_a_pytorch_that_does_not_go_with_numpy_fails(monkeypatch: pytest.MonkeyP
         raise RuntimeError("Numpy is not available")
 
     monkeypatch.setattr(torch, "from_numpy", refuse)
-    assert found(doctor._torch("2.13.0")) == {
+    assert found(examination._torch("2.13.0")) == {
         "torch": (
-            doctor.FAIL,
+            examination.FAIL,
             f"2.13.0 does not work with numpy {np.__version__} (Numpy is not available): reinstall both with pip.",
         )
     }
@@ -63,32 +73,32 @@ def test_a_gpu_that_torch_cannot_use_is_warned_of(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: tool)
-    state, text = found(doctor._torch("2.13.0"))["CUDA"]
-    assert state == doctor.WARN
+    state, text = found(examination._torch("2.13.0"))["CUDA"]
+    assert state == examination.WARN
     assert says in text
 
 
 def test_without_a_sign_of_a_gpu_nothing_is_said_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "CUDA" not in found(doctor._torch("2.13.0"))
+    assert "CUDA" not in found(examination._torch("2.13.0"))
 
 
 def test_a_scan_that_does_not_run_is_a_failure_only_where_it_is_the_chosen_one(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimpleNamespace(name="cuda:0", kind="cuda", title="GPU", precision="float16", free_memory=1, total_memory=2)
-    monkeypatch.setattr(doctor, "choose_device", lambda name: gpu)
+    monkeypatch.setattr(examination, "choose_device", lambda name: gpu)
     monkeypatch.setattr(scan, "available_backends", lambda: ("triton", "torch"))
     monkeypatch.setattr(scan, "chosen_backend", lambda name: "torch")
 
     def broken(device: object, backend: str) -> None:
         raise OSError(f"no {backend} here")
 
-    monkeypatch.setattr(doctor, "_try_network", broken)
-    findings = found(doctor._device("auto"))
-    assert findings["device"][0] == doctor.OK
-    assert findings["scan backend triton"][0] == doctor.WARN
+    monkeypatch.setattr(examination, "_try_network", broken)
+    findings = found(examination._device("auto"))
+    assert findings["device"][0] == examination.OK
+    assert findings["scan backend triton"][0] == examination.WARN
     state, text = findings["scan backend torch"]
-    assert state == doctor.FAIL
+    assert state == examination.FAIL
     assert text == "a small network does not run (no torch here): choose --scan-backend torch, or another --device."
 
 
@@ -101,7 +111,7 @@ def test_a_network_that_gives_nan_is_found_out(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(networks, "build_network", lambda *arguments, **keywords: Bad())
     with pytest.raises(ModelError, match="NaN"):
-        doctor._try_network(choose_device("cpu", "float32"), "torch")
+        examination._try_network(choose_device("cpu", "float32"), "torch")
 
 
 class FakeWorker:
@@ -133,58 +143,58 @@ class FakeWorker:
     ],
 )
 def test_a_worker_that_does_not_come_up_fails(says: object, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "Worker", lambda: FakeWorker(says))
-    finding = doctor._worker()
-    assert (finding.state, finding.text) == (doctor.FAIL, text)
+    monkeypatch.setattr(examination, "Worker", lambda: FakeWorker(says))
+    finding = examination._worker()
+    assert (finding.state, finding.text) == (examination.FAIL, text)
 
 
 def test_models_that_are_missing_or_damaged_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from segmamba.models import store
 
     manifest = load_manifest(tiny.write_model(tmp_path))
-    monkeypatch.setattr(doctor, "load_manifest", lambda: manifest)
+    monkeypatch.setattr(examination, "load_manifest", lambda: manifest)
     monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
-    whole = found(doctor._models())
-    assert whole[f"model {tiny.MODEL_ID}"][0] == doctor.OK
-    assert whole[f"model {tiny.MISSING_ID}"][0] == doctor.WARN
+    whole = found(examination._models())
+    assert whole[f"model {tiny.MODEL_ID}"][0] == examination.OK
+    assert whole[f"model {tiny.MISSING_ID}"][0] == examination.WARN
     (tmp_path / "tiny.safetensors").write_bytes(b"damaged")
-    assert found(doctor._models())[f"model {tiny.MODEL_ID}"][0] == doctor.FAIL
+    assert found(examination._models())[f"model {tiny.MODEL_ID}"][0] == examination.FAIL
     (tmp_path / "tiny.safetensors").unlink()
-    assert "install SegMambaSlicer again" in found(doctor._models())[f"model {tiny.MODEL_ID}"][1]
+    assert "install SegMambaSlicer again" in found(examination._models())[f"model {tiny.MODEL_ID}"][1]
 
 
 def test_a_manifest_that_cannot_be_read_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise ModelError("The manifest is damaged: install again.")
 
-    monkeypatch.setattr(doctor, "load_manifest", refuse)
-    assert found(doctor._models()) == {"manifest": (doctor.FAIL, "The manifest is damaged: install again.")}
+    monkeypatch.setattr(examination, "load_manifest", refuse)
+    assert found(examination._models()) == {"manifest": (examination.FAIL, "The manifest is damaged: install again.")}
 
 
 def test_little_memory_or_disk_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path))
-    monkeypatch.setattr(doctor, "system_memory", lambda: (8 * GIB, 2 * GIB))
-    assert doctor._memory().state == doctor.WARN
-    monkeypatch.setattr(doctor, "system_memory", lambda: (8 * GIB, 5 * GIB))
-    assert doctor._memory().state == doctor.OK
-    for free, state in ((GIB // 2, doctor.WARN), (2 * GIB, doctor.OK)):
+    monkeypatch.setattr(examination, "system_memory", lambda: (8 * GIB, 2 * GIB))
+    assert examination._memory().state == examination.WARN
+    monkeypatch.setattr(examination, "system_memory", lambda: (8 * GIB, 5 * GIB))
+    assert examination._memory().state == examination.OK
+    for free, state in ((GIB // 2, examination.WARN), (2 * GIB, examination.OK)):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
-        assert doctor._disk().state == state
+        assert examination._disk().state == state
 
 
 def test_an_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._python().state == doctor.OK
-    monkeypatch.setattr(doctor, "OLDEST_PYTHON", (99, 0))
-    assert "install Python 99.0 or later" in doctor._python().text
+    assert examination._python().state == examination.OK
+    monkeypatch.setattr(examination, "OLDEST_PYTHON", (99, 0))
+    assert "install Python 99.0 or later" in examination._python().text
 
 
 def test_a_broken_settings_file_fails_at_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise ModelError("The settings are damaged: mend them.")
 
-    monkeypatch.setattr(doctor.store, "models_folder", refuse)
-    assert str(doctor._disk()) == "FAIL  settings: The settings are damaged: mend them."
+    monkeypatch.setattr(examination.store, "models_folder", refuse)
+    assert str(examination._disk()) == "FAIL  settings: The settings are damaged: mend them."
 
 
 def failing(error: BaseException) -> Callable[[argparse.Namespace], int]:
@@ -199,7 +209,7 @@ def failing(error: BaseException) -> Callable[[argparse.Namespace], int]:
     [
         (InputError("It is bad: mend it."), 3, "segmamba: error: It is bad: mend it."),
         (ModuleNotFoundError("No module named 'torch'"), InstallationError.exit_code, "pip install torch"),
-        (PermissionError(13, "Permission denied"), 1, "The system refuses ([Errno 13] Permission denied): check"),
+        (PermissionError(13, "Permission denied"), 1, "Operating system error ([Errno 13] Permission denied): check"),
         (KeyboardInterrupt(), Cancelled.exit_code, "Interrupted."),
     ],
 )
@@ -210,15 +220,15 @@ def test_trouble_is_one_line_and_a_status_unless_it_is_to_be_looked_into(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
-    monkeypatch.setattr(cli, "_doctor", failing(error))
-    assert cli.main(["doctor"]) == status
+    monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
+    monkeypatch.setattr(doctor, "_run", failing(error))
+    assert main(["doctor"]) == status
     printed = capsys.readouterr().err
     assert says in printed and printed.count("\n") == 1
-    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    monkeypatch.setenv(DEBUG_VARIABLE, "1")
     if not isinstance(error, KeyboardInterrupt):
         with pytest.raises(type(error)):
-            cli.main(["doctor"])
+            main(["doctor"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -18,8 +18,7 @@ from helpers.own_time import PATIENCE, seconds_computed
 from helpers.phantoms import phantom
 from helpers.repository import PACKAGES
 
-from segmamba.cli import doctor
-from segmamba.cli import main as cli
+from segmamba.cli.main import EXIT_CODES, examination, main
 from segmamba.cli.progress import ProgressBar
 from segmamba.errors import Cancelled, InstallationError, WorkerError
 from segmamba.io.read import read_volume
@@ -54,7 +53,7 @@ def arguments(folder: Path, source: str = "ct.nii.gz", output: str = "out.nii.gz
 
 def test_one_command_writes_segmentation_report_and_preview(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = ("--report", str(folder / "r.json"), "--preview", str(folder / "p.png"))
-    assert cli.main(arguments(folder, "ct.nii.gz", "all.seg.nrrd", "--task", "vertebrae", *outputs)) == 0
+    assert main(arguments(folder, "ct.nii.gz", "all.seg.nrrd", "--task", "vertebrae", *outputs)) == 0
     report = json.loads((folder / "r.json").read_text(encoding="utf-8"))
     assert report["segments"]
     assert report["timings_s"]["total"] > 0
@@ -72,7 +71,7 @@ def test_colorectal_cancer_gets_names_colours_and_codes_and_what_has_to_be_said(
     manifest = tiny.write_bowel_model(folder)
     run = ["segment", str(folder / "ct.nii.gz"), "--output", str(folder / "bowel.seg.nrrd"), "--task", "colorectal"]
     report = ["--report", str(folder / "bowel-report.json")]
-    assert cli.main([*run, *report, "--manifest", str(manifest), "--in-process", "--device", "cpu"]) == 0
+    assert main([*run, *report, "--manifest", str(manifest), "--in-process", "--device", "cpu"]) == 0
     assert f"Note: {tiny.CAUTION}." in capsys.readouterr().out
     found = json.loads((folder / "bowel-report.json").read_text(encoding="utf-8"))["segments"]
     image = sitk.ReadImage(str(folder / "bowel.seg.nrrd"))
@@ -87,7 +86,7 @@ def test_colorectal_cancer_gets_names_colours_and_codes_and_what_has_to_be_said(
 
 
 def test_quiet_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(arguments(folder, "ct.nii.gz", "quiet.mha", "--task", "vertebrae", "--quiet")) == 0
+    assert main(arguments(folder, "ct.nii.gz", "quiet.mha", "--task", "vertebrae", "--quiet")) == 0
     assert capfd.readouterr() == ("", "")
 
 
@@ -123,7 +122,7 @@ def test_a_bad_run_ends_in_one_sentence_a_status_and_no_file(
 ) -> None:
     known = {path.name for path in folder.iterdir()}
     source, output, *more = (*given, "bad.nii", "--task", "vertebrae") if len(given) == 1 else given
-    assert cli.main(arguments(folder, source, output, "--quiet", *more)) == status
+    assert main(arguments(folder, source, output, "--quiet", *more)) == status
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("segmamba: error: ")
@@ -137,23 +136,23 @@ def test_an_existing_file_is_replaced_only_with_leave(folder: Path, capsys: pyte
     target = folder / "mine.nii"
     target.write_text("my own edits")
     run = arguments(folder, "ct.nii.gz", "mine.nii", "--task", "vertebrae", "--quiet")
-    assert cli.main(run) == 6
+    assert main(run) == 6
     assert "--overwrite" in capsys.readouterr().err
     assert target.read_text() == "my own edits"
-    assert cli.main([*run, "--overwrite"]) == 0
+    assert main([*run, "--overwrite"]) == 0
     assert read_volume(target).array.any()
 
 
 def test_the_input_is_never_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = arguments(folder, "ct.nii.gz", "ct.nii.gz", "--task", "vertebrae", "--overwrite")
-    assert cli.main(run) == 6
+    assert main(run) == 6
     assert "is an input" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("off", "on"), [("refine", "postprocess"), ("postprocess", "refine")])
 def test_refinement_and_post_processing_are_switched_off_apart(folder: Path, off: str, on: str) -> None:
     more = ("--task", "vertebrae", "--quiet", f"--no-{off}", "--report", str(folder / f"{off}.json"))
-    assert cli.main(arguments(folder, "ct.nii.gz", f"{off}.nii", *more)) == 0
+    assert main(arguments(folder, "ct.nii.gz", f"{off}.nii", *more)) == 0
     options = json.loads((folder / f"{off}.json").read_text(encoding="utf-8"))["run"]["options"]
     assert options[on] and not options[off]
 
@@ -161,7 +160,7 @@ def test_refinement_and_post_processing_are_switched_off_apart(folder: Path, off
 def test_a_region_of_interest_is_given_in_ras(folder: Path) -> None:
     # Right 0 to 20 mm is -20 to 0 in LPS.
     roi = ("--roi", "0", "-20", "80", "20", "10", "120")
-    assert cli.main(arguments(folder, "ct.nii.gz", "roi.nii", "--task", "vertebrae", "--quiet", *roi)) == 0
+    assert main(arguments(folder, "ct.nii.gz", "roi.nii", "--task", "vertebrae", "--quiet", *roi)) == 0
     result = read_volume(folder / "roi.nii")
     x = np.nonzero(result.array)[2] * result.geometry.spacing[0] + result.geometry.origin[0]
     assert x.min() >= -20
@@ -171,23 +170,23 @@ def test_a_region_of_interest_is_given_in_ras(folder: Path) -> None:
 @pytest.mark.parametrize("given", [[], ["segment"], ["segment", "a.nii"], ["fly"], ["segment", "a", "--output"]])
 def test_wrong_arguments_are_one_line_and_status_2(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(given)
+        main(given)
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["--help"])
+        main(["--help"])
     printed = capsys.readouterr().out
-    assert all(f"{code:3}  {meaning}" in printed for code, meaning in cli.EXIT_CODES)
+    assert all(f"{code:3}  {meaning}" in printed for code, meaning in EXIT_CODES)
 
 
 def test_models_lists_what_is_installed_and_where_the_rest_belongs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path))
-    assert cli.main(["models", "--manifest", str(folder / "manifest.json")]) == 0
+    assert main(["models", "--manifest", str(folder / "manifest.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:4] == [tiny.MODEL_ID, "vertebrae", "CT", "yes"]
     assert lines[2].split()[:4] == [tiny.MISSING_ID, "vertebrae", "CT", "no"]
@@ -195,13 +194,13 @@ def test_models_lists_what_is_installed_and_where_the_rest_belongs(
 
 
 def test_models_lists_every_model_of_the_software(manifest: object, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["models"]) == 0
+    assert main(["models"]) == 0
     printed = capsys.readouterr().out
     assert all(model.id in printed for model in manifest.listed)  # type: ignore[attr-defined]
 
 
 def test_doctor_checks_the_device_a_network_and_the_worker(capsys: pytest.CaptureFixture[str]) -> None:
-    status = cli.main(["doctor", "--device", "cpu"])
+    status = main(["doctor", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
     subjects = {line[6:].split(":")[0]: line[:4].strip() for line in lines}
     for subject in ("Python", "numpy", "torch", "device", "scan backend torch", "worker", "manifest"):
@@ -210,9 +209,11 @@ def test_doctor_checks_the_device_a_network_and_the_worker(capsys: pytest.Captur
 
 
 def test_doctor_fails_with_a_next_step_on_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_worker", lambda: doctor.Finding(doctor.OK, "worker", "not started here"))
-    findings = {finding.subject: finding for finding in doctor.examine("tpu")}
-    assert findings["device"].state == doctor.FAIL
+    monkeypatch.setattr(
+        examination, "_worker", lambda: examination.Finding(examination.OK, "worker", "not started here")
+    )
+    findings = {finding.subject: finding for finding in examination.examine("tpu")}
+    assert findings["device"].state == examination.FAIL
     assert "choose" in findings["device"].text
 
 
@@ -264,7 +265,7 @@ def test_ctrl_c_cancels_cleanly(folder: Path) -> None:
     known = {path.name for path in folder.iterdir()}
     run = [part for part in arguments(folder, "ct.nii.gz", "long.nii", "--task", "vertebrae") if part != "--in-process"]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
-    command = [sys.executable, "-m", "segmamba.cli", *run, "--overlap", "0.9", "--tta"]
+    command = [sys.executable, "-m", "segmamba", *run, "--overlap", "0.9", "--tta"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
     assert process.stderr is not None
     try:

@@ -70,7 +70,7 @@ def test_a_run_without_a_package_says_which_one_to_install(package: str, folder:
     out = str(folder / "out.nii.gz")
     request = [str(folder / "ct.nii.gz"), "--output", out, "--task", "vertebrae", "--device", "cpu"]
     more = ["--manifest", str(folder / "manifest.json"), "--preview", str(folder / "p.png"), "--quiet"]
-    done = run(folder, package, "-m", "segmamba.cli", "segment", *request, *more)
+    done = run(folder, package, "-m", "segmamba", "segment", *request, *more)
     assert done.returncode != 0
     assert f"pip install {package}" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -79,7 +79,7 @@ def test_a_run_without_a_package_says_which_one_to_install(package: str, folder:
 
 def test_the_doctor_names_each_package_that_is_missing_and_looks_further(folder: Path) -> None:
     listed = sorted({*runtime_dependencies()} - {"urllib3"})
-    done = run(folder, ",".join(listed), "-m", "segmamba.cli", "doctor")
+    done = run(folder, ",".join(listed), "-m", "segmamba", "doctor")
     assert done.returncode == InstallationError.exit_code
     assert "Traceback" not in done.stderr
     for package in listed:

@@ -7,7 +7,7 @@ from helpers.option_values import sample_value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmamba.cli.main import _parser
+from segmamba.cli.main import make_parser
 from segmamba.cli.options import read_request, to_arguments
 from segmamba.request import FILES, SETTINGS, Request
 
@@ -18,7 +18,7 @@ BOXES = st.tuples(st.tuples(NUMBERS, NUMBERS, NUMBERS), st.tuples(NUMBERS, NUMBE
 
 
 def parsed(request: Request, command: tuple[str, ...] = ("batch", "in", "out")) -> Request:
-    return read_request(_parser().parse_args([*command, *to_arguments(request)]), input="", output="")
+    return read_request(make_parser().parse_args([*command, *to_arguments(request)]), input="", output="")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -31,7 +31,7 @@ def test_each_option_is_one_of_segment_and_of_batch(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("input", "output")])
 def test_each_file_is_an_option_of_segment(name: str) -> None:
     words = ["segment", "in", "--output", "out", f"--{name}", "file"]
-    assert read_request(_parser().parse_args(words)) == Request.of("in", "out", **{name: "file"})
+    assert read_request(make_parser().parse_args(words)) == Request.of("in", "out", **{name: "file"})
 
 
 def test_all_options_at_once_come_back() -> None:
@@ -49,4 +49,4 @@ def test_numbers_come_back_to_the_last_bit(roi: object, overlap: float, seed: in
 def test_a_corner_is_given_in_ras_and_any_two_opposite_ones_will_do() -> None:
     words = ["batch", "in", "out", "--roi", "1", "2", "3", "-4", "5", "-6.5"]
     roi = ((-1.0, -5.0, -6.5), (4.0, -2.0, 3.0))
-    assert read_request(_parser().parse_args(words), output="").options.roi == roi
+    assert read_request(make_parser().parse_args(words), output="").options.roi == roi

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from helpers import tiny
 from helpers.phantoms import OBLIQUE, STRAIGHT, phantom, spine_labels, spine_model, true_labels
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.evaluation.cases import find_cases, on_grid
 from segmamba.evaluation.metrics import overlap_table
 from segmamba.evaluation.names import BODIES, PLAIN, WHOLE
@@ -57,7 +57,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(pairs: Path, output: Path, *more: str) -> int:
-    return cli.main(["evaluate", str(pairs), "--task", "vertebrae", "--output", str(output), *more])
+    return main(["evaluate", str(pairs), "--task", "vertebrae", "--output", str(output), *more])
 
 
 def test_label_maps_of_any_tool_are_measured(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_two_evaluations_are_compared_pair_by_pair(
         assert run(pairs, tmp_path / kind, "--predictions", str(pairs / kind)) == 0
     capsys.readouterr()
     files = [str(tmp_path / kind / "evaluation.json") for kind in ("bad", "good")]
-    assert cli.main(["evaluate", "--compare", *files]) == 0
+    assert main(["evaluate", "--compare", *files]) == 0
     printed = capsys.readouterr().out
     assert "| as it is | identified | 6 | 0.500 | 1.000 | +0.500 [+0.000, +1.000] |" in printed
 
@@ -132,12 +132,12 @@ def test_an_evaluation_is_not_overwritten_unasked(pairs: Path, tmp_path: Path) -
 
 def test_what_is_no_evaluation_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text("[]")
-    assert cli.main(["evaluate", "--compare", str(tmp_path / "a.json"), "nowhere.json"]) == 3
+    assert main(["evaluate", "--compare", str(tmp_path / "a.json"), "nowhere.json"]) == 3
     assert "is no evaluation" in capsys.readouterr().err
 
 
 def test_the_same_name_in_two_folders_is_refused(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["evaluate", str(pairs), str(pairs), "--task", "vertebrae", "--output", "x"]) == 3
+    assert main(["evaluate", str(pairs), str(pairs), "--task", "vertebrae", "--output", "x"]) == 3
     assert "two cases named 'one'" in capsys.readouterr().err
 
 

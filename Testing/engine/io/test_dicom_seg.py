@@ -16,7 +16,7 @@ from helpers import tiny
 from helpers.dicom_files import write_slices
 from helpers.phantoms import phantom, rotation
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import InputError, InstallationError, OutputError
 from segmamba.io.dicom_index import Series, find_series
 from segmamba.io.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
@@ -190,7 +190,7 @@ def a_case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def segment(folder: Path, source: str, output: str) -> int:
     options = ("--in-process", "--device", "cpu", "--task", "vertebrae", "--manifest", str(folder / "manifest.json"))
-    return cli.main(["segment", str(folder / source), "-o", str(folder / output), *options])
+    return main(["segment", str(folder / source), "-o", str(folder / output), *options])
 
 
 def test_the_command_line_writes_dicom_for_a_dicom_series(a_case: Path) -> None:

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from helpers import tiny
 from helpers.phantoms import phantom
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import OutputError
 from segmamba.io.volume import to_image
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def segment(folder: Path, name: str, *more: str) -> int:
     manifest = ("--manifest", str(folder / "manifest.json"))
     paths = (str(folder / "ct.nii.gz"), "--output", str(folder / f"{name}.nrrd"))
-    return cli.main(["segment", *paths, "--in-process", "--device", "cpu", "--task", "vertebrae", *manifest, *more])
+    return main(["segment", *paths, "--in-process", "--device", "cpu", "--task", "vertebrae", *manifest, *more])
 
 
 def test_report_and_table_have_a_row_for_each_vertebra_that_was_found(folder: Path) -> None:
@@ -58,7 +58,7 @@ def test_other_tasks_have_no_measurements(folder: Path, tmp_path: Path, capsys: 
     manifest = ("--manifest", str(tmp_path / "manifest.json"), "--in-process", "--device", "cpu")
     files = (str(tmp_path / "ct.nii.gz"), "--output", str(tmp_path / "o.nrrd"), "--report", str(tmp_path / "r.json"))
     arguments = ["segment", *files, "--model", tiny.MODEL_ID, *manifest]
-    assert cli.main([*arguments, "--measurements", str(tmp_path / "m.csv")]) == OutputError.exit_code
+    assert main([*arguments, "--measurements", str(tmp_path / "m.csv")]) == OutputError.exit_code
     assert "has no measurements" in capsys.readouterr().err
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     assert "measurements" not in json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))

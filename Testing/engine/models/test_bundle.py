@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import tiny
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import Cancelled, ModelError, OutputError
 from segmamba.models import store
 from segmamba.models.bundle import import_bundle, write_bundle
@@ -95,17 +95,17 @@ def test_command_line_writes_and_imports_bundles(
 ) -> None:
     run = ["models", "--manifest", str(tmp_path / "manifest.json")]
     bundle = tmp_path / "b.zip"
-    assert cli.main([*run, "bundle", str(bundle)]) == 0
-    assert cli.main([*run, "bundle", str(bundle)]) == OutputError.exit_code
+    assert main([*run, "bundle", str(bundle)]) == 0
+    assert main([*run, "bundle", str(bundle)]) == OutputError.exit_code
     assert "exists already" in capsys.readouterr().err
-    assert cli.main([*run, "bundle", str(tmp_path / "both.zip"), tiny.MODEL_ID, tiny.MISSING_ID]) == 0
+    assert main([*run, "bundle", str(tmp_path / "both.zip"), tiny.MODEL_ID, tiny.MISSING_ID]) == 0
     with zipfile.ZipFile(tmp_path / "both.zip") as archive:
         assert len(archive.namelist()) == 4
     elsewhere(monkeypatch, tmp_path)
-    assert cli.main([*run, "bundle", str(tmp_path / "c.zip")]) == ModelError.exit_code
-    assert cli.main([*run, "import", str(bundle), "--as", tiny.MISSING_ID]) == ModelError.exit_code
+    assert main([*run, "bundle", str(tmp_path / "c.zip")]) == ModelError.exit_code
+    assert main([*run, "import", str(bundle), "--as", tiny.MISSING_ID]) == ModelError.exit_code
     assert "leave out --as" in capsys.readouterr().err
-    assert cli.main([*run, "import", str(bundle)]) == 0
+    assert main([*run, "import", str(bundle)]) == 0
     assert "Installed: tiny-missing, imported from mine.pt" in capsys.readouterr().out
 
 

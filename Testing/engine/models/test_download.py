@@ -21,7 +21,7 @@ from helpers.own_time import PATIENCE
 from helpers.repository import PACKAGES
 from helpers.served_model import CONTENT, HALF, NAME, PART, files_of, folder_of, start_fetch, write_manifest
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import Cancelled, ModelError, OutputError
 from segmamba.models import download, store
 from segmamba.models import install as installing
@@ -354,7 +354,7 @@ def test_shared_store_is_used_as_it_is_and_never_changed(
         with pytest.raises(ModelError, match="shared folder stays"):
             installing.remove(a_model)
         manifest = str(tmp_path / "manifest.json")
-        assert cli.main(["models", "path", a_model.id, "--manifest", manifest]) == 0
+        assert main(["models", "path", a_model.id, "--manifest", manifest]) == 0
         assert capsys.readouterr().out.strip() == str(shared / a_model.id / NAME)
     finally:
         for path in (shared, shared / a_model.id):
@@ -364,10 +364,10 @@ def test_shared_store_is_used_as_it_is_and_never_changed(
 def test_removed_model_leaves_nothing_and_says_how_much_it_was(a_model: Model, tmp_path: Path, capsys) -> None:
     fetch(a_model)
     manifest = str(tmp_path / "manifest.json")
-    assert cli.main(["models", "--manifest", manifest, "remove", a_model.id]) == 0
+    assert main(["models", "--manifest", manifest, "remove", a_model.id]) == 0
     assert "0.3 MB" in capsys.readouterr().out
     assert not folder_of(a_model).exists()
-    assert cli.main(["models", "--manifest", manifest, "remove", a_model.id]) == ModelError.exit_code
+    assert main(["models", "--manifest", manifest, "remove", a_model.id]) == ModelError.exit_code
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from helpers import tiny
 from helpers.own_time import PATIENCE
 from helpers.repository import REPOSITORY
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import Cancelled, ModelError, OutputError
 from segmamba.inference.pipeline import segment
 from segmamba.io.volume import Geometry, Volume
@@ -249,19 +249,19 @@ def test_command_line_imports_lists_verifies_and_notes_the_estimate(
     path = tmp_path / "mine.pt"
     torch.save(state, path)
     run = ["models", "--manifest", str(tmp_path / "manifest.json")]
-    assert cli.main([*run, "import", str(path), "--as", tiny.MISSING_ID]) == 0
+    assert main([*run, "import", str(path), "--as", tiny.MISSING_ID]) == 0
     assert "Note: the weights are random; if you know them, import again with them (--clip" in capsys.readouterr().out
     figures = ["--clip", "-100", "200", "--mean", "50", "--std", "40"]
-    assert cli.main([*run, "import", str(path), "--as", tiny.MISSING_ID, *figures]) == 0
+    assert main([*run, "import", str(path), "--as", tiny.MISSING_ID, *figures]) == 0
     assert "Note" not in capsys.readouterr().out
-    assert cli.main([*run, "list"]) == 0
+    assert main([*run, "list"]) == 0
     assert "imported from mine.pt" in capsys.readouterr().out
-    assert cli.main([*run, "verify"]) == 0
+    assert main([*run, "verify"]) == 0
     assert capsys.readouterr().out.count("OK  ") == 2
-    assert cli.main([*run, "import", str(path), "--clip", "1", "2"]) == ModelError.exit_code
+    assert main([*run, "import", str(path), "--clip", "1", "2"]) == ModelError.exit_code
     assert "belong together" in capsys.readouterr().err
     store.installed(manifest.model(tiny.MISSING_ID)).path.write_bytes(b"damaged")
-    assert cli.main([*run, "verify", tiny.MISSING_ID]) == ModelError.exit_code
+    assert main([*run, "verify", tiny.MISSING_ID]) == ModelError.exit_code
     assert "FAIL  tiny-missing" in capsys.readouterr().out
 
 
@@ -293,26 +293,26 @@ def test_brats_checkpoint_is_recognised_kept_carried_and_refused_for_a_run(
     checkpoint = tmp_path / "final_model.pt"
     torch.save({"module": weights}, checkpoint)
     run = ["models", "--manifest", str(small_official)]
-    assert cli.main([*run, "import", str(checkpoint)]) == 0
+    assert main([*run, "import", str(checkpoint)]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"Installed: {BRATS}, imported from final_model.pt")
     assert "Note: It is kept, but cannot be used: it needs four co-registered MR volumes" in said
     kept = load_state_dict(store.installed(listed).path)
     assert kept.keys() == weights.keys()
     assert all(torch.equal(kept[name], value) for name, value in weights.items())
-    assert cli.main([*run, "import", str(checkpoint), "--clip", "0", "1", "--mean", "0", "--std", "1"]) == 4
+    assert main([*run, "import", str(checkpoint), "--clip", "0", "1", "--mean", "0", "--std", "1"]) == 4
     assert "takes no intensity figures" in capsys.readouterr().err
-    assert cli.main([*run, "verify", BRATS]) == 0
-    assert cli.main([*run, "bundle", str(tmp_path / "b.zip")]) == 0
+    assert main([*run, "verify", BRATS]) == 0
+    assert main([*run, "bundle", str(tmp_path / "b.zip")]) == 0
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "elsewhere"))
-    assert cli.main([*run, "import", str(tmp_path / "b.zip")]) == 0
-    assert cli.main([*run, "path", BRATS]) == 0
+    assert main([*run, "import", str(tmp_path / "b.zip")]) == 0
+    assert main([*run, "path", BRATS]) == 0
     capsys.readouterr()
     volume = ["segment", "mr.nii", "-o", str(tmp_path / "out.nii"), "--in-process", "--manifest", str(small_official)]
-    assert cli.main([*volume, "--model", BRATS]) == ModelError.exit_code
+    assert main([*volume, "--model", BRATS]) == ModelError.exit_code
     said = capsys.readouterr().err
     assert "cannot be used: it needs four co-registered MR volumes" in said and said.count("\n") == 1
-    assert cli.main([*run, "remove", BRATS]) == 0
+    assert main([*run, "remove", BRATS]) == 0
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import ModelError, OutputError
 from segmamba.models import settings, store
 from segmamba.models.manifest import load_manifest
@@ -64,14 +64,14 @@ def test_settings_file_names_the_folders_and_the_environment_wins(
 def test_command_line_tells_which_folders_are_used_and_why(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["models", "path"]) == 0
+    assert main(["models", "path"]) == 0
     folder, shared, mirror, file = capsys.readouterr().out.splitlines()
     assert folder.startswith(f"Models folder: {store.default_models_folder()};")
     assert shared.startswith("Shared models folder: none;") and mirror.startswith("Mirror: none;")
     assert file == f"Settings file: {config}, which is not there"
     write_setting(MIRROR, "https://models.hospital.example/segmamba")
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path))
-    assert cli.main(["models", "path"]) == 0
+    assert main(["models", "path"]) == 0
     folder, _, mirror, file = capsys.readouterr().out.splitlines()
     assert folder == f"Models folder: {tmp_path}, from the environment variable SEGMAMBA_MODELS"
     assert mirror == f"Mirror: https://models.hospital.example/segmamba, from the settings file {config}"
@@ -94,10 +94,10 @@ def test_broken_settings_file_is_one_sentence_and_keeps_nobody_from_the_bundled_
 ) -> None:
     config.parent.mkdir(parents=True)
     config.write_text(text)
-    assert cli.main(["models", "path"]) == ModelError.exit_code
+    assert main(["models", "path"]) == ModelError.exit_code
     said = capsys.readouterr().err
     assert says in said and str(config) in said and said.count("\n") == 1
-    assert cli.main(["models", "verify"]) == ModelError.exit_code
+    assert main(["models", "verify"]) == ModelError.exit_code
     assert "OK    spinemamba" in capsys.readouterr().out
     with pytest.raises(ModelError):
         write_setting(MIRROR, "http://other")

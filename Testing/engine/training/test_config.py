@@ -13,7 +13,7 @@ import torch
 from helpers import small_spine, tiny
 from helpers.repository import REPOSITORY
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import InputError
 from segmamba.models.manifest import load_manifest
 from segmamba.networks import build_network
@@ -68,7 +68,7 @@ def test_a_bad_configuration_is_one_sentence(name: str, folder: Path, capsys: py
     change(content)
     path = folder / "bad.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    assert cli.main(["train", str(path)]) not in (0, 1)
+    assert main(["train", str(path)]) not in (0, 1)
     printed = capsys.readouterr()
     assert expected in printed.err
     assert printed.err.count("\n") == 1

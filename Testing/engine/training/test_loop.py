@@ -16,7 +16,7 @@ from helpers import small_spine, tiny
 from helpers.phantoms import phantom, true_labels
 
 from segmamba import scan
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import InputError, ModelError
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import Channel, load_manifest
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [str(folder / "ct.nii.gz"), str(folder / "labels.nii.gz"), "spinemamba"]
     assert evaluation.main([*arguments, str(folder / "cases" / "phantom.npz")]) == 0
     (folder / "config.json").write_text(json.dumps(tiny.TRAINING), encoding="utf-8")
-    assert cli.main(["train", str(folder / "config.json")]) == 0
+    assert main(["train", str(folder / "config.json")]) == 0
     return folder
 
 

@@ -15,7 +15,7 @@ import torch
 from helpers import small_bowel
 from helpers.repository import REPOSITORY
 
-from segmamba.cli import main as cli
+from segmamba.cli.main import main
 from segmamba.errors import InputError
 from segmamba.models.manifest import Channel, load_manifest
 from segmamba.networks import build_network, parameter_count
@@ -67,7 +67,7 @@ def config(folder: Path, tmp_path: Path) -> Config:
 
 @pytest.mark.slow
 def test_the_command_trains_and_logs_the_overlap_of_each_label(folder: Path) -> None:
-    assert cli.main(["train", str(folder / "config.json")]) == 0
+    assert main(["train", str(folder / "config.json")]) == 0
     lines = (folder / "segmamba-v2" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     log = [json.loads(line) for line in lines]
     assert all(math.isfinite(entry["loss"]) for entry in log if "loss" in entry)
