@@ -29,7 +29,8 @@ from segmamba.evaluation.references import read_reference  # noqa: E402
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry
 from segmamba.measurements.vertebrae import BANDS, measure_labels  # noqa: E402
-from segmamba.models.manifest import VERTEBRAE_TASK, load_manifest  # noqa: E402
+from segmamba.models.manifest import load_manifest  # noqa: E402
+from segmamba.tasks import VERTEBRAE_TASK  # noqa: E402
 
 SPACINGS = ((0.7, 0.7, 0.7), (0.7, 0.7, 1.25), (0.8, 0.8, 2.5), (1.5, 1.5, 1.5), (3.0, 3.0, 3.0), (0.8, 0.8, 5.0))
 POSES, LEAN_DEG = 20, 15.0

@@ -22,9 +22,10 @@ from segmamba.evaluation.names import BODIES, OWN_IDS, WHOLE
 from segmamba.evaluation.run import evaluate_case, evaluation, run_model
 from segmamba.evaluation.scores import Rules
 from segmamba.evaluation.statistics import compare
-from segmamba.models.manifest import VERTEBRAE_TASK, Model, load_manifest
+from segmamba.models.manifest import Model, load_manifest
 from segmamba.request import Options
 from segmamba.spine.refine import ON, STEPS
+from segmamba.tasks import VERTEBRAE_TASK
 
 CHOICES = ((), *((step,) for step in STEPS), ON, STEPS)
 MEASURES = {"dice": "Dice", "dice_all": "Dice, all", "assd_mm": "surface distance, mm"}

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
 from segmamba.labels import Code, Label
-from segmamba.models.manifest import Channel, Model, ModelFile, Preprocessing
+from segmamba.models.manifest import Channel, Model, ModelFile, Postprocessing, Preprocessing
 
 AIR, WATER, BONE = -1000, 40, 500
 BODY_CENTRE, BODY_AXES = (5.0, -10.0, 100.0), (46.0, 42.0, 70.0)
@@ -134,7 +134,7 @@ def spine_model(orientation: str = "LPS", **preprocessing: object) -> Model:
         patch=(32, 32, 32),
         overlap=0.5,
         mirror_axes=(),
-        keep="largest_column",
+        postprocessing=Postprocessing.LARGEST_COLUMN,
         file=ModelFile("none", None, None, None),
         entry={},
     )

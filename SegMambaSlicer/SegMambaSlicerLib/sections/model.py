@@ -11,16 +11,18 @@ import qt
 from slicer.i18n import tr as _
 
 from segmamba.errors import ModelError
-from segmamba.models.manifest import KEEP_ALL, Manifest, Model, load_manifest
+from segmamba.models.manifest import Manifest, Model, Postprocessing, load_manifest
 from segmamba.models.store import checkpoint_location, configured
 from SegMambaSlicerLib.messages import missingCheckpoint, modelDetails, modelSummary, taskTitle
 from SegMambaSlicerLib.model_status import look
 
 # The options of each quality.
 QUALITIES: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "standard": {}, "tta": {"tta": True}}
-KEEP_TIPS = {
-    "largest_column": _("Drop what is not connected to the largest column of vertebrae and is no piece of it."),
-    "bowel": _(
+POSTPROCESSING_TIPS = {
+    Postprocessing.LARGEST_COLUMN: _(
+        "Drop what is not connected to the largest column of vertebrae and is no piece of it."
+    ),
+    Postprocessing.BOWEL: _(
         "Relabel tumours that the network is nowhere sure of as what is next likely there, drop pieces in the lungs, "
         "give those under 0.2 mL to the structure that they touch most, and fill small holes."
     ),
@@ -156,8 +158,8 @@ class ModelSection:
         )
         self._offer(
             self._ui.postprocessCheckBox,
-            model is not None and model.keep != KEEP_ALL,
-            KEEP_TIPS.get(model.keep, "") if model is not None else "",
+            model is not None and model.postprocessing is not Postprocessing.NONE,
+            POSTPROCESSING_TIPS.get(model.postprocessing, "") if model is not None else "",
         )
 
     @staticmethod

@@ -14,6 +14,7 @@ from segmamba.errors import InputError, OutputError
 from segmamba.evaluation.names import BODIES, CASES, IDS, OWN_IDS, PLAIN, RESAMPLES, VARIANTS, WHOLE
 from segmamba.models.manifest import VERTEBRAE_TASK, Model
 from segmamba.request import SETTINGS, Request
+from segmamba.tasks import VERTEBRAE_TASK
 
 if TYPE_CHECKING:
     from segmamba.evaluation.run import Predictor

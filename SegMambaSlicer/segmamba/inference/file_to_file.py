@@ -23,10 +23,11 @@ from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
 from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.read import read_volume
 from segmamba.measurements.vertebrae import write_table
-from segmamba.models.manifest import VERTEBRAE_TASK, Model, chosen_labels, load_manifest
+from segmamba.models.manifest import Model, chosen_labels, load_manifest
 from segmamba.reporting import preview as previewing
 from segmamba.reporting import report as reporting
 from segmamba.request import Request
+from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.atomic import check_output
 from segmamba.utils.paths import check_input
 

@@ -23,7 +23,7 @@ from segmamba.inference.context import RunContext
 from segmamba.inference.device import Device, choose_device
 from segmamba.inference.hysteresis import leave_unsure
 from segmamba.inference.model_grid import Box, ModelGrid
-from segmamba.inference.postprocess import postprocess
+from segmamba.inference.postprocessing import postprocess
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import outside_values, to_model_grid
 from segmamba.inference.resample_back import labels_on_input_grid
@@ -35,12 +35,13 @@ from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
 from segmamba.measurements.vertebrae import measure_labels
 from segmamba.models import store
-from segmamba.models.manifest import KEEP_ALL, VERTEBRAE_TASK, Certainty, FineStage, Model, chosen_labels
+from segmamba.models.manifest import Certainty, FineStage, Model, Postprocessing, chosen_labels
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.reporting import report as reporting
 from segmamba.reporting.disclaimer import NOTICE
 from segmamba.request import Options
+from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.arrays import bounding_box
 from segmamba.utils.memory import gibibytes
 
@@ -272,7 +273,7 @@ def free_gpu() -> None:
 def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]) -> np.ndarray:
     """Apply the model's post-processing, then drop the structures that were not asked for."""
     if options.postprocess:
-        labels = postprocess(labels, volume, model.keep)
+        labels = postprocess(labels, volume, model.postprocessing)
     table = np.zeros(256, dtype=np.uint8)
     values = [label.value for label in wanted]
     table[values] = values
@@ -306,7 +307,7 @@ def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple
         **_describe_windows(passes[0].grid, model, options),
         "mirror_axes": list(model.mirror_axes) if options.tta else [],
         "refine": list(model.refinement) if options.refine else [],
-        "keep": model.keep if options.postprocess else KEEP_ALL,
+        "keep": (model.postprocessing if options.postprocess else Postprocessing.NONE).value,
         "certainty": asdict(model.certainty) if options.postprocess and model.certainty else None,
         "options": asdict(options),
     }

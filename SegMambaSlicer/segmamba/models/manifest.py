@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from segmamba.labels import Code, Label
 from segmamba.models.resources import MANIFEST_NAME, resource_root
 
 SCHEMA_VERSION = 1
-# The task whose labels are the levels of the spine.
-VERTEBRAE_TASK = "vertebrae"
-# The rule of what to keep by which nothing is changed.
-KEEP_ALL = "all"
+
+
+class Postprocessing(Enum):
+    """The rules of `segmamba.inference.postprocessing`, by their names in the manifest."""
+
+    NONE = "all"
+    LARGEST_COLUMN = "largest_column"
+    BOWEL = "bowel"
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class Model(ListedModel):
     """An entry that this version can segment with.
 
     ``interpolates_logits``: on the way back to the volume logits are interpolated, not probabilities.
-    ``certainty``: part of the post-processing, as ``keep``.
+    ``certainty``: part of the post-processing, as ``postprocessing``.
     """
 
     labels: tuple[Label, ...]
@@ -159,7 +164,7 @@ class Model(ListedModel):
     patch: tuple[int, int, int]
     overlap: float
     mirror_axes: tuple[int, ...]
-    keep: str
+    postprocessing: Postprocessing
     fine: FineStage | None = None
     mr_preprocessing: Preprocessing | None = None
     interpolates_logits: bool = False
@@ -357,12 +362,23 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
         patch=_triple(entry["patch"]),
         overlap=entry["overlap"],
         mirror_axes=tuple(entry["mirror_axes"]),
-        keep=entry["keep"],
+        postprocessing=_postprocessing(listed, entry["keep"]),
         fine=_fine(entry["fine"]) if entry.get("fine") else None,
         mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
         interpolates_logits=entry.get("interpolated") == "logits",
         certainty=certainty,
     )
+
+
+def _postprocessing(listed: ListedModel, name: str) -> Postprocessing:
+    try:
+        return Postprocessing(name)
+    except ValueError as error:
+        known = ", ".join(rule.value for rule in Postprocessing)
+        raise ModelError(
+            f"The model '{listed.id}' asks for the post-processing '{name}' and there are {known}: correct its "
+            "manifest entry."
+        ) from error
 
 
 def _preprocessing(entry: Mapping[str, Any]) -> Preprocessing:

@@ -13,9 +13,8 @@ from typing import Any
 from segmamba.errors import InputError
 from segmamba.models.manifest import Channel
 from segmamba.networks.spine_mamba import OFFSET, RIB
+from segmamba.tasks import COLORECTAL_TASK, VERTEBRAE_TASK
 from segmamba.training.colorectal.labels import LABELS
-
-VERTEBRAE_TASK, COLORECTAL_TASK = "vertebrae", "colorectal"
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from segmamba.errors import InputError, OutputError
 from segmamba.inference.device import choose_device
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
+from segmamba.tasks import COLORECTAL_TASK
 from segmamba.training.colorectal.validation import evaluate_bowel
-from segmamba.training.config import COLORECTAL_TASK, Config, read_config
+from segmamba.training.config import Config, read_config
 from segmamba.training.cuda_graph import Objective, Recorded, gradients_of
 from segmamba.training.distributed import ALONE, Team, join_team
 from segmamba.training.losses import dice_cross_entropy, vertebra_loss

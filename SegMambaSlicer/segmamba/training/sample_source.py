@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from segmamba.tasks import COLORECTAL_TASK
 from segmamba.training.colorectal.map_format import load_bowel_maps
 from segmamba.training.colorectal.samples import BowelPainter
-from segmamba.training.config import COLORECTAL_TASK, Config
+from segmamba.training.config import Config
 from segmamba.training.vertebrae.samples import Painter
 from segmamba.training.vertebrae.tissue_maps import load_anatomies
 

@@ -21,7 +21,7 @@ from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.windows import window_count
 from segmamba.io import modality
 from segmamba.io.volume import Volume
-from segmamba.models.manifest import Certainty, FineStage, Model, load_manifest
+from segmamba.models.manifest import Certainty, FineStage, Model, Postprocessing, load_manifest
 from segmamba.request import Options
 
 VALUES = {0, 20, 21, 22}
@@ -135,7 +135,7 @@ def test_refinement_and_post_processing_are_chosen_apart_and_reported(
 
     monkeypatch.setattr(two_stage, "predict_two_stage", predict)
     fine = FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ("pieces", "close"))
-    two = replace(model, fine=fine, keep="largest_column")
+    two = replace(model, fine=fine, postprocessing=Postprocessing.LARGEST_COLUMN)
     for refine, keep, steps, rule in ((True, False, ["pieces", "close"], "all"), (False, True, [], "largest_column")):
         run = segment(volume, two, manifest_path.parent, refine=refine, postprocess=keep).report["run"]
         assert (run["refine"], run["keep"]) == (steps, rule)

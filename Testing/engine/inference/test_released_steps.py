@@ -12,7 +12,7 @@ import torch
 
 from segmamba.inference.pipeline import segment
 from segmamba.io.volume import Geometry, Volume
-from segmamba.models.manifest import Model, load_manifest
+from segmamba.models.manifest import Model, Postprocessing, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
 from segmamba.request import Options
@@ -95,5 +95,5 @@ def test_the_manifest_has_the_authors_figures() -> None:
     assert (given.interpolation, given.crop_above, given.crop_nonzero, given.padding) == ("cubic", None, True, 0.0)
     assert given.spacing == (0.79296899, 0.79296899, 3.75)
     assert (OFFICIAL.patch, OFFICIAL.overlap, OFFICIAL.mirror_axes) == ((128, 128, 128), 0.5, (0, 1, 2))
-    assert OFFICIAL.interpolates_logits and OFFICIAL.keep == "all"
+    assert OFFICIAL.interpolates_logits and OFFICIAL.postprocessing is Postprocessing.NONE
     assert given.estimated is not None

@@ -14,10 +14,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+from helpers import tiny
 from helpers.repository import PACKAGES
 
 from segmamba.errors import ModelError
-from segmamba.models.manifest import chosen_labels, load_manifest
+from segmamba.models.manifest import Postprocessing, chosen_labels, load_manifest
 from segmamba.models.resources import resource_root
 from segmamba.models.store import find, sha256
 from segmamba.networks import build_network, parameter_count
@@ -181,6 +182,17 @@ def test_a_file_that_is_no_text_is_one_short_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="check the file") as caught:
         load_manifest(path)
     assert len(str(caught.value)) < 300
+
+
+def test_an_unknown_post_processing_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    path = tiny.write_model(tmp_path, keep="best")
+    with pytest.raises(ModelError, match=r"'tiny-spine' asks for the post-processing 'best'.*largest_column, bowel"):
+        load_manifest(path)
+
+
+def test_the_schema_names_every_post_processing() -> None:
+    names = SCHEMA["$defs"]["model"]["properties"]["keep"]["enum"]
+    assert set(names) == {rule.value for rule in Postprocessing} | {None}
 
 
 def test_a_missing_manifest_is_told_by_its_path(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from helpers.phantoms import OBLIQUE, STRAIGHT, positions, true_labels
 
-from segmamba.errors import ModelError
-from segmamba.inference.postprocess import postprocess
+from segmamba.inference.postprocessing import RULES, postprocess
 from segmamba.io.volume import Geometry, Volume
+from segmamba.models.manifest import Postprocessing
 
 GRIDS = {"straight": STRAIGHT, "oblique": OBLIQUE}
 LONG = Geometry((60, 60, 130), (3.0, 3.0, 3.0), (-90.0, -90.0, 0.0), STRAIGHT.direction)
@@ -24,7 +24,7 @@ def ct(geometry: Geometry) -> Volume:
 
 
 def clean(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
-    return postprocess(labels, ct(geometry), "largest_column")
+    return postprocess(labels, ct(geometry), Postprocessing.LARGEST_COLUMN)
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -114,14 +114,13 @@ def test_an_empty_result_stays_empty() -> None:
     assert not clean(np.zeros((5, 6, 7), np.uint8), STRAIGHT).any()
 
 
-def test_keep_all_changes_nothing() -> None:
+def test_without_a_rule_nothing_changes() -> None:
     labels = np.random.default_rng(0).integers(0, 4, (5, 6, 7)).astype(np.uint8)
-    np.testing.assert_array_equal(postprocess(labels, ct(STRAIGHT), "all"), labels)
+    np.testing.assert_array_equal(postprocess(labels, ct(STRAIGHT), Postprocessing.NONE), labels)
 
 
-def test_an_unknown_rule_is_a_fault_of_the_model() -> None:
-    with pytest.raises(ModelError, match="no rule 'best'"):
-        postprocess(np.zeros((5, 6, 7), np.uint8), ct(STRAIGHT), "best")
+def test_every_rule_that_a_manifest_can_name_is_there() -> None:
+    assert set(RULES) == set(Postprocessing) - {Postprocessing.NONE}
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -134,7 +133,7 @@ def test_bowel_keeps_tumours_from_a_fifth_of_a_millilitre_and_loses_smaller_piec
     labels[ball(geometry, (5.0, -10.0, 85.0), 3.0)] = 1  # 0.1 mL in the colon
     labels[ball(geometry, (5.0, -10.0, 150.0), 3.0)] = 1  # 0.1 mL on its own
     labels[ball(geometry, (20.0, -10.0, 100.0), 3.0)] = 0  # a bubble
-    cleaned = postprocess(labels, ct(geometry), "bowel")
+    cleaned = postprocess(labels, ct(geometry), Postprocessing.BOWEL)
     assert (truth == 1).any() and not np.array_equal(labels, truth)
     np.testing.assert_array_equal(cleaned, truth)
 
@@ -143,7 +142,7 @@ def test_bowel_in_pieces_far_from_each_other_is_kept() -> None:
     labels = np.zeros(STRAIGHT.size[::-1], np.uint8)
     labels[ball(STRAIGHT, (-25.0, -30.0, 60.0), 8.0)] = 2
     labels[ball(STRAIGHT, (30.0, 15.0, 150.0), 8.0)] = 3
-    np.testing.assert_array_equal(postprocess(labels, ct(STRAIGHT), "bowel"), labels)
+    np.testing.assert_array_equal(postprocess(labels, ct(STRAIGHT), Postprocessing.BOWEL), labels)
 
 
 @pytest.mark.parametrize(("air", "kept"), [(-850, False), (-1000, True)])
@@ -153,7 +152,7 @@ def test_bowel_in_the_lungs_is_dropped_but_not_bowel_full_of_gas(air: int, kept:
     labels = np.zeros(LONG.size[::-1], np.uint8)
     labels[ball(LONG, (10.0, 0.0, 240.0), 30.0)] = 2
     labels[ball(LONG, (0.0, 0.0, 60.0), 30.0)] = 2
-    cleaned = postprocess(labels, volume, "bowel")
+    cleaned = postprocess(labels, volume, Postprocessing.BOWEL)
     assert (labels[60:] > 0).any() and (cleaned[60:] > 0).any() == kept
     np.testing.assert_array_equal(cleaned[:60], labels[:60])
 
@@ -164,4 +163,4 @@ def test_bowel_beside_the_lungs_is_kept_whole() -> None:
     labels = np.zeros(LONG.size[::-1], np.uint8)
     labels[ball(LONG, (0.0, 0.0, 180.0), 30.0)] = 2
     assert ((labels > 0) & (volume.array < -500)).any()
-    np.testing.assert_array_equal(postprocess(labels, volume, "bowel"), labels)
+    np.testing.assert_array_equal(postprocess(labels, volume, Postprocessing.BOWEL), labels)
