@@ -35,7 +35,7 @@ from segmamba.inference.context import RunContext  # noqa: E402
 from segmamba.inference.device import cpu_precision  # noqa: E402
 from segmamba.inference.hysteresis import leave_unsure  # noqa: E402
 from segmamba.inference.pipeline import segment  # noqa: E402
-from segmamba.inference.preprocess import outside_values, to_model_grid  # noqa: E402
+from segmamba.inference.preprocess import padding_values, resample_to_model  # noqa: E402
 from segmamba.inference.sliding_window import predict  # noqa: E402
 from segmamba.inference.windows import Windows  # noqa: E402
 from segmamba.io.read import read_volume
@@ -165,10 +165,10 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
     """
     config, volume = subject.config, read_volume(image)
     grid_of = Preprocessing("LPS", (config.spacing,) * 3, "linear", -500.0, -1024.0, config.channels)
-    channels, grid = to_model_grid(volume, replace(load_manifest().models[0], preprocessing=grid_of))
+    channels, grid = resample_to_model(volume, replace(load_manifest().models[0], preprocessing=grid_of))
     start = time.monotonic()
     tensor = torch.from_numpy(channels)
-    answer = subject.labels(tensor, outside_values(grid_of, tensor))
+    answer = subject.labels(tensor, padding_values(grid_of, tensor))
     seconds = time.monotonic() - start
     reference = colon_of(labels, grid.geometry)
     entry = real_figures(image, answer, reference, config.spacing)

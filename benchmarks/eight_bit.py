@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from segmamba.inference.preprocess import to_model_grid
+from segmamba.inference.preprocess import resample_to_model
 from segmamba.io.modality import model_for_modality
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Volume
@@ -44,7 +44,7 @@ def stages(network: nn.Module, model: Model) -> Iterator[tuple[str, nn.Module, M
 
 def middle_window(volume: Volume, model: Model) -> Tensor:
     """Return a network's input (1, channels, z, y, x) from the middle of a volume, at most the model's patch."""
-    image = torch.from_numpy(to_model_grid(volume, model)[0])
+    image = torch.from_numpy(resample_to_model(volume, model)[0])
     starts = [max(0, length - width) // 2 for length, width in zip(image.shape[1:], model.patch, strict=True)]
     box = tuple(slice(first, first + width) for first, width in zip(starts, model.patch, strict=True))
     return image[(slice(None), *box)][None]

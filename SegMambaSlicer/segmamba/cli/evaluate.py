@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from segmamba.cli.options import add_options, read_options, read_request
 from segmamba.errors import InputError, OutputError
 from segmamba.evaluation.names import BODIES, CASES, IDS, OWN_IDS, PLAIN, RESAMPLES, VARIANTS, WHOLE
-from segmamba.models.manifest import VERTEBRAE_TASK, Model
+from segmamba.models.manifest import Model
 from segmamba.request import SETTINGS, Request
 from segmamba.tasks import VERTEBRAE_TASK
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from segmamba import __version__
-from segmamba.cli import batch, doctor, evaluate, models
-from segmamba.cli.main import segment, train
+from segmamba.cli import batch, doctor, evaluate, models, segment, train
 from segmamba.errors import (
     DEBUG_VARIABLE,
     Cancelled,

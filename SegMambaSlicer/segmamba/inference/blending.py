@@ -1,4 +1,7 @@
-"""Adding up overlapping windows without a map of the whole volume: only the rows that windows still reach are held."""
+"""Adding up overlapping windows without a map of the whole volume: only the slabs that windows still reach are held.
+
+The windows sweep along the volume's longest axis. A slab is some layers of voxels across it.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from segmamba.inference.windows import window_starts
 # Width of the gaussian as a part of the window: at the border of a window the weight is exp(-8).
 SIGMA = 1 / 8
 
-# Gets rows that are done: where along the axis of the march they begin, and logits (classes, z, y, x), which are
+# Called with a slab that is done: where along the sweep axis it begins, and its logits (classes, z, y, x), which are
 # overwritten afterwards.
-Sink = Callable[[int, torch.Tensor], None]
+OnSlabDone = Callable[[int, torch.Tensor], None]
 
 
-def blend_weights(length: int, window: int, starts: Sequence[int]) -> torch.Tensor:
+def importance_weights(length: int, window: int, starts: Sequence[int]) -> torch.Tensor:
     """Return the weight of each window's voxels along one axis, shape (windows, window).
 
     At each voxel of the axis the weights of the windows that cover it sum to one. Windows lie on a grid, so the
@@ -43,7 +46,7 @@ class WindowGrid:
     starts : list of list of int
         Where the windows begin along each axis.
     axis : int
-        The longest axis, along which the windows march.
+        The sweep axis: the longest one.
     """
 
     lengths: tuple[int, ...]
@@ -59,7 +62,7 @@ class WindowGrid:
         return cls(tuple(lengths), tuple(window), starts, longest)
 
     def groups(self) -> Iterator[list[tuple[int, int, int]]]:
-        """Yield the numbers (z, y, x) of the windows that begin at the same row of the march, row after row."""
+        """Yield the numbers (z, y, x) of the windows that begin at the same place of the sweep, place after place."""
         for number in range(len(self.starts[self.axis])):
             ranges = [range(len(starts)) for starts in self.starts]
             ranges[self.axis] = range(number, number + 1)
@@ -73,24 +76,24 @@ class WindowGrid:
 
 
 class Blender:
-    """The weighted sum of windows, in a ring of as many rows as a window has along the march.
+    """The weighted sum of windows, in a ring of as many layers as a window has along the sweep axis.
 
     Parameters
     ----------
     grid : WindowGrid
     device : device
         Where the sum is kept.
-    sink : callable
-        See `Sink`.
+    on_slab_done : callable
+        See `OnSlabDone`.
     """
 
-    def __init__(self, grid: WindowGrid, device: torch.device, sink: Sink) -> None:
+    def __init__(self, grid: WindowGrid, device: torch.device, on_slab_done: OnSlabDone) -> None:
         self.grid = grid
-        self.sink = sink
-        self.rows = grid.window[grid.axis]
+        self.on_slab_done = on_slab_done
+        self.layers = grid.window[grid.axis]
         self.total: torch.Tensor | None = None
         self.weights = [
-            blend_weights(*axis).to(device) for axis in zip(grid.lengths, grid.window, grid.starts, strict=True)
+            importance_weights(*axis).to(device) for axis in zip(grid.lengths, grid.window, grid.starts, strict=True)
         ]
         self.device = device
 
@@ -99,27 +102,27 @@ class Blender:
         axis = self.grid.axis
         if self.total is None:
             shape = list(self.grid.lengths)
-            shape[axis] = self.rows
+            shape[axis] = self.layers
             self.total = torch.zeros((len(logits), *shape), dtype=torch.float32, device=self.device)
         z, y, x = (weights[number] for weights, number in zip(self.weights, place, strict=True))
         logits = logits.to(self.device, torch.float32).mul_(z[:, None, None] * y[:, None] * x)
         box = list(self.grid.box(place))
-        for rows, part in self._pieces(box[axis].start, self.rows):
-            box[axis] = rows
-            self.total[(slice(None), *box)] += logits.narrow(axis + 1, part, rows.stop - rows.start)
+        for layers, part in self._in_ring(box[axis].start, self.layers):
+            box[axis] = layers
+            self.total[(slice(None), *box)] += logits.narrow(axis + 1, part, layers.stop - layers.start)
 
     def finish(self, first: int, last: int) -> None:
-        """Give the rows from ``first`` to ``last`` to the sink, and make room for those a window further on."""
+        """Hand over the slab from ``first`` to ``last``, and make room for the one a window further on."""
         assert self.total is not None
-        for rows, part in self._pieces(first, last - first):
-            done = self.total.narrow(self.grid.axis + 1, rows.start, rows.stop - rows.start)
-            self.sink(first + part, done)
+        for layers, part in self._in_ring(first, last - first):
+            done = self.total.narrow(self.grid.axis + 1, layers.start, layers.stop - layers.start)
+            self.on_slab_done(first + part, done)
             done.zero_()
 
-    def _pieces(self, first: int, count: int) -> Iterator[tuple[slice, int]]:
-        """Yield where rows lie in the ring, and how many of them came before: one piece, or two around its end."""
-        start = first % self.rows
-        fit = min(count, self.rows - start)
+    def _in_ring(self, first: int, count: int) -> Iterator[tuple[slice, int]]:
+        """Yield where layers lie in the ring, and how many of them came before: in one part, or two around its end."""
+        start = first % self.layers
+        fit = min(count, self.layers - start)
         yield slice(start, start + fit), 0
         if fit < count:
             yield slice(0, count - fit), fit

@@ -25,8 +25,8 @@ from segmamba.inference.hysteresis import leave_unsure
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.postprocessing import postprocess
 from segmamba.inference.prediction import NetworkPass, Prediction
-from segmamba.inference.preprocess import outside_values, to_model_grid
-from segmamba.inference.resample_back import labels_on_input_grid
+from segmamba.inference.preprocess import padding_values, resample_to_model
+from segmamba.inference.resample_back import resample_to_input
 from segmamba.inference.sliding_window import identity, predict, softmax
 from segmamba.inference.windows import Windows, window_count
 from segmamba.io.labelmap import write_labelmap
@@ -126,12 +126,12 @@ def segment(
     with stages.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
-        labels, confidence = labels_on_input_grid(
+        labels, confidence = resample_to_input(
             prediction.probabilities, prediction.grid, prediction.label_values, where, model.interpolates_logits
         )
         del prediction  # its probabilities are the most memory of a run
         stages.progress("postprocess", 0.5)
-        labels = _kept(labels, volume, model, options, wanted)
+        labels = _postprocess_and_filter(labels, volume, model, options, wanted)
         if model.task == VERTEBRAE_TASK:
             findings = {**findings, "measurements": measure_labels(labels, volume, wanted)}
     if engine.device.kind == "cuda":
@@ -202,7 +202,7 @@ def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, st
         with stages.stage("predict"):
             return two_stage.predict_two_stage(engine.network, volume, model, context, roi, options.refine)
     with stages.stage("preprocess"):
-        image, grid = to_model_grid(volume, model, roi)
+        image, grid = resample_to_model(volume, model, roi)
     with stages.stage("predict"):
         certainty = model.certainty if options.postprocess else None
         return _predict_single_stage(engine.network, torch.from_numpy(image), grid, model, certainty, context)
@@ -217,7 +217,7 @@ def _predict_single_stage(
     context: RunContext,
 ) -> Prediction:
     flip_axes = model.mirror_axes if context.tta else ()
-    pad_values = outside_values(model.preprocessing, image)
+    pad_values = padding_values(model.preprocessing, image)
     windows = Windows(model.patch, context.overlap_of(model), flip_axes, pad_values)
     output = predict(network, image, windows, context, identity if model.interpolates_logits else softmax)
     if certainty is not None:
@@ -270,7 +270,9 @@ def free_gpu() -> None:
         torch.cuda.empty_cache()
 
 
-def _kept(labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]) -> np.ndarray:
+def _postprocess_and_filter(
+    labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]
+) -> np.ndarray:
     """Apply the model's post-processing, then drop the structures that were not asked for."""
     if options.postprocess:
         labels = postprocess(labels, volume, model.postprocessing)

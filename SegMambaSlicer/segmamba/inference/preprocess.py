@@ -1,6 +1,6 @@
 """From the volume's grid to the model's and back.
 
-`to_model_grid` makes a network's input, and `labels_on_input_grid` brings the network's answer back to the voxels
+`resample_to_model` makes a network's input, and `resample_to_input` brings the network's answer back to the voxels
 of the volume, whatever their orientation, obliqueness or anisotropy. They are one pair and tested as one.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.inference.model_grid import ROI_CONTEXT_MM, Box, ModelGrid, cropped_geometry, model_grid
-from segmamba.inference.separable_resample import is_aligned, smooth, smooth_and_resample
+from segmamba.inference.separable_resample import is_axis_aligned, separable_resample, smooth
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import Channel, Model, Preprocessing
 
@@ -28,7 +28,7 @@ WIDEST = 10.0
 SMALLEST_UNIT = 1e-6
 
 
-def to_model_grid(
+def resample_to_model(
     volume: Volume, model: Model, roi: Box | None = None, context_mm: float = ROI_CONTEXT_MM
 ) -> tuple[np.ndarray, ModelGrid]:
     """Crop, resample and normalise a volume to a network's input.
@@ -51,7 +51,7 @@ def to_model_grid(
     image : ndarray of float32
         Shape (channels, z, y, x).
     grid : ModelGrid
-        Where its voxels lie; `labels_on_input_grid` needs it.
+        Where its voxels lie; `resample_to_input` needs it.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def _normalised(channel: Channel, value: float) -> float:
     return (min(max(value, channel.low), channel.high) - channel.mean) / channel.std
 
 
-def outside_values(preprocessing: Preprocessing, image: torch.Tensor) -> tuple[float, ...]:
+def padding_values(preprocessing: Preprocessing, image: torch.Tensor) -> tuple[float, ...]:
     """Return what each channel (first axis) of a network's input holds outside the volume."""
     if preprocessing.padding is not None:
         return (preprocessing.padding,) * len(image)
@@ -149,8 +149,8 @@ def _resample_without_aliasing(image: sitk.Image, geometry: Geometry, fill: floa
     if blocks.max() > 1:
         image = sitk.BinShrink(image, blocks.tolist())
         variances = _missing_variances(widths_squared, image)
-    if is_aligned(image, geometry):
-        return smooth_and_resample(image, variances, geometry, fill)
+    if is_axis_aligned(image, geometry):
+        return separable_resample(image, variances, geometry, fill)
     return _resample(smooth(image, variances) if variances.any() else image, geometry, sitk.sitkLinear, fill)
 
 

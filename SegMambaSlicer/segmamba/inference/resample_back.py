@@ -21,7 +21,7 @@ TIE_BREAKER = 1e-4
 BLOCK = 64
 
 
-def labels_on_input_grid(
+def resample_to_input(
     probabilities: torch.Tensor,
     grid: ModelGrid,
     channel_values: Sequence[int],
@@ -40,7 +40,7 @@ def labels_on_input_grid(
         Shape (classes, z, y, x) on ``grid.geometry``, on any device, in half or single precision; class 0 is the
         background, and the classes sum to one.
     grid : ModelGrid
-        From `to_model_grid`.
+        From `resample_to_model`.
     channel_values : sequence of int
         Label value of each class.
     device : device, optional

@@ -18,10 +18,10 @@ KERNEL_ERROR = 0.005
 ALIGNED = 2e-6
 
 
-def is_aligned(image: sitk.Image, geometry: Geometry) -> bool:
+def is_axis_aligned(image: sitk.Image, geometry: Geometry) -> bool:
     """Tell whether an image's axes are, in any order and direction, those of a grid."""
-    turn = np.abs(_turn(image, geometry))
-    return bool(np.all((turn < ALIGNED) | (np.abs(turn - 1) < ALIGNED)))
+    cosines = np.abs(direction_cosines(image, geometry))
+    return bool(np.all((cosines < ALIGNED) | (np.abs(cosines - 1) < ALIGNED)))
 
 
 def smooth(image: sitk.Image, variances: np.ndarray) -> sitk.Image:
@@ -29,7 +29,7 @@ def smooth(image: sitk.Image, variances: np.ndarray) -> sitk.Image:
     return sitk.DiscreteGaussian(image, variances.tolist(), MAXIMUM_KERNEL, KERNEL_ERROR, True)
 
 
-def smooth_and_resample(image: sitk.Image, variances: np.ndarray, geometry: Geometry, fill: float) -> sitk.Image:
+def separable_resample(image: sitk.Image, variances: np.ndarray, geometry: Geometry, fill: float) -> sitk.Image:
     """Smooth a volume, then interpolate it linearly on a grid that it is aligned with.
 
     Parameters
@@ -39,7 +39,7 @@ def smooth_and_resample(image: sitk.Image, variances: np.ndarray, geometry: Geom
     variances : ndarray
         Of the gaussian along the image's x, y, z, in square millimetres.
     geometry : Geometry
-        The new grid; `is_aligned` with the image.
+        The new grid; `is_axis_aligned` with the image.
     fill : float
         What voxels outside of the image get.
 
@@ -48,12 +48,12 @@ def smooth_and_resample(image: sitk.Image, variances: np.ndarray, geometry: Geom
     Image
         float32, on ``geometry``.
     """
-    turn = _turn(image, geometry).round()
+    cosines = direction_cosines(image, geometry).round()
     start = np.reshape(image.GetDirection(), (3, 3)).T @ np.subtract(geometry.origin, image.GetOrigin())
     matrices, order = [], [0, 0, 0]
     for axis in range(3):
-        new = int(np.abs(turn[:, axis]).argmax())
-        step = turn[new, axis] * geometry.spacing[new]
+        new = int(np.abs(cosines[:, axis]).argmax())
+        step = cosines[new, axis] * geometry.spacing[new]
         matrices.append(_matrix(image, axis, variances[axis], start[axis], step, geometry.size[new]))
         order[2 - new] = 2 - axis
     x, y, z = matrices
@@ -70,10 +70,10 @@ def smooth_and_resample(image: sitk.Image, variances: np.ndarray, geometry: Geom
     return made
 
 
-def _turn(image: sitk.Image, geometry: Geometry) -> np.ndarray:
+def direction_cosines(image: sitk.Image, geometry: Geometry) -> np.ndarray:
     """Return the cosines between the axes of a grid (rows) and those of an image (columns)."""
-    turn: np.ndarray = np.reshape(geometry.direction, (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
-    return turn
+    cosines: np.ndarray = np.reshape(geometry.direction, (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
+    return cosines
 
 
 def _matrix(image: sitk.Image, axis: int, variance: float, start: float, step: float, count: int) -> np.ndarray:

@@ -70,7 +70,7 @@ def identity(logits: torch.Tensor) -> torch.Tensor:
 def argmax(logits: torch.Tensor) -> torch.Tensor:
     """Return the most probable class, uint8 (1, z, y, x).
 
-    The classes of the whole volume are never held then: memory grows with a window's rows of it.
+    The classes of the whole volume are never held then: memory grows with the slab of a window's length.
     """
     return logits.argmax(dim=0, keepdim=True).to(torch.uint8)
 
@@ -273,14 +273,14 @@ def _blend(
     """Run all windows and return the activated sum of their logits; see `_empty_answer` for where that lies."""
     answer: torch.Tensor | None = None
 
-    def keep(first: int, logits: torch.Tensor) -> None:
+    def keep_slab(first: int, logits: torch.Tensor) -> None:
         nonlocal answer
-        rows = activation(logits)
+        slab = activation(logits)
         if answer is None:
-            answer = _empty_answer(rows, grid.lengths, run.step.storage)
-        answer.narrow(grid.axis + 1, first, rows.shape[grid.axis + 1]).copy_(rows, non_blocking=True)
+            answer = _empty_answer(slab, grid.lengths, run.step.storage)
+        answer.narrow(grid.axis + 1, first, slab.shape[grid.axis + 1]).copy_(slab, non_blocking=True)
 
-    blender = Blender(grid, run.step.storage, keep)
+    blender = Blender(grid, run.step.storage, keep_slab)
     groups = list(grid.groups())
     count = sum(map(len, groups))
     done = 0
@@ -327,9 +327,9 @@ def _on_device(image: torch.Tensor, step: _Step) -> torch.Tensor:
     return image.to(step.compute) if step.compute == step.storage else image
 
 
-def _empty_answer(rows: torch.Tensor, lengths: Sequence[int], storage: torch.device) -> torch.Tensor:
+def _empty_answer(slab: torch.Tensor, lengths: Sequence[int], storage: torch.device) -> torch.Tensor:
     """Return a tensor (channels, *lengths) on ``storage``, or, instead of much memory of a GPU, in main memory."""
-    shape = (len(rows), *lengths)
-    if storage.type == "cuda" and math.prod(shape) * rows.itemsize > LARGEST_ON_GPU:
-        return torch.empty(shape, dtype=rows.dtype, pin_memory=True)
-    return torch.empty(shape, dtype=rows.dtype, device=storage)
+    shape = (len(slab), *lengths)
+    if storage.type == "cuda" and math.prod(shape) * slab.itemsize > LARGEST_ON_GPU:
+        return torch.empty(shape, dtype=slab.dtype, pin_memory=True)
+    return torch.empty(shape, dtype=slab.dtype, device=storage)

@@ -14,7 +14,7 @@ from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.prediction import NetworkPass, Prediction
-from segmamba.inference.preprocess import outside_values, to_model_grid
+from segmamba.inference.preprocess import padding_values, resample_to_model
 from segmamba.inference.sliding_window import identity, predict
 from segmamba.inference.windows import Windows
 from segmamba.io.modality import CT
@@ -64,7 +64,7 @@ def predict_two_stage(
     Raises
     ------
     SegMambaError
-        See `to_model_grid`, `predict` and `load_shapes`.
+        See `resample_to_model`, `predict` and `load_shapes`.
     """
     if not isinstance(network, TwoStageSpineMamba) or model.fine is None:
         raise ModelError(f"The model '{model.id}' has no two stages: correct its manifest entry.")
@@ -81,7 +81,7 @@ def predict_two_stage(
     if shapes is not None:
         spacing, check = grid.geometry.spacing[0], context.check_cancelled
         labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, check)
-    probabilities, values = spread(labels, 1 - mask[0])
+    probabilities, values = label_probabilities(labels, 1 - mask[0])
     passes, warnings = (coarse, fine.ran), warnings + fine.warnings
     return Prediction(torch.from_numpy(probabilities), values, replace(grid, roi=roi), passes, findings, warnings)
 
@@ -99,7 +99,7 @@ def _run_stage(
     network: torch.nn.Module, image: np.ndarray, grid: ModelGrid, stage: Model, context: RunContext
 ) -> _StageOutput:
     tensor = torch.from_numpy(image)
-    windows = Windows(stage.patch, context.overlap_of(stage), pad_values=outside_values(stage.preprocessing, tensor))
+    windows = Windows(stage.patch, context.overlap_of(stage), pad_values=padding_values(stage.preprocessing, tensor))
     output = predict(network, tensor, windows, context, identity)
     output.values[MASK] = output.values[MASK].softmax(dim=0)
     output.values[OFFSET] *= OFFSET_UNIT_MM
@@ -118,7 +118,7 @@ def _coarse_pass(
     network: torch.nn.Module, volume: Volume, model: Model, context: RunContext, roi: Box | None
 ) -> tuple[Column, NetworkPass, tuple[str, ...]]:
     """Return the column that the coarse pass finds, and how it ran. The network's output, which is large, ends here."""
-    output = _run_stage(network, *to_model_grid(volume, model, roi), model, context)
+    output = _run_stage(network, *resample_to_model(volume, model, roi), model, context)
     # MR shows ribs too badly to miss one.
     rib = special.expit(output.values[RIB][0]) if volume.modality == CT else None
     spacing = output.ran.grid.geometry.spacing[0]
@@ -132,7 +132,7 @@ def _fine_pass(
 ) -> tuple[Column, np.ndarray, _StageOutput]:
     """Return the column to its ends, the levels that the fine pass draws, (z, y, x), and what its network gives."""
     stage = _fine_model(model)
-    image, grid = to_model_grid(volume, stage, _box(column, coarse), context_mm=0.0)
+    image, grid = resample_to_model(volume, stage, _box(column, coarse), context_mm=0.0)
     output = _run_stage(network, image, grid, stage, context)
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
     fine = (output.values[MASK], output.values[OFFSET], grid.geometry.spacing[0], shift)
@@ -156,7 +156,7 @@ def _box(column: Column, grid: ModelGrid) -> Box:
     return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
 
 
-def spread(labels: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def label_probabilities(labels: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return class probabilities, float16, from labels and the probability of bone: smooth surfaces, sharp numbers.
 
     Each voxel's bone belongs to the nearest label, so that between two voxels only bone and background are weighed

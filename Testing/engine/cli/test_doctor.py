@@ -18,9 +18,9 @@ import torch
 from helpers import tiny
 
 from segmamba import scan
-from segmamba.cli import doctor
+from segmamba.cli import doctor, examination
 from segmamba.cli.interrupt import stop_signal
-from segmamba.cli.main import examination, main
+from segmamba.cli.main import main
 from segmamba.errors import (
     DEBUG_VARIABLE,
     Cancelled,

@@ -18,7 +18,8 @@ from helpers.own_time import PATIENCE, seconds_computed
 from helpers.phantoms import phantom
 from helpers.repository import PACKAGES
 
-from segmamba.cli.main import EXIT_CODES, examination, main
+from segmamba.cli import examination
+from segmamba.cli.main import EXIT_CODES, main
 from segmamba.cli.progress import ProgressBar
 from segmamba.errors import Cancelled, InstallationError, WorkerError
 from segmamba.io.read import read_volume

@@ -207,13 +207,13 @@ def test_a_march_is_cut_only_where_that_fills_the_gpu() -> None:
 
 
 @pytest.mark.parametrize("size", [(40, 70, 33), (70, 33, 40), (33, 32, 64)])
-def test_a_ring_of_rows_gives_what_the_whole_sum_gives(size: tuple[int, int, int]) -> None:
+def test_a_ring_of_slabs_gives_what_the_whole_sum_gives(size: tuple[int, int, int]) -> None:
     grid = WindowGrid.over(size, (32, 32, 32), 0.4)
     whole = torch.zeros(2, *size)
     made = torch.full((2, *size), float("nan"))
 
-    def keep(first: int, rows: torch.Tensor) -> None:
-        made.narrow(grid.axis + 1, first, rows.shape[grid.axis + 1]).copy_(rows)
+    def keep(first: int, slab: torch.Tensor) -> None:
+        made.narrow(grid.axis + 1, first, slab.shape[grid.axis + 1]).copy_(slab)
 
     blender = Blender(grid, torch.device("cpu"), keep)
     generator = torch.Generator().manual_seed(0)

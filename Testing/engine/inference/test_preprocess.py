@@ -31,8 +31,8 @@ from scipy import ndimage
 
 from segmamba.errors import InputError, ModelError
 from segmamba.inference.model_grid import Box, ModelGrid
-from segmamba.inference.preprocess import normalise, outside_values, resolve, to_model_grid
-from segmamba.inference.resample_back import labels_on_input_grid
+from segmamba.inference.preprocess import normalise, padding_values, resample_to_model, resolve
+from segmamba.inference.resample_back import resample_to_input
 from segmamba.io.modality import check_modality, modality_warning, model_for_modality, resolve_modality
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import Channel
@@ -49,8 +49,8 @@ def painted(grid: ModelGrid, dtype: torch.dtype = torch.float32) -> torch.Tensor
 
 
 def labels_there_and_back(volume: Volume) -> np.ndarray:
-    _, grid = to_model_grid(volume, MODEL)
-    return labels_on_input_grid(painted(grid), grid, MODEL.channel_values)[0]
+    _, grid = resample_to_model(volume, MODEL)
+    return resample_to_input(painted(grid), grid, MODEL.channel_values)[0]
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -86,9 +86,9 @@ def test_flipped_and_permuted_copies_give_the_same_labels(name: str) -> None:
 @pytest.mark.parametrize("name", GRIDS)
 def test_flipped_and_permuted_copies_give_the_same_input_to_the_network(name: str, interpolation: str) -> None:
     volume, model = phantom(GRIDS[name]), spine_model(interpolation=interpolation)
-    image, grid = to_model_grid(volume, model)
+    image, grid = resample_to_model(volume, model)
     for copy in restored(volume):
-        other, other_grid = to_model_grid(copy, model)
+        other, other_grid = resample_to_model(copy, model)
         assert other_grid.geometry.size == grid.geometry.size
         np.testing.assert_allclose(other_grid.geometry.affine, grid.geometry.affine, atol=1e-9)
         np.testing.assert_allclose(other, image, atol=1e-3)
@@ -96,7 +96,7 @@ def test_flipped_and_permuted_copies_give_the_same_input_to_the_network(name: st
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_network_sees_the_patient_where_the_grid_says(name: str) -> None:
-    image, grid = to_model_grid(phantom(GRIDS[name]), MODEL)
+    image, grid = resample_to_model(phantom(GRIDS[name]), MODEL)
     channel = MODEL.preprocessing.channels[0]
     expected = sitk.GetArrayFromImage(normalise(sitk.GetImageFromArray(phantom(grid.geometry).array), channel))
     # Away from surfaces, where the resolution of the input does not matter.
@@ -107,21 +107,21 @@ def test_the_network_sees_the_patient_where_the_grid_says(name: str) -> None:
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "SLP"])
 def test_the_model_grid_has_the_models_orientation(orientation: str) -> None:
-    _, grid = to_model_grid(phantom(), spine_model(orientation))
+    _, grid = resample_to_model(phantom(), spine_model(orientation))
     axes = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1)}
     expected = np.array([axes[letter] for letter in orientation]).T
     np.testing.assert_array_equal(np.reshape(grid.geometry.direction, (3, 3)), expected)
-    labels = labels_on_input_grid(painted(grid), grid, MODEL.channel_values)[0]
+    labels = resample_to_input(painted(grid), grid, MODEL.channel_values)[0]
     assert dice(labels > 0, true_labels(STRAIGHT) > 0) > 0.97
 
 
 def test_an_unknown_orientation_is_a_fault_of_the_model() -> None:
     with pytest.raises(ModelError, match="LLS"):
-        to_model_grid(phantom(), spine_model("LLS"))
+        resample_to_model(phantom(), spine_model("LLS"))
 
 
 def test_the_grid_covers_the_body_and_little_air() -> None:
-    _, grid = to_model_grid(phantom(ANISOTROPIC), MODEL)
+    _, grid = resample_to_model(phantom(ANISOTROPIC), MODEL)
     points = positions(grid.geometry).reshape(-1, 3)
     lowest, highest = points.min(axis=0), points.max(axis=0)
     body_low, body_high = np.subtract(BODY_CENTRE, BODY_AXES), np.add(BODY_CENTRE, BODY_AXES)
@@ -131,14 +131,14 @@ def test_the_grid_covers_the_body_and_little_air() -> None:
 
 def test_a_volume_of_air_is_refused() -> None:
     with pytest.raises(InputError, match="nothing above -500"):
-        to_model_grid(Volume(np.full((9, 9, 9), AIR, np.int16), STRAIGHT), MODEL)
+        resample_to_model(Volume(np.full((9, 9, 9), AIR, np.int16), STRAIGHT), MODEL)
 
 
 @pytest.mark.parametrize("geometry", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
 def test_nothing_outside_the_roi_is_labelled(geometry: Geometry) -> None:
     roi = Box((-10.0, -5.0, 90.0), (8.0, 12.0, 120.0))
-    _, grid = to_model_grid(phantom(geometry), MODEL, roi)
-    labels, _ = labels_on_input_grid(painted(grid), grid, MODEL.channel_values)
+    _, grid = resample_to_model(phantom(geometry), MODEL, roi)
+    labels, _ = resample_to_input(painted(grid), grid, MODEL.channel_values)
     inside = np.all((positions(geometry) >= roi.lps_min) & (positions(geometry) <= roi.lps_max), axis=-1)
     assert not labels[~inside].any()
     assert dice(labels[inside] > 0, true_labels(geometry)[inside] > 0) > 0.97
@@ -153,42 +153,42 @@ def test_a_grid_can_leave_out_the_zeros_around_a_volume_and_nothing_there_is_lab
     array[inside] = whole.array[inside]
     array[40, 30, 30] = 0  # a hole
     model = spine_model(crop_above=None, crop_nonzero=True)
-    _, grid = to_model_grid(Volume(array, whole.geometry), model)
+    _, grid = resample_to_model(Volume(array, whole.geometry), model)
     assert grid.crop == inside
     everything = torch.zeros(4, *grid.geometry.size[::-1])
     everything[2] = 1
-    labels, _ = labels_on_input_grid(everything, grid, MODEL.channel_values)
+    labels, _ = resample_to_input(everything, grid, MODEL.channel_values)
     expected = np.zeros_like(labels)
     expected[inside] = 21
     np.testing.assert_array_equal(labels, expected)
     with pytest.raises(InputError, match="nothing but zeros"):
-        to_model_grid(Volume(np.zeros_like(array), whole.geometry), model)
+        resample_to_model(Volume(np.zeros_like(array), whole.geometry), model)
 
 
 def test_windows_beyond_the_volume_hold_air_or_what_the_model_says() -> None:
     channels = (Channel("clip", -57.0, 175.0, 65.0, 30.0),) * 2
     image = torch.zeros(2, 4, 4, 4)
     air = (-57.0 - 65.0) / 30.0
-    assert outside_values(spine_model(channels=channels).preprocessing, image) == [pytest.approx(air)] * 2
-    assert outside_values(spine_model(channels=channels, padding=0.0).preprocessing, image) == [0.0, 0.0]
+    assert padding_values(spine_model(channels=channels).preprocessing, image) == (pytest.approx(air),) * 2
+    assert padding_values(spine_model(channels=channels, padding=0.0).preprocessing, image) == (0.0, 0.0)
 
 
 def test_an_roi_beside_the_patient_is_refused() -> None:
     with pytest.raises(InputError, match="region of interest"):
-        to_model_grid(phantom(), MODEL, Box((500.0, 0.0, 0.0), (600.0, 10.0, 10.0)))
+        resample_to_model(phantom(), MODEL, Box((500.0, 0.0, 0.0), (600.0, 10.0, 10.0)))
 
 
 def test_half_precision_gives_the_same_labels() -> None:
-    _, grid = to_model_grid(phantom(), MODEL)
-    single, _ = labels_on_input_grid(painted(grid), grid, MODEL.channel_values)
-    half, _ = labels_on_input_grid(painted(grid, torch.float16), grid, MODEL.channel_values)
+    _, grid = resample_to_model(phantom(), MODEL)
+    single, _ = resample_to_input(painted(grid), grid, MODEL.channel_values)
+    half, _ = resample_to_input(painted(grid, torch.float16), grid, MODEL.channel_values)
     np.testing.assert_array_equal(single, half)
 
 
 def test_the_background_wins_ties() -> None:
-    _, grid = to_model_grid(phantom(), MODEL)
+    _, grid = resample_to_model(phantom(), MODEL)
     even = torch.full((4, *grid.geometry.size[::-1]), 0.25)
-    labels, confidence = labels_on_input_grid(even, grid, MODEL.channel_values)
+    labels, confidence = resample_to_input(even, grid, MODEL.channel_values)
     assert not labels.any() and not confidence.any()
 
 
@@ -201,7 +201,7 @@ def test_a_class_may_win_between_voxels_where_it_wins_at_none() -> None:
     )
     probabilities = torch.zeros(4, 4, 4, 4)
     probabilities[1, ..., :2], probabilities[2, ..., 2:], probabilities[3] = 0.6, 0.6, 0.4
-    labels, confidence = labels_on_input_grid(probabilities, grid, MODEL.channel_values)
+    labels, confidence = resample_to_input(probabilities, grid, MODEL.channel_values)
     np.testing.assert_array_equal(labels[1, 1], [20, 22, 21])
     np.testing.assert_array_equal(confidence[1, 1], [153, 102, 153])
 
@@ -217,7 +217,7 @@ def test_interpolated_logits_let_a_sure_voxel_reach_further_than_interpolated_pr
     )
     scores = torch.zeros(2, 2, 2, 2)
     scores[1, ..., 0], scores[1, ..., 1] = 8.0, -3.0
-    labels, confidence = labels_on_input_grid(scores if logits else scores.softmax(0), grid, (0, 1), logits=logits)
+    labels, confidence = resample_to_input(scores if logits else scores.softmax(0), grid, (0, 1), logits=logits)
     assert (labels == int(logits)).all()
     if logits:
         expected = 1 / (1 + np.exp(-(0.35 * 8.0 - 0.65 * 3.0)))
@@ -225,10 +225,10 @@ def test_interpolated_logits_let_a_sure_voxel_reach_further_than_interpolated_pr
 
 
 def test_confidence_is_the_probability_of_the_label() -> None:
-    _, grid = to_model_grid(phantom(), MODEL)
+    _, grid = resample_to_model(phantom(), MODEL)
     probabilities = painted(grid) * 0.7
     probabilities[0] += 0.3
-    labels, confidence = labels_on_input_grid(probabilities, grid, MODEL.channel_values)
+    labels, confidence = resample_to_input(probabilities, grid, MODEL.channel_values)
     inner = ndimage.binary_erosion(true_labels(STRAIGHT) == 21, iterations=3)
     assert np.all(np.abs(confidence[inner] / 255 - 0.7) < 0.01)
     assert not confidence[labels == 0].any()
@@ -238,7 +238,7 @@ def test_fine_stripes_average_out_on_a_coarse_grid() -> None:
     array = np.full((40, 40, 40), 100, np.int16)
     array[:, :, ::2] = 300
     fine = Geometry((40, 40, 40), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), STRAIGHT.direction)
-    image, _ = to_model_grid(Volume(array, fine), spine_model(channels=(Channel("clip", 0.0, 400.0, 0.0, 1.0),)))
+    image, _ = resample_to_model(Volume(array, fine), spine_model(channels=(Channel("clip", 0.0, 400.0, 0.0, 1.0),)))
     np.testing.assert_allclose(image[0][:, :, 2:-2], 200, atol=5)
 
 
@@ -246,14 +246,14 @@ def test_a_filler_value_outside_the_scanner_looks_like_air() -> None:
     volume = phantom()
     padded = np.where(volume.array == AIR, -2048, volume.array).astype(np.int16)
     np.testing.assert_array_equal(
-        to_model_grid(Volume(padded, volume.geometry), MODEL)[0], to_model_grid(volume, MODEL)[0]
+        resample_to_model(Volume(padded, volume.geometry), MODEL)[0], resample_to_model(volume, MODEL)[0]
     )
 
 
 def test_cubic_interpolation_is_applied_to_normalised_intensities_and_not_clipped() -> None:
     channel = Channel("clip", -57.0, 175.0, 65.175, 32.651)
     model = spine_model(interpolation="cubic", crop_above=None, spacing=(1.0, 1.0, 3.0), channels=(channel,))
-    image, grid = to_model_grid(phantom(), model)
+    image, grid = resample_to_model(phantom(), model)
     highest = (channel.high - channel.mean) / channel.std
     assert image.max() > highest + 0.05
     k, j, i = np.array(image.shape[1:]) // 2
@@ -274,7 +274,7 @@ def test_a_percentile_channel_is_measured_on_the_voxels_that_are_not_zero() -> N
 
 def test_two_channels_show_two_windows_of_one_volume() -> None:
     windows = (Channel("clip", -1000.0, 1600.0, 300.0, 1300.0), Channel("clip", -150.0, 450.0, 150.0, 300.0))
-    image, _ = to_model_grid(phantom(), spine_model(channels=windows))
+    image, _ = resample_to_model(phantom(), spine_model(channels=windows))
     assert image.dtype == np.float32 and image.shape[0] == 2
     assert image[1].min() == pytest.approx(-1.0) and image[1].max() == pytest.approx(1.0)
     assert image[0].min() == pytest.approx(-1.0) and image[0].max() < 0.2
@@ -282,10 +282,10 @@ def test_two_channels_show_two_windows_of_one_volume() -> None:
 
 def test_a_network_that_finds_nothing_gives_no_label() -> None:
     volume = phantom()
-    _, grid = to_model_grid(volume, MODEL)
+    _, grid = resample_to_model(volume, MODEL)
     probabilities = torch.zeros(4, *grid.geometry.size[::-1])
     probabilities[0] = 1
-    labels, _ = labels_on_input_grid(probabilities, grid, MODEL.channel_values)
+    labels, _ = resample_to_input(probabilities, grid, MODEL.channel_values)
     assert labels.shape == volume.array.shape and labels.dtype == np.uint8 and not labels.any()
 
 

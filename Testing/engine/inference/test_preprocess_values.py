@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from segmamba.inference import preprocess
 from segmamba.inference.model_grid import Box, ModelGrid
-from segmamba.inference.preprocess import bright_mean, intensity_range, outside_values, resolve
-from segmamba.inference.resample_back import labels_on_input_grid
+from segmamba.inference.preprocess import bright_mean, intensity_range, padding_values, resolve
+from segmamba.inference.resample_back import resample_to_input
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import Channel
 
@@ -58,7 +58,7 @@ def test_each_voxel_of_the_input_has_the_intensity_of_its_place_in_each_channel(
     geometry = Geometry((14, 15, 16), (1.0, 1.2, 1.4), (-3.0, 4.0, 50.0), rotation(10, -15))
     channels = (Channel("clip", -4000.0, 9000.0, 300.0, 50.0), Channel("clip", -9000.0, 4000.0, -20.0, 10.0))
     model = model_of(*channels, interpolation=interpolation, orientation=orientation, spacing=(0.9, 1.0, 1.1))
-    image, grid = preprocess.to_model_grid(volume_of(geometry, ramp), model)
+    image, grid = preprocess.resample_to_model(volume_of(geometry, ramp), model)
     assert image.dtype == np.float32 and image.shape == (2, *grid.geometry.size[::-1])
     expected = ramp(np.moveaxis(positions(grid.geometry), -1, 0))
     # In the middle, where no neighbour lies outside the volume.
@@ -72,7 +72,7 @@ def test_a_part_of_the_volume_is_resampled_where_it_lies(interpolation: str) -> 
     volume = volume_of(Geometry((20, 20, 20), (1.0, 1.0, 1.0), (5.0, 6.0, 7.0), IDENTITY), ramp)
     volume.array[:6] = 0
     model = model_of(interpolation=interpolation, spacing=(0.5, 0.5, 0.5), crop_nonzero=True)
-    image, grid = preprocess.to_model_grid(volume, model)
+    image, grid = preprocess.resample_to_model(volume, model)
     assert grid.crop[0] == slice(6, 20)
     expected = ramp(np.moveaxis(positions(grid.geometry), -1, 0))
     np.testing.assert_allclose(inner(image[0], 8), inner(expected, 8), rtol=1e-3)
@@ -82,7 +82,7 @@ def test_a_part_of_the_volume_is_resampled_where_it_lies(interpolation: str) -> 
 def test_the_network_sees_as_much_around_the_region_as_it_is_told(context: float) -> None:
     volume = volume_of(Geometry((30, 30, 30), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY), ramp)
     roi = Box((10.0, 10.0, 10.0), (20.0, 20.0, 20.0))
-    image, grid = preprocess.to_model_grid(volume, model_of(spacing=(1.0, 1.0, 1.0)), roi, context)
+    image, grid = preprocess.resample_to_model(volume, model_of(spacing=(1.0, 1.0, 1.0)), roi, context)
     assert image.shape[1:] == (int(10 + 2 * context),) * 3 and grid.roi == roi
 
 
@@ -97,7 +97,7 @@ def test_outside_the_volume_lies_the_filler_within_the_channels_limits(
     volume = volume_of(turned, lambda position: np.full(position.shape[1:], 100.0))
     channel, spacing = Channel("clip", -100.0, 200.0, 0.0, 10.0), (1.0, 1.0, 1.0)
     model = model_of(channel, interpolation=interpolation, fill=fill, spacing=spacing)
-    image, _ = preprocess.to_model_grid(volume, model)
+    image, _ = preprocess.resample_to_model(volume, model)
     assert image[0, 0, 0, 0] == pytest.approx(expected)
     assert centre_of(image[0]) == pytest.approx(10.0, rel=1e-3)
 
@@ -105,7 +105,7 @@ def test_outside_the_volume_lies_the_filler_within_the_channels_limits(
 def test_cubic_channels_of_other_kinds_are_measured_before_resampling() -> None:
     volume = volume_of(Geometry((8, 8, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY), lambda p: p[0] + 1)
     model = model_of(Channel("percentile", 0.0, 100.0), interpolation="cubic", spacing=(1.0, 1.0, 1.0))
-    image, _ = preprocess.to_model_grid(volume, model)
+    image, _ = preprocess.resample_to_model(volume, model)
     along_x = (np.arange(8) - 3.5) / np.arange(8).std()
     np.testing.assert_allclose(inner(image[0], 2), np.broadcast_to(along_x[2:-2], (4, 4, 4)), atol=1e-3)
 
@@ -129,7 +129,7 @@ def test_smoothing_widens_a_voxel_to_the_models(
     volume = volume_of(Geometry(size, spacing, (middle[0], middle[1], middle[2]), IDENTITY), lambda p: p[axis] ** 2)
     # An odd number of the model's voxels, so that one lies at 0.
     widths = [count * step / (2 * round(count * step / 4) + 1) for count, step in zip(size, spacing, strict=True)]
-    image, grid = preprocess.to_model_grid(volume, model_of(spacing=tuple(widths)))
+    image, grid = preprocess.resample_to_model(volume, model_of(spacing=tuple(widths)))
     assert all(count % 2 for count in grid.geometry.size)
     variance = max(0.0, widths[axis] ** 2 - spacing[axis] ** 2) / FWHM_SQUARED
     assert centre_of(image[0]) == pytest.approx(variance, rel=0.06, abs=0.004)
@@ -145,7 +145,7 @@ def test_smoothing_along_an_oblique_axis_is_that_of_the_models_spacings_by_their
             Geometry(size, spacing, middle, tuple(direction.ravel())),
             lambda p, along=along: np.tensordot(along, p, 1) ** 2,
         )
-        image, grid = preprocess.to_model_grid(volume, model_of(spacing=widths))
+        image, grid = preprocess.resample_to_model(volume, model_of(spacing=widths))
         width_squared = (along**2 * np.square(widths)).sum()
         expected = (width_squared - 0.25) / FWHM_SQUARED
         place = np.argmin((positions(grid.geometry) ** 2).sum(-1))
@@ -156,7 +156,7 @@ def test_smoothing_along_an_oblique_axis_is_that_of_the_models_spacings_by_their
 def test_nothing_is_smoothed_for_a_finer_grid() -> None:
     geometry = Geometry((7, 7, 7), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
     noise = np.random.default_rng(1).normal(size=(7, 7, 7)).astype(np.float32)
-    image, _ = preprocess.to_model_grid(Volume(noise, geometry), model_of(spacing=(1.0, 1.0, 1.0)))
+    image, _ = preprocess.resample_to_model(Volume(noise, geometry), model_of(spacing=(1.0, 1.0, 1.0)))
     np.testing.assert_allclose(image[0], noise, atol=1e-6)
 
 
@@ -205,7 +205,7 @@ def test_a_flat_volume_has_a_percentile_channel_that_makes_zeros(value: float) -
 def test_outside_of_a_channel_without_fixed_limits_lies_its_lowest_value() -> None:
     image = torch.arange(16.0).reshape(2, 2, 2, 2)
     model = model_of(Channel("percentile", 1.0, 99.0), Channel("clip", -100.0, 100.0, 50.0, 25.0), fill=75.0)
-    assert outside_values(model.preprocessing, image) == [0.0, 1.0]
+    assert padding_values(model.preprocessing, image) == (0.0, 1.0)
 
 
 # And back.
@@ -265,7 +265,7 @@ def test_labels_and_confidence_are_those_of_interpolated_probabilities(
 ) -> None:
     monkeypatch.setattr(preprocess, "BLOCK", block)
     grid, probabilities = BACK[name], random_probabilities()
-    labels, confidence = labels_on_input_grid(probabilities, grid, VALUES, "cpu")
+    labels, confidence = resample_to_input(probabilities, grid, VALUES, "cpu")
     assert labels.dtype == confidence.dtype == np.uint8
     check(labels, confidence, reference(probabilities, grid))
 
@@ -274,7 +274,7 @@ def test_labels_and_confidence_are_those_of_interpolated_probabilities(
 def test_logits_are_interpolated_before_they_become_probabilities(name: str) -> None:
     grid = BACK[name]
     logits = random_probabilities(1).clamp_min(1e-9).log() + 3.0
-    labels, confidence = labels_on_input_grid(logits, grid, VALUES, logits=True)
+    labels, confidence = resample_to_input(logits, grid, VALUES, logits=True)
     expected = torch.from_numpy(reference(logits, grid)).softmax(0).numpy()
     check(labels, confidence, expected)
 
@@ -286,7 +286,7 @@ def test_nothing_but_the_voxels_in_the_region_is_labelled(name: str, monkeypatch
     grid = replace(BACK[name], roi=roi)
     certain = torch.zeros(2, *MODEL_GRID.size[::-1])
     certain[1] = 1
-    labels, confidence = labels_on_input_grid(certain, grid, (0, 9))
+    labels, confidence = resample_to_input(certain, grid, (0, 9))
     points = positions(grid.input)
     inside = np.all((points >= roi.lps_min) & (points <= roi.lps_max), axis=-1)
     np.testing.assert_array_equal(labels, 9 * inside)
@@ -298,7 +298,7 @@ def test_a_voxel_on_the_regions_edge_is_in_it() -> None:
     certain = torch.zeros(2, *MODEL_GRID.size[::-1])
     certain[1] = 1
     roi = Box((-1.0, -2.0, 0.0), (1.0, 0.0, 2.0))
-    labels, _ = labels_on_input_grid(certain, replace(grid, roi=roi), (0, 1))
+    labels, _ = resample_to_input(certain, replace(grid, roi=roi), (0, 1))
     expected = np.zeros((5, 5, 5))
     expected[2:5, 0:3, 1:4] = 1
     np.testing.assert_array_equal(labels, expected)
@@ -311,7 +311,7 @@ def test_a_single_voxel_reaches_half_way_to_its_neighbours(name: str, place: tup
     probabilities = torch.zeros(2, *MODEL_GRID.size[::-1])
     probabilities[0] = 1
     probabilities[(slice(None), *place)] = torch.tensor([0.1, 0.9])
-    labels, confidence = labels_on_input_grid(probabilities, grid, (0, 7))
+    labels, confidence = resample_to_input(probabilities, grid, (0, 7))
     expected = reference(probabilities, grid)[1]
     clear = np.abs(expected - 0.5) > 1e-3
     np.testing.assert_array_equal((labels == 7)[clear], (expected > 0.5)[clear])
@@ -327,7 +327,7 @@ def test_the_model_grids_outer_voxels_reach_beyond_it_by_no_more_than_one(corner
     side = np.arange(-12, 13) * 0.25
     x, y, z = (positions(MODEL_GRID)[corner, corner, corner] + side[0]).tolist()
     grid = ModelGrid(MODEL_GRID, Geometry((25, 25, 25), (0.25, 0.25, 0.25), (x, y, z), IDENTITY), (slice(0, 25),) * 3)
-    labels, _ = labels_on_input_grid(certain, grid, (0, 1))
+    labels, _ = resample_to_input(certain, grid, (0, 1))
     inwards = side if corner == 0 else -side
     share, near = [], []
     for step in reversed(MODEL_GRID.spacing):
@@ -345,7 +345,7 @@ def test_blocks_with_nothing_but_background_between_two_labels_stay_empty(monkey
     probabilities[0] = 1
     for place in ((2, 2, 2), (10, 9, 8)):
         probabilities[(slice(None), *place)] = torch.tensor([0.0, 1.0])
-    labels, confidence = labels_on_input_grid(probabilities, BACK["finer"], (0, 7))
+    labels, confidence = resample_to_input(probabilities, BACK["finer"], (0, 7))
     expected = reference(probabilities, BACK["finer"])[1]
     assert ndimage.label(labels)[1] == 2
     np.testing.assert_array_equal(labels == 7, expected > 0.5)
@@ -357,7 +357,7 @@ def test_a_part_of_the_volume_that_the_model_did_not_see_gets_no_label() -> None
     seen = (slice(3, 9), slice(5, 16), slice(2, 11))
     certain = torch.zeros(2, *MODEL_GRID.size[::-1])
     certain[1] = 1
-    labels, confidence = labels_on_input_grid(certain, replace(whole, crop=seen), (0, 200))
+    labels, confidence = resample_to_input(certain, replace(whole, crop=seen), (0, 200))
     expected = np.zeros_like(labels)
     expected[seen] = 1
     np.testing.assert_array_equal(labels, 200 * expected)
@@ -369,12 +369,12 @@ def test_labels_beside_the_seen_part_leave_it_empty() -> None:
     probabilities[0] = 1
     probabilities[:, 0, 0, 0] = torch.tensor([0.0, 1.0])
     grid = replace(BACK["finer"], crop=(slice(14, 16), slice(16, 18), slice(18, 20)))
-    labels, confidence = labels_on_input_grid(probabilities, grid, (0, 1))
+    labels, confidence = resample_to_input(probabilities, grid, (0, 1))
     assert labels.shape == grid.input.size[::-1] and not labels.any() and not confidence.any()
 
 
 def test_a_network_with_only_a_background_labels_nothing() -> None:
-    labels, confidence = labels_on_input_grid(torch.ones(1, *MODEL_GRID.size[::-1]), BACK["finer"], (0,))
+    labels, confidence = resample_to_input(torch.ones(1, *MODEL_GRID.size[::-1]), BACK["finer"], (0,))
     assert not labels.any() and not confidence.any()
 
 
@@ -382,5 +382,5 @@ def test_a_network_with_only_a_background_labels_nothing() -> None:
 def test_the_lower_of_two_equal_classes_wins(first: int) -> None:
     probabilities = torch.zeros(5, *MODEL_GRID.size[::-1])
     probabilities[first], probabilities[4] = 0.5, 0.5
-    labels, confidence = labels_on_input_grid(probabilities, BACK["turned"], VALUES)
+    labels, confidence = resample_to_input(probabilities, BACK["turned"], VALUES)
     assert (labels == VALUES[first]).all() and (confidence == 127).all()

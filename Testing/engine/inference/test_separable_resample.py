@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from segmamba.inference.separable_resample import is_aligned, smooth, smooth_and_resample
+from segmamba.inference.separable_resample import is_axis_aligned, separable_resample, smooth
 from segmamba.io.volume import Geometry
 
 TURNS = [
@@ -42,8 +42,8 @@ def grid_around(image: sitk.Image) -> Geometry:
 def test_an_aligned_volume_becomes_what_itk_makes_of_it(turn: np.ndarray, variances: tuple[float, ...]) -> None:
     image = noise(turn)
     grid = grid_around(image)
-    assert is_aligned(image, grid)
-    made = smooth_and_resample(image, np.array(variances), grid, -1024.0)
+    assert is_axis_aligned(image, grid)
+    made = separable_resample(image, np.array(variances), grid, -1024.0)
     smoothed = smooth(image, np.array(variances)) if any(variances) else image
     by_itk = sitk.Resample(
         smoothed, grid.size, sitk.Transform(), sitk.sitkLinear, grid.origin, grid.spacing, grid.direction, -1024.0
@@ -57,4 +57,4 @@ def test_an_aligned_volume_becomes_what_itk_makes_of_it(turn: np.ndarray, varian
 def test_an_oblique_volume_is_not_aligned() -> None:
     angle = 1e-4
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    assert not is_aligned(noise(turn), grid_around(noise(np.eye(3))))
+    assert not is_axis_aligned(noise(turn), grid_around(noise(np.eye(3))))

@@ -12,7 +12,7 @@ from torch import nn
 
 from segmamba import scan
 from segmamba.errors import Cancelled, DeviceError, ModelError
-from segmamba.inference.blending import blend_weights
+from segmamba.inference.blending import importance_weights
 from segmamba.inference.context import RunContext
 from segmamba.inference.sliding_window import Activation, NetworkOutput, flip_combinations, identity, predict, softmax
 from segmamba.inference.windows import Windows, window_count, window_starts
@@ -57,7 +57,7 @@ def test_an_overlap_of_a_whole_window_is_refused() -> None:
 def test_blend_weights_sum_to_one_at_every_voxel() -> None:
     starts = window_starts(100, 32, 0.4)
     total = torch.zeros(100)
-    for start, weights in zip(starts, blend_weights(100, 32, starts), strict=True):
+    for start, weights in zip(starts, importance_weights(100, 32, starts), strict=True):
         total[start : start + 32] += weights
     torch.testing.assert_close(total, torch.ones(100))
 

@@ -19,7 +19,7 @@ from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.model_grid import Box
 from segmamba.inference.prediction import Prediction
-from segmamba.inference.resample_back import labels_on_input_grid
+from segmamba.inference.resample_back import resample_to_input
 from segmamba.inference.sliding_window import NetworkOutput
 from segmamba.inference.windows import Windows
 from segmamba.io.volume import Geometry, Volume
@@ -80,10 +80,10 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
     """`predict_two_stage` on an image of the truth's grid, with networks that answer from the truth."""
     rng = np.random.default_rng(0)
     grids: list[Geometry] = []
-    to_model_grid = two_stage.to_model_grid
+    resample_to_model = two_stage.resample_to_model
 
     def noted(*arguments: Any, **options: Any) -> Any:
-        image, grid = to_model_grid(*arguments, **options)
+        image, grid = resample_to_model(*arguments, **options)
         grids.append(grid.geometry)
         return image, grid
 
@@ -125,7 +125,7 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
 
     progress: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(two_stage, "to_model_grid", noted)
+        patch.setattr(two_stage, "resample_to_model", noted)
         patch.setattr(two_stage, "predict", answer)
         yield run
 
@@ -136,7 +136,7 @@ def prediction(predict: Predict) -> Prediction:
 
 
 def labels_of(prediction: Prediction) -> np.ndarray:
-    return labels_on_input_grid(prediction.probabilities, prediction.grid, prediction.label_values)[0]
+    return resample_to_input(prediction.probabilities, prediction.grid, prediction.label_values)[0]
 
 
 def test_labels_on_an_oblique_grid_are_those_of_the_truth(prediction: Prediction, truth: sitk.Image) -> None:
@@ -177,7 +177,7 @@ def test_a_volume_without_vertebrae_gives_an_empty_segmentation(predict: Predict
 
 def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(prediction: Prediction) -> None:
     shape = prediction.grid.geometry.size[::-1]
-    probabilities, values = two_stage.spread(np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
+    probabilities, values = two_stage.label_probabilities(np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
     assert not labels_of(replace(prediction, probabilities=torch.from_numpy(probabilities), label_values=values)).any()
 
 
@@ -230,7 +230,7 @@ def test_surfaces_are_smooth_and_numbers_sharp() -> None:
     labels = np.zeros((1, 1, 8), np.uint8)
     labels[0, 0, 2:4], labels[0, 0, 4:6] = 20, 21
     bone = np.array([0.0, 0.3, 0.9, 0.8, 0.8, 0.2, 0.7, 0.0])[None, None]
-    probabilities, values = two_stage.spread(labels, bone)
+    probabilities, values = two_stage.label_probabilities(labels, bone)
     assert values == (0, 20, 21)
     assert probabilities.sum(axis=0) == pytest.approx(np.ones((1, 1, 8)), abs=2e-3)
     assert probabilities[1, 0, 0] == pytest.approx([0, 0.3, 0.9, 0.8, 0, 0, 0, 0], abs=1e-3)

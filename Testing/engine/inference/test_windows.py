@@ -10,7 +10,7 @@ from helpers.voxel_networks import PATCH, NotANumberIn, OutOfMemoryAt, volume
 
 from segmamba.errors import ModelError
 from segmamba.inference import sliding_window
-from segmamba.inference.blending import blend_weights
+from segmamba.inference.blending import importance_weights
 from segmamba.inference.context import RunContext
 from segmamba.inference.sliding_window import NetworkOutput, flip_combinations, is_out_of_memory, predict
 from segmamba.inference.windows import Windows, window_count, window_starts
@@ -50,7 +50,7 @@ def test_weights_are_a_gaussian_of_an_eighth_of_the_window_over_their_sum() -> N
     def gaussian(position: float) -> float:
         return math.exp(-0.5 * ((position - 3.5) / (8 / 8)) ** 2)
 
-    weights = blend_weights(12, 8, [0, 4])
+    weights = importance_weights(12, 8, [0, 4])
     assert weights.shape == (2, 8) and weights.dtype == torch.float32
     expected = [gaussian(k) / (gaussian(k) + (gaussian(k - 4) if k >= 4 else 0)) for k in range(8)]
     torch.testing.assert_close(weights[0], torch.tensor(expected))

@@ -19,7 +19,7 @@ from torch import nn
 from segmamba.errors import InputError, SegMambaError
 from segmamba.evaluation.metrics import dice_of_all
 from segmamba.inference.context import RunContext
-from segmamba.inference.preprocess import to_model_grid
+from segmamba.inference.preprocess import resample_to_model
 from segmamba.inference.sliding_window import identity, predict
 from segmamba.inference.windows import Windows
 from segmamba.io.modality import CT, check_modality
@@ -107,7 +107,7 @@ def evaluation_case(image: Volume, labels: Volume, model: Model) -> tuple[np.nda
     """
     in_hounsfield = replace(model, modalities=(CT,), preprocessing=replace(model.preprocessing, channels=(HOUNSFIELD,)))
     check_modality(image, in_hounsfield)
-    intensities, grid = to_model_grid(image, in_hounsfield)
+    intensities, grid = resample_to_model(image, in_hounsfield)
     on_grid = sitk.Resample(
         to_image(as_labels(labels.array, VERTEBRAE, "The reference"), labels.geometry),
         grid.geometry.size,
