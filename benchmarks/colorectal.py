@@ -33,7 +33,7 @@ from failure_page import Picture, draw, worst_slice  # noqa: E402
 from segmamba.evaluation.metrics import dice_of_all, overlap_table, table_dice  # noqa: E402
 from segmamba.inference.context import RunContext  # noqa: E402
 from segmamba.inference.device import cpu_precision  # noqa: E402
-from segmamba.inference.hysteresis import leave_unsure  # noqa: E402
+from segmamba.inference.hysteresis import suppress_below_margin  # noqa: E402
 from segmamba.inference.pipeline import segment  # noqa: E402
 from segmamba.inference.preprocess import padding_values, resample_to_model  # noqa: E402
 from segmamba.inference.sliding_window import predict  # noqa: E402
@@ -108,7 +108,7 @@ class Subject:
     config: Config
     overlap: float
     flip_axes: tuple[int, ...] = ()
-    least_lead: float = 0.0
+    min_margin: float = 0.0
 
     def labels(self, image: torch.Tensor, pad_values: tuple[float, ...] | None = None) -> np.ndarray:
         """Return the most probable class (z, y, x), uint8, of a network's input (channels, z, y, x)."""
@@ -116,7 +116,7 @@ class Subject:
         dtype = torch.bfloat16 if device.type == "cuda" else getattr(torch, cpu_precision())
         windows = Windows(self.config.patch, self.overlap, self.flip_axes, pad_values)
         answer = predict(self.network, image, windows, RunContext(device, dtype)).values
-        leave_unsure(answer, TUMOUR_LABEL, self.least_lead)
+        suppress_below_margin(answer, TUMOUR_LABEL, self.min_margin)
         return answer.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
@@ -228,7 +228,7 @@ def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndar
 def measure(options: argparse.Namespace, config: Config) -> None:
     """Print the figures of all scans and CTs, and draw the worst."""
     flip_axes = (LEFT_RIGHT,) if options.tta else ()
-    subject = Subject(trained(config, options.weights), config, options.overlap, flip_axes, options.least_lead)
+    subject = Subject(trained(config, options.weights), config, options.overlap, flip_axes, options.min_margin)
     start = {"variant": options.variant, "parameters": parameter_count(subject.network)}
 
     def tell(entry: dict[str, Any]) -> None:
@@ -306,7 +306,7 @@ def parsed() -> argparse.Namespace:
             command.add_argument("--overlap", type=float, default=0.5, help="of the windows (0.25 is half the work)")
             command.add_argument("--tta", action="store_true", help="average over the mirrored scan")
             command.add_argument(
-                "--least-lead", type=float, default=0.0, help="of a tumour's logit, as in the manifest (0)"
+                "--min-margin", type=float, default=0.0, help="of a tumour's logit, as in the manifest (0)"
             )
             command.add_argument("--most", type=int, help="number of painted scans, the first ones")
             command.add_argument("--output", type=Path, help="file that the lines are added to")

@@ -1,7 +1,8 @@
-"""Pieces of a structure that a network is nowhere sure of.
+"""Hysteresis threshold on the logit margin of one label.
 
-Hysteresis, as edge detectors have it (Canny, IEEE TPAMI 1986): a piece counts if the network is very sure of some part
-of it, and then reaches as far as it is likely at all. To ask the same of every voxel would leave a core of each piece.
+As edge detectors have it (Canny, IEEE TPAMI 1986): a connected component counts if the network is very sure of some
+part of it, and then reaches as far as it is likely at all. To ask the same of every voxel would leave a core of each
+component.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from segmamba.utils.morphology import TOUCHING
 SLAB = 16
 
 
-def lead(probabilities: Tensor, channel: int) -> Tensor:
-    """Return by how much the logit of a class leads those of all others: (z, y, x) of (classes, z, y, x).
+def logit_margin(probabilities: Tensor, channel: int) -> Tensor:
+    """Return the logit of a class minus the highest logit of all others: (z, y, x) of (classes, z, y, x).
 
     Positive where the class is the most probable one.
     """
@@ -29,26 +30,36 @@ def lead(probabilities: Tensor, channel: int) -> Tensor:
     return probabilities[channel].log() - others.log()
 
 
-def pieces_and_peaks(leads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the connected pieces with a positive lead, numbered from 1, and the highest lead of each number.
+def label_components_with_peak(margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the connected components with a positive margin, and the highest margin of each.
 
-    That of number 0, which is what lies in no piece, is minus infinity.
-    Voxels that share a corner are connected. ``leads`` is (z, y, x).
+    Parameters
+    ----------
+    margin : ndarray of float
+        Shape (z, y, x), as `logit_margin` gives it.
+
+    Returns
+    -------
+    components : ndarray of int32
+        Shape (z, y, x): the number of each voxel's component, from 1; 0 outside. Voxels that share a corner are
+        connected.
+    peaks : ndarray of float
+        The highest margin of each number; minus infinity for 0.
     """
-    pieces = np.zeros(leads.shape, np.int32)
-    box = bounding_box(leads > 0)
+    components = np.zeros(margin.shape, np.int32)
+    box = bounding_box(margin > 0)
     if box is None:
-        return pieces, np.array([-np.inf])
-    pieces[box], count = ndimage.label(leads[box] > 0, TOUCHING)
-    return pieces, np.r_[-np.inf, ndimage.maximum(leads[box], pieces[box], np.arange(1, count + 1))]
+        return components, np.array([-np.inf])
+    components[box], count = ndimage.label(margin[box] > 0, TOUCHING)
+    return components, np.r_[-np.inf, ndimage.maximum(margin[box], components[box], np.arange(1, count + 1))]
 
 
-def leave_unsure(probabilities: Tensor, channel: int, least: float) -> None:
-    """Leave each piece of a class in which its lead is nowhere ``least`` to what is second there, in place.
+def suppress_below_margin(probabilities: Tensor, channel: int, high: float) -> None:
+    """Suppress, in place, the components of a class whose margin nowhere reaches ``high``.
 
-    The class keeps its probability in the other pieces and in the voxels next to them, and has none elsewhere: or
-    between two voxels where it is second, interpolation could make it the first. What the others are then is their
-    probability if it is not this class.
+    The class keeps its probability in the other components and in the voxels next to them, and loses it everywhere
+    else: or between two voxels where it is second, interpolation could make it the first. The other classes get there
+    the probability that they have without this class.
 
     Parameters
     ----------
@@ -56,12 +67,13 @@ def leave_unsure(probabilities: Tensor, channel: int, least: float) -> None:
         Shape (classes, z, y, x), on any device; the classes sum to one, also afterwards.
     channel : int
         The class.
-    least : float
-        Lead of its logit before all others that a piece must reach in one voxel at least.
+    high : float
+        Margin of its logit that a component must reach in one voxel at least.
     """
     slabs = probabilities.split(SLAB, dim=1)
-    pieces, peaks = pieces_and_peaks(torch.cat([lead(slab, channel).cpu() for slab in slabs]).numpy())
-    near = ndimage.binary_dilation((peaks >= least)[pieces], TOUCHING)
+    margin = torch.cat([logit_margin(slab, channel).cpu() for slab in slabs]).numpy()
+    components, peaks = label_components_with_peak(margin)
+    near = ndimage.binary_dilation((peaks >= high)[components], TOUCHING)
     for slab, part in zip(slabs, torch.from_numpy(~near).split(SLAB), strict=True):
         elsewhere = part.to(slab.device)
         slab[channel].masked_fill_(elsewhere, 0.0)

@@ -21,7 +21,7 @@ from segmamba.errors import Cancelled, DeviceError
 from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import Device, choose_device
-from segmamba.inference.hysteresis import leave_unsure
+from segmamba.inference.hysteresis import suppress_below_margin
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.postprocessing import postprocess
 from segmamba.inference.prediction import NetworkPass, Prediction
@@ -35,7 +35,7 @@ from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
 from segmamba.measurements.vertebrae import measure_labels
 from segmamba.models import store
-from segmamba.models.manifest import Certainty, FineStage, Model, Postprocessing, chosen_labels
+from segmamba.models.manifest import FineStage, LogitMarginThreshold, Model, Postprocessing, chosen_labels
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.reporting import report as reporting
@@ -204,8 +204,8 @@ def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, st
     with stages.stage("preprocess"):
         image, grid = resample_to_model(volume, model, roi)
     with stages.stage("predict"):
-        certainty = model.certainty if options.postprocess else None
-        return _predict_single_stage(engine.network, torch.from_numpy(image), grid, model, certainty, context)
+        threshold = model.margin_threshold if options.postprocess else None
+        return _predict_single_stage(engine.network, torch.from_numpy(image), grid, model, threshold, context)
 
 
 def _predict_single_stage(
@@ -213,15 +213,15 @@ def _predict_single_stage(
     image: torch.Tensor,
     grid: ModelGrid,
     model: Model,
-    certainty: Certainty | None,
+    threshold: LogitMarginThreshold | None,
     context: RunContext,
 ) -> Prediction:
     flip_axes = model.mirror_axes if context.tta else ()
     pad_values = padding_values(model.preprocessing, image)
     windows = Windows(model.patch, context.overlap_of(model), flip_axes, pad_values)
     output = predict(network, image, windows, context, identity if model.interpolates_logits else softmax)
-    if certainty is not None:
-        leave_unsure(output.values, model.channel_values.index(certainty.value), certainty.lead)
+    if threshold is not None:
+        suppress_below_margin(output.values, model.channel_values.index(threshold.label), threshold.high)
     passes = (NetworkPass(grid, output.device),)
     return Prediction(output.values, model.channel_values, grid, passes, warnings=output.warnings)
 
@@ -310,7 +310,7 @@ def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple
         "mirror_axes": list(model.mirror_axes) if options.tta else [],
         "refine": list(model.refinement) if options.refine else [],
         "keep": (model.postprocessing if options.postprocess else Postprocessing.NONE).value,
-        "certainty": asdict(model.certainty) if options.postprocess and model.certainty else None,
+        "margin_threshold": asdict(model.margin_threshold) if options.postprocess and model.margin_threshold else None,
         "options": asdict(options),
     }
     if model.fine is not None and len(passes) > 1:

@@ -65,11 +65,11 @@ def resample_to_input(
         return labels, confidence
     values = torch.tensor(channel_values, dtype=torch.uint8)
     for block in _blocks(region):
-        classes, certainty = _classes_in_block(probabilities, block, to_model, device, logits)
+        classes, probability = _classes_in_block(probabilities, block, to_model, device, logits)
         if grid.roi is not None:
             classes *= _inside(grid.roi, block, grid.input)
         labels[block] = values[classes].numpy()
-        confidence[block] = (certainty * (classes > 0) * 255).round().to(torch.uint8).numpy()
+        confidence[block] = (probability * (classes > 0) * 255).round().to(torch.uint8).numpy()
     return labels, confidence
 
 
@@ -154,9 +154,9 @@ def _classes_in_block(
         values = values.softmax(dim=0)
     # Between two voxels of a sure network ties are common, and rounding must not decide them.
     values -= TIE_BREAKER * torch.arange(len(active), device=values.device)[:, None, None, None]
-    certainty, winner = values[1:].max(dim=0)
-    classes = torch.where(certainty > values[0], active[1:][winner], 0)
-    return classes.cpu(), certainty.cpu()
+    probability, winner = values[1:].max(dim=0)
+    classes = torch.where(probability > values[0], active[1:][winner], 0)
+    return classes.cpu(), probability.cpu()
 
 
 def _positions(block: tuple[slice, ...], to_model: np.ndarray, low: np.ndarray, high: np.ndarray) -> torch.Tensor:

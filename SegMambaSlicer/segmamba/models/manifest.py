@@ -100,19 +100,19 @@ class FineStage:
 
 
 @dataclass(frozen=True)
-class Certainty:
+class LogitMarginThreshold:
     """How sure a network must be of a structure; see `segmamba.inference.hysteresis`.
 
     Attributes
     ----------
-    value : int
+    label : int
         Label value of the structure.
-    lead : float
-        A piece of it is left to what is second there, unless its logit leads all others by this much somewhere.
+    high : float
+        A connected component of it counts only if its logit exceeds all others by this much somewhere.
     """
 
-    value: int
-    lead: float
+    label: int
+    high: float
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Model(ListedModel):
     """An entry that this version can segment with.
 
     ``interpolates_logits``: on the way back to the volume logits are interpolated, not probabilities.
-    ``certainty``: part of the post-processing, as ``postprocessing``.
+    ``margin_threshold``: part of the post-processing, as ``postprocessing``.
     """
 
     labels: tuple[Label, ...]
@@ -168,7 +168,7 @@ class Model(ListedModel):
     fine: FineStage | None = None
     mr_preprocessing: Preprocessing | None = None
     interpolates_logits: bool = False
-    certainty: Certainty | None = None
+    margin_threshold: LogitMarginThreshold | None = None
 
     @property
     def caution(self) -> str | None:
@@ -348,11 +348,11 @@ def _listed(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]
 def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> Model:
     entry = listed.entry
     values = tuple(entry["channel_values"])
-    certainty = Certainty(**entry["certainty"]) if entry.get("certainty") else None
-    if certainty and (certainty.value not in values or entry.get("fine") or entry.get("interpolated") == "logits"):
+    threshold = _margin_threshold(entry["certainty"]) if entry.get("certainty") else None
+    if threshold and (threshold.label not in values or entry.get("fine") or entry.get("interpolated") == "logits"):
         raise ModelError(
-            f"The model '{listed.id}' asks certainty of what it does not label, or has two stages or interpolates "
-            "logits, with which that does not go: correct its manifest entry."
+            f"The model '{listed.id}' has a margin threshold for a label that it does not give, or together with two "
+            "stages or resampled logits, which is not supported: correct its manifest entry."
         )
     return Model(
         **vars(listed),
@@ -366,8 +366,12 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
         fine=_fine(entry["fine"]) if entry.get("fine") else None,
         mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
         interpolates_logits=entry.get("interpolated") == "logits",
-        certainty=certainty,
+        margin_threshold=threshold,
     )
+
+
+def _margin_threshold(entry: Mapping[str, Any]) -> LogitMarginThreshold:
+    return LogitMarginThreshold(entry["value"], entry["lead"])
 
 
 def _postprocessing(listed: ListedModel, name: str) -> Postprocessing:

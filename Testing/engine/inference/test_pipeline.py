@@ -21,7 +21,7 @@ from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.windows import window_count
 from segmamba.io import modality
 from segmamba.io.volume import Volume
-from segmamba.models.manifest import Certainty, FineStage, Model, Postprocessing, load_manifest
+from segmamba.models.manifest import FineStage, LogitMarginThreshold, Model, Postprocessing, load_manifest
 from segmamba.request import Options
 
 VALUES = {0, 20, 21, 22}
@@ -147,12 +147,12 @@ def test_what_the_network_is_nowhere_sure_of_is_left_to_what_is_second_unless_no
 ) -> None:
     plain = segment(volume, model, manifest_path.parent)
     value = int(np.unique(plain.labels)[-1])
-    sceptical = replace(model, certainty=Certainty(value, 50.0))
+    sceptical = replace(model, margin_threshold=LogitMarginThreshold(value, 50.0))
     sure, all_of_it = (segment(volume, sceptical, manifest_path.parent, postprocess=keep) for keep in (True, False))
     assert value not in sure.labels and np.array_equal(all_of_it.labels, plain.labels)
     assert (sure.labels[plain.labels == value] > 0).any()
-    assert sure.report["run"]["certainty"] == {"value": value, "lead": 50.0}
-    assert all_of_it.report["run"]["certainty"] is None is plain.report["run"]["certainty"]
+    assert sure.report["run"]["margin_threshold"] == {"label": value, "high": 50.0}
+    assert all_of_it.report["run"]["margin_threshold"] is None is plain.report["run"]["margin_threshold"]
 
 
 def test_the_reports_volumes_are_those_of_the_labels(result: pipeline.Result) -> None:

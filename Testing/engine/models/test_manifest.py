@@ -61,7 +61,7 @@ def test_certainty_of_what_cannot_be_had_is_refused_when_a_manifest_is_loaded(ch
     next(entry for entry in broken["models"] if "certainty" in entry).update(change)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(broken), encoding="utf-8")
-    with pytest.raises(ModelError, match="asks certainty of what it does not label"):
+    with pytest.raises(ModelError, match="a margin threshold for a label that it does not give"):
         load_manifest(path)
 
 

@@ -1,9 +1,9 @@
 """How sure a network must be before it says tumour: ``python -m segmamba.training.colorectal.calibrate``.
 
 Trained on crops of which most hold a tumour, a network sees too many in whole scans. Painted scans of the training's
-own anatomies (`benchmarks/colorectal.py paint`) tell how far the logit of a tumour must lead somewhere in a piece
-(`segmamba.inference.hysteresis`): so far that F0.5 is best, in which precision weighs twice as much as sensitivity,
-for a false tumour is the worse error of a demonstration. A model's manifest entry has that figure.
+own anatomies (`benchmarks/colorectal.py paint`) tell which logit margin a component of tumour must reach somewhere
+(`segmamba.inference.hysteresis`): the one with the best F0.5, in which precision weighs twice as much as sensitivity,
+for a false tumour is the worse error of a demonstration. A model's manifest entry has that margin.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from segmamba.errors import InputError, SegMambaError
 from segmamba.inference.device import choose_device
-from segmamba.inference.hysteresis import lead, pieces_and_peaks
+from segmamba.inference.hysteresis import label_components_with_peak, logit_margin
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.training.colorectal.labels import TUMOUR_LABEL
@@ -27,12 +27,12 @@ from segmamba.training.config import Config, read_config
 from segmamba.training.synthesis.npz import read_arrays
 from segmamba.utils.arrays import bounding_box
 
-LEADS = tuple(map(float, range(16)))
+MARGINS = tuple(map(float, range(16)))
 BETA = 0.5
 
 
 def calibrate(config: Config, weights: Path, scans: Sequence[Path]) -> list[dict]:
-    """Return for each of `LEADS` the tumours that are found where pieces must reach it, and the false ones.
+    """Return for each of `MARGINS` the tumours that are found where components must reach it, and the false ones.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def calibrate(config: Config, weights: Path, scans: Sequence[Path]) -> list[dict
     Returns
     -------
     list of dict
-        For each lead ``lead``, ``tumours``, ``found`` and ``false_tumours`` of all scans, as `tumours_found` counts
+        For each margin ``margin``, ``tumours``, ``found`` and ``false_tumours`` of all scans, as `tumours_found` counts
         them, ``f`` (see `f_score`), and whether it is ``taken``: the smallest with the best one.
 
     Raises
@@ -62,21 +62,21 @@ def calibrate(config: Config, weights: Path, scans: Sequence[Path]) -> list[dict
     load_weights(network, load_state_dict(weights))
     device = choose_device(config.device)
     network.to(device.name)
-    counts: dict[float, dict[str, int]] = {least: {} for least in LEADS}
+    counts: dict[float, dict[str, int]] = {high: {} for high in MARGINS}
     for file in scans:
         image, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
         logits = answered_logits(network, image, config.channels, config.patch, device.dtype)
-        leads = lead(logits.softmax(dim=0), TUMOUR_LABEL).cpu().numpy()
-        box = bounding_box((leads > 0) | (reference == TUMOUR_LABEL)) or (slice(0, 0),) * 3
-        pieces, peaks = pieces_and_peaks(leads[box])
-        for least in LEADS:
-            ours = np.where((peaks >= least)[pieces], TUMOUR_LABEL, 0)
+        margin = logit_margin(logits.softmax(dim=0), TUMOUR_LABEL).cpu().numpy()
+        box = bounding_box((margin > 0) | (reference == TUMOUR_LABEL)) or (slice(0, 0),) * 3
+        components, peaks = label_components_with_peak(margin[box])
+        for high in MARGINS:
+            ours = np.where((peaks >= high)[components], TUMOUR_LABEL, 0)
             for name, count in tumours_found(ours, reference[box], config.spacing).items():
-                counts[least][name] = counts[least].get(name, 0) + count
-    scores = {least: f_score(**row) for least, row in counts.items()}
-    taken = max(scores, key=lambda least: scores[least])
+                counts[high][name] = counts[high].get(name, 0) + count
+    scores = {high: f_score(**row) for high, row in counts.items()}
+    taken = max(scores, key=lambda high: scores[high])
     return [
-        {"lead": least, **row, "f": round(scores[least], 3), "taken": least == taken} for least, row in counts.items()
+        {"margin": high, **row, "f": round(scores[high], 3), "taken": high == taken} for high, row in counts.items()
     ]
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def answer(network: Any, image: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         logits = torch.zeros(4, *image.shape[1:])
         logits[LABELS["colon"]] = 1.0
-        logits[LABELS["tumour"]][TRUE] = 4.2  # leads by 3.2
+        logits[LABELS["tumour"]][TRUE] = 4.2  # a margin of 3.2
         logits[LABELS["tumour"]][FALSE] = 2.2  # by 1.2
         return logits
 
@@ -53,10 +53,10 @@ def run(folder: Path, scans: str = "scans") -> int:
 
 def test_a_tumour_must_be_as_sure_as_it_takes_to_lose_false_ones(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(folder) == 0
-    rows = {row["lead"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert rows[0.0] == {"lead": 0.0, "tumours": 2, "found": 2, "false_tumours": 2, "f": 0.556, "taken": False}
-    assert rows[2.0] == {"lead": 2.0, "tumours": 2, "found": 2, "false_tumours": 0, "f": 1.0, "taken": True}
-    assert rows[4.0] == {"lead": 4.0, "tumours": 2, "found": 0, "false_tumours": 0, "f": 0.0, "taken": False}
+    rows = {row["margin"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows[0.0] == {"margin": 0.0, "tumours": 2, "found": 2, "false_tumours": 2, "f": 0.556, "taken": False}
+    assert rows[2.0] == {"margin": 2.0, "tumours": 2, "found": 2, "false_tumours": 0, "f": 1.0, "taken": True}
+    assert rows[4.0] == {"margin": 4.0, "tumours": 2, "found": 0, "false_tumours": 0, "f": 0.0, "taken": False}
 
 
 @pytest.mark.parametrize(
