@@ -330,7 +330,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
 
     def renumber(self, segmentationNode, vertebra, level, below=False):
         """Give a vertebra ("T12", a segment's name or ID) its level ("L1"), and all others too, or those below."""
-        from segmamba_mrml.correct import renumber
+        from segmamba_mrml.renumber import renumber
 
         renumber(segmentationNode, vertebra, level, below)
 

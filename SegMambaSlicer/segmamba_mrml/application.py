@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +67,23 @@ def worker_python() -> str:
     if interpreter is None:
         raise InstallationError("PythonSlicer, which runs the networks, was not found: install 3D Slicer again.")
     return interpreter
+
+
+@contextlib.contextmanager
+def needed_packages() -> Iterator[None]:
+    """Make an import that fails a sentence: Slicer's Python may lack a package that the engine needs.
+
+    Raises
+    ------
+    InstallationError
+        A package is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise InstallationError(
+            f"The package {error.name} is missing: install it in the panel's section Dependencies, or with pip."
+        ) from error
 
 
 def _register(application: Any, scene: Any, name: str, logic: Any) -> None:

@@ -8,9 +8,10 @@ import vtk
 
 from segmamba.errors import InputError
 from segmamba.utils.arrays import label_boxes
-from segmamba_mrml.correct import engine_module, vertebra_labels, vertebrae_of
+from segmamba_mrml.application import needed_packages
 from segmamba_mrml.refinement import read_layer, shifted
 from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside
+from segmamba_mrml.vertebra_segments import vertebra_labels, vertebrae_of
 from segmamba_mrml.volumes import RAS_TO_LPS, volume_of, world_matrix
 
 # The segmentation's reference to its table, and the table's to its segmentation: a copy of a segmentation has the first
@@ -67,8 +68,9 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
     if volume_node is None:
         raise InputError(f"The volume of '{segmentation_node.GetName()}' is not in the scene: load it, or give it.")
     names = {value: label.name for value, label in vertebra_labels().items()}
-    rows: list[dict[str, Any]] = engine_module("measurements.vertebrae").measure(masks, volume_of(volume_node), names)
-    return rows
+    with needed_packages():
+        from segmamba.measurements import vertebrae
+    return vertebrae.measure(masks, volume_of(volume_node), names)
 
 
 def measurements_table(segmentation_node: Any, volume_node: Any = None) -> Any:
@@ -101,8 +103,10 @@ def _masks(node: Any) -> dict[int, Any]:
     segmentation, levels = node.GetSegmentation(), vertebrae_of(node)
     if segmentation.GetNumberOfSegments() and segmentation.GetSourceRepresentationName() != BINARY_LABELMAP:
         raise InputError(f"'{node.GetName()}' is not made of voxels: open it in Segment Editor, which converts it.")
-    to_lps, mask_of = RAS_TO_LPS @ world_matrix(node), engine_module("measurements.vertebral_body").Mask
-    masks: dict[int, Any] = {}
+    with needed_packages():
+        from segmamba.measurements.vertebral_body import Mask
+    to_lps = RAS_TO_LPS @ world_matrix(node)
+    masks: dict[int, Mask] = {}
     for index in range(segmentation.GetNumberOfLayers(BINARY_LABELMAP)):
         layer = read_layer(segmentation, index, segmentation.GetLayerDataObject(index, BINARY_LABELMAP), to_lps)
         boxes = label_boxes(layer.array)
@@ -114,18 +118,20 @@ def _masks(node: Any) -> dict[int, Any]:
                 name = segmentation.GetSegment(identifier).GetName()
                 raise InputError(f"'{node.GetName()}' has '{name}' twice: rename one of the two, or remove it.")
             start = [part.start for part in reversed(box)]
-            masks[level] = mask_of(layer.array[box] == value, shifted(layer.to_lps, start))
+            masks[level] = Mask(layer.array[box] == value, shifted(layer.to_lps, start))
     if not masks:
         raise InputError(f"'{node.GetName()}' has no vertebra to measure: choose a segmentation of vertebrae.")
     return masks
 
 
 def _fill(node: Any, rows: list[dict[str, Any]]) -> None:
-    flat = [engine_module("measurements.vertebrae").flat(row) for row in rows]
+    with needed_packages():
+        from segmamba.measurements.vertebrae import flat
+    figures_of = [flat(row) for row in rows]
     node.RemoveAllColumns()
     _add(node, vtk.vtkStringArray(), NAME, [row["name"] for row in rows])
     for title, figure in FIGURES.items():
-        figures = [float("nan") if row[figure] is None else row[figure] for row in flat]
+        figures = [float("nan") if row[figure] is None else row[figure] for row in figures_of]
         _add(node, vtk.vtkDoubleArray(), title, figures)
     _add(node, vtk.vtkStringArray(), CHECK, [row["note"] or (CUT_OFF if row["at_border"] else "") for row in rows])
     node.SetUseColumnTitleAsColumnHeader(True)

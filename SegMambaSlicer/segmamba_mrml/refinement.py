@@ -17,9 +17,10 @@ from vtk.util.numpy_support import vtk_to_numpy
 from segmamba.errors import InputError
 from segmamba.io.volume import corners
 from segmamba.models.resources import SHAPES, resource_root
-from segmamba_mrml.correct import engine_module, find_vertebra, vertebrae_of
+from segmamba_mrml.application import needed_packages
 from segmamba_mrml.reports import parts, read_report, write_report
 from segmamba_mrml.segmentation import BINARY_LABELMAP, GEOMETRY, label_box, oriented_image
+from segmamba_mrml.vertebra_segments import find_vertebra, vertebrae_of
 from segmamba_mrml.volumes import RAS_TO_LPS, world_matrix
 
 SPACING_MM = 1.25
@@ -114,7 +115,8 @@ class Refinement:
         ------
         InputError, InstallationError
         """
-        spine, shapes = engine_module("spine.refine"), engine_module("spine.shape_model")
+        with needed_packages():
+            from segmamba.spine import refine, shape_model
         layer = self._layers[self._own]
         found = label_box((layer.array == layer.values[self._segment]).view(np.uint8))
         if not found.array.size:
@@ -123,14 +125,14 @@ class Refinement:
         high = low + found.array.shape[::-1] - 1
         grid, shape = patient_grid(layer.to_lps, low, high)
         labels = self._labels(grid, shape)
-        model = shapes.load_shapes(resource_root() / SHAPES)
-        refined, _ = spine.refine_one(labels, self._level, None, SPACING_MM, model)
+        model = shape_model.load_shapes(resource_root() / SHAPES)
+        refined, _ = refine.refine_one(labels, self._level, None, SPACING_MM, model)
         # The same on the segment's own grid, around the segment.
         margin = np.ceil(CHANGED_MM / np.linalg.norm(layer.to_lps[:3, :3], axis=0)).astype(int)
         own, shape = shifted(layer.to_lps, low - margin), tuple((high - low + 1 + 2 * margin)[::-1].tolist())
         self._start = tuple((low - margin)[::-1].tolist())
         self._before = self._labels(own, shape)
-        self._after = brought_back(self._before, own, labels, refined, grid, self._level)
+        self._after = resample_changes(self._before, own, labels, refined, grid, self._level)
 
     def apply(self) -> list[dict[str, Any]]:
         """Write the new mask into the segmentation, and return what was changed.
@@ -142,8 +144,10 @@ class Refinement:
         """
         if self.node.GetScene() is None or self._time() != self._changed_at:
             raise InputError("The segmentation was changed meanwhile: refine the vertebra again.")
+        with needed_packages():
+            from segmamba.spine.refine import differences
         volume = abs(float(np.linalg.det(self._layers[self._own].to_lps[:3, :3])))
-        changes = engine_module("spine.refine").differences("edit", self._before, self._after, volume ** (1 / 3))
+        changes = differences("edit", self._before, self._after, volume ** (1 / 3))
         if changes:
             mask = self._after == self._level
             self._write(mask)
@@ -231,7 +235,7 @@ def sampled(array: np.ndarray, from_lps: np.ndarray, to_lps: np.ndarray, shape: 
     return result
 
 
-def brought_back(
+def resample_changes(
     before: np.ndarray, own: np.ndarray, labels: np.ndarray, refined: np.ndarray, grid: np.ndarray, level: int
 ) -> np.ndarray:
     """Return labels with what a refinement on another grid has added to a level and taken from it.

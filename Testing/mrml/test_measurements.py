@@ -17,8 +17,8 @@ from segmamba.io.labelmap import write_labelmap
 from segmamba.io.volume import Geometry
 from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
-from segmamba_mrml.correct import renumber
 from segmamba_mrml.measurements import CHECK, NAME, TABLE_ROLE, measure, measurements_table
+from segmamba_mrml.renumber import renumber
 from segmamba_mrml.reports import read_report
 from segmamba_mrml.segment import Case
 from segmamba_mrml.segmentation import segmentation_from_labels

@@ -10,7 +10,7 @@ import slicer
 from helpers.placed_spine import GRIDS, L1, L2, T12, Column
 
 from segmamba.errors import InputError
-from segmamba_mrml.refinement import OTHER, SPACING_MM, Refinement, brought_back, patient_grid, refine, sampled
+from segmamba_mrml.refinement import OTHER, SPACING_MM, Refinement, patient_grid, refine, resample_changes, sampled
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segmentation_from_labels
 
@@ -101,7 +101,7 @@ def test_labels_go_to_the_patient_s_axes_and_back_within_a_voxel(a_column):
 def test_only_what_changed_on_the_other_grid_comes_back(a_column):
     grid, shape = patient_grid(a_column.to_lps, np.zeros(3), np.array(a_column.labels.shape[::-1]) - 1)
     there = sampled(a_column.labels, a_column.to_lps, grid, shape)
-    back = brought_back(a_column.labels, a_column.to_lps, there, there, grid, L1)
+    back = resample_changes(a_column.labels, a_column.to_lps, there, there, grid, L1)
     np.testing.assert_array_equal(back, a_column.labels)
 
 

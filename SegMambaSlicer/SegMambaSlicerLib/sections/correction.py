@@ -14,8 +14,9 @@ from slicer.i18n import tr as _
 
 from segmamba.errors import SegMambaError
 from segmamba.spine.levels import level_name
-from segmamba_mrml.correct import LEVELS, renumber, vertebrae_of
 from segmamba_mrml.refinement import Refinement
+from segmamba_mrml.renumber import renumber
+from segmamba_mrml.vertebra_segments import LEVELS, vertebrae_of
 from SegMambaSlicerLib.messages import changeText
 from SegMambaSlicerLib.sections.result import ResultSection
 from SegMambaSlicerLib.segmentation_job import THREAD_INTERVAL_MS, THREAD_LISTENING_S

@@ -9,8 +9,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from segmamba.errors import SegMambaError
-from segmamba_mrml.correct import vertebrae_of
 from segmamba_mrml.measurements import measurements_table
+from segmamba_mrml.vertebra_segments import vertebrae_of
 from SegMambaSlicerLib.sections.result import ResultSection
 
 

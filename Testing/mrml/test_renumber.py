@@ -12,9 +12,10 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from segmamba.errors import InputError
-from segmamba_mrml.correct import find_vertebra, renumber, vertebrae_of
+from segmamba_mrml.renumber import renumber
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, parts, read_report
 from segmamba_mrml.segmentation import save_segmentation, segment_ids, segmentation_from_labels
+from segmamba_mrml.vertebra_segments import find_vertebra, vertebrae_of
 
 REPORT = {
     "segments": [

@@ -1,29 +1,27 @@
-"""A person knows better: all vertebrae of a segmentation get other numbers, and its report follows."""
+"""Renumbering by a person: the vertebrae of a segmentation get other levels, and its report follows."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import slicer
-import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from segmamba.errors import InputError, InstallationError
+from segmamba.errors import InputError
 from segmamba.io.labelmap import segment_id
 from segmamba.labels import Label
-from segmamba.models.manifest import load_manifest
 from segmamba.reporting.report import summary
 from segmamba.spine.levels import C1, L6, level_name
+from segmamba_mrml.application import needed_packages
 from segmamba_mrml.reports import parts, read_report, write_report
 from segmamba_mrml.segmentation import BINARY_LABELMAP, segment_ids
 from segmamba_mrml.terminology import load_terminology
+from segmamba_mrml.vertebra_segments import LEVELS, find_vertebra, vertebra_labels, vertebrae_of
 
-LEVELS = {level_name(value): value for value in range(C1, L6 + 1)}
 # How a person has chosen to see a segment; it belongs to a segment's ID, and has to be given to the new one.
-LOOKS = (
+DISPLAY_PROPERTIES = (
     *("Visibility", "Visibility3D", "Visibility2DFill", "Visibility2DOutline"),
     *("Opacity3D", "Opacity2DFill", "Opacity2DOutline", "Pickable"),
 )
@@ -57,7 +55,9 @@ def renumber(node: Any, segment: str, level: str, below: bool = False) -> None:
     before = levels[identifier]
     after = _level(level)
     numbers = np.array(list(levels.values()), np.uint8)
-    shifted = engine_module("spine.refine").renumber(numbers, before, after, below).tolist()
+    with needed_packages():
+        from segmamba.spine import refine
+    shifted = refine.renumber(numbers, before, after, below).tolist()
     if after == before:
         return
     load_terminology()
@@ -77,84 +77,21 @@ def renumber(node: Any, segment: str, level: str, below: bool = False) -> None:
         node.EndModify(was_modified)
 
 
-def vertebra_labels() -> dict[int, Label]:
-    """Return names, colours and codes of C1 to L6 by their numbers, 1 to 25."""
-    labels = load_manifest().default("vertebrae").labels
-    return {label.value: label for label in labels if C1 <= label.value <= L6}
-
-
-def vertebrae_of(node: Any) -> dict[str, int]:
-    """Return the level (1 to 25) of each segment whose term is a vertebra, by its ID, in the segments' order."""
-    codes = {(label.type.scheme, label.type.value): value for value, label in vertebra_labels().items()}
-    found = {}
-    for identifier in segment_ids(node):
-        tag = vtk.reference("")
-        if node.GetSegmentation().GetSegment(identifier).GetTag(_terminology(), tag):
-            # The third of seven parts is the type: scheme, code and meaning.
-            types = [part.split("^") for part in str(tag).split("~")[2:3]]
-            level = codes.get((types[0][0], types[0][1])) if types and len(types[0]) > 1 else None
-            if level is not None:
-                found[identifier] = level
-    return found
-
-
-def find_vertebra(node: Any, segment: str) -> str:
-    """Return the ID of the one vertebra that is meant by a segment's ID, its name or a level ("T12").
-
-    Raises
-    ------
-    InputError
-        None is, or more than one.
-    """
-    levels, segmentation = vertebrae_of(node), node.GetSegmentation()
-    if segment in levels:
-        return segment
-    wanted = LEVELS.get(segment)
-    meant = [each for each in levels if segmentation.GetSegment(each).GetName() == segment or levels[each] == wanted]
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
-        raise InputError(f"'{node.GetName()}' has {len(meant)} segments '{segment}': give an ID ({', '.join(meant)}).")
-    names = ", ".join(level_name(level) for level in levels.values()) or "none"
-    raise InputError(f"'{node.GetName()}' has no vertebra '{segment}': choose one that is there ({names}).")
-
-
-def engine_module(name: str) -> Any:
-    """Return a module of `segmamba`, for example "spine.refine"; Slicer's Python may lack a package that it needs.
-
-    Raises
-    ------
-    InstallationError
-        It does.
-    """
-    try:
-        return importlib.import_module(f"segmamba.{name}")
-    except ImportError as error:
-        raise InstallationError(
-            f"The package {error.name} is missing: install it in the panel's section Dependencies, or with pip."
-        ) from error
-
-
 def _level(name: str) -> int:
     if name not in LEVELS:
-        raise InputError(f"'{name}' is no vertebra: give one of C1 to C7, T1 to T12 and L1 to L6.")
+        raise InputError(f"'{name}' is not a vertebra: give one of C1 to C7, T1 to T12 and L1 to L6.")
     return LEVELS[name]
-
-
-def _terminology() -> str:
-    name: str = slicer.vtkSegment.GetTerminologyEntryTagName()
-    return name
 
 
 def _renamed(node: Any, labels: Mapping[str, Label]) -> dict[str, str]:
     """Make other structures of segments, and return their new IDs by the old ones.
 
-    Slicer cannot change an ID: the segments are taken out and put in again, in their places and with their looks.
+    Slicer cannot change an ID: the segments are taken out and put in again, in their places displayed as they were.
     """
     segmentation, order = node.GetSegmentation(), segment_ids(node)
     _relabel(segmentation, {each: label.value for each, label in labels.items()})
     held = {each: segmentation.GetSegment(each) for each in labels}
-    looks = {each: _looks(node, each) for each in labels}
+    display = {each: _display_properties(node, each) for each in labels}
     masks = {each: _take_masks(segment) for each, segment in held.items()}
     for each in labels:
         segmentation.RemoveSegment(each)
@@ -163,12 +100,12 @@ def _renamed(node: Any, labels: Mapping[str, Label]) -> dict[str, str]:
         segment = held[each]
         segment.SetName(label.name)
         segment.SetColor(*(channel / 255 for channel in label.color))
-        segment.SetTag(_terminology(), label.terminology_tag)
+        segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), label.terminology_tag)
         for name, mask in masks[each].items():
             segment.AddRepresentation(name, mask)
         identifiers[each] = segmentation.GenerateUniqueSegmentID(segment_id(label))
         segmentation.AddSegment(segment, identifiers[each])
-        for setter, value in looks[each]:
+        for setter, value in display[each]:
             setter(identifiers[each], value)
     segmentation.ReorderSegments([identifiers.get(each, each) for each in order])
     return identifiers
@@ -215,13 +152,13 @@ def _take_masks(segment: Any) -> dict[str, Any]:
     return masks
 
 
-def _looks(node: Any, identifier: str) -> list[tuple[Callable[[str, Any], None], Any]]:
+def _display_properties(node: Any, identifier: str) -> list[tuple[Callable[[str, Any], None], Any]]:
+    """Return the setter and the value of each of a segment's display properties."""
     display = node.GetDisplayNode()
     if display is None:
         return []
-    return [
-        (getattr(display, f"SetSegment{look}"), getattr(display, f"GetSegment{look}")(identifier)) for look in LOOKS
-    ]
+    getters = ((name, getattr(display, f"GetSegment{name}")) for name in DISPLAY_PROPERTIES)
+    return [(getattr(display, f"SetSegment{name}"), get(identifier)) for name, get in getters]
 
 
 def _new_names(before: int, after: int, below: bool) -> dict[str, str]:

@@ -1,0 +1,58 @@
+"""Which segments of a segmentation are vertebrae, and of which level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+import vtk
+
+from segmamba.errors import InputError
+from segmamba.labels import Label
+from segmamba.models.manifest import load_manifest
+from segmamba.spine.levels import C1, L6, level_name
+from segmamba_mrml.segmentation import segment_ids
+
+LEVELS = {level_name(value): value for value in range(C1, L6 + 1)}
+
+
+def vertebra_labels() -> dict[int, Label]:
+    """Return names, colours and codes of C1 to L6 by their numbers, 1 to 25."""
+    labels = load_manifest().default("vertebrae").labels
+    return {label.value: label for label in labels if C1 <= label.value <= L6}
+
+
+def vertebrae_of(node: Any) -> dict[str, int]:
+    """Return the level (1 to 25) of each segment whose term is a vertebra, by its ID, in the segments' order."""
+    codes = {(label.type.scheme, label.type.value): value for value, label in vertebra_labels().items()}
+    found = {}
+    for identifier in segment_ids(node):
+        tag = vtk.reference("")
+        if node.GetSegmentation().GetSegment(identifier).GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag):
+            # The third of seven parts is the type: scheme, code and meaning.
+            types = [part.split("^") for part in str(tag).split("~")[2:3]]
+            level = codes.get((types[0][0], types[0][1])) if types and len(types[0]) > 1 else None
+            if level is not None:
+                found[identifier] = level
+    return found
+
+
+def find_vertebra(node: Any, segment: str) -> str:
+    """Return the ID of the one vertebra that is meant by a segment's ID, its name or a level ("T12").
+
+    Raises
+    ------
+    InputError
+        There is no such vertebra, or more than one.
+    """
+    levels, segmentation = vertebrae_of(node), node.GetSegmentation()
+    if segment in levels:
+        return segment
+    wanted = LEVELS.get(segment)
+    meant = [each for each in levels if segmentation.GetSegment(each).GetName() == segment or levels[each] == wanted]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise InputError(f"'{node.GetName()}' has {len(meant)} segments '{segment}': give an ID ({', '.join(meant)}).")
+    names = ", ".join(level_name(level) for level in levels.values()) or "none"
+    raise InputError(f"'{node.GetName()}' has no vertebra '{segment}': choose from {names}.")
