@@ -26,7 +26,7 @@ OLDEST_PYTHON = (3, 10)
 MEMORY_WANTED = 4 * 2**30
 DISK_WANTED = 2**30
 WORKER_SECONDS = 60.0
-NEEDED = ("numpy", "scipy", "SimpleITK", "safetensors")
+NEEDED = ("numpy", "scipy", "SimpleITK", "nibabel", "safetensors")
 # Package, and what is missing without it.
 USEFUL = (
     ("matplotlib", "preview"),

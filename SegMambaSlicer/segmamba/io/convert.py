@@ -10,8 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.errors import InputError
-from segmamba.io.read import check_scalar_3d, check_values, frame_of, modality_of, read_volume
-from segmamba.io.volume import RAS_TO_LPS, Geometry, Volume, check_geometry, image_geometry
+from segmamba.io.read import check_values, frame_of, modality_of, read_volume
+from segmamba.io.volume import RAS_TO_LPS, Geometry, Volume, check_geometry, check_scalar_3d, image_geometry
 
 AXES = 3
 KNOWN = "a path, a Volume, a SimpleITK image, a nibabel image, or an array with its affine"

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from segmamba.errors import InputError
 from segmamba.io.read import quiet
-from segmamba.io.volume import Geometry, Volume, check_geometry
+from segmamba.io.volume import Geometry, Volume, check_geometry, nearest_orthonormal
 from segmamba.utils.paths import check_text
 
 MODALITY, SERIES_UID, DESCRIPTION = "0008|0060", "0020|000e", "0008|103e"
@@ -304,9 +304,7 @@ def _stack(
     """Return the grid of slices with these positions (n, 3), in order; see `Slice` for the others."""
     normal = np.cross(*orientation)
     step = _slice_step(positions, normal, name)
-    # Cosines are often rounded in the files: take the nearest orthonormal matrix.
-    left, _, right = np.linalg.svd(np.stack([*orientation, normal], axis=1))
-    direction = tuple(float(value) for value in (left @ right).ravel())
+    direction = tuple(nearest_orthonormal(np.stack([*orientation, normal], axis=1)).ravel().tolist())
     along_y, along_x = (float(value) for value in spacing)
     x, y, z = (float(value) for value in positions[0])
     columns, rows = shape

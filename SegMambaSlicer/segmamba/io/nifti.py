@@ -1,167 +1,224 @@
-"""What ITK passes over in silence when it reads NIfTI, found before it does.
+"""Reading NIfTI (1 and 2): nibabel reads the header, and what it passes over is refused here.
 
-Its reader fills up a truncated file, turns NaN into 0 (water, in a CT), prefers the qform to a sheared sform, takes the
-voxel size from another field than the directions, mirrors the volume where that size is negative, takes 1 mm where it
-is zero, and reads the voxels of "x.nii.gz" from "x.nii" where that is beside it.
+That is a voxel size that is not positive or contradicts the sform, a sheared sform beside a sound qform, and voxels
+that begin within the header. The voxels are read here, too: once, straight into their array, and to the end of the
+file, where a gzip file has its checksum. The grid and the type of rescaled voxels are those of ITK, which shows the
+volume in Slicer.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
-import os
-import shutil
-import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
-from segmamba.errors import InputError
-from segmamba.utils.paths import PACKED
+from segmamba.errors import DeviceError, InputError
+from segmamba.io.volume import (
+    IMPOSSIBLE,
+    NO_MEMORY,
+    RAS_TO_LPS,
+    SHEARED,
+    UNKNOWN,
+    Geometry,
+    Volume,
+    are_orthonormal,
+    check_geometry,
+    check_scalar_3d,
+    nearest_orthonormal,
+)
 
-CHUNK = 1 << 24
-FLOATS = {"16": "f4", "64": "f8"}
-HEADER_SIZES = (348, 540)
-# Where voxels can begin at the earliest in a file that holds header and voxels.
-FIRST_VOXEL = 352
-SINGLE_FILE = "1"
-IMPOSSIBLE = "{} has a header with an impossible voxel size or direction: correct the header."
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+
+# End of the name of a file with voxels alone: that of its header.
+PAIRS = {".img": ".hdr", ".img.gz": ".hdr.gz"}
+ENDS = (".nii", ".nii.gz", *PAIRS, *PAIRS.values())
+CHUNK = 1 << 22
+# Between a header and the voxels are at least the four bytes that say whether extensions follow.
+EXTENSION_FLAG = 4
+SINGLE_FILE = b"n+"
+SCANNER = 1
+# The lowest bits of the units are those of length: metres, micrometres, else millimetres.
+UNIT_BITS, METRE, MICROMETRE = 7, 1, 3
 # Headers round the voxel size; more than this much, as a part of it, makes a volume of another size.
 SPACING_TOLERANCE = 0.01
+DAMAGED = "{} is truncated or damaged: copy or download it again."
 
 
-def unpacked_size(path: Path) -> int:
-    """Return the number of bytes in a file, unpacked where its name ends in ".gz".
+def is_nifti(path: Path) -> bool:
+    """Tell whether a file has a name of NIfTI."""
+    return path.name.lower().endswith(ENDS)
+
+
+def read(path: Path) -> Volume:
+    """Read a NIfTI file, or a pair of header (.hdr) and voxels (.img) by the name of one of them.
+
+    Returns
+    -------
+    Volume
+        In the data type of the file; rescaled values as float32, or float64 where the file has that. They may be NaN.
 
     Raises
     ------
     InputError
-        It is truncated or damaged.
+        It is not a 3-D scalar image with a sound geometry, or not whole.
+    DeviceError
+        It does not fit into memory.
     """
-    if not path.name.lower().endswith(".gz"):
-        return path.stat().st_size
-    unpacked = 0
+    described, stored = _files(path)
+    for half in (described, stored):
+        if not half.is_file():
+            raise InputError(f"{path} belongs to {half.name}, which is missing: copy both into one folder.")
     try:
-        with gzip.open(path, "rb") as stream:
-            while chunk := stream.read(CHUNK):
-                unpacked += len(chunk)
+        header = _header(described)
+        if header is None:
+            raise InputError(UNKNOWN.format(path))
+        dtype = _voxel_type(header, path)
+        geometry = _geometry(header, path)
+        check_geometry(geometry, str(path))
+        raw = _voxels(stored, path, int(header["vox_offset"]), dtype, geometry.size)
     except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path} is truncated or damaged: copy or download it again.") from error
-    return unpacked
+        raise InputError(DAMAGED.format(path)) from error
+    return Volume(_rescaled(raw, header), geometry)
 
 
-def announced_size(path: Path) -> int:
-    """Return how many bytes a file says that it holds, unpacked: a gzip file (below 4 GiB) does at its end."""
-    size = path.stat().st_size
-    if not path.name.lower().endswith(".gz"):
-        return size
-    with path.open("rb") as stream:
-        stream.seek(max(0, size - 4))
-        return int.from_bytes(stream.read(4), "little")
+def _files(path: Path) -> tuple[Path, Path]:
+    """Return the files with the header and with the voxels: one and the same, or a pair."""
+    name = str(path)
+    for voxels, header in PAIRS.items():
+        for end in (voxels, header):
+            if name.lower().endswith(end):
+                return Path(name[: -len(end)] + header), Path(name[: -len(end)] + voxels)
+    return path, path
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[Path]:
-    """Give a path at which ITK finds a file and no other beside it: the file's own, or one in a private folder."""
-    if not path.name.lower().endswith(PACKED) or not os.path.exists(os.fspath(path)[: -len(".gz")]):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="segmamba-") as folder:
-        place = Path(folder) / f"volume{PACKED}"
+def _opened(path: Path) -> BufferedIOBase:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _header(path: Path) -> Nifti1Header | None:
+    """Return a file's header as nibabel reads it, unchecked; None where it does not begin with one."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    with _opened(path) as stream:
         try:
-            place.symlink_to(path.absolute())
-        except OSError:  # Windows lets few users make links
-            shutil.copyfile(path, place)
-        yield place
+            content = stream.read(Nifti2Header.sizeof_hdr)
+        except gzip.BadGzipFile:
+            return None
+    for kind in (Nifti1Header, Nifti2Header):
+        for order in ("little", "big"):
+            size = kind.sizeof_hdr
+            if len(content) >= size and int.from_bytes(content[:4], order) == size:
+                header = kind(content[:size], "<" if order == "little" else ">", check=False)
+                return header if header["magic"].item() in (kind.single_magic, kind.pair_magic) else None
+    return None
 
 
-def is_nifti(reader: sitk.ImageFileReader) -> bool:
-    """Tell whether the file, whose header has been read, is a NIfTI file."""
-    return all(reader.HasMetaDataKey(key) for key in ("vox_offset", "bitpix", "datatype", "sform_code"))
+def _voxel_type(header: Nifti1Header, path: Path) -> np.dtype:
+    """Return the type of the voxels; InputError unless the header announces one 3-D volume of numbers in its file."""
+    from nibabel.spatialimages import HeaderDataError
 
-
-def check_header(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Make sure that a header says how large its voxels are and where they begin.
-
-    Raises
-    ------
-    InputError
-        It does not.
-    """
-    offset = float(reader.GetMetaData("vox_offset"))
-    if reader.GetMetaData("nifti_type") == SINGLE_FILE and not offset >= FIRST_VOXEL:
-        raise InputError(f"{path} has a damaged header (its voxels begin within it): export it again.")
-    sizes, matrix = _voxel_size(reader), _sform(reader)
-    if not (np.isfinite(matrix).all() and np.isfinite(sizes).all() and np.all(sizes > 0)):
-        raise InputError(IMPOSSIBLE.format(path))
-
-
-def check_voxel_size(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Make sure that the two places of a header that state the voxel size agree.
-
-    Raises
-    ------
-    InputError
-        They do not.
-    """
-    sizes, lengths = _voxel_size(reader), np.linalg.norm(_sform(reader), axis=0)
-    if reader.GetMetaData("sform_code") != "0" and not np.allclose(lengths, sizes, rtol=SPACING_TOLERANCE):
-        first, second = (" x ".join(f"{part:g}" for part in both) for both in (sizes, lengths))
-        raise InputError(f"{path} gives two voxel sizes ({first} and {second}) in its header: correct the header.")
-
-
-def expected_size(reader: sitk.ImageFileReader) -> float:
-    """Return the number of (unpacked) bytes that the header announces."""
-    bits = math.prod(reader.GetSize()) * float(reader.GetMetaData("bitpix"))
-    return float(reader.GetMetaData("vox_offset")) + bits / 8
-
-
-def direction(reader: sitk.ImageFileReader) -> np.ndarray:
-    """Return the directions of the sform's axes, shape (3, 3); of the identity if it has none."""
-    matrix = _sform(reader)
-    lengths = np.linalg.norm(matrix, axis=0)
-    return matrix / lengths if lengths.all() else np.eye(3)
-
-
-def _sform(reader: sitk.ImageFileReader) -> np.ndarray:
-    """Return the sform's axes, shape (3, 3); the identity if it has none."""
-    if reader.GetMetaData("sform_code") == "0":
-        return np.eye(3)
-    return np.array([[float(part) for part in reader.GetMetaData(f"srow_{axis}").split()[:3]] for axis in "xyz"])
-
-
-def _voxel_size(reader: sitk.ImageFileReader) -> np.ndarray:
-    return np.array([float(reader.GetMetaData(f"pixdim[{axis}]")) for axis in (1, 2, 3)])
-
-
-def count_bad_values(path: Path, reader: sitk.ImageFileReader) -> int:
-    """Return the number of voxels that are NaN or infinite in the file.
-
-    Raises
-    ------
-    InputError
-        The file, which was whole before, is no longer so.
-    """
-    kind = FLOATS.get(reader.GetMetaData("datatype"))
-    if kind is None:
-        return 0
     try:
-        return _count_bad_values(path, reader, kind)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} is truncated or damaged: copy or download it again.") from error
+        dtype, shape = header.get_data_dtype(), header.get_data_shape()
+    except HeaderDataError as error:
+        raise InputError(UNKNOWN.format(path)) from error
+    if not 1 <= header["dim"][0] <= 7 or min(shape) < 0:
+        raise InputError(UNKNOWN.format(path))
+    check_scalar_3d(shape, len(dtype.names or [""]), str(path), dtype.name)
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise InputError(UNKNOWN.format(path))
+    first = header.sizeof_hdr + EXTENSION_FLAG if header["magic"].item().startswith(SINGLE_FILE) else 0
+    if not first <= float(header["vox_offset"]) < math.inf:
+        raise InputError(f"{path} has a damaged header (its voxels begin within it): export it again.")
+    return dtype
 
 
-def _count_bad_values(path: Path, reader: sitk.ImageFileReader, kind: str) -> int:
-    bad = 0
-    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-        header = stream.read(int(float(reader.GetMetaData("vox_offset"))))
-        order = "<" if int.from_bytes(header[:4], "little") in HEADER_SIZES else ">"
-        left = math.prod(reader.GetSize()) * int(kind[1])
-        while chunk := stream.read(min(CHUNK, left)):
-            left -= len(chunk)
-            bad += int(np.count_nonzero(~np.isfinite(np.frombuffer(chunk, dtype=order + kind))))
-    return bad
+def _geometry(header: Nifti1Header, path: Path) -> Geometry:
+    """Return the grid: the voxel size of ``pixdim``, and directions and origin of the sform or the qform."""
+    spacing = header["pixdim"][1:4].astype(float)
+    sform = header.get_sform()
+    has_sform, has_qform = header["sform_code"] != 0, header["qform_code"] != 0
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    if not (np.isfinite(spacing).all() and np.all(spacing > 0)):
+        raise InputError(IMPOSSIBLE.format(path))
+    if has_sform:
+        if not (np.isfinite(sform).all() and lengths.all()):
+            raise InputError(IMPOSSIBLE.format(path))
+        if not are_orthonormal(sform[:3, :3] / lengths):
+            raise InputError(SHEARED.format(path))
+        if not np.allclose(lengths, spacing, rtol=SPACING_TOLERANCE):
+            first, second = (" x ".join(f"{part:g}" for part in both) for both in (spacing, lengths))
+            raise InputError(f"{path} gives two voxel sizes ({first} and {second}) in its header: correct the header.")
+    # As ITK chooses, so that a result lies on its volume in Slicer: the sform of the scanner, else the qform.
+    if has_sform and (header["sform_code"] == SCANNER or not has_qform):
+        to_ras = sform
+    elif has_qform:
+        to_ras = _qform(header, path)
+    else:
+        to_ras = RAS_TO_LPS  # nothing is said of directions: ITK takes the voxels' axes for LPS
+    to_lps = RAS_TO_LPS @ to_ras
+    direction = nearest_orthonormal(to_lps[:3, :3] / np.linalg.norm(to_lps[:3, :3], axis=0))
+    unit = {METRE: 1000.0, MICROMETRE: 0.001}.get(int(header["xyzt_units"]) & UNIT_BITS, 1.0)
+    columns, rows, slices = header.get_data_shape()[:3]
+    along_x, along_y, along_z = (unit * spacing).tolist()
+    x, y, z = (unit * to_lps[:3, 3]).tolist()
+    return Geometry((columns, rows, slices), (along_x, along_y, along_z), (x, y, z), tuple(direction.ravel().tolist()))
+
+
+def _qform(header: Nifti1Header, path: Path) -> np.ndarray:
+    from nibabel.spatialimages import HeaderDataError
+
+    # A zero, which nibabel refuses, means that nothing is mirrored.
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    try:
+        matrix: np.ndarray = header.get_qform()
+    except (HeaderDataError, ValueError) as error:
+        raise InputError(IMPOSSIBLE.format(path)) from error
+    if not np.isfinite(matrix).all():
+        raise InputError(IMPOSSIBLE.format(path))
+    return matrix
+
+
+def _voxels(stored: Path, path: Path, offset: int, dtype: np.dtype, size: tuple[int, int, int]) -> np.ndarray:
+    """Return the voxels of a file, shape (z, y, x), as they are stored.
+
+    The file is read to its end: only there does a gzip file say whether what was unpacked is right.
+    """
+    count, packed = math.prod(size), stored.name.lower().endswith(".gz")
+    if not packed and stored.stat().st_size < offset + count * dtype.itemsize:
+        raise InputError(f"{path} is truncated: copy or download it again.")
+    try:
+        raw = np.empty(count, dtype)
+    except (MemoryError, ValueError) as error:
+        raise DeviceError(NO_MEMORY.format(path, count)) from error
+    with _opened(stored) as stream:
+        stream.seek(offset)
+        rest = raw.view(np.uint8).data
+        while rest:
+            filled = stream.readinto(rest[:CHUNK])
+            if not filled:
+                raise InputError(f"{path} is truncated: copy or download it again.")
+            rest = rest[filled:]
+        while packed and stream.read(CHUNK):
+            pass
+    return raw.reshape(size[::-1]).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _rescaled(raw: np.ndarray, header: Nifti1Header) -> np.ndarray:
+    """Return voxels with the header's slope and intercept applied, in the type that ITK gives them."""
+    slope, intercept = (float(header[name]) for name in ("scl_slope", "scl_inter"))
+    slope = slope if math.isfinite(slope) and slope else 1.0
+    intercept = intercept if math.isfinite(intercept) else 0.0
+    if (slope, intercept) == (1.0, 0.0):
+        return raw
+    result = np.empty(raw.shape, raw.dtype if raw.dtype == np.float64 else np.float32)
+    with np.errstate(all="ignore"):  # what becomes infinite is refused with the values
+        for plane, into in zip(raw, result, strict=True):
+            into[...] = plane.astype(np.float64) * slope + intercept
+    return result

@@ -6,8 +6,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,20 @@ import SimpleITK as sitk
 
 from segmamba.errors import DeviceError, InputError
 from segmamba.io import nifti
-from segmamba.io.volume import SHEARED, Volume, are_orthonormal, check_geometry, image_geometry
+from segmamba.io.volume import (
+    IMPOSSIBLE,
+    NO_MEMORY,
+    SHEARED,
+    UNKNOWN,
+    Volume,
+    check_geometry,
+    check_scalar_3d,
+    image_geometry,
+)
 from segmamba.utils.paths import check_input, misnamed
 
-FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a DICOM series"
-# What ITK says where memory is short; the second one of NIfTI, known to be whole by then.
-SIGNS_OF_NO_MEMORY = ("Failed to allocate memory", "nifti_image_load failed")
+# What ITK says where memory is short.
+NO_MEMORY_SIGN = "Failed to allocate memory"
 # The DICOM tag of the modality, also as a field of NRRD and MetaImage headers.
 MODALITY_KEY = "0008|0060"
 
@@ -116,21 +123,13 @@ def read_image(path: Path) -> Volume:
     wrong_name = misnamed(path)
     if wrong_name:
         raise InputError(wrong_name)
-    announced = nifti.announced_size(path)
-    with ThreadPoolExecutor(1) as beside, nifti.alone(path) as place:
-        size = beside.submit(nifti.unpacked_size, path)
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(place))
-        try:
-            image = _read(reader, path, announced, size)
-        finally:
-            size.result()  # that a file is damaged comes before what ITK makes of it
-    if _state(path) != state:
-        raise InputError(f"{path} changed while it was read: wait until it is complete, then try again.")
-    image = frame_of(image)
-    geometry = image_geometry(image)
-    check_geometry(geometry, str(path))
-    return Volume(sitk.GetArrayFromImage(image), geometry, modality_of(reader))
+    try:
+        volume = nifti.read(path) if nifti.is_nifti(path) else _read_with_itk(path)
+    except InputError:
+        _check_unchanged(path, state)
+        raise
+    _check_unchanged(path, state)
+    return volume
 
 
 def frame_of(image: sitk.Image) -> sitk.Image:
@@ -147,6 +146,11 @@ def modality_of(source: sitk.Image | sitk.ImageFileReader) -> str | None:
     return (source.GetMetaData(MODALITY_KEY).strip() or None) if source.HasMetaDataKey(MODALITY_KEY) else None
 
 
+def _check_unchanged(path: Path, state: tuple[int, int] | None) -> None:
+    if _state(path) != state:
+        raise InputError(f"{path} changed while it was read: wait until it is complete, then try again.")
+
+
 def _state(path: Path) -> tuple[int, int] | None:
     try:
         state = path.stat()
@@ -155,41 +159,27 @@ def _state(path: Path) -> tuple[int, int] | None:
     return state.st_size, state.st_mtime_ns
 
 
-def _read(reader: sitk.ImageFileReader, path: Path, announced: int, size: Future[int]) -> sitk.Image:
-    """Read a file that errors call by its path, while its (unpacked) bytes are checked and counted.
-
-    Where the end of a gzip file announces as many bytes as the header, ITK unpacks it meanwhile: less than 4 GiB.
-    Else the check ends before ITK allocates anything, for the header may ask for more than any memory.
-    """
+def _read_with_itk(path: Path) -> Volume:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
     try:
         with quiet():
             reader.ReadImageInformation()
     except RuntimeError as error:
-        unknown = f"{path} is not an image that can be read: give {FORMATS}."
-        raise InputError(_reason(path, str(error), unknown)) from error
+        raise InputError(_reason(path, str(error), UNKNOWN.format(path))) from error
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     check_scalar_3d(reader.GetSize(), reader.GetNumberOfComponents(), str(path), kind)
-    if nifti.is_nifti(reader):
-        nifti.check_header(path, reader)
-        expected = nifti.expected_size(reader)
-        if announced != expected and size.result() < expected:
-            raise InputError(f"{path} is truncated: copy or download it again.")
-        if not are_orthonormal(nifti.direction(reader)):
-            raise InputError(SHEARED.format(path))
-        nifti.check_voxel_size(path, reader)
-        _refuse_bad_values(nifti.count_bad_values(path, reader), math.prod(reader.GetSize()), str(path))
     try:
         with quiet():
-            return reader.Execute()
+            image = frame_of(reader.Execute())
     except RuntimeError as error:
-        if any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY):
-            count = math.prod(reader.GetSize())
-            raise DeviceError(
-                f"There is not enough memory to read {path}, which has {count:,} voxels by its header: close other "
-                "programs, or crop the volume; if it is not that large, export it again."
-            ) from error
+        if NO_MEMORY_SIGN in str(error):
+            raise DeviceError(NO_MEMORY.format(path, math.prod(reader.GetSize()))) from error
         damaged = f"{path} cannot be read to its end: it is incomplete or damaged, copy it again."
         raise InputError(_reason(path, str(error), damaged)) from error
+    geometry = image_geometry(image)
+    check_geometry(geometry, str(path))
+    return Volume(sitk.GetArrayFromImage(image), geometry, modality_of(reader))
 
 
 def _reason(path: Path, error: str, otherwise: str) -> str:
@@ -197,28 +187,5 @@ def _reason(path: Path, error: str, otherwise: str) -> str:
     if "orthonormal" in error:
         return SHEARED.format(path)
     if "pacing" in error or "eterminant" in error:
-        return nifti.IMPOSSIBLE.format(path)
+        return IMPOSSIBLE.format(path)
     return otherwise
-
-
-def check_scalar_3d(shape: Sequence[int], components: int, name: str, kind: str = "") -> None:
-    """Raise InputError unless a header announces one 3-D volume with one number a voxel.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        Number of voxels along each axis.
-    components : int
-        Numbers in a voxel.
-    name : str
-        What errors call the image.
-    kind : str
-        Type of the voxels, in words.
-    """
-    if components > 1 or "complex" in kind:
-        raise InputError(f"{name} has colours or vectors in its voxels: give a volume with one value a voxel.")
-    if len(shape) < 3:
-        raise InputError(f"{name} is a {len(shape)}-D image: give a 3-D volume.")
-    frames = math.prod(shape[3:])
-    if frames > 1:
-        raise InputError(f"{name} holds {frames} volumes (4-D): extract one of them and give that.")

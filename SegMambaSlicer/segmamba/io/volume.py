@@ -20,6 +20,13 @@ LONGEST_MM = 2500.0
 # NIfTI keeps positions in single precision: farther away they would be rounded by more than a hundredth of this unit.
 FARTHEST_MM = 1e5
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a DICOM series"
+UNKNOWN = f"{{}} is not an image that can be read: give {FORMATS}."
+IMPOSSIBLE = "{} has a header with an impossible voxel size or direction: correct the header."
+NO_MEMORY = (
+    "There is not enough memory to read {}, which has {:,} voxels by its header: close other programs, or crop the "
+    "volume; if it is not that large, export it again."
+)
 SHEARED = (
     "{} has axes that are not at right angles (gantry tilt or a sheared transform): "
     "resample it to a rectangular grid first."
@@ -147,9 +154,39 @@ def check_geometry(geometry: Geometry, name: str) -> None:
         raise InputError(SHEARED.format(name))
 
 
+def check_scalar_3d(shape: Sequence[int], components: int, name: str, kind: str = "") -> None:
+    """Raise InputError unless a header announces one 3-D volume with one number a voxel.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Number of voxels along each axis.
+    components : int
+        Numbers in a voxel.
+    name : str
+        What errors call the image.
+    kind : str
+        Type of the voxels, in words.
+    """
+    if components > 1 or "complex" in kind:
+        raise InputError(f"{name} has colours or vectors in its voxels: give a volume with one value a voxel.")
+    if len(shape) < 3:
+        raise InputError(f"{name} is a {len(shape)}-D image: give a 3-D volume.")
+    frames = math.prod(shape[3:])
+    if frames > 1:
+        raise InputError(f"{name} holds {frames} volumes (4-D): extract one of them and give that.")
+
+
 def are_orthonormal(direction: np.ndarray) -> bool:
     """Say whether the columns of a 3x3 matrix are at right angles and of length one, but for rounding."""
     return bool(np.allclose(direction.T @ direction, np.eye(3), atol=SHEAR_TOLERANCE))
+
+
+def nearest_orthonormal(matrix: np.ndarray) -> np.ndarray:
+    """Return the orthonormal matrix nearest to a 3x3 matrix: headers round directions."""
+    left, _, right = np.linalg.svd(matrix)
+    nearest: np.ndarray = left @ right
+    return nearest
 
 
 def corners(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 from segmamba.errors import InputError, OutputError, SegMambaError
 
 GZIP = b"\x1f\x8b"
-# The bytes of a NIfTI header up to and with its magic.
+# The bytes of a NIfTI header up to and with its magic, which that of NIfTI 2 has earlier.
 HEADER = 348
 PACKED = ".nii.gz"
 # What each kind begins with, and a name that it may have.
@@ -94,6 +94,6 @@ def _extension_by_content(path: Path) -> str | None:
 
 
 def _extension(beginning: bytes) -> str | None:
-    if beginning[344:348] in (b"n+1\0", b"ni1\0"):
+    if beginning[344:348] in (b"n+1\0", b"ni1\0") or beginning[4:8] in (b"n+2\0", b"ni2\0"):
         return ".nii"
     return next((extension for start, extension in BEGINNINGS if beginning.startswith(start)), None)

@@ -65,7 +65,7 @@ def test_everything_but_the_networks_can_be_imported_without_torch(folder: Path)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", ["numpy", "scipy", "SimpleITK", "torch", "safetensors", "matplotlib"])
+@pytest.mark.parametrize("package", ["numpy", "scipy", "SimpleITK", "nibabel", "torch", "safetensors", "matplotlib"])
 def test_a_run_without_a_package_says_which_one_to_install(package: str, folder: Path) -> None:
     out = str(folder / "out.nii.gz")
     request = [str(folder / "ct.nii.gz"), "--output", out, "--task", "vertebrae", "--device", "cpu"]

@@ -242,7 +242,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "origin far away": (far_away, "an origin that is no place in a scanner: correct it"),
     "zero spacing in MetaImage": (with_header("a.mha", b"Spacing = 1 1 1", b"Spacing = 0 1 1"), IMPOSSIBLE),
     "NaN for spacing in MetaImage": (with_header("a.mha", b"Spacing = 1 1 1", b"Spacing = nan 1 1"), IMPOSSIBLE),
-    "zero spacing in NIfTI": (with_nifti_field(PIXDIM, "<f", 0.0), "gives two voxel sizes"),
+    "zero spacing in NIfTI": (with_nifti_field(PIXDIM, "<f", 0.0), IMPOSSIBLE),
     "another spacing in NIfTI's other place": (
         with_nifti_field(PIXDIM, "<f", 2.0),
         "gives two voxel sizes .2 x 1.5 x 1.5 and 1.5",
@@ -316,8 +316,8 @@ def test_a_ct_with_a_wrong_offset_is_told(offset: int, filler: int | None, sente
 def test_a_header_that_asks_for_more_than_its_file_holds_is_refused_before_voxels_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = unpacked_too_short(tmp_path)
-    monkeypatch.setattr(sitk.ImageFileReader, "Execute", lambda reader: pytest.fail("ITK allocates what it asks for"))
+    path = truncated("ct.nii")(tmp_path)
+    monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("allocates what the header asks for"))
     with pytest.raises(InputError, match="is truncated: copy"):
         read_volume(path)
 
