@@ -43,7 +43,7 @@ def request(manifest: Path, **options: object) -> Request:
 
 
 def start_run(
-    place: Path, manifest: Path, shown: list[CaseProgress], stopped: Callable[[], bool], scheduler: str = "local"
+    place: Path, manifest: Path, shown: list[CaseProgress], stopped: Callable[[], bool], scheduler: str | None = None
 ) -> Progress:
     """Run on ``place / "in"``; what shows its rows is put into a list."""
 
@@ -52,4 +52,4 @@ def start_run(
         return shown[0]
 
     given = [str(place / "in")], place / "out", request(manifest), "seg.nrrd"
-    return run_batch(*given, scheduler, 1 if scheduler == "local" else None, 0, stopped, print, show)
+    return run_batch(*given, scheduler, 1 if scheduler is None else None, 0, stopped, print, show)

@@ -17,12 +17,6 @@ from segmamba.request import Request
 class QuickEngine(Engine):
     """Writes what the engine would write, without reading the input and without a child process."""
 
-    def setup(self, worker: Any) -> None:
-        pass
-
-    def teardown(self, worker: Any) -> None:
-        pass
-
     def run(self, request: Request) -> dict[str, Any]:
         return quick_run(request)
 

@@ -18,6 +18,8 @@ OF_SLICER = {"numpy", "pydicom", "scipy", "SimpleITK", "requests", "urllib3"}
 # A bar in a terminal, a picture on the command line, DICOM SEG, batches, faster scans where they are installed: the
 # panel needs none.
 BATCHES = {"dask", "distributed", "highdicom", "PIL", "pyarrow"}
+# A batch on a cluster, which Slicer does not start.
+CLUSTERS = {"dask", "distributed"}
 OPTIONAL = {"tqdm", "matplotlib", "triton", "mamba_ssm", *BATCHES}
 
 
@@ -219,6 +221,6 @@ def test_requirements_name_all_that_the_engine_imports_and_slicer_lacks():
 
 def test_requirements_of_folders_name_all_that_batches_import_besides():
     # Packages that bring others, which they could not do without.
-    brings = {"dask": "distributed", "PIL": "matplotlib"}
+    brings = {"PIL": "matplotlib"}
     imported = {brings.get(name, name) for name in imported_packages(PACKAGES / "segmamba" / "batch")}
-    assert imported - OF_SLICER - required("requirements.txt") == required("requirements-batch.txt")
+    assert imported - CLUSTERS - OF_SLICER - required("requirements.txt") == required("requirements-batch.txt")

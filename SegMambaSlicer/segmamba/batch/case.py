@@ -1,4 +1,4 @@
-"""One case, from its input to its complete folder: what a Dask worker does."""
+"""One case, from its input to its complete folder: what a worker does."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from segmamba.batch.datafiles import data_files
 from segmamba.batch.layout import SERIES, WORKING
-from segmamba.errors import InputError, OutputError
+from segmamba.errors import Cancelled, InputError, OutputError
 from segmamba.io import dicom
 from segmamba.io.dicom_index import Series, group_series
 
@@ -63,7 +63,11 @@ class Case:
 
 
 def find_cases(
-    inputs: Sequence[str], output: Path, map_roots: Map = map, say: Callable[[str], None] = print
+    inputs: Sequence[str],
+    output: Path,
+    map_roots: Map = map,
+    say: Callable[[str], None] = print,
+    stopped: Callable[[], bool] | None = None,
 ) -> list[Case]:
     """Return the cases of folders, files and patterns, sorted by path; what lies below ``output`` is none.
 
@@ -78,9 +82,13 @@ def find_cases(
         Like ``map``; thousands of studies are looked through in parallel by giving that of a cluster.
     say : callable
         Gets a line for each pattern that nothing matches.
+    stopped : callable, optional
+        Asked at each file whether to end the search; ``map_roots`` must be able to pass it on.
 
     Raises
     ------
+    Cancelled
+        ``stopped`` said so.
     InputError
         Something does not exist, or there is no case at all.
     InstallationError
@@ -89,7 +97,7 @@ def find_cases(
     output = Path(os.path.abspath(output))
     roots = _outermost(root for given in inputs for root in _roots(given, output, say))
     found: dict[str, list[Case]] = {}
-    for cases in map_roots(partial(cases_below, output=str(output)), roots):
+    for cases in map_roots(partial(cases_below, output=str(output), stopped=stopped), roots):
         for case in cases:
             found.setdefault(case.series or case.name, []).append(case)
     if not found:
@@ -102,12 +110,12 @@ def find_cases(
     return sorted(whole, key=lambda case: (case.path, case.name))
 
 
-def cases_below(root: str, output: str) -> list[Case]:
+def cases_below(root: str, output: str, stopped: Callable[[], bool] | None = None) -> list[Case]:
     """Return the case that a file is, or all below a folder; what cannot be read is a case with an error.
 
     Raises
     ------
-    InstallationError
+    Cancelled, InstallationError
         As `find_cases`.
     """
     if not os.path.isdir(root):
@@ -115,9 +123,9 @@ def cases_below(root: str, output: str) -> list[Case]:
     refused: list[OSError] = []
     images: list[str] = []
     others: list[str] = []
-    for path in _files(root, output, refused.append):
+    for path in _unless_stopped(_files(root, output, refused.append), stopped):
         (images if _is_image(path) else others).append(path)
-    series = group_series(map(Path, others))
+    series = group_series(map(Path, _unless_stopped(others, stopped)))
     cases = [_file_case(path) for path in images] + [_series_case(one, Path(output)) for one in series]
     return cases + [_refused_case(error) for error in refused]
 
@@ -181,6 +189,13 @@ def _files(root: str, output: str, refused: Callable[[OSError], None]) -> Iterat
     for place, folders, names in os.walk(root, onerror=refused):
         folders[:] = sorted(name for name in folders if name[0] != "." and os.path.join(place, name) != output)
         yield from (os.path.join(place, name) for name in sorted(names) if name[0] != ".")
+
+
+def _unless_stopped(paths: Iterable[str], stopped: Callable[[], bool] | None) -> Iterator[str]:
+    for path in paths:
+        if stopped is not None and stopped():
+            raise Cancelled
+        yield path
 
 
 def _is_dicom(path: str) -> bool:

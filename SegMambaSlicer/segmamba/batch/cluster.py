@@ -1,117 +1,146 @@
-"""The Dask cluster that a run uses: one of its own on this computer, or a running one."""
+"""The workers of a running Dask cluster. Nothing else in this package imports Dask."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import Any
 
-from segmamba.errors import InputError, InstallationError, WorkerError
-from segmamba.utils.parallel import processors
+import distributed
 
-if TYPE_CHECKING:
-    from distributed import Client
+from segmamba.batch import engine
+from segmamba.batch.case import Row, do_case
+from segmamba.batch.cases import Case
+from segmamba.batch.plan import Plan
+from segmamba.batch.pool import POLL, WorkerKilled
+from segmamba.errors import WorkerError
 
-    from segmamba.batch.engine import Engine
-
-LOCAL, HERE = "local", "127.0.0.1"
 CONNECT_SECONDS = 30
-# Dask's own notes of what happened and its profiler grow with the number of cases.
-LOCAL_SETTINGS = {
-    "distributed.dashboard.link": f"http://{HERE}:{{port}}/status",
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.low-level-log-length": 100,
-}
+PREFIX = "segmamba-engine-"
+LOST = "The connection to the Dask scheduler is lost: give the same command again, what is done stays done."
+
+
+class EnginePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
+    """Gives each worker of a cluster an engine.
+
+    Parameters
+    ----------
+    make_engine : callable
+        Called in each worker.
+    """
+
+    def __init__(self, make_engine: Callable[[], engine.Engine]) -> None:
+        self._make_engine = make_engine
+
+    def setup(self, worker: distributed.Worker) -> None:
+        """Dask calls this once in each worker."""
+        self.engine = self._make_engine()
+
+    def teardown(self, worker: distributed.Worker) -> None:
+        """Dask calls this when the worker closes or the run is over."""
+        self.engine.stop()
+
+
+class ClusterPool:
+    """A `segmamba.batch.pool.Pool` of Dask workers that have an `EnginePlugin` each."""
+
+    def __init__(self, client: distributed.Client) -> None:
+        self.client = client
+
+    def size(self) -> int:
+        # Asked while it tries to connect again, for half a minute, Dask waits. The cases are lost to it anyway.
+        if self.client.status != "running":
+            raise WorkerError(LOST)
+        with _connection():
+            return len(self.client.nthreads())
+
+    def submit(self, function: Callable[[Any], Any], argument: Any) -> distributed.Future:
+        with _connection():
+            return self.client.submit(function, argument, pure=False)
+
+    def submit_case(self, case: Case, plan: Plan, attempt: int, device: str | None) -> distributed.Future:
+        with _connection():
+            return self.client.submit(_do_case, case, plan, attempt, device, self.client.id, pure=False)
+
+    def finished(self, futures: Sequence[distributed.Future]) -> list[distributed.Future]:
+        if not futures:
+            time.sleep(POLL)
+            return []
+        with _connection():
+            try:
+                over = distributed.wait(futures, timeout=POLL, return_when="FIRST_COMPLETED").done
+            except (TimeoutError, distributed.TimeoutError):
+                return []
+        # One that is "lost" with the worker that had its result is done again by Dask itself.
+        return [future for future in over if future.status in ("finished", "error")]
+
+    def result(self, future: distributed.Future) -> Any:
+        if future.status != "error":
+            with _connection():
+                return future.result()
+        with _connection():
+            error = future.exception()
+        raise WorkerKilled if isinstance(error, distributed.KilledWorker) else error
 
 
 @contextlib.contextmanager
-def connected(scheduler: str, workers: int | None, device: str) -> Iterator[Client]:
-    """Give a client of a Dask cluster whose workers have an engine each.
+def cluster_pool(scheduler: str, log: Callable[[str], None]) -> Iterator[ClusterPool]:
+    """Give the workers of a running Dask cluster, with engines that end with the block.
 
     Parameters
     ----------
     scheduler : str
-        `LOCAL`, or the address of a running scheduler, or the file that one has written its address to.
-    workers : int or None
-        For `LOCAL`: how many; None is one a GPU, or one where there is none.
-    device : str
-        What the cases run on, as in `segmamba.request.Options`.
+        The scheduler's address, or the file that it has written its address to.
+    log : callable
+        Gets the address of Dask's dashboard where there is one.
 
     Raises
     ------
-    InputError
-        ``workers`` is given for a running cluster or is not positive.
-    InstallationError
-        Dask is missing.
     WorkerError
         The scheduler does not answer.
     """
-    if find_spec("distributed") is None:
-        raise InstallationError(
-            "Batches need dask.distributed: install it with 'pip install \"segmamba-slicer[batch]\"'."
-        )
-    if workers is not None and (scheduler != LOCAL or workers < 1):
-        raise InputError("--workers is a number of at least 1 for '--scheduler local': a running cluster has its own.")
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    from segmamba.batch.engine import PREFIX
-
-    with _local(workers, device) if scheduler == LOCAL else _running(scheduler) as (client, engine):
+    try:
+        where = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
+        client = distributed.Client(**where, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise WorkerError(f"The Dask scheduler at {scheduler} does not answer ({text}): check the address.") from error
+    with client:
+        # It is drawn with bokeh, which is not needed otherwise.
+        if find_spec("bokeh"):
+            log(f"Dask's dashboard: {client.dashboard_link}")
         # Each run has engines of its own: another one on the same cluster ends its own only.
         name = PREFIX + client.id
-        client.register_plugin(engine, name)
+        client.register_plugin(EnginePlugin(engine.Engine), name)
         try:
-            yield client
+            yield ClusterPool(client)
         finally:
-            # Engines of a cluster that goes on must not keep their memory.
+            # Engines of a cluster that stays up must not keep their memory.
             if client.status == "running":
                 with contextlib.suppress(Exception):
                     client.unregister_worker_plugin(name)
 
 
-@contextlib.contextmanager
-def _local(workers: int | None, device: str) -> Iterator[tuple[Client, Engine]]:
-    import dask
-    from distributed import Client, LocalCluster
+def own_engine(run: str) -> engine.Engine:
+    """Return the engine that a run, named by the id of its client, has in the Dask worker that this is called in."""
+    plugin = distributed.get_worker().plugins[PREFIX + run]
+    assert isinstance(plugin, EnginePlugin)
+    return plugin.engine
 
-    from segmamba.batch.engine import Engine, count_gpus
 
-    # Asking torch takes seconds: only where there may be GPUs and it is open which to use.
-    asked = device in ("auto", "cuda") and shutil.which("nvidia-smi") is not None
-    gpus = count_gpus() if asked else 0
-    count = workers or max(1, gpus)
-    threads = 0 if gpus else max(1, processors() // count) if count > 1 else 0
-    # Workers are threads of this process, for the engine of each is a child process already: all that a crash can
-    # take is one engine, and cases and results cross no network. Dask's web pages are for this computer only.
-    with (
-        dask.config.set(LOCAL_SETTINGS),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=False,
-            memory_limit=0,
-            dashboard_address=f"{HERE}:0",
-            worker_dashboard_address=f"{HERE}:0",
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client, Engine(gpus, threads)
+def _do_case(case: Case, plan: Plan, attempt: int, device: str | None, run: str) -> tuple[Row, bool]:
+    return do_case(case, plan, attempt, own_engine(run).run, device)
 
 
 @contextlib.contextmanager
-def _running(address: str) -> Iterator[tuple[Client, Engine]]:
-    from distributed import Client
-
-    from segmamba.batch.engine import Engine
-
+def _connection() -> Iterator[None]:
+    """Say in one way that the scheduler is gone; Dask has many, which differ between its versions."""
     try:
-        where = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
-        client = Client(**where, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, TypeError) as error:
-        text = " ".join(str(error).split())
-        raise WorkerError(f"The Dask scheduler at {address} does not answer ({text}): check the address.") from error
-    with client:
-        yield client, Engine()
+        yield
+    except Exception as error:
+        raise WorkerError(LOST) from error

@@ -1,87 +1,81 @@
-"""Having many cases done by a Dask cluster: a few at a time, again where that may help, each ending in one row."""
+"""Having many cases done by a pool of workers: a few at a time, again where that may help, each ending in one row."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segmamba.batch.case import Row, do_case
+from segmamba.batch.case import Row
 from segmamba.batch.cases import Case
 from segmamba.batch.outcome import failed_row, left_out_row
 from segmamba.batch.plan import Plan
+from segmamba.batch.pool import POLL, Pool, WorkerKilled
 from segmamba.errors import Cancelled, SegMambaError, WorkerError
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
-# Seconds between looks at the wish to stop and at how many workers there are.
-POLL = 0.5
 DIED = "The worker died again and again at this case, most likely because memory ran out: segment it alone to see why."
-LOST = "The connection to the Dask scheduler is lost: give the same command again, what is done stays done."
 WAITING = "The cluster has no worker yet: waiting for one."
 STOPPED = "The batch was stopped: give the same command again to go on, what is done stays done."
 
 
-def wait_for_workers(client: Client, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Return when the cluster has a worker; a queue may take hours to start one.
+def wait_for_workers(pool: Pool, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Return when there is a worker; the queue of a cluster may take hours to start one.
 
     Raises
     ------
     Cancelled
         ``stopped`` said so.
     WorkerError
-        The scheduler is gone.
+        The connection to the workers is lost.
     """
-    if not _workers(client):
+    if not pool.size():
         say(WAITING)
-    while not _workers(client):
+    while not pool.size():
         if stopped():
             raise Cancelled(STOPPED)
         time.sleep(POLL)
 
 
 def look_through(
-    client: Client, stopped: Callable[[], bool], function: Callable[[Any], list[Case]], places: Sequence[Any]
+    pool: Pool, stopped: Callable[[], bool], function: Callable[[Any], list[Case]], places: Sequence[Any]
 ) -> Iterator[list[Case]]:
-    """Give what a function finds at each of many places, in their order, as a cluster's ``map`` that can be stopped.
+    """Give what a function finds at each of many places, in their order, as a ``map`` that can be stopped.
 
     Raises
     ------
     Cancelled
         ``stopped`` said so.
     WorkerError
-        The scheduler is gone, or a worker ended in an error that is not foreseen.
+        The connection to the workers is lost, or the function ended in an unexpected error.
     SegMambaError
         As the function.
     """
-    with _connection():
-        futures = client.map(function, places, pure=False)
-    for future in futures:
-        while not _finished([future]):
+    for future in [pool.submit(function, place) for place in places]:
+        over = False
+        while not over:
+            over = bool(pool.finished([future]))
             if stopped():
                 raise Cancelled(STOPPED)
-        if future.status == "error":
-            error = future.exception()
-            if isinstance(error, SegMambaError):
-                raise error
+        try:
+            found: list[Case] = pool.result(future)
+        except SegMambaError:
+            raise
+        except Exception as error:
             raise WorkerError(f"The inputs cannot be looked through ({_described(error)}): report it.") from error
-        yield _result(future)
+        yield found
 
 
 def run_cases(
-    client: Client, cases: Sequence[Case], plan: Plan, retries: int, stopped: Callable[[], bool]
+    pool: Pool, cases: Sequence[Case], plan: Plan, retries: int, stopped: Callable[[], bool]
 ) -> Iterator[Row]:
     """Do cases, and give the row of each as soon as it is known.
 
-    No more cases are with the cluster than it has workers, so that memory stays flat with any number of them.
+    No more cases are submitted than there are workers, so that memory stays flat with any number of them.
 
     Parameters
     ----------
-    client : Client
-        From `segmamba.batch.cluster.connected`.
+    pool : Pool
     cases : sequence of Case
     plan : Plan
     retries : int
@@ -95,24 +89,22 @@ def run_cases(
     Cancelled
         ``stopped`` said so.
     WorkerError
-        The scheduler is gone.
+        The connection to the workers is lost.
     """
     waiting = deque((case, 1) for case in cases if not case.left_out and not case.error)
-    running: dict[Future, tuple[Case, int]] = {}
+    running: dict[Any, tuple[Case, int]] = {}
     yield from (left_out_row(case, plan) for case in cases if case.left_out)
     yield from (failed_row(case, plan, case.error, attempts=0) for case in cases if case.error)
     while waiting or running:
         if stopped():
             raise Cancelled(STOPPED)
-        for _ in range(min(_workers(client) - len(running), len(waiting))):
+        for _ in range(min(pool.size() - len(running), len(waiting))):
             case, attempt = waiting.popleft()
             device = _last_resort(plan) if attempt == retries + 1 > 1 else None
-            with _connection():
-                future = client.submit(_do_case_in_worker, case, plan, attempt, device, client.id, pure=False)
-            running[future] = case, attempt
-        for future in _finished(list(running)):
+            running[pool.submit_case(case, plan, attempt, device)] = case, attempt
+        for future in pool.finished(list(running)):
             case, attempt = running.pop(future)
-            row, again = _outcome(future, case, plan, attempt)
+            row, again = _outcome(pool, future, case, plan, attempt)
             if again and attempt <= retries:
                 # At the end of the line: what made it fail may be over by then.
                 waiting.append((case, attempt + 1))
@@ -120,66 +112,22 @@ def run_cases(
                 yield row
 
 
-def _do_case_in_worker(case: Case, plan: Plan, attempt: int, device: str | None, run: str) -> tuple[Row, bool]:
-    from segmamba.batch.engine import own_engine
-
-    return do_case(case, plan, attempt, own_engine(run).run, device)
-
-
 def _last_resort(plan: Plan) -> str | None:
     return "cpu" if plan.request["options"]["device"] == "auto" else None
 
 
-def _workers(client: Client) -> int:
-    # Asked while it tries to connect again, for half a minute, Dask waits. The cases are lost to it anyway.
-    if client.status != "running":
-        raise WorkerError(LOST)
-    with _connection():
-        return len(client.nthreads())
-
-
-@contextlib.contextmanager
-def _connection() -> Iterator[None]:
-    """Say in one way that the scheduler is gone; Dask has many, which differ between its versions."""
+def _outcome(pool: Pool, future: Any, case: Case, plan: Plan, attempt: int) -> tuple[Row, bool]:
     try:
-        yield
-    except Exception as error:
-        raise WorkerError(LOST) from error
-
-
-def _finished(futures: list[Future]) -> list[Future]:
-    """Return the futures that are over; wait for one, but not long."""
-    from distributed import TimeoutError as DaskTimeoutError
-    from distributed import wait
-
-    if not futures:
-        time.sleep(POLL)
-        return []
-    with _connection():
-        try:
-            over = wait(futures, timeout=POLL, return_when="FIRST_COMPLETED").done
-        except (TimeoutError, DaskTimeoutError):
-            return []
-    # One that is "lost" with the worker that had its result is done again by Dask itself.
-    return [future for future in over if future.status in ("finished", "error")]
-
-
-def _outcome(future: Future, case: Case, plan: Plan, attempt: int) -> tuple[Row, bool]:
-    from distributed import KilledWorker
-
-    if future.status != "error":
-        outcome: tuple[Row, bool] = _result(future)
+        outcome: tuple[Row, bool] = pool.result(future)
         return outcome
-    error = future.exception()
-    if isinstance(error, KilledWorker):
+    except SegMambaError:
+        # The pool's: a case's own error is in its row.
+        raise
+    except WorkerKilled:
         return failed_row(case, plan, DIED, attempt), True
-    text = f"The worker ended in an unexpected error ({_described(error)}): report it."
-    return failed_row(case, plan, text, attempt), False
-
-
-def _result(future: Future) -> Any:
-    with _connection():
-        return future.result()
+    except Exception as error:
+        text = f"The worker ended in an unexpected error ({_described(error)}): report it."
+        return failed_row(case, plan, text, attempt), False
 
 
 def _described(error: BaseException) -> str:

@@ -1,60 +1,36 @@
-"""The engine of a Dask worker: one child process (`segmamba.worker.client.Worker`) that stays up between cases."""
+"""The engine of a batch's worker: one child process (`segmamba.worker.client.Worker`) that stays up between cases."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
-
-from distributed import WorkerPlugin, get_worker
 
 from segmamba.errors import WorkerError
 from segmamba.request import Request
-from segmamba.worker.client import Worker, worker_environment
+from segmamba.worker.client import Worker
 
-PREFIX = "segmamba-engine-"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-THREADS = "OMP_NUM_THREADS"
 # Importing torch from a busy network drive can take minutes.
 START_SECONDS = 300.0
-# A start that fails says nothing of the case that waits for it, so it does not count as an attempt at it.
+# A start that fails says nothing about the case that waits for it, so it does not count as an attempt at it.
 STARTS = 3
+# Seconds between two attempts to end a child process that may be about to start.
+STOP_POLL = 0.05
 
 
-class Engine(WorkerPlugin):  # type: ignore[misc]
+class Engine:
     """Runs one case at a time in a child process; weights load once, and a crash of the child is only an error.
 
     Parameters
     ----------
-    gpus : int
-        GPUs that the workers of this computer share, the worker with the name N having number N modulo ``gpus``; 0
-        leaves the choice to the worker's environment.
-    threads : int
-        Threads of each engine on the processor; 0 leaves it to the environment.
+    environment : mapping, optional
+        Environment variables that the child process gets besides those of this process.
     """
 
-    def __init__(self, gpus: int = 0, threads: int = 0) -> None:
-        self._gpus = gpus
-        self._threads = threads
-
-    def setup(self, worker: Any) -> None:
-        """Dask calls this once in each worker."""
-        extra = {}
-        if self._gpus > 0:
-            extra[VISIBLE] = gpu_of(int(worker.name), self._gpus)
-        if self._threads > 0 and THREADS not in os.environ:
-            extra[THREADS] = str(self._threads)
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._lock = threading.Lock()
-        self._over = False
-        self._worker = Worker(environment=extra, preload=True)
-
-    def teardown(self, worker: Any) -> None:
-        """Dask calls this when the worker closes or the run is over: the child ends at once."""
-        # A case whose engine is still starting must not start it again.
-        self._over = True
-        self._worker.kill()
+        self._stopped = threading.Event()
+        self._worker = Worker(environment=environment, preload=True)
 
     def run(self, request: Request) -> dict[str, Any]:
         """Do a case and return its report.
@@ -68,10 +44,21 @@ class Engine(WorkerPlugin):  # type: ignore[misc]
             self._wait_until_ready()
             return self._worker.run(request)
 
+    def stop(self) -> None:
+        """End the child process at once; a case that it works on ends in a WorkerError, and no other one starts."""
+        self._stopped.set()
+        # While a case holds the lock, its child process may only be about to start.
+        while not self._lock.acquire(timeout=STOP_POLL):
+            self._worker.kill()
+        try:
+            self._worker.kill()
+        finally:
+            self._lock.release()
+
     def _wait_until_ready(self) -> None:
-        text = ""
+        text = "the batch is over"
         for _ in range(STARTS):
-            if self._over:
+            if self._stopped.is_set():
                 break
             if self._worker.pid is not None:
                 return
@@ -82,23 +69,3 @@ class Engine(WorkerPlugin):  # type: ignore[misc]
             text = "the worker did not start in time" if message is None else message["message"]
             self._worker.kill()
         raise WorkerError(text)
-
-
-def own_engine(run: str) -> Engine:
-    """Return the engine that a run, named by the id of its client, has in the Dask worker that this is called in."""
-    engine = get_worker().plugins[PREFIX + run]
-    assert isinstance(engine, Engine)
-    return engine
-
-
-def gpu_of(number: int, gpus: int) -> str:
-    """Return what ``CUDA_VISIBLE_DEVICES`` is for a worker, out of what it is now."""
-    visible = [part for part in os.environ.get(VISIBLE, "").split(",") if part] or [str(gpu) for gpu in range(gpus)]
-    return visible[number % len(visible)]
-
-
-def count_gpus() -> int:
-    """Return how many GPUs PyTorch can use here. Asked in a child process: torch is not loaded into this one."""
-    program = "import torch; print(torch.cuda.device_count())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=worker_environment())
-    return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdecimal() else 0

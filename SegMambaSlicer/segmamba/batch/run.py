@@ -14,15 +14,16 @@ from filelock import FileLock, Timeout
 
 from segmamba.batch.case_record import read_record
 from segmamba.batch.cases import Case, find_cases
-from segmamba.batch.cluster import connected
 from segmamba.batch.dispatch import look_through, run_cases, wait_for_workers
 from segmamba.batch.layout import CASES, LOCK, ROWS, clear, prepare
+from segmamba.batch.local import local_pool
 from segmamba.batch.outcome import done_row
 from segmamba.batch.overview import write_overview
 from segmamba.batch.plan import Plan, make_plan
+from segmamba.batch.pool import Pool
 from segmamba.batch.progress import Progress
 from segmamba.batch.table import check_pyarrow, write_table
-from segmamba.errors import OutputError, SegMambaError
+from segmamba.errors import InputError, InstallationError, OutputError, SegMambaError
 from segmamba.request import Request
 
 
@@ -31,7 +32,7 @@ def run_batch(
     folder: Path,
     request: Request,
     output_format: str,
-    scheduler: str,
+    scheduler: str | None,
     workers: int | None,
     retries: int,
     stopped: Callable[[], bool],
@@ -50,8 +51,10 @@ def run_batch(
         Task or model and the options.
     output_format : str
         One of `segmamba.batch.plan.FORMATS`.
-    scheduler, workers
-        As for `segmamba.batch.cluster.connected`.
+    scheduler : str or None
+        Address or file of a Dask scheduler, whose workers do the cases; None runs them on this computer.
+    workers : int or None
+        How many on this computer, as for `segmamba.batch.local.local_pool`.
     retries : int
         As for `segmamba.batch.dispatch.run_cases`.
     stopped : callable
@@ -73,18 +76,34 @@ def run_batch(
     """
     check_pyarrow()
     plan = make_plan(request, folder, output_format)
-    with _alone(folder), connected(scheduler, workers, request.options.device) as client:
-        # It is drawn with bokeh, which is not needed otherwise.
-        if find_spec("bokeh"):
-            say(f"Dask's dashboard: {client.dashboard_link}")
-        wait_for_workers(client, stopped, say)
-        cases = find_cases(inputs, folder, partial(look_through, client, stopped), say)
+    with _alone(folder), _workers(scheduler, workers, request.options.device, say) as pool:
+        wait_for_workers(pool, stopped, say)
+        # Threads of this process cannot be abandoned, so a search in them has to be able to end early.
+        give_up = stopped if scheduler is None else None
+        cases = find_cases(inputs, folder, partial(look_through, pool, stopped), say, give_up)
         say(f"{len(cases)} cases")
         with show(len(cases)) as progress, _reported(plan, cases) as add:
-            for row in run_cases(client, cases, plan, retries, stopped):
+            for row in run_cases(pool, cases, plan, retries, stopped):
                 add(row)
                 progress.add(row)
     return progress
+
+
+def _workers(
+    scheduler: str | None, workers: int | None, device: str, say: Callable[[str], None]
+) -> contextlib.AbstractContextManager[Pool]:
+    """Return the workers on this computer or, where a scheduler is given, those of a Dask cluster."""
+    if scheduler is None:
+        return local_pool(workers, device)
+    if workers is not None:
+        raise InputError("--workers is for a run without --scheduler: a cluster has its own workers, leave it out.")
+    if find_spec("distributed") is None:
+        raise InstallationError(
+            "--scheduler needs dask.distributed: install it with 'pip install \"segmamba-slicer[batch,cluster]\"'."
+        )
+    from segmamba.batch.cluster import cluster_pool
+
+    return cluster_pool(scheduler, say)
 
 
 @contextlib.contextmanager

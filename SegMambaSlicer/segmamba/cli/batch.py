@@ -33,8 +33,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument("output", metavar="OUT", type=Path, help="folder of the results")
     parser.add_argument("--format", default="seg.nrrd", help="of the segmentations: seg.nrrd (default), nii.gz or dcm")
     add_options(parser, SETTINGS)
-    parser.add_argument("--scheduler", default="local", help="local (default), or a Dask scheduler's address or file")
-    parser.add_argument("--workers", type=int, metavar="N", help="of a local run; default one a GPU, or one without")
+    text = "address or file of a Dask scheduler whose workers do the cases; without it they run on this computer"
+    parser.add_argument("--scheduler", metavar="ADDRESS|FILE", help=text)
+    text = "number of workers on this computer; default one per GPU, or one without a GPU"
+    parser.add_argument("--workers", type=int, metavar="N", help=text)
     parser.add_argument(
         "--retries", type=int, default=3, metavar="N", help="after a crash or lack of memory (default 3)"
     )
@@ -45,7 +47,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Dask is imported where it is used: it takes a second, and other commands do without.
+    # Imported here, because other commands do without.
     from segmamba.batch.layout import OVERVIEW, TABLE
     from segmamba.batch.outcome import FAILED
     from segmamba.batch.run import run_batch

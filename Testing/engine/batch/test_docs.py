@@ -23,6 +23,7 @@ LIMIT = 600
 QUICK = """
 import sys
 from helpers.quick_engine import QuickEngine
+from segmamba.cli import main as cli
 from segmamba.batch import engine
 from segmamba.cli.main import main
 engine.Engine = QuickEngine

@@ -58,8 +58,7 @@ def test_a_run_goes_on_only_while_a_file_is_there(
 
 def test_an_engine_does_not_start_again_when_its_run_is_over() -> None:
     mine = engine.Engine()
-    mine.setup(None)
-    mine.teardown(None)
+    mine.stop()
     with pytest.raises(WorkerError):
         mine.run(Request(input="", output=""))
     assert mine._worker.pid is None

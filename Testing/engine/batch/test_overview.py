@@ -13,7 +13,7 @@ from helpers.batch_runs import request, start_run
 from helpers.quick_engine import QuickEngine, quick_run, write_inputs
 from pyarrow import parquet
 
-from segmamba.batch import cluster, engine
+from segmamba.batch import cluster, engine, run
 from segmamba.batch import plan as planning
 from segmamba.batch.case import do_case
 from segmamba.batch.cases import Case
@@ -170,9 +170,9 @@ def test_two_runs_into_one_folder_do_not_mix(tmp_path: Path, manifest_file: Path
 def test_a_missing_package_is_told_with_the_command_that_installs_it(
     tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
-    with pytest.raises(InstallationError, match="pip install"), cluster.connected("local", 1, "cpu"):
-        pass
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    with pytest.raises(InstallationError, match="pip install"):
+        start_run(tmp_path, manifest_file, [], lambda: False, "tcp://127.0.0.1:1")
     monkeypatch.setattr(planning, "find_spec", lambda name: None)
     with pytest.raises(InstallationError, match="highdicom"):
         make_plan(request(manifest_file), tmp_path, "dcm")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +17,16 @@ import pytest
 from helpers import many_cases
 from helpers.batch_runs import start_run
 from helpers.quick_engine import QuickEngine, SlowEngine, quick_run, write_inputs
+from helpers.repository import HELPERS, PACKAGES
 from pyarrow import parquet
 
-from segmamba.batch import cluster, dispatch, engine
-from segmamba.batch.cases import Case, find_cases
-from segmamba.batch.dispatch import LOST, WAITING, look_through, run_cases, wait_for_workers
+from segmamba.batch import cluster, engine, local
+from segmamba.batch.cases import Case, cases_below, find_cases
+from segmamba.batch.cluster import LOST, ClusterPool
+from segmamba.batch.dispatch import WAITING, look_through, run_cases, wait_for_workers
 from segmamba.batch.layout import PARQUET
 from segmamba.batch.plan import Plan
+from segmamba.batch.pool import Pool
 from segmamba.cli.progress import CaseProgress
 from segmamba.errors import Cancelled, InstallationError, WorkerError
 from segmamba.request import Request
@@ -47,21 +52,36 @@ class Counting(QuickEngine):
         return quick_run(request)
 
 
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@contextmanager
+def dask_cluster(workers: int, processes: bool = False) -> Iterator[Any]:
+    """A Dask cluster on this computer, in threads of this process or in processes of its own."""
+    from distributed import LocalCluster
+
+    options = {"threads_per_worker": 1, "processes": processes, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=workers, **options) as running:
+        yield running
+
+
+@pytest.fixture(params=["local", "dask"])
+def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """Three workers with counting engines, on this computer or on a Dask cluster."""
     Counting.running, Counting.most, Counting.attempts = 0, 0, {}
     monkeypatch.setattr(engine, "Engine", Counting)
-    with cluster.connected("local", 3, "cpu") as client:
-        yield client
+    with ExitStack() as stack:
+        if request.param == "local":
+            yield stack.enter_context(local.local_pool(3, "cpu"))
+        else:
+            address = stack.enter_context(dask_cluster(3)).scheduler_address
+            yield stack.enter_context(cluster.cluster_pool(address, print))
 
 
 def test_cases_come_a_few_at_a_time_and_crashes_are_tried_again_within_a_limit(
-    client: Any, tmp_path: Path, plan: Plan
+    pool: Pool, tmp_path: Path, plan: Plan
 ) -> None:
     write_inputs(tmp_path / "in", 20)
     cases = find_cases([str(tmp_path / "in")], tmp_path / "out")
     auto = replace(plan, request={**plan.request, "options": {**plan.request["options"], "device": "auto"}})
-    said = {Path(row["input"]).name: row for row in run_cases(client, cases, auto, 3, lambda: False)}
+    said = {Path(row["input"]).name: row for row in run_cases(pool, cases, auto, 3, lambda: False)}
     assert len(said) == 20
     assert Counting.most <= 3
     assert [name for name, row in said.items() if row["status"] == "failed"] == ["ct0003.nii"]
@@ -72,12 +92,12 @@ def test_cases_come_a_few_at_a_time_and_crashes_are_tried_again_within_a_limit(
     assert len(Counting.attempts["ct0001.nii"]) == 1
 
 
-def test_a_wish_to_stop_ends_the_run_between_cases(client: Any, tmp_path: Path, plan: Plan) -> None:
+def test_a_wish_to_stop_ends_the_run_between_cases(pool: Pool, tmp_path: Path, plan: Plan) -> None:
     write_inputs(tmp_path / "in", 20)
     cases = find_cases([str(tmp_path / "in")], tmp_path / "out")
     done: list[Any] = []
     with pytest.raises(Cancelled, match="same command"):
-        done.extend(row for row in run_cases(client, cases, plan, 0, lambda: len(Counting.attempts) > 5))
+        done.extend(row for row in run_cases(pool, cases, plan, 0, lambda: len(Counting.attempts) > 5))
     assert len(Counting.attempts) < 20
 
 
@@ -85,12 +105,10 @@ def test_a_scheduler_that_goes_is_told_in_one_sentence_and_the_table_is_written(
     tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import dask
-    from distributed import LocalCluster
 
     monkeypatch.setattr(engine, "Engine", QuickEngine)
     write_inputs(tmp_path / "in", 20)
-    local = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
-    with ExitStack() as brief, local as running:
+    with ExitStack() as brief, dask_cluster(1) as running:
         shown: list[CaseProgress] = []
 
         def stopped() -> bool:
@@ -111,7 +129,8 @@ def test_a_result_that_was_lost_with_its_worker_is_waited_for(monkeypatch: pytes
 
     futures = [SimpleNamespace(status=status) for status in ("lost", "finished", "pending", "error")]
     monkeypatch.setattr(distributed, "wait", lambda given, **options: SimpleNamespace(done=set_of(given)))
-    assert [future.status for future in dispatch._finished(futures)] == ["finished", "error"]  # type: ignore[arg-type]
+    found = ClusterPool(None).finished(futures)
+    assert [future.status for future in found] == ["finished", "error"]
 
 
 def set_of(given: Sequence[Any]) -> list[Any]:
@@ -120,26 +139,27 @@ def set_of(given: Sequence[Any]) -> list[Any]:
 
 
 def test_a_run_on_the_same_cluster_takes_no_engine_away() -> None:
-    from distributed import LocalCluster
-
     def ask(run: str) -> int:
-        return id(engine.own_engine(run))
+        return id(cluster.own_engine(run))
 
-    with LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as running:
+    def answer(pool: ClusterPool) -> Any:
+        return pool.submit(ask, pool.client.id).result()
+
+    with dask_cluster(1) as running:
         address = running.scheduler_address
-        with cluster.connected(address, None, "cpu") as one:
-            before = one.submit(ask, one.id, pure=False).result()
-            with cluster.connected(address, None, "cpu") as other:
-                assert other.submit(ask, other.id, pure=False).result() != before
-            assert one.submit(ask, one.id, pure=False).result() == before
+        with cluster.cluster_pool(address, print) as one:
+            before = answer(one)
+            with cluster.cluster_pool(address, print) as other:
+                assert answer(other) != before
+            assert answer(one) == before
 
 
-def test_looking_through_folders_can_be_stopped_and_ends_in_typed_errors(client: Any) -> None:
+def test_looking_through_folders_can_be_stopped_and_ends_in_typed_errors(pool: Pool) -> None:
     def fail(error: Exception) -> list[Case]:
         raise error
 
     def look(asked: Callable[[], bool], function: Callable[[Any], list[Case]], place: Any) -> list[list[Case]]:
-        return list(look_through(client, asked, function, [place]))
+        return list(look_through(pool, asked, function, [place]))
 
     assert look(lambda: False, lambda name: [Case(name, name)], "a") == [[Case("a", "a")]]
     with pytest.raises(Cancelled):
@@ -156,12 +176,11 @@ def test_a_dask_worker_that_is_killed_loses_no_case(
     tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psutil
-    from distributed import LocalCluster
 
     monkeypatch.setattr(engine, "Engine", SlowEngine)
     write_inputs(tmp_path / "in", 8)
     shown: list[CaseProgress] = []
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as running:
+    with dask_cluster(2, processes=True) as running:
         victims = [psutil.Process(running.workers[0].pid)]
 
         def stopped() -> bool:
@@ -175,7 +194,7 @@ def test_a_dask_worker_that_is_killed_loses_no_case(
 
 
 def test_a_cluster_without_a_worker_is_waited_for_until_there_is_a_wish_to_stop() -> None:
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     said: list[str] = []
     asked: list[int] = []
@@ -184,18 +203,71 @@ def test_a_cluster_without_a_worker_is_waited_for_until_there_is_a_wish_to_stop(
         asked.append(1)
         return len(asked) > 1
 
-    empty = LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0")
-    with empty, Client(empty) as client, pytest.raises(Cancelled):
-        wait_for_workers(client, stopped, said.append)
+    with dask_cluster(0) as empty, Client(empty) as client, pytest.raises(Cancelled):
+        wait_for_workers(ClusterPool(client), stopped, said.append)
     assert said == [WAITING]
 
 
-def test_a_local_run_opens_no_port_to_other_computers() -> None:
+# Refuses Dask and all that comes with it, then runs the command line with an engine that takes no time.
+WITHOUT_DASK = """
+import sys
+sys.modules.update(dict.fromkeys(("dask", "distributed", "tornado")))
+from helpers.quick_engine import QuickEngine
+from segmamba.cli import main as cli
+from segmamba.batch import engine
+engine.Engine = QuickEngine
+status = cli.main(sys.argv[1:])
+import psutil
+assert not psutil.Process().net_connections(), "a connection is open"
+sys.exit(status)
+"""
+
+
+def test_a_local_batch_needs_no_dask_and_opens_no_port(tmp_path: Path, manifest_file: Path) -> None:
+    write_inputs(tmp_path / "in", 4)
+    arguments = many_cases.command(tmp_path / "in", tmp_path / "out", manifest_file, "--workers", "2")[3:]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (PACKAGES, HELPERS.parent)))}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DASK, *arguments], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert [status for status, _ in many_cases.outcomes(tmp_path / "out").values()] == ["done"] * 4
+
+
+def test_a_search_in_threads_of_this_process_ends_at_the_next_file(tmp_path: Path) -> None:
+    write_inputs(tmp_path / "in" / "deep", 20)
+    asked: list[int] = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    with pytest.raises(Cancelled):
+        cases_below(str(tmp_path / "in"), str(tmp_path / "out"), stopped)
+    assert len(asked) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_the_end_of_a_local_pool_ends_its_engines_wherever_they_are(tmp_path: Path) -> None:
     import psutil
 
-    with cluster.connected("local", 1, "cpu"):
-        listening = [each.laddr.ip for each in psutil.Process().net_connections() if each.status == "LISTEN"]
-    assert set(listening) <= {"127.0.0.1"}
+    def left() -> list[psutil.Process]:
+        return many_cases.engines_below(os.getpid())
+
+    def ended(call: Callable[[], Any]) -> bool:
+        with pytest.raises(WorkerError):
+            call()
+        return True
+
+    with local.local_pool(2, "cpu") as workers:
+        # One starts or has started, the other may not even have a process yet.
+        begun = [workers.submit(ended, lambda one=one: one.run(Request("", ""))) for one in workers.engines]
+        deadline = time.monotonic() + 60
+        while not left():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    assert left() == []
+    assert all(future.result() for future in begun if not future.cancelled())
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(3, "4"), (20, "1"), (1, None)])
@@ -205,15 +277,14 @@ def test_local_engines_share_the_processors_that_the_process_may_use(
     # A queue gave the run 12 of a node's 64.
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
-    monkeypatch.delenv(engine.THREADS, raising=False)
-    with cluster.connected("local", workers, "cpu") as client:
-        name = engine.PREFIX + client.id
-        given = client.run(lambda dask_worker: dask_worker.plugins[name]._worker._environment)
-    assert [environment.get(engine.THREADS) for environment in given.values()] == [threads] * workers
+    monkeypatch.delenv(local.THREADS, raising=False)
+    with local.local_pool(workers, "cpu") as given:
+        environments = [one._worker._environment for one in given.engines]
+    assert [environment.get(local.THREADS) for environment in environments] == [threads] * workers
 
 
 def test_each_worker_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(engine.VISIBLE, raising=False)
-    assert [engine.gpu_of(number, 2) for number in range(3)] == ["0", "1", "0"]
-    monkeypatch.setenv(engine.VISIBLE, "5,7")
-    assert [engine.gpu_of(number, 2) for number in range(3)] == ["5", "7", "5"]
+    monkeypatch.delenv(local.VISIBLE, raising=False)
+    assert [local.gpu_of(number, 2) for number in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv(local.VISIBLE, "5,7")
+    assert [local.gpu_of(number, 2) for number in range(3)] == ["5", "7", "5"]

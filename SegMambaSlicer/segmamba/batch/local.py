@@ -1,0 +1,128 @@
+"""The workers of a batch on one computer: threads, each with an engine process of its own, by default one per GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from queue import SimpleQueue
+from typing import Any
+
+from segmamba.batch import engine
+from segmamba.batch.case import Row, do_case
+from segmamba.batch.cases import Case
+from segmamba.batch.plan import Plan
+from segmamba.batch.pool import POLL
+from segmamba.errors import InputError
+from segmamba.utils.parallel import processors
+from segmamba.worker.client import worker_environment
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
+
+
+class LocalPool:
+    """A `segmamba.batch.pool.Pool` of threads.
+
+    The engines are processes already, so all that a crash can take is one of them, and no port is opened.
+
+    Parameters
+    ----------
+    engines : sequence of Engine
+        One for each thread.
+    """
+
+    def __init__(self, engines: Sequence[engine.Engine]) -> None:
+        self.engines = tuple(engines)
+        self._free: SimpleQueue[engine.Engine] = SimpleQueue()
+        for one in self.engines:
+            self._free.put(one)
+        self._own = threading.local()
+        self._threads = futures.ThreadPoolExecutor(len(self.engines), "batch", self._take_engine)
+
+    def size(self) -> int:
+        return len(self.engines)
+
+    def submit(self, function: Callable[[Any], Any], argument: Any) -> futures.Future[Any]:
+        return self._threads.submit(function, argument)
+
+    def submit_case(self, case: Case, plan: Plan, attempt: int, device: str | None) -> futures.Future[Any]:
+        return self._threads.submit(self._do_case, case, plan, attempt, device)
+
+    def finished(self, begun: Sequence[futures.Future[Any]]) -> list[futures.Future[Any]]:
+        if not begun:
+            time.sleep(POLL)
+        return list(futures.wait(begun, POLL, futures.FIRST_COMPLETED).done)
+
+    def result(self, future: futures.Future[Any]) -> Any:
+        return future.result()
+
+    def close(self) -> None:
+        """End all engines at once; calls that have not begun never do."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for one in self.engines:
+            one.stop()
+        self._threads.shutdown()
+
+    def _take_engine(self) -> None:
+        self._own.engine = self._free.get()
+
+    def _do_case(self, case: Case, plan: Plan, attempt: int, device: str | None) -> tuple[Row, bool]:
+        return do_case(case, plan, attempt, self._own.engine.run, device)
+
+
+@contextlib.contextmanager
+def local_pool(workers: int | None, device: str) -> Iterator[LocalPool]:
+    """Give workers on this computer; their engines start with their first case and end with the block.
+
+    Parameters
+    ----------
+    workers : int or None
+        How many; None is one per GPU, or one where there is no GPU.
+    device : str
+        What the cases run on, as in `segmamba.request.Options`.
+
+    Raises
+    ------
+    InputError
+        ``workers`` is not positive.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers is {workers}: give at least 1.")
+    # Asking torch takes seconds: only where there may be GPUs and it is open which to use.
+    asked = device in ("auto", "cuda") and shutil.which("nvidia-smi") is not None
+    gpus = count_gpus() if asked else 0
+    count = workers or max(1, gpus)
+    pool = LocalPool([engine.Engine(engine_environment(number, count, gpus)) for number in range(count)])
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def engine_environment(number: int, count: int, gpus: int) -> dict[str, str]:
+    """Return the environment variables of one of ``count`` engines: its GPU, or its share of the processors."""
+    if gpus:
+        return {VISIBLE: gpu_of(number, gpus)}
+    if count > 1 and THREADS not in os.environ:
+        return {THREADS: str(max(1, processors() // count))}
+    return {}
+
+
+def gpu_of(number: int, gpus: int) -> str:
+    """Return ``CUDA_VISIBLE_DEVICES`` for a worker: one of those that are visible now."""
+    visible = [part for part in os.environ.get(VISIBLE, "").split(",") if part] or [str(gpu) for gpu in range(gpus)]
+    return visible[number % len(visible)]
+
+
+def count_gpus() -> int:
+    """Return how many GPUs PyTorch can use here. Asked in a child process: torch is not loaded into this one."""
+    program = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=worker_environment())
+    return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdecimal() else 0
