@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from segmamba.batch import cluster, engine, run
 from segmamba.batch import plan as planning
 from segmamba.batch.case import do_case
 from segmamba.batch.cases import Case
-from segmamba.batch.layout import OVERVIEW, PARQUET, ROWS, TABLE
+from segmamba.batch.layout import OVERVIEW, PARQUET, PREVIEW, REPORT, ROWS, TABLE, THUMBNAIL
 from segmamba.batch.outcome import NUMBERS_UNCERTAIN, flags
 from segmamba.batch.plan import Plan, make_plan
 from segmamba.batch.table import flattened, write_table
@@ -51,14 +53,75 @@ def test_nested_figures_become_columns_in_the_order_of_the_structures(tmp_path: 
     assert flattened({"structures": {"L1": {"x": 1}}, "timings_s": {"read": 2}}) == {"L1.x": 1, "timings_s.read": 2}
 
 
-def test_names_of_files_cannot_break_the_overview(tmp_path: Path, plan: Plan) -> None:
+class Page(HTMLParser):
+    """What a browser makes of a page: its texts, and the attributes of its elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.elements: dict[str, list[dict[str, str | None]]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.setdefault(tag, []).append(dict(attrs))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def overview(folder: Path, plan: Plan, *rows: dict[str, Any]) -> str:
+    """Write the overview of rows and return it."""
     from segmamba.batch.overview import write_overview
 
-    (tmp_path / ROWS).write_text(json.dumps(row(input="<script>alert(1)</script>", flags=['"><b>'])))
-    write_overview(tmp_path / ROWS, tmp_path, plan)
-    page = (tmp_path / OVERVIEW).read_text(encoding="utf-8")
+    (folder / ROWS).write_text("\n".join(map(json.dumps, rows)))
+    write_overview(folder / ROWS, folder, plan)
+    return (folder / OVERVIEW).read_text(encoding="utf-8")
+
+
+def test_names_of_files_cannot_break_the_overview(tmp_path: Path, plan: Plan) -> None:
+    page = overview(tmp_path, plan, row(input="<script>alert(1)</script>", flags=['"><b>']))
     assert "<script>alert" not in page
     assert '"><b>' not in page
+
+
+def test_the_overview_has_every_row_word_for_word(tmp_path: Path, plan: Plan) -> None:
+    (tmp_path / "cases" / "one").mkdir(parents=True)
+    (tmp_path / "cases" / "one" / THUMBNAIL).write_bytes(b"a picture")
+    odd = "a 'b' \"c\" <d> & {{ e }} {% f %}"
+    rows = [
+        row(folder="cases/one", summary="1 structure found", input=f"/{odd}.nii"),
+        row(case=odd, status="failed", error=f"{odd} is broken: mend it.", flags=[odd, "note"], seconds=None),
+        row(case="three", status="left out", error="It is a localizer (scout view).", seconds=None),
+    ]
+    page = Page(overview(tmp_path, plan, *rows))
+    cards = page.elements["article"]
+    assert [card["data-status"] for card in cards] == [each["status"] for each in rows]
+    assert [json.loads(card["data-flags"] or "") for card in cards] == [each["flags"] for each in rows]
+    for each in rows:
+        assert {each["case"], each["error"] or each["summary"], *each["flags"]} <= set(page.texts)
+    assert f"/{odd}.nii" in page.texts and "1.5 s" in page.texts
+    assert {"1 done, 1 failed, 1 left out", "every status", "failed (1)", f"{odd} (1)"} <= set(page.texts)
+    links = [link["href"] for link in page.elements["a"]]
+    assert links == [f"cases/one/{name}" for name in (PREVIEW, REPORT, "")]
+    assert [image.get("src") for image in page.elements["img"]] == ["data:image/jpeg;base64,YSBwaWN0dXJl", None]
+
+
+def test_the_overview_holds_one_picture_at_a_time(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segmamba.batch import overview as module
+
+    written: list[int] = []
+    count = 40
+
+    def cards(rows: Path, folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
+        for number in range(count):
+            partial = [path.stat().st_size for path in tmp_path.glob(".*.html")]
+            written.append(max(partial, default=0))
+            yield row(case=str(number)), "A" * 100_000
+
+    monkeypatch.setattr(module, "_cards", cards)
+    overview(tmp_path, plan, row())
+    # Of what was given, all but the last few cards is in the file already.
+    assert written[-1] > (count - 5) * 100_000
 
 
 def test_flags_say_what_to_look_at() -> None:
