@@ -9,11 +9,11 @@ import pytest
 
 from helpers import tiny
 from helpers.quick_engine import write_inputs
-from segmamba.batch.cases import Case, find_cases
+from segmamba.batch.cases import BatchCase, find_cases
 from segmamba.batch.layout import prepare
 from segmamba.batch.plan import Plan, make_plan
 from segmamba.batch.progress import Progress
-from segmamba.batch.run import run_batch
+from segmamba.batch.run import BatchSettings, run_batch
 from segmamba.cli.progress import CaseProgress
 from segmamba.request import Options, Request
 
@@ -31,7 +31,7 @@ def plan(tmp_path: Path, manifest_file: Path) -> Plan:
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Case:
+def case(tmp_path: Path) -> BatchCase:
     write_inputs(tmp_path / "in", 1)
     (found,) = find_cases([str(tmp_path / "in")], tmp_path / "out")
     return found
@@ -47,9 +47,10 @@ def start_run(
 ) -> Progress:
     """Run on ``place / "in"``; what shows its rows is put into a list."""
 
-    def show(total: int) -> CaseProgress:
+    def make_progress(total: int) -> CaseProgress:
         shown.append(CaseProgress(total, machine=False, quiet=True))
         return shown[0]
 
-    given = [str(place / "in")], place / "out", request(manifest), "seg.nrrd"
-    return run_batch(*given, scheduler, 1 if scheduler is None else None, 0, stopped, print, show)
+    settings = BatchSettings(scheduler=scheduler, workers=1 if scheduler is None else None, retries=0)
+    given = [str(place / "in")], place / "out", request(manifest), settings
+    return run_batch(*given, stopped, print, make_progress)

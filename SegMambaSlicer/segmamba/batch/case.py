@@ -12,30 +12,30 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from segmamba.batch.case_record import CaseRecord, keep_additions, output_digests, standing_record
-from segmamba.batch.cases import Case
-from segmamba.batch.fingerprint import identify
+from segmamba.batch.case_record import CaseRecord, output_digests, preserve_user_files, up_to_date_record
+from segmamba.batch.cases import BatchCase
+from segmamba.batch.fingerprint import fingerprint_of
 from segmamba.batch.layout import CASES, PREVIEW, REPORT, THUMBNAIL, publish, working_folder
-from segmamba.batch.outcome import done_row, failed_row
+from segmamba.batch.outcome import Row, done_row, failed_row
 from segmamba.batch.plan import Plan
 from segmamba.errors import DeviceError, ModelError, OutputError, SegMambaError, WorkerError
 from segmamba.reporting import report as reporting
 from segmamba.request import Request
 
-Run = Callable[[Request], dict[str, Any]]
-Row = dict[str, Any]
+# Segments one request and returns its report.
+RunEngine = Callable[[Request], dict[str, Any]]
 
 # Another attempt can end differently: the process died, or memory was short. Bad input stays bad.
 WORTH_ANOTHER_ATTEMPT = (WorkerError, DeviceError)
 THUMBNAIL_WIDTH = 320
 
 
-def do_case(case: Case, plan: Plan, attempt: int, run: Run, device: str | None = None) -> tuple[Row, bool]:
-    """Do a case, unless it stands as it is.
+def do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: str | None = None) -> tuple[Row, bool]:
+    """Segment a case, unless its results are up to date.
 
     Parameters
     ----------
-    case : Case
+    case : BatchCase
     plan : Plan
     attempt : int
         1 for the first.
@@ -60,15 +60,15 @@ def do_case(case: Case, plan: Plan, attempt: int, run: Run, device: str | None =
         return failed_row(case, plan, text, attempt), False
 
 
-def _do_case(case: Case, plan: Plan, attempt: int, run: Run, device: str | None) -> Row:
+def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: str | None) -> Row:
     started = time.perf_counter()
     files = case.files()
     target = Path(plan.folder) / CASES / case.name
-    record = None if plan.request["overwrite"] else standing_record(target, files, plan.settings)
+    record = None if plan.request["overwrite"] else up_to_date_record(target, files, plan.settings)
     if record is not None:
         return done_row(record, plan, target, this_run=False)
     with working_folder(Path(plan.folder), case.name) as place:
-        identity = identify(files)
+        fingerprint = fingerprint_of(files)
         source, originals = _source(case, files, place)
         work = place / "results"
         work.mkdir()
@@ -93,14 +93,14 @@ def _do_case(case: Case, plan: Plan, attempt: int, run: Run, device: str | None)
             "attempts": attempt,
             "host": platform.node(),
         }
-        record = CaseRecord(case.name, case.path, identity, plan.model, plan.settings, output_digests(work), how)
+        record = CaseRecord(case.name, case.path, fingerprint, plan.model, plan.settings, output_digests(work), how)
         record.write(work)
-        keep_additions(target, work)
+        preserve_user_files(target, work)
         publish(work, target)
     return done_row(record, plan, target, this_run=True)
 
 
-def _source(case: Case, files: list[str], place: Path) -> tuple[Path, dict[str, str]]:
+def _source(case: BatchCase, files: list[str], place: Path) -> tuple[Path, dict[str, str]]:
     """Return what the engine reads, and the original of each path in it.
 
     That is the file, or a folder that holds just the files of the DICOM series; its name is the preview's title.

@@ -1,4 +1,4 @@
-"""The record in a case's folder: of what input, model and settings its files came, and whether they are whole."""
+"""The record in a case's folder: the input, model and settings that its files come from, and their digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segmamba.batch.fingerprint import Identity, file_digest, unchanged
+from segmamba.batch.fingerprint import Fingerprint, file_digest, unchanged
 from segmamba.batch.layout import RECORD
 from segmamba.errors import InputError, OutputError
 from segmamba.utils.atomic import atomic_write
@@ -26,7 +26,7 @@ class CaseRecord:
     ----------
     name, path : str
         Of the case.
-    input : Identity
+    input : Fingerprint
     model : dict
         As in `segmamba.batch.plan.Plan`.
     settings : str
@@ -40,7 +40,7 @@ class CaseRecord:
 
     name: str
     path: str
-    input: Identity
+    input: Fingerprint
     model: dict[str, str]
     settings: str
     outputs: dict[str, str]
@@ -58,12 +58,12 @@ def output_digests(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != RECORD}
 
 
-def standing_record(folder: Path, files: Sequence[str], settings: str) -> CaseRecord | None:
+def up_to_date_record(folder: Path, files: Sequence[str], settings: str) -> CaseRecord | None:
     """Return the record of a case that need not be done again, or None.
 
-    It stands if the settings and the input are the same as now, and every output is there as it was written. Other
-    files that somebody put there do not matter. The record of an input that was only touched is renewed, so that it is
-    read whole no more than once.
+    It is up to date if the settings and the input are the same as now, and every output is there as it was written.
+    Other files that somebody put there do not matter. The record of an input that was only touched is rewritten, so
+    that the input is read whole only once.
 
     Parameters
     ----------
@@ -92,14 +92,14 @@ def standing_record(folder: Path, files: Sequence[str], settings: str) -> CaseRe
         return None
     if now != record.input:
         record = replace(record, input=now)
-        # Results that may only be read stand all the same.
+        # Results in a read-only folder are up to date all the same.
         with contextlib.suppress(OutputError):
             record.write(folder)
     return record
 
 
-def keep_additions(folder: Path, successor: Path) -> None:
-    """Copy what somebody has put into a case's folder to the one that takes its place; OSError where that fails."""
+def preserve_user_files(folder: Path, successor: Path) -> None:
+    """Copy a user's own files from a case's folder to the one that replaces it; OSError where that fails."""
     record = read_record(folder)
     own = {RECORD, *(record.outputs if record is not None else ())}
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -117,6 +117,6 @@ def read_record(folder: Path) -> CaseRecord | None:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if content.pop("version") != RECORD_VERSION:
             return None
-        return CaseRecord(**{**content, "input": Identity(**content["input"])})
+        return CaseRecord(**{**content, "input": Fingerprint(**content["input"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

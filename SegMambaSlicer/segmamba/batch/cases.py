@@ -24,11 +24,11 @@ EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 NOT_CASES = (".seg.nrrd", ".seg.nhdr")
 NAME_LENGTH, HASH_LENGTH = 60, 10
 
-Map = Callable[[Callable[[Any], list["Case"]], Sequence[Any]], Iterable[list["Case"]]]
+Map = Callable[[Callable[[Any], list["BatchCase"]], Sequence[Any]], Iterable[list["BatchCase"]]]
 
 
 @dataclass(frozen=True)
-class Case:
+class BatchCase:
     """One volume to segment.
 
     Attributes
@@ -39,7 +39,7 @@ class Case:
         The file, or the first file of the DICOM series.
     listing : str
         For a DICOM series, the file that lists its files (JSON); they may be thousands, and the cases too. Else empty.
-    left_out : str
+    skipped : str
         Why it is no scan to segment, as a sentence; empty for one that is.
     error : str
         Why it cannot even be looked at, as a sentence; else empty.
@@ -50,7 +50,7 @@ class Case:
     name: str
     path: str
     listing: str = ""
-    left_out: str = ""
+    skipped: str = ""
     error: str = ""
     series: str = ""
 
@@ -66,9 +66,9 @@ def find_cases(
     inputs: Sequence[str],
     output: Path,
     map_roots: Map = map,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     stopped: Callable[[], bool] | None = None,
-) -> list[Case]:
+) -> list[BatchCase]:
     """Return the cases of folders, files and patterns, sorted by path; what lies below ``output`` is none.
 
     A DICOM series is one case, wherever its files lie.
@@ -80,7 +80,7 @@ def find_cases(
         Folder of the run; `segmamba.batch.layout.prepare` has made it.
     map_roots : callable
         Like ``map``; thousands of studies are looked through in parallel by giving that of a cluster.
-    say : callable
+    log : callable
         Gets a line for each pattern that nothing matches.
     stopped : callable, optional
         Asked at each file whether to end the search; ``map_roots`` must be able to pass it on.
@@ -95,8 +95,8 @@ def find_cases(
         There is DICOM, and a package that it needs is missing.
     """
     output = Path(os.path.abspath(output))
-    roots = _outermost(root for given in inputs for root in _roots(given, output, say))
-    found: dict[str, list[Case]] = {}
+    roots = _outermost(root for given in inputs for root in _roots(given, output, log))
+    found: dict[str, list[BatchCase]] = {}
     for cases in map_roots(partial(cases_below, output=str(output), stopped=stopped), roots):
         for case in cases:
             found.setdefault(case.series or case.name, []).append(case)
@@ -110,7 +110,7 @@ def find_cases(
     return sorted(whole, key=lambda case: (case.path, case.name))
 
 
-def cases_below(root: str, output: str, stopped: Callable[[], bool] | None = None) -> list[Case]:
+def cases_below(root: str, output: str, stopped: Callable[[], bool] | None = None) -> list[BatchCase]:
     """Return the case that a file is, or all below a folder; what cannot be read is a case with an error.
 
     Raises
@@ -130,7 +130,7 @@ def cases_below(root: str, output: str, stopped: Callable[[], bool] | None = Non
     return cases + [_refused_case(error) for error in refused]
 
 
-def _joined(parts: Sequence[Case], output: str) -> list[Case]:
+def _joined(parts: Sequence[BatchCase], output: str) -> list[BatchCase]:
     """Return the one case of a series whose files were found in several places."""
     series = group_series(Path(file) for part in parts for file in part.files())
     return [_series_case(one, Path(output)) for one in series]
@@ -143,14 +143,14 @@ def _outermost(roots: Iterable[str]) -> list[str]:
     return [root for root in once if root not in folders or folders.isdisjoint(map(str, Path(root).parents))]
 
 
-def _roots(given: str, output: Path, say: Callable[[str], None]) -> Iterator[str]:
+def _roots(given: str, output: Path, log: Callable[[str], None]) -> Iterator[str]:
     """Give what is looked through at a time: a file, or one study of many."""
     if os.path.exists(given):
         matches = [given]
     elif glob.has_magic(given):
         matches = sorted(glob.glob(given, recursive=True))
         if not matches:
-            say(f"Nothing matches {given}: check the pattern.")
+            log(f"Nothing matches {given}: check the pattern.")
     else:
         raise InputError(f"{given} does not exist: check the path.")
     # Of a series whose slices a pattern names one by one, the folder is looked through once.
@@ -205,19 +205,19 @@ def _is_dicom(path: str) -> bool:
         return False
 
 
-def _file_case(path: str) -> Case:
+def _file_case(path: str) -> BatchCase:
     """Return the case of a file, named by its folder, its name and a hash of its path."""
     whole = Path(path)
     extension = next((known for known in EXTENSIONS if whole.name.lower().endswith(known)), "")
-    return Case(_name(whole.parent.name, whole.name[: len(whole.name) - len(extension)], whole.as_posix()), path)
+    return BatchCase(_name(whole.parent.name, whole.name[: len(whole.name) - len(extension)], whole.as_posix()), path)
 
 
-def _refused_case(error: OSError) -> Case:
+def _refused_case(error: OSError) -> BatchCase:
     case = _file_case(str(error.filename))
     return replace(case, error=f"The folder {case.path} cannot be read ({error.strerror}): check its permissions.")
 
 
-def _series_case(series: Series, output: Path) -> Case:
+def _series_case(series: Series, output: Path) -> BatchCase:
     """Return the case of a DICOM series; its files are listed in the run's working folder."""
     first = Path(os.path.abspath(series.files[0]))
     if series.damaged:
@@ -232,7 +232,7 @@ def _series_case(series: Series, output: Path) -> Case:
     except OSError as error:
         raise OutputError(f"{listing} cannot be written ({error.strerror}): check permissions and space.") from error
     identifiers = f"{series.study_uid} {series.uid}" if series.uid else ""
-    return Case(name, str(first), str(listing), series.left_out or "", series=identifiers)
+    return BatchCase(name, str(first), str(listing), series.left_out or "", series=identifiers)
 
 
 def _name(folder: str, own: str, identity: str) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import distributed
 
 from segmamba.batch import engine
-from segmamba.batch.case import Row, do_case
-from segmamba.batch.cases import Case
+from segmamba.batch.case import do_case
+from segmamba.batch.cases import BatchCase
+from segmamba.batch.outcome import Row
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import POLL, WorkerKilled
 from segmamba.errors import WorkerError
@@ -62,7 +63,7 @@ class ClusterPool:
         with _connection():
             return self.client.submit(function, argument, pure=False)
 
-    def submit_case(self, case: Case, plan: Plan, attempt: int, device: str | None) -> distributed.Future:
+    def submit_case(self, case: BatchCase, plan: Plan, attempt: int, device: str | None) -> distributed.Future:
         with _connection():
             return self.client.submit(_do_case, case, plan, attempt, device, self.client.id, pure=False)
 
@@ -133,7 +134,7 @@ def own_engine(run: str) -> engine.Engine:
     return plugin.engine
 
 
-def _do_case(case: Case, plan: Plan, attempt: int, device: str | None, run: str) -> tuple[Row, bool]:
+def _do_case(case: BatchCase, plan: Plan, attempt: int, device: str | None, run: str) -> tuple[Row, bool]:
     return do_case(case, plan, attempt, own_engine(run).run, device)
 
 

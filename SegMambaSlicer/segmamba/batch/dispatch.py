@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from segmamba.batch.case import Row
-from segmamba.batch.cases import Case
-from segmamba.batch.outcome import failed_row, left_out_row
+from segmamba.batch.cases import BatchCase
+from segmamba.batch.outcome import Row, failed_row, skipped_row
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import POLL, Pool, WorkerKilled
 from segmamba.errors import Cancelled, SegMambaError, WorkerError
@@ -19,7 +18,7 @@ WAITING = "The cluster has no worker yet: waiting for one."
 STOPPED = "The batch was stopped: give the same command again to go on, what is done stays done."
 
 
-def wait_for_workers(pool: Pool, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
+def wait_for_workers(pool: Pool, stopped: Callable[[], bool], log: Callable[[str], None]) -> None:
     """Return when there is a worker; the queue of a cluster may take hours to start one.
 
     Raises
@@ -30,16 +29,16 @@ def wait_for_workers(pool: Pool, stopped: Callable[[], bool], say: Callable[[str
         The connection to the workers is lost.
     """
     if not pool.size():
-        say(WAITING)
+        log(WAITING)
     while not pool.size():
         if stopped():
             raise Cancelled(STOPPED)
         time.sleep(POLL)
 
 
-def look_through(
-    pool: Pool, stopped: Callable[[], bool], function: Callable[[Any], list[Case]], places: Sequence[Any]
-) -> Iterator[list[Case]]:
+def stoppable_map(
+    pool: Pool, stopped: Callable[[], bool], function: Callable[[Any], list[BatchCase]], places: Sequence[Any]
+) -> Iterator[list[BatchCase]]:
     """Give what a function finds at each of many places, in their order, as a ``map`` that can be stopped.
 
     Raises
@@ -58,7 +57,7 @@ def look_through(
             if stopped():
                 raise Cancelled(STOPPED)
         try:
-            found: list[Case] = pool.result(future)
+            found: list[BatchCase] = pool.result(future)
         except SegMambaError:
             raise
         except Exception as error:
@@ -67,7 +66,7 @@ def look_through(
 
 
 def run_cases(
-    pool: Pool, cases: Sequence[Case], plan: Plan, retries: int, stopped: Callable[[], bool]
+    pool: Pool, cases: Sequence[BatchCase], plan: Plan, retries: int, stopped: Callable[[], bool]
 ) -> Iterator[Row]:
     """Do cases, and give the row of each as soon as it is known.
 
@@ -76,7 +75,7 @@ def run_cases(
     Parameters
     ----------
     pool : Pool
-    cases : sequence of Case
+    cases : sequence of BatchCase
     plan : Plan
     retries : int
         How often a case is tried again after its engine or worker died, or memory ran out; the last time on the
@@ -91,9 +90,9 @@ def run_cases(
     WorkerError
         The connection to the workers is lost.
     """
-    waiting = deque((case, 1) for case in cases if not case.left_out and not case.error)
-    running: dict[Any, tuple[Case, int]] = {}
-    yield from (left_out_row(case, plan) for case in cases if case.left_out)
+    waiting = deque((case, 1) for case in cases if not case.skipped and not case.error)
+    running: dict[Any, tuple[BatchCase, int]] = {}
+    yield from (skipped_row(case, plan) for case in cases if case.skipped)
     yield from (failed_row(case, plan, case.error, attempts=0) for case in cases if case.error)
     while waiting or running:
         if stopped():
@@ -116,7 +115,7 @@ def _last_resort(plan: Plan) -> str | None:
     return "cpu" if plan.request["options"]["device"] == "auto" else None
 
 
-def _outcome(pool: Pool, future: Any, case: Case, plan: Plan, attempt: int) -> tuple[Row, bool]:
+def _outcome(pool: Pool, future: Any, case: BatchCase, plan: Plan, attempt: int) -> tuple[Row, bool]:
     try:
         outcome: tuple[Row, bool] = pool.result(future)
         return outcome

@@ -16,8 +16,8 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What tells an input from another one.
+class Fingerprint:
+    """What distinguishes an input from another one.
 
     Attributes
     ----------
@@ -31,19 +31,19 @@ class Identity:
     content: str
 
 
-def identify(files: Sequence[str]) -> Identity:
-    """Return an input's identity; its files are read whole.
+def fingerprint_of(files: Sequence[str]) -> Fingerprint:
+    """Return the fingerprint of an input; its files are read whole.
 
     Raises
     ------
     InputError
         A file cannot be read.
     """
-    return Identity(stamp(files), digest_of((Path(file).name, file_digest(file)) for file in sorted(files)))
+    return Fingerprint(stamp(files), digest_of((Path(file).name, file_digest(file)) for file in sorted(files)))
 
 
 def stamp(files: Sequence[str]) -> str:
-    """Return `Identity.stamp`.
+    """Return `Fingerprint.stamp`.
 
     Raises
     ------
@@ -57,8 +57,8 @@ def stamp(files: Sequence[str]) -> str:
     return digest_of((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
-def unchanged(files: Sequence[str], before: Identity) -> Identity | None:
-    """Return the identity of an input that is what it was, by its stamp or, where that differs, its content; or None.
+def unchanged(files: Sequence[str], before: Fingerprint) -> Fingerprint | None:
+    """Return the fingerprint of an input if its stamp or, where that differs, its content is as before; else None.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def unchanged(files: Sequence[str], before: Identity) -> Identity | None:
     """
     if stamp(files) == before.stamp:
         return before
-    now = identify(files)
+    now = fingerprint_of(files)
     return now if now.content == before.content else None
 
 

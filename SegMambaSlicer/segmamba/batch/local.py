@@ -15,8 +15,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from segmamba.batch import engine
-from segmamba.batch.case import Row, do_case
-from segmamba.batch.cases import Case
+from segmamba.batch.case import do_case
+from segmamba.batch.cases import BatchCase
+from segmamba.batch.outcome import Row
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import POLL
 from segmamba.errors import InputError
@@ -52,7 +53,7 @@ class LocalPool:
     def submit(self, function: Callable[[Any], Any], argument: Any) -> futures.Future[Any]:
         return self._threads.submit(function, argument)
 
-    def submit_case(self, case: Case, plan: Plan, attempt: int, device: str | None) -> futures.Future[Any]:
+    def submit_case(self, case: BatchCase, plan: Plan, attempt: int, device: str | None) -> futures.Future[Any]:
         return self._threads.submit(self._do_case, case, plan, attempt, device)
 
     def finished(self, begun: Sequence[futures.Future[Any]]) -> list[futures.Future[Any]]:
@@ -73,7 +74,7 @@ class LocalPool:
     def _take_engine(self) -> None:
         self._own.engine = self._free.get()
 
-    def _do_case(self, case: Case, plan: Plan, attempt: int, device: str | None) -> tuple[Row, bool]:
+    def _do_case(self, case: BatchCase, plan: Plan, attempt: int, device: str | None) -> tuple[Row, bool]:
         return do_case(case, plan, attempt, self._own.engine.run, device)
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.batch.case_record import CaseRecord
-from segmamba.batch.cases import Case
+from segmamba.batch.cases import BatchCase
 from segmamba.batch.layout import CASES, REPORT
 from segmamba.batch.plan import Plan
 from segmamba.reporting import report as reporting
 
 Row = dict[str, Any]
 
-DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
+DONE, FAILED, SKIPPED = "done", "failed", "left out"
 NUMBERS_UNCERTAIN, NOTHING_FOUND = "numbers not certain", "nothing found"
 AT_BORDER, NOTE, REPEATED, OUTDATED = "cut by the border", "note", "repeated", "old results kept"
 
@@ -37,7 +37,7 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
     run = record.run
     used = {name: report["run"][name] for name in ("device", "device_title", "precision", "scan_backend")}
     return {
-        **_base(Case(record.name, record.path), plan, DONE),
+        **_base(BatchCase(record.name, record.path), plan, DONE),
         "flags": flags(report, run["attempts"]),
         "summary": report["summary"],
         "folder": f"{CASES}/{record.name}",
@@ -50,7 +50,7 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
     }
 
 
-def failed_row(case: Case, plan: Plan, error: str, attempts: int) -> Row:
+def failed_row(case: BatchCase, plan: Plan, error: str, attempts: int) -> Row:
     """Return the row of a case that cannot be done; results of an earlier run that no longer stand stay, flagged."""
     row = _base(case, plan, FAILED)
     if (Path(plan.folder) / CASES / case.name).is_dir():
@@ -58,9 +58,9 @@ def failed_row(case: Case, plan: Plan, error: str, attempts: int) -> Row:
     return row | {"error": error, "attempts": attempts}
 
 
-def left_out_row(case: Case, plan: Plan) -> Row:
+def skipped_row(case: BatchCase, plan: Plan) -> Row:
     """Return the row of a DICOM series that is no case to segment."""
-    return _base(case, plan, LEFT_OUT) | {"error": case.left_out}
+    return _base(case, plan, SKIPPED) | {"error": case.skipped}
 
 
 def flags(report: Mapping[str, Any], attempts: int) -> list[str]:
@@ -91,7 +91,7 @@ def structures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _base(case: Case, plan: Plan, status: str) -> Row:
+def _base(case: BatchCase, plan: Plan, status: str) -> Row:
     model = {"model": plan.model["id"], "model_version": plan.model["version"]}
     return {
         "case": case.name,

@@ -11,13 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from segmamba.batch.layout import OVERVIEW, PREVIEW, REPORT, THUMBNAIL
-from segmamba.batch.outcome import DONE, FAILED, LEFT_OUT
+from segmamba.batch.outcome import DONE, FAILED, SKIPPED, Row
 from segmamba.batch.plan import Plan
 from segmamba.batch.table import UNPRINTABLE, read_rows
 from segmamba.reporting.disclaimer import NOTICE
 from segmamba.utils.atomic import atomic_write
-
-Row = dict[str, Any]
 
 # With overview.css and overview.js in the same folder.
 TEMPLATE = "overview.html.j2"
@@ -46,7 +44,7 @@ def write_overview(rows: Path, folder: Path, plan: Plan) -> None:
         flags.update(row["flags"])
     page = _template().stream(
         name=folder.absolute().name,
-        counts=", ".join(f"{statuses[status]} {status}" for status in (DONE, FAILED, LEFT_OUT) if statuses[status]),
+        counts=", ".join(f"{statuses[status]} {status}" for status in (DONE, FAILED, SKIPPED) if statuses[status]),
         model=f"{plan.model['id']} {plan.model['version']}, checkpoint {plan.model['checkpoint_sha256'][:12]}",
         notice=NOTICE,
         statuses=sorted(statuses.items()),

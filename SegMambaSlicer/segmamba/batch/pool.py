@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from segmamba.batch.cases import Case
+from segmamba.batch.cases import BatchCase
 from segmamba.batch.plan import Plan
 
 # Seconds between two looks at the wish to stop and at the number of workers.
@@ -25,7 +25,7 @@ class Pool(Protocol):
     def submit(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Have a function called, and return the future; WorkerError as above."""
 
-    def submit_case(self, case: Case, plan: Plan, attempt: int, device: str | None) -> Any:
+    def submit_case(self, case: BatchCase, plan: Plan, attempt: int, device: str | None) -> Any:
         """Have `segmamba.batch.case.do_case` called with the worker's engine, and return the future."""
 
     def finished(self, futures: Sequence[Any]) -> list[Any]:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from segmamba.batch.case_record import read_record
-from segmamba.batch.cases import Case, find_cases
-from segmamba.batch.dispatch import look_through, run_cases, wait_for_workers
+from segmamba.batch.cases import BatchCase, find_cases
+from segmamba.batch.dispatch import run_cases, stoppable_map, wait_for_workers
 from segmamba.batch.layout import CASES, LOCK, ROWS, clear, prepare
 from segmamba.batch.local import local_pool
-from segmamba.batch.outcome import done_row
+from segmamba.batch.outcome import Row, done_row
 from segmamba.batch.overview import write_overview
-from segmamba.batch.plan import Plan, make_plan
+from segmamba.batch.plan import FORMATS, Plan, make_plan
 from segmamba.batch.pool import Pool
 from segmamba.batch.progress import Progress
 from segmamba.batch.table import check_pyarrow, write_table
@@ -27,17 +27,36 @@ from segmamba.errors import InputError, InstallationError, OutputError, SegMamba
 from segmamba.request import Request
 
 
+@dataclass(frozen=True)
+class BatchSettings:
+    """How the cases of a batch are done, whatever the model.
+
+    Attributes
+    ----------
+    format : str
+        Of the segmentations, one of `segmamba.batch.plan.FORMATS`.
+    scheduler : str or None
+        Address or file of a Dask scheduler, whose workers do the cases; None runs them on this computer.
+    workers : int or None
+        How many on this computer, as for `segmamba.batch.local.local_pool`.
+    retries : int
+        As for `segmamba.batch.dispatch.run_cases`.
+    """
+
+    format: str = FORMATS[0]
+    scheduler: str | None = None
+    workers: int | None = None
+    retries: int = 3
+
+
 def run_batch(
     inputs: Sequence[str],
     folder: Path,
     request: Request,
-    output_format: str,
-    scheduler: str | None,
-    workers: int | None,
-    retries: int,
+    settings: BatchSettings,
     stopped: Callable[[], bool],
-    say: Callable[[str], None],
-    show: Callable[[int], Progress],
+    log: Callable[[str], None],
+    make_progress: Callable[[int], Progress],
 ) -> Progress:
     """Segment all cases of the inputs that are not done yet, and write their table and overview.
 
@@ -49,19 +68,12 @@ def run_batch(
         Of the results; made where it is missing.
     request : Request
         Task or model and the options.
-    output_format : str
-        One of `segmamba.batch.plan.FORMATS`.
-    scheduler : str or None
-        Address or file of a Dask scheduler, whose workers do the cases; None runs them on this computer.
-    workers : int or None
-        How many on this computer, as for `segmamba.batch.local.local_pool`.
-    retries : int
-        As for `segmamba.batch.dispatch.run_cases`.
+    settings : BatchSettings
     stopped : callable
-        Whether to stop.
-    say : callable
+        Says whether to stop.
+    log : callable
         Gets lines for people, before the first case.
-    show : callable
+    make_progress : callable
         Gets the number of cases and returns what shows their rows.
 
     Returns
@@ -72,30 +84,30 @@ def run_batch(
     Raises
     ------
     SegMambaError
-        The run as a whole cannot go on; a case's own error is only a row.
+        The run as a whole ends; a case's own error is only a row.
     """
     check_pyarrow()
-    plan = make_plan(request, folder, output_format)
-    with _alone(folder), _workers(scheduler, workers, request.options.device, say) as pool:
-        wait_for_workers(pool, stopped, say)
+    plan = make_plan(request, folder, settings.format)
+    with _locked(folder), _workers(settings, request.options.device, log) as pool:
+        wait_for_workers(pool, stopped, log)
         # Threads of this process cannot be abandoned, so a search in them has to be able to end early.
-        give_up = stopped if scheduler is None else None
-        cases = find_cases(inputs, folder, partial(look_through, pool, stopped), say, give_up)
-        say(f"{len(cases)} cases")
-        with show(len(cases)) as progress, _reported(plan, cases) as add:
-            for row in run_cases(pool, cases, plan, retries, stopped):
+        give_up = stopped if settings.scheduler is None else None
+        cases = find_cases(inputs, folder, partial(stoppable_map, pool, stopped), log, give_up)
+        log(f"{len(cases)} cases")
+        with make_progress(len(cases)) as progress, _result_files(plan, cases) as add:
+            for row in run_cases(pool, cases, plan, settings.retries, stopped):
                 add(row)
                 progress.add(row)
     return progress
 
 
 def _workers(
-    scheduler: str | None, workers: int | None, device: str, say: Callable[[str], None]
+    settings: BatchSettings, device: str, log: Callable[[str], None]
 ) -> contextlib.AbstractContextManager[Pool]:
     """Return the workers on this computer or, where a scheduler is given, those of a Dask cluster."""
-    if scheduler is None:
-        return local_pool(workers, device)
-    if workers is not None:
+    if settings.scheduler is None:
+        return local_pool(settings.workers, device)
+    if settings.workers is not None:
         raise InputError("--workers is for a run without --scheduler: a cluster has its own workers, leave it out.")
     if find_spec("distributed") is None:
         raise InstallationError(
@@ -103,12 +115,12 @@ def _workers(
         )
     from segmamba.batch.cluster import cluster_pool
 
-    return cluster_pool(scheduler, say)
+    return cluster_pool(settings.scheduler, log)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let no second run into the folder; the system frees the lock of a process that dies."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder; the system frees the lock of a process that dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0)
@@ -128,10 +140,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reported(plan: Plan, cases: Sequence[Case]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that writes a row down; at the end table and overview are made.
+def _result_files(plan: Plan, cases: Sequence[BatchCase]) -> Iterator[Callable[[Row], None]]:
+    """Give a function that writes a row to a file; at the end, the table and the overview are made of this file.
 
-    Those of a run that stops also have the cases that it did not come to and that were done with these settings before.
+    If the run stops early, they also contain the cases that an earlier run has done with the same settings.
     """
     folder = Path(plan.folder)
     rows = folder / ROWS
@@ -139,7 +151,7 @@ def _reported(plan: Plan, cases: Sequence[Case]) -> Iterator[Callable[[dict[str,
     without_row = {case.name for case in cases}
     with rows.open("w", encoding="utf-8") as stream:
 
-        def add(row: dict[str, Any]) -> None:
+        def add(row: Row) -> None:
             without_row.discard(row["case"])
             stream.write(json.dumps(row) + "\n")
             stream.flush()
@@ -151,7 +163,7 @@ def _reported(plan: Plan, cases: Sequence[Case]) -> Iterator[Callable[[dict[str,
             for name in sorted(without_row):
                 record = read_record(folder / CASES / name)
                 if record is not None and record.settings == plan.settings:
-                    # A damaged report is for the next run to mend.
+                    # The next run segments a case with a damaged report again.
                     with contextlib.suppress(OSError, ValueError, KeyError):
                         add(done_row(record, plan, folder / CASES / name, this_run=False))
     write_table(rows, folder, plan.structures)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.batch.layout import PARQUET, TABLE
+from segmamba.batch.outcome import Row
 from segmamba.errors import InstallationError
 from segmamba.utils.atomic import atomic_write
-
-Row = dict[str, Any]
 
 STRUCTURES = "structures"
 # Names of files may hold bytes that are no text: they are written as numbers.

@@ -50,16 +50,16 @@ def _run(options: argparse.Namespace) -> int:
     # Imported here, because other commands do without.
     from segmamba.batch.layout import OVERVIEW, TABLE
     from segmamba.batch.outcome import FAILED
-    from segmamba.batch.run import run_batch
+    from segmamba.batch.run import BatchSettings, run_batch
 
     if options.retries < 0:
         raise InputError(f"--retries is {options.retries}: give 0 or more.")
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if not options.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    def show(total: int) -> CaseProgress:
+    def make_progress(total: int) -> CaseProgress:
         return CaseProgress(total, options.json, options.quiet)
 
     def stopped() -> bool:
@@ -72,15 +72,12 @@ def _run(options: argparse.Namespace) -> int:
             options.inputs,
             options.output,
             read_request(options, input="", output=""),
-            options.format,
-            options.scheduler,
-            options.workers,
-            options.retries,
+            BatchSettings(options.format, options.scheduler, options.workers, options.retries),
             stopped,
-            say,
-            show,
+            log,
+            make_progress,
         )
     overview, table = options.output / OVERVIEW, options.output / TABLE
-    say(f"{progress.summary()}. Look at {overview}; the figures are in {table}")
-    say(NOTICE)
+    log(f"{progress.summary()}. Look at {overview}; the figures are in {table}")
+    log(NOTICE)
     return SOME_FAILED if progress.counts[FAILED] else 0

@@ -87,9 +87,9 @@ class CaseProgress:
     def __init__(self, total: int, machine: bool, quiet: bool, stream: TextIO = sys.stderr) -> None:
         from tqdm import tqdm
 
-        from segmamba.batch.outcome import DONE, FAILED, LEFT_OUT
+        from segmamba.batch.outcome import DONE, FAILED, SKIPPED
 
-        self._statuses, self._failed = (DONE, FAILED, LEFT_OUT), FAILED
+        self._statuses, self._failed = (DONE, FAILED, SKIPPED), FAILED
         self.counts: Counter[str] = Counter()
         self._total = total
         self._machine = machine

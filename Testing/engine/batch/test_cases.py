@@ -48,7 +48,7 @@ def test_an_input_without_a_case_is_told(tmp_path: Path, given: str) -> None:
         find_cases([str(tmp_path / given)], tmp_path / "out")
 
 
-def test_a_series_is_a_case_and_what_is_no_scan_is_left_out_with_a_reason(tmp_path: Path) -> None:
+def test_a_series_is_a_case_and_what_is_no_scan_is_skipped_with_a_reason(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     prepare(output)
     slices = write_series(source / "study" / "scan")
@@ -56,7 +56,7 @@ def test_a_series_is_a_case_and_what_is_no_scan_is_left_out_with_a_reason(tmp_pa
     scan, scout = find_cases([str(source)], output)
     assert sorted(scan.files()) == sorted(map(str, slices))
     assert scan.name.startswith("scan_spine-")
-    assert "localizer" in scout.left_out
+    assert "localizer" in scout.skipped
     # The same by a pattern that names slice by slice.
     assert find_cases([str(source / "study" / "scan" / "*.dcm")], output) == [scan]
 
@@ -71,7 +71,7 @@ def test_a_series_in_two_folders_is_one_case_however_it_is_asked_for(
     prepare(tmp_path / "out")
     (case,) = find_cases([str(tmp_path / pattern) for pattern in patterns], tmp_path / "out")
     assert sorted(Path(file).name for file in case.files()) == sorted(file.name for file in slices)
-    assert not case.left_out
+    assert not case.skipped
 
 
 def test_a_copy_of_a_series_is_no_second_case_and_halves_of_few_slices_are_a_scan(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_copy_of_a_series_is_no_second_case_and_halves_of_few_slices_are_a_sca
         shutil.copy(file, part)
     (case,) = find_cases([str(tmp_path / "parts")], tmp_path / "out")
     assert len(case.files()) == len(slices)
-    assert not case.left_out
+    assert not case.skipped
 
 
 def test_what_cannot_be_read_is_a_failed_case_and_not_passed_over(
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_a_failed_case_and_not_passed_over(
 def test_a_pattern_that_nothing_matches_is_told(tmp_path: Path) -> None:
     write_inputs(tmp_path / "in", 1)
     said: list[str] = []
-    find_cases([str(tmp_path / "in" / end) for end in ("*.nii", "*.mha")], tmp_path / "out", say=said.append)
+    find_cases([str(tmp_path / "in" / end) for end in ("*.nii", "*.mha")], tmp_path / "out", log=said.append)
     assert len(said) == 1 and "*.mha" in said[0]
 
 

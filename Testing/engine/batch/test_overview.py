@@ -18,7 +18,7 @@ from pyarrow import parquet
 from segmamba.batch import cluster, engine, run
 from segmamba.batch import plan as planning
 from segmamba.batch.case import do_case
-from segmamba.batch.cases import Case
+from segmamba.batch.cases import BatchCase
 from segmamba.batch.layout import OVERVIEW, PARQUET, PREVIEW, REPORT, ROWS, TABLE, THUMBNAIL
 from segmamba.batch.outcome import NUMBERS_UNCERTAIN, flags
 from segmamba.batch.plan import Plan, make_plan
@@ -136,7 +136,7 @@ def test_flags_say_what_to_look_at() -> None:
     ]
 
 
-def test_measurements_of_the_report_are_in_the_row(case: Case, plan: Plan) -> None:
+def test_measurements_of_the_report_are_in_the_row(case: BatchCase, plan: Plan) -> None:
     done, _ = do_case(case, plan, 1, quick_run)
     assert done["structures"]["L1 vertebra"]["anterior_height_mm"] == 25.5
     assert done["structures"]["L1 vertebra"]["volume_ml"] == 1.5

@@ -15,10 +15,10 @@ from helpers.many_cases import in_two_folders, write_series
 from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.quick_engine import quick_run, write_inputs
 
-from segmamba.batch import fingerprint as identity
+from segmamba.batch import fingerprint
 from segmamba.batch.case import do_case
-from segmamba.batch.case_record import standing_record
-from segmamba.batch.cases import Case, find_cases
+from segmamba.batch.case_record import up_to_date_record
+from segmamba.batch.cases import BatchCase, find_cases
 from segmamba.batch.layout import CASES, RECORD, WORKING, prepare, publish, working_folder
 from segmamba.batch.outcome import OUTDATED
 from segmamba.batch.plan import Plan, make_plan
@@ -72,35 +72,35 @@ def test_a_series_in_two_folders_is_segmented_as_one(tmp_path: Path, plan: Plan)
     assert seen == [len(slices)]
 
 
-def change_input(case: Case, plan: Plan) -> Plan:
+def change_input(case: BatchCase, plan: Plan) -> Plan:
     Path(case.path).write_bytes(b"another")
     return plan
 
 
-def change_settings(case: Case, plan: Plan) -> Plan:
+def change_settings(case: BatchCase, plan: Plan) -> Plan:
     return make_plan(
         request(Path(plan.request["manifest"]), structures=("L1 vertebra",)), Path(plan.folder), "seg.nrrd"
     )
 
 
-def damage_output(case: Case, plan: Plan) -> Plan:
+def damage_output(case: BatchCase, plan: Plan) -> Plan:
     (Path(plan.folder) / CASES / case.name / "preview.png").write_bytes(b"cut")
     return plan
 
 
-def lose_output(case: Case, plan: Plan) -> Plan:
+def lose_output(case: BatchCase, plan: Plan) -> Plan:
     (Path(plan.folder) / CASES / case.name / "segmentation.seg.nrrd").unlink()
     return plan
 
 
-def damage_record(case: Case, plan: Plan) -> Plan:
+def damage_record(case: BatchCase, plan: Plan) -> Plan:
     (Path(plan.folder) / CASES / case.name / RECORD).write_text('{"version": 1, "na')
     return plan
 
 
 @pytest.mark.parametrize("change", [change_input, change_settings, damage_output, lose_output, damage_record])
 def test_a_case_is_done_again_when_something_changed(
-    case: Case, plan: Plan, change: Callable[[Case, Plan], Plan]
+    case: BatchCase, plan: Plan, change: Callable[[BatchCase, Plan], Plan]
 ) -> None:
     assert do_case(case, plan, 1, quick_run)[0]["this_run"]
     assert not do_case(case, plan, 1, refuse)[0]["this_run"]
@@ -112,19 +112,19 @@ def test_a_case_is_done_again_when_something_changed(
 
 
 def test_a_file_that_was_only_touched_or_copied_back_is_read_once_and_not_done_again(
-    case: Case, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    case: BatchCase, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     do_case(case, plan, 1, quick_run)
     os.utime(case.path, (1.0, 1.0))
     read: list[str] = []
-    digest = identity.file_digest
-    monkeypatch.setattr(identity, "file_digest", lambda file: (read.append(file), digest(file))[1])
+    digest = fingerprint.file_digest
+    monkeypatch.setattr(fingerprint, "file_digest", lambda file: (read.append(file), digest(file))[1])
     for _ in range(3):
         assert not do_case(case, plan, 1, refuse)[0]["this_run"]
     assert read == [case.path]
 
 
-def test_what_somebody_put_into_a_folder_stays_there(case: Case, plan: Plan) -> None:
+def test_what_somebody_put_into_a_folder_stays_there(case: BatchCase, plan: Plan) -> None:
     do_case(case, plan, 1, quick_run)
     folder = Path(plan.folder) / CASES / case.name
     (folder / "corrected.seg.nrrd").write_text("mine")
@@ -174,14 +174,14 @@ def other_model(folder: Path) -> Path:
     return tiny.write_model(folder, empty=True)
 
 
-def test_a_case_that_fails_leaves_no_folder(case: Case, plan: Plan) -> None:
+def test_a_case_that_fails_leaves_no_folder(case: BatchCase, plan: Plan) -> None:
     row, again = do_case(case, plan, 1, failing(InputError(f"{case.path} is broken: mend it.")))
     assert (row["status"], row["error"], again) == ("failed", f"{case.path} is broken: mend it.", False)
     assert not list((Path(plan.folder) / CASES).iterdir())
     assert not list((Path(plan.folder) / WORKING).iterdir())
 
 
-def test_results_that_no_longer_stand_are_kept_and_flagged_when_the_case_now_fails(case: Case, plan: Plan) -> None:
+def test_results_that_no_longer_stand_are_kept_and_flagged_when_the_case_now_fails(case: BatchCase, plan: Plan) -> None:
     do_case(case, plan, 1, quick_run)
     Path(case.path).write_bytes(b"broken")
     row, _ = do_case(case, plan, 1, failing(InputError("It is broken: mend it.")))
@@ -193,12 +193,12 @@ def test_results_that_no_longer_stand_are_kept_and_flagged_when_the_case_now_fai
     ("error", "expected"), [(WorkerError("died"), True), (DeviceError("full"), True), (OutputError("no"), False)]
 )
 def test_only_crashes_and_lack_of_memory_are_worth_another_attempt(
-    case: Case, plan: Plan, error: Exception, expected: bool
+    case: BatchCase, plan: Plan, error: Exception, expected: bool
 ) -> None:
     assert do_case(case, plan, 1, failing(error))[1] is expected
 
 
-def test_a_worker_with_another_checkpoint_is_told(case: Case, plan: Plan) -> None:
+def test_a_worker_with_another_checkpoint_is_told(case: BatchCase, plan: Plan) -> None:
     row, _ = do_case(case, replace(plan, model=plan.model | {"checkpoint_sha256": "0"}), 1, quick_run)
     assert "another checkpoint" in row["error"]
 
@@ -220,9 +220,9 @@ def test_what_a_broken_off_run_left_half_done_is_cleared_away(tmp_path: Path) ->
     assert not list((tmp_path / WORKING).iterdir())
 
 
-def test_a_record_is_of_its_own_input_only(case: Case, plan: Plan, tmp_path: Path) -> None:
+def test_a_record_is_of_its_own_input_only(case: BatchCase, plan: Plan, tmp_path: Path) -> None:
     do_case(case, plan, 1, quick_run)
     folder = Path(plan.folder) / CASES / case.name
     write_inputs(tmp_path / "other", 2)
-    assert standing_record(folder, case.files(), plan.settings) is not None
-    assert standing_record(folder, [str(tmp_path / "other" / "ct0001.nii")], plan.settings) is None
+    assert up_to_date_record(folder, case.files(), plan.settings) is not None
+    assert up_to_date_record(folder, [str(tmp_path / "other" / "ct0001.nii")], plan.settings) is None

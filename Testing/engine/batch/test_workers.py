@@ -21,9 +21,9 @@ from helpers.repository import HELPERS, PACKAGES
 from pyarrow import parquet
 
 from segmamba.batch import cluster, engine, local
-from segmamba.batch.cases import Case, cases_below, find_cases
+from segmamba.batch.cases import BatchCase, cases_below, find_cases
 from segmamba.batch.cluster import LOST, ClusterPool
-from segmamba.batch.dispatch import WAITING, look_through, run_cases, wait_for_workers
+from segmamba.batch.dispatch import WAITING, run_cases, stoppable_map, wait_for_workers
 from segmamba.batch.layout import PARQUET
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import Pool
@@ -155,13 +155,15 @@ def test_a_run_on_the_same_cluster_takes_no_engine_away() -> None:
 
 
 def test_looking_through_folders_can_be_stopped_and_ends_in_typed_errors(pool: Pool) -> None:
-    def fail(error: Exception) -> list[Case]:
+    def fail(error: Exception) -> list[BatchCase]:
         raise error
 
-    def look(asked: Callable[[], bool], function: Callable[[Any], list[Case]], place: Any) -> list[list[Case]]:
-        return list(look_through(pool, asked, function, [place]))
+    def look(
+        asked: Callable[[], bool], function: Callable[[Any], list[BatchCase]], place: Any
+    ) -> list[list[BatchCase]]:
+        return list(stoppable_map(pool, asked, function, [place]))
 
-    assert look(lambda: False, lambda name: [Case(name, name)], "a") == [[Case("a", "a")]]
+    assert look(lambda: False, lambda name: [BatchCase(name, name)], "a") == [[BatchCase("a", "a")]]
     with pytest.raises(Cancelled):
         look(lambda: True, time.sleep, 1.0)  # type: ignore[arg-type]
     with pytest.raises(InstallationError, match="pydicom"):
