@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from segmamba.evaluation.metrics import dice_by_label, dice_of_all, overlap_table
+from segmamba.evaluation.metrics import confusion_matrix, dice_by_label, dice_foreground
 from segmamba.evaluation.names import TOTALSEGMENTATOR_IDS
 from segmamba.evaluation.references import read_reference
 from segmamba.evaluation.scores import best_shift
@@ -52,9 +52,9 @@ def print_table(report: dict, labels: np.ndarray, reference: np.ndarray, names: 
         volume = f"{volumes[value]:.1f}" if value in volumes else "-"
         overlap = f"{dice[value]:.2f}" if value in dice else "-"
         print(f"{names[value]:<14}{volume:>12}{overlap:>8}")
-    print(f"{'all together':<14}{sum(volumes.values()):>12.1f}{dice_of_all(labels, reference):>8.3f}")
+    print(f"{'all together':<14}{sum(volumes.values()):>12.1f}{dice_foreground(labels, reference):>8.3f}")
     print(f"{'mean':<14}{'':>12}{np.mean(list(dice.values())):>8.3f}")
-    shift, moved = best_shift(overlap_table(labels, reference), [value for value in dice if value < SACRUM])
+    shift, moved = best_shift(confusion_matrix(labels, reference), [value for value in dice if value < SACRUM])
     if shift:
         step = f"{abs(shift)} level{'s' if abs(shift) > 1 else ''} {'lower' if shift > 0 else 'higher'}"
         print(f"\nThe numbers are off: with all of them {step} the mean would be {moved:.3f}.")

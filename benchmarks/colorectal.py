@@ -30,7 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import monai_peer  # noqa: E402
 from failure_page import Picture, draw, worst_slice  # noqa: E402
 
-from segmamba.evaluation.metrics import dice_of_all, overlap_table, table_dice  # noqa: E402
+from segmamba.evaluation.metrics import (  # noqa: E402  # noqa: E402
+    confusion_matrix,
+    dice_foreground,
+    dice_from_confusion,
+)
 from segmamba.inference.context import RunContext  # noqa: E402
 from segmamba.inference.device import cpu_precision  # noqa: E402
 from segmamba.inference.hysteresis import suppress_below_margin  # noqa: E402
@@ -133,8 +137,10 @@ def on_synthetic(subject: Subject, file: Path) -> tuple[dict[str, Any], Picture]
     intensities, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
     start = time.monotonic()
     labels = subject.labels(normalised(torch.from_numpy(intensities.astype(np.float32))[None], config.channels))
-    table, found = overlap_table(labels, reference), tumours_found(labels, reference, config.spacing)
-    dices = {f"dice {n}": round(table_dice(table, v, v), 4) for n, v in LABELS.items() if (reference == v).any()}
+    table, found = confusion_matrix(labels, reference), tumours_found(labels, reference, config.spacing)
+    dices = {
+        f"dice {n}": round(dice_from_confusion(table, v, v), 4) for n, v in LABELS.items() if (reference == v).any()
+    }
     volume = float((reference == TUMOUR_LABEL).sum()) * config.spacing**3 / 1000
     entry = {"scan": file.stem, **dices, "tumour mL": round(volume, 1), **found}
     tumour = f"tumour Dice {dices['dice tumour']:.2f}" if "dice tumour" in dices else "no tumour"
@@ -199,7 +205,7 @@ def real_figures(image: Path, answer: np.ndarray, reference: np.ndarray, edge: f
     """Return the figures of labels (z, y, x) on a real CT without a tumour; ``edge`` is that of a voxel in mm."""
     return {
         "real": image.name,
-        "dice colon and rectum": round(dice_of_all(answer, reference), 4),
+        "dice colon and rectum": round(dice_foreground(answer, reference), 4),
         "false tumours over 1 mL": tumours_found(answer, np.zeros_like(answer), edge)["false_tumours"],
         "tumour mL": round(float((answer == TUMOUR_LABEL).sum()) * edge**3 / 1000, 1),
     }

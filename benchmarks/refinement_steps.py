@@ -17,10 +17,10 @@ from typing import Any
 
 from kept_answers import keep_answers
 
-from segmamba.evaluation.cases import Case, find_cases
+from segmamba.evaluation.cases import EvaluationCase, find_cases
 from segmamba.evaluation.names import BODIES, OWN_IDS, WHOLE
 from segmamba.evaluation.run import evaluate_case, evaluation, run_model
-from segmamba.evaluation.scores import Rules
+from segmamba.evaluation.scores import ScoringConfig
 from segmamba.evaluation.statistics import compare
 from segmamba.models.manifest import Model, load_manifest
 from segmamba.request import Options
@@ -43,23 +43,25 @@ def main() -> None:
     keep_answers(options.answers)
     model = load_manifest().default(VERTEBRAE_TASK)
     structure, kind = ("bodies", BODIES) if options.bodies else (VERTEBRAE_TASK, WHOLE)
-    rules = Rules(kind, {label.value: label.name for label in model.labels})
+    config = ScoringConfig(kind, {label.value: label.name for label in model.labels})
     cases = find_cases(options.pairs, structure, options.reference_ids.split(","))
-    plain = measured(cases, model, (), rules, options.device)
+    plain = measured(cases, model, (), config, options.device)
     names = [name for measure in MEASURES.values() for name in (measure, "gain", "over cases", "over vertebrae")]
     print(f"| steps | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}", flush=True)
     for steps in CHOICES:
-        found = measured(cases, model, steps, rules, options.device) if steps else plain
+        found = measured(cases, model, steps, config, options.device) if steps else plain
         print(f"| {', '.join(steps) or 'none'} | {' | '.join(cells(plain, found))} |", flush=True)
 
 
-def measured(cases: Sequence[Case], model: Model, steps: tuple[str, ...], rules: Rules, device: str) -> dict[str, Any]:
+def measured(
+    cases: Sequence[EvaluationCase], model: Model, steps: tuple[str, ...], config: ScoringConfig, device: str
+) -> dict[str, Any]:
     """Return the evaluation of a model that refines by these steps."""
     assert model.fine is not None
     model = replace(model, fine=replace(model.fine, refine=steps))
     predict = run_model(model, Options(device=device, refine=bool(steps)))
     return evaluation(
-        [result for case in cases for result in evaluate_case(case, (), predict, model, rules)], rules, {}
+        [result for case in cases for result in evaluate_case(case, (), predict, model, config)], config, {}
     )
 
 

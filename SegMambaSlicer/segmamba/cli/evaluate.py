@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segmamba.cli.options import add_options, read_options, read_request
 from segmamba.errors import InputError, OutputError
-from segmamba.evaluation.names import BODIES, CASES, IDS, OWN_IDS, PLAIN, RESAMPLES, VARIANTS, WHOLE
+from segmamba.evaluation.names import BODIES, CASES, IDS, OWN_IDS, PERTURBATIONS, PLAIN, RESAMPLES, WHOLE
 from segmamba.models.manifest import Model
 from segmamba.request import SETTINGS, Request
 from segmamba.tasks import VERTEBRAE_TASK
@@ -38,7 +38,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--bodies", action="store_true", help="compare with NAME_bodies.nii.gz: vertebral bodies only")
     ids = f"numbering of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one a folder"
     parser.add_argument("--reference-ids", metavar="IDS", default=OWN_IDS, help=ids)
-    parser.add_argument("--variants", metavar="A,B", help=f"versions to measure too: {', '.join(VARIANTS)}")
+    parser.add_argument("--variants", metavar="A,B", help=f"versions to measure too: {', '.join(PERTURBATIONS)}")
     parser.add_argument("--resample", choices=RESAMPLES, default=CASES, help=f"for intervals (default {CASES})")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, help="gets the results; required with PAIRS")
     text = "print the differences B minus A of two evaluations"
@@ -58,14 +58,14 @@ def _run(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from segmamba.evaluation.cases import find_cases
     from segmamba.evaluation.run import evaluate_case, evaluation, read_predictions
-    from segmamba.evaluation.scores import Rules
+    from segmamba.evaluation.scores import ScoringConfig
     from segmamba.inference.file_to_file import requested_model
 
     kinds = _kinds(options)
     request = read_request(options, input="", output="")
     model, seed = requested_model(request), request.options.seed
     kind = PLAIN if model.task != VERTEBRAE_TASK else BODIES if options.bodies else WHOLE
-    rules = Rules(kind, {label.value: label.name for label in model.labels})
+    config = ScoringConfig(kind, {label.value: label.name for label in model.labels})
     structure = "bodies" if options.bodies else model.task
     cases = find_cases(options.pairs, structure, options.reference_ids.split(","))
     folder = _prepared(options.output, request.overwrite)
@@ -77,13 +77,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         model = replace(model, title=f"Label maps of {options.predictions}", version="unknown")
     results: list[dict[str, Any]] = []
     for number, case in enumerate(cases, start=1):
-        for result in evaluate_case(case, kinds, predict, model, rules, folder / PICTURES, seed):
+        for result in evaluate_case(case, kinds, predict, model, config, folder / PICTURES, seed):
             subject = subject or result["model"]
             result.pop("model", None)
             results.append(result)
             print(f"{number}/{len(cases)} {_line(result)}", flush=True)
         # After each case, so that a run that is broken off has measured something.
-        _write(evaluation(results, rules, subject, options.resample, seed), folder)
+        _write(evaluation(results, config, subject, options.resample, seed), folder)
     print(f"Written: {folder / REPORT}, {folder / TABLE}, {folder / PICTURES}")
     return 0
 
@@ -98,9 +98,9 @@ def _run_model(model: Model, request: Request) -> Predictor:
 
 def _kinds(options: argparse.Namespace) -> list[str]:
     kinds = options.variants.split(",") if options.variants else []
-    unknown = [kind for kind in kinds if kind not in VARIANTS]
+    unknown = [kind for kind in kinds if kind not in PERTURBATIONS]
     if unknown:
-        raise InputError(f"There is no version '{', '.join(unknown)}': choose from {', '.join(VARIANTS)}.")
+        raise InputError(f"There is no version '{', '.join(unknown)}': choose from {', '.join(PERTURBATIONS)}.")
     if kinds and options.predictions:
         raise InputError("Versions of a case have to be segmented: leave --variants or --predictions out.")
     return kinds

@@ -1,4 +1,4 @@
-"""References that hold vertebral bodies only: which part of our vertebrae is compared with them. Our own rule."""
+"""References of vertebral bodies only: which part of the predicted vertebrae is compared with them. Our own rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POSTERIOR = np.array([0.0, 1.0, 0.0])
 MIDDLE = 0.5
 
 
-def compared_parts(labels: np.ndarray, reference: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+def compared_parts(prediction: np.ndarray, reference: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """Take away what references of vertebral bodies say nothing about. Only the reference decides what that is.
 
     A voxel belongs to the body of the reference whose centroid is nearest. It is taken away if it lies behind that
@@ -21,7 +21,7 @@ def compared_parts(labels: np.ndarray, reference: np.ndarray, geometry: Geometry
 
     Parameters
     ----------
-    labels : ndarray of uint8 (z, y, x)
+    prediction : ndarray of uint8 (z, y, x)
         Whole vertebrae.
     reference : ndarray of uint8 (z, y, x)
         Bodies, on the same grid.
@@ -30,7 +30,7 @@ def compared_parts(labels: np.ndarray, reference: np.ndarray, geometry: Geometry
     Returns
     -------
     bodies : ndarray of uint8 (z, y, x)
-        Our labels without what is behind the walls.
+        The prediction without what is behind the walls.
     covered : ndarray of uint8 (z, y, x)
         Of these, what lies along the part of the column that the reference has. Not compared with the background are
         voxels nearer to where a further centroid above the first body or below the last one would be, at the same
@@ -40,7 +40,7 @@ def compared_parts(labels: np.ndarray, reference: np.ndarray, geometry: Geometry
     values = sorted(centres)
     places = np.array([centres[value] for value in values])
     directions = column_directions(places)
-    index = np.nonzero(labels)
+    index = np.nonzero(prediction)
     matrix = geometry.affine
     points = np.stack(index[::-1], axis=1) @ matrix[:3, :3].T + matrix[:3, 3]
     distances = np.linalg.norm(points[:, None] - places, axis=2)
@@ -50,8 +50,8 @@ def compared_parts(labels: np.ndarray, reference: np.ndarray, geometry: Geometry
         body = np.argwhere(reference == value)[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
         backwards, wall = posterior_wall(body, directions[number], max(geometry.spacing))
         front |= (nearest == number) & (points @ backwards <= wall)
-    bodies, covered = np.zeros_like(labels), np.zeros_like(labels)
-    bodies[index] = np.where(front, labels[index], 0)
+    bodies, covered = np.zeros_like(prediction), np.zeros_like(prediction)
+    bodies[index] = np.where(front, prediction[index], 0)
     beyond = np.zeros(len(points), dtype=bool)
     if len(places) > 1:
         for end, neighbour in ((places[0], places[1]), (places[-1], places[-2])):

@@ -10,47 +10,48 @@ import numpy as np
 
 from segmamba.errors import InputError
 from segmamba.evaluation.names import IDS, NATIVE, OWN_IDS
-from segmamba.evaluation.references import HIGHEST, read_reference, reasons_not_to_count
-from segmamba.evaluation.scores import Rules
-from segmamba.evaluation.variants import Variant, resampled
+from segmamba.evaluation.perturbations import PerturbedCase, resampled
+from segmamba.evaluation.references import HIGHEST, ineligible_reasons, read_reference
+from segmamba.evaluation.scores import ScoringConfig
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS
+from segmamba.io.modality import CT, MR
 from segmamba.io.read import read_image, read_volume
 from segmamba.io.volume import Geometry, Volume
 from segmamba.utils.arrays import as_labels
 
 ENDING = ".nii.gz"
-CT = "ct"
-IMAGES = (CT, "mr", "image")
+# Modality of an image by the end of its name; None where the name does not say.
+MODALITIES = {"ct": CT, "mr": MR, "image": None}
 # A grid that is off by less than this part of a voxel is the same one: headers round.
 SAME_GRID = 0.01
 
 
 @dataclass(frozen=True)
-class Case:
+class EvaluationCase:
     """An image and its reference.
 
     Attributes
     ----------
     name : str
-    kind : str
-        One of `IMAGES`.
+    modality : str or None
+        "CT", "MR", or None where the name of the image does not say.
     image, reference : Path
     ids : str
         Numbering of the reference, one of `segmamba.evaluation.names.IDS`.
     """
 
     name: str
-    kind: str
+    modality: str | None
     image: Path
     reference: Path
     ids: str
 
 
-def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OWN_IDS,)) -> list[Case]:
+def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OWN_IDS,)) -> list[EvaluationCase]:
     """Return the cases in folders, in the order of their names.
 
     A case is ``NAME_ct.nii.gz``, ``NAME_mr.nii.gz`` or ``NAME_image.nii.gz`` with ``NAME_STRUCTURE.nii.gz``; images
-    without a reference are left out.
+    without a reference are skipped.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OW
     unknown = [one for one in ids if one not in IDS]
     if unknown or len(ids) not in (1, len(folders)):
         raise InputError(f"The reference ids are '{','.join(ids)}': give one of {', '.join(IDS)}, or one a folder.")
-    cases: list[Case] = []
+    cases: list[EvaluationCase] = []
     for folder, numbering in zip(folders, ids if len(ids) > 1 else list(ids) * len(folders), strict=True):
         found = _cases_in(folder, structure, numbering)
         if not found:
@@ -84,7 +85,7 @@ def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OW
     return cases
 
 
-def read_case(case: Case, rules: Rules) -> tuple[Variant, bool]:
+def read_case(case: EvaluationCase, config: ScoringConfig) -> tuple[PerturbedCase, bool]:
     """Read a case, and say whether its reference had to be brought to the image's grid (nearest neighbour).
 
     Raises
@@ -93,14 +94,14 @@ def read_case(case: Case, rules: Rules) -> tuple[Variant, bool]:
         A file cannot be read, is no label map, or the two show different places.
     """
     image, reference = read_volume(case.image), read_reference(case.reference, case.ids)
-    if rules.vertebrae:
-        reasons = reasons_not_to_count(reference.array)
+    if config.vertebrae:
+        reasons = ineligible_reasons(reference.array)
     else:
         reasons = {int(value): None for value in np.unique(reference.array) if value}
     on_image, moved = on_grid(reference, image.geometry)
     if not on_image.array.any():
         raise InputError(f"Nothing of {case.reference} lies on {case.image}: give the reference that belongs to it.")
-    return Variant(NATIVE, NATIVE, image, on_image, reasons), moved
+    return PerturbedCase(NATIVE, NATIVE, image, on_image, reasons), moved
 
 
 def on_grid(labels: Volume, grid: Geometry) -> tuple[Volume, bool]:
@@ -130,12 +131,12 @@ def read_prediction(folder: Path, name: str) -> Volume:
     raise InputError(f"{folder} holds no {name}{ENDING}: name the predictions as the cases, or remove the case.")
 
 
-def _cases_in(folder: Path, structure: str, ids: str) -> list[Case]:
+def _cases_in(folder: Path, structure: str, ids: str) -> list[EvaluationCase]:
     cases = []
-    for kind in IMAGES:
-        for image in folder.glob(f"*_{kind}{ENDING}"):
-            name = image.name.removesuffix(f"_{kind}{ENDING}")
+    for suffix, modality in MODALITIES.items():
+        for image in folder.glob(f"*_{suffix}{ENDING}"):
+            name = image.name.removesuffix(f"_{suffix}{ENDING}")
             reference = folder / f"{name}_{structure}{ENDING}"
             if reference.is_file():
-                cases.append(Case(name, kind, image, reference, ids))
+                cases.append(EvaluationCase(name, modality, image, reference, ids))
     return sorted(cases, key=lambda case: case.name)

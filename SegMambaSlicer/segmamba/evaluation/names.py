@@ -7,9 +7,9 @@ WHOLE, BODIES, PLAIN = "whole vertebrae", "vertebral bodies", "structures"
 # Numbering of a reference: that of our labels, or classes of TotalSegmentator v2.
 OWN_IDS, TOTALSEGMENTATOR_IDS = "own", "totalsegmentator"
 IDS = (OWN_IDS, TOTALSEGMENTATOR_IDS)
-# A case as it is, and versions of it.
+# A case as it is, and its perturbations.
 NATIVE, THICK, NOISE, CROP, STORAGE, OBLIQUE = "native", "thick", "noise", "crop", "storage", "oblique"
-VARIANTS = (THICK, NOISE, CROP, STORAGE, OBLIQUE)
+PERTURBATIONS = (THICK, NOISE, CROP, STORAGE, OBLIQUE)
 # What the bootstrap draws.
 CASES, EACH = "cases", "structures"
 RESAMPLES = (CASES, EACH)

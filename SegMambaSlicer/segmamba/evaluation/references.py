@@ -1,4 +1,4 @@
-"""Reference label maps: their numbering, and which of their vertebrae count."""
+"""Reference label maps: their numbering, and which of their vertebrae are eligible."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from segmamba.errors import InputError
 from segmamba.evaluation.names import OWN_IDS, TOTALSEGMENTATOR_IDS
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Volume
+from segmamba.spine.levels import SACRUM
 from segmamba.utils.arrays import as_labels, label_boxes
 
 HIGHEST = 255
-SACRUM = 26
-# VerSe's numbers of what is no single vertebra: sacrum and coccyx.
+# VerSe's labels of fused vertebrae: sacrum and coccyx.
 FUSED = (SACRUM, 27)
-LAST_LEVEL = 25
 # TotalSegmentator v2 classes to VerSe labels: sacrum, S1, L5 to L1, T12 to T1, C7 to C1.
-TOTALSEGMENTATOR = {25: 26, 26: 26} | {27 + i: 24 - i for i in range(5)}
+TOTALSEGMENTATOR = {25: SACRUM, 26: SACRUM} | {27 + i: 24 - i for i in range(5)}
 TOTALSEGMENTATOR |= {32 + i: 19 - i for i in range(12)} | {44 + i: 7 - i for i in range(7)}
 # Fewer voxels than this say little about a shape.
 SMALLEST_VOXELS = 1000
@@ -55,11 +54,11 @@ def at_border(box: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
     return any(part.start == 0 or part.stop == length for part, length in zip(box, shape, strict=True))
 
 
-def reasons_not_to_count(reference: np.ndarray) -> dict[int, str | None]:
-    """Say for each label of a reference of vertebrae why it does not count, or None where it does.
+def ineligible_reasons(reference: np.ndarray) -> dict[int, str | None]:
+    """Say for each label of a reference of vertebrae why it is not eligible, or None where it is.
 
-    Only the reference decides. A vertebra counts if it has more than 1,000 voxels and has none in the first or last
-    slice of any axis: the volume may have cut it there.
+    Only the reference decides. A vertebra is eligible if it has more than 1,000 voxels and none in the first or last
+    slice of any axis, where the volume may truncate it.
 
     Parameters
     ----------

@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segmamba.evaluation.cases import CT, Case, on_grid, read_case, read_prediction
+from segmamba.evaluation.cases import EvaluationCase, on_grid, read_case, read_prediction
 from segmamba.evaluation.names import CASES, CROP, NATIVE, NOISE
-from segmamba.evaluation.references import SACRUM
-from segmamba.evaluation.scores import Rules, score
-from segmamba.evaluation.statistics import MEASURES, counted, grouped, mean_with_interval, values_of
-from segmamba.evaluation.variants import Variant, make_variants
-from segmamba.io.modality import check_modality, resolve_modality
+from segmamba.evaluation.perturbations import PerturbedCase, perturb
+from segmamba.evaluation.scores import ScoringConfig, score
+from segmamba.evaluation.statistics import MEASURES, eligible, grouped, mean_with_interval, values_of
+from segmamba.io.modality import CT, check_modality, resolve_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
 from segmamba.reporting.preview import render, write_png
 from segmamba.reporting.report import describe_software
 from segmamba.request import Options
+from segmamba.spine.levels import C1, C2, SACRUM
 from segmamba.utils.arrays import label_boxes
 
 EVALUATION_VERSION = 1
-# The vertebrae that number a column without a look at the ribs: C1, C2 and the sacrum.
-LANDMARKS = (1, 2, SACRUM)
+# What determines the levels of a column without the ribs.
+LANDMARKS = (C1, C2, SACRUM)
 
 # Gives the labels for a case's image, and the run's report where there was a run.
 Predictor = Callable[[str, Volume], tuple[Volume, Mapping[str, Any] | None]]
@@ -49,25 +49,25 @@ def read_predictions(folder: Path) -> Predictor:
 
 
 def evaluate_case(
-    case: Case,
+    case: EvaluationCase,
     kinds: Sequence[str],
     predict: Predictor,
     model: Model,
-    rules: Rules,
+    config: ScoringConfig,
     pictures: Path | None = None,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Score a case, then its versions; one result each.
+    """Score a case, then its perturbations; one result each.
 
     Parameters
     ----------
-    case : Case
+    case : EvaluationCase
     kinds : sequence of str
-        Kinds of versions, see `segmamba.evaluation.variants`. Noise is left out where the image is no CT.
+        Kinds of perturbations, see `segmamba.evaluation.perturbations`. Noise is skipped unless the image is a CT.
     predict : callable
     model : Model
         Gives names, colours and the intensities of pictures.
-    rules : Rules
+    config : ScoringConfig
     pictures : Path, optional
         Folder for a picture of each result.
     seed : int
@@ -83,24 +83,28 @@ def evaluate_case(
     ------
     SegMambaError
     """
-    native, moved = read_case(case, rules)
-    yield _result(case, native, predict, model, rules, pictures) | {"reference_resampled": moved}
+    native, moved = read_case(case, config)
+    yield _result(case, native, predict, model, config, pictures) | {"reference_resampled": moved}
     for kind in kinds:
-        if kind == NOISE and case.kind != CT:
+        if kind == NOISE and case.modality != CT:
             continue
-        for variant in make_variants(kind, native.image, native.reference, native.reasons, seed):
-            yield _result(case, variant, predict, model, rules, pictures)
+        for perturbed in perturb(kind, native.image, native.reference, native.reasons, seed):
+            yield _result(case, perturbed, predict, model, config, pictures)
 
 
 def evaluation(
-    cases: Sequence[Mapping[str, Any]], rules: Rules, subject: Mapping[str, Any], resample: str = CASES, seed: int = 0
+    cases: Sequence[Mapping[str, Any]],
+    config: ScoringConfig,
+    subject: Mapping[str, Any],
+    resample: str = CASES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Return the evaluation for JSON: what was measured, all results of `evaluate_case`, and their summary.
 
     Parameters
     ----------
     cases : sequence of dict
-    rules : Rules
+    config : ScoringConfig
     subject : mapping
         What was measured: the model as in a report, or the folder of predictions.
     resample : str
@@ -109,13 +113,13 @@ def evaluation(
         Of the bootstrap.
     """
     kinds = dict.fromkeys(case["kind"] for case in cases)
-    summary = {kind: summed_up([case for case in cases if case["kind"] == kind], resample, seed) for kind in kinds}
+    summary = {kind: summarize([case for case in cases if case["kind"] == kind], resample, seed) for kind in kinds}
     drops = {kind: drop([case for case in cases if case["kind"] in (NATIVE, kind)], resample, seed) for kind in kinds}
     drops.pop(NATIVE, None)
     result = {
         "evaluation_version": EVALUATION_VERSION,
         "subject": dict(subject),
-        "compared": rules.kind,
+        "compared": config.kind,
         "resample": resample,
         "software": describe_software(),
         "summary": summary,
@@ -127,10 +131,10 @@ def evaluation(
     return result
 
 
-def summed_up(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) -> dict[str, Any]:
-    """Return, for each measure, what `mean_with_interval` says of the structures that count, and of ``dice_all``.
+def summarize(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) -> dict[str, Any]:
+    """Return, for each measure, what `mean_with_interval` says of the eligible structures, and of ``dice_all``.
 
-    ``dice_all`` is over all cases, also those of which nothing counts, and always drawn by case.
+    ``dice_all`` is over all cases, also those without an eligible structure, and always drawn by case.
     """
     result = {measure: mean_with_interval(grouped(values_of(cases, measure), resample), seed) for measure in MEASURES}
     missed = sum(case["missed"] for case in cases)
@@ -142,20 +146,20 @@ def summed_up(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) 
 
 
 def drop(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) -> dict[str, Any]:
-    """Return how much mean Dice versions lose against their native case, over the structures that count in both.
+    """Return how much mean Dice perturbed cases lose against their native case, over structures eligible in both.
 
     ``mean`` (positive: lost) and its interval as in `mean_with_interval`; ``native``, ``changed``: the two means;
-    ``abstained``: versions that said they do not know the numbers. Of such a crop the Dice is that after the best
-    consistent shift of its numbers.
+    ``abstained``: perturbed cases whose run abstained. The Dice of such a crop is that after the best consistent
+    shift of its levels.
     """
     native = {case["case"]: case for case in cases if case["kind"] == NATIVE}
     pairs: dict[str, list[tuple[float, float]]] = {}
     for case in cases:
         if case["kind"] == NATIVE:
             continue
-        whole = {row["value"]: row["dice"] for row in counted(native[case["case"]])}
+        whole = {row["value"]: row["dice"] for row in eligible(native[case["case"]])}
         key = "dice_shifted" if case["kind"] == CROP and abstained(case) else "dice"
-        found = [(whole[row["value"]], row[key]) for row in counted(case) if row["value"] in whole]
+        found = [(whole[row["value"]], row[key]) for row in eligible(case) if row["value"] in whole]
         pairs.setdefault(case["case"], []).extend(found)
     losses = {name: [before - after for before, after in values] for name, values in pairs.items()}
     both = [pair for values in pairs.values() for pair in values]
@@ -168,15 +172,15 @@ def drop(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) -> di
 
 
 def abstained(case: Mapping[str, Any]) -> bool:
-    """Say whether the run of a case said that it does not know the numbers."""
+    """Say whether the run of a case abstained: it said that its levels are not certain."""
     return case.get("numbering", {}).get("certain") is False
 
 
 def abstentions(crops: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Count how crops were numbered, apart for those with C1, C2 or the sacrum in view and those without.
+    """Count how crops were numbered, separately for those with C1, C2 or the sacrum in view and those without.
 
-    A crop is wrong if one of its vertebrae that count has more of another level on it than of its own.
-    ``left_open`` is the part of those not numbered right with certainty in which the numbers were left open.
+    A crop is wrong if one of its eligible vertebrae is mostly covered by another level. ``left_open`` is the abstention
+    rate among crops that are not numbered correctly: abstained / (abstained + wrong).
     """
     table = {}
     for name, landmark in (("landmark", True), ("no_landmark", False)):
@@ -196,8 +200,8 @@ def abstentions(crops: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     return table
 
 
-def said_certain(report: Mapping[str, Any] | None) -> bool | None:
-    """Return what a report says of its numbering: certain, not certain, or nothing (None).
+def reported_certainty(report: Mapping[str, Any] | None) -> bool | None:
+    """Return what a report says about its levels: certain, not certain, or nothing (None).
 
     Either of the whole (``numbering.certain``), or of its vertebrae (``level_certain``): then all have to be.
     """
@@ -211,27 +215,32 @@ def said_certain(report: Mapping[str, Any] | None) -> bool | None:
 
 
 def _result(
-    case: Case, variant: Variant, predict: Predictor, model: Model, rules: Rules, pictures: Path | None
+    case: EvaluationCase,
+    perturbed: PerturbedCase,
+    predict: Predictor,
+    model: Model,
+    config: ScoringConfig,
+    pictures: Path | None,
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    answer, report = predict(case.name, variant.image)
+    prediction, report = predict(case.name, perturbed.image)
     seconds = time.perf_counter() - started
-    labels = on_grid(answer, variant.image.geometry)[0].array
+    labels = on_grid(prediction, perturbed.image.geometry)[0].array
     result: dict[str, Any] = {
         "case": case.name,
-        "variant": variant.name,
-        "kind": variant.kind,
+        "variant": perturbed.name,
+        "kind": perturbed.kind,
         "seconds": None if report is None else round(seconds, 2),
         "device": None if report is None else report["run"]["device_title"],
-        "landmark": any(value in LANDMARKS for value in label_boxes(variant.reference.array)),
+        "landmark": any(value in LANDMARKS for value in label_boxes(perturbed.reference.array)),
         "picture": None,
     }
-    result |= score(labels, variant.reference, rules, variant.reasons, said_certain(report))
+    result |= score(labels, perturbed.reference, config, perturbed.reasons, reported_certainty(report))
     if report is not None:
         result["model"] = report["model"] | {"options": report["run"].get("options")}
     if pictures is not None:
-        title = f"{case.name}, {variant.name}: dashed is the reference"
-        path = pictures / f"{case.name}-{variant.name.replace(' ', '-')}.png"
-        write_png(path, render(variant.image, labels, model, title, variant.reference.array))
+        title = f"{case.name}, {perturbed.name}: dashed is the reference"
+        path = pictures / f"{case.name}-{perturbed.name.replace(' ', '-')}.png"
+        write_png(path, render(perturbed.image, labels, model, title, perturbed.reference.array))
         result["picture"] = path.name
     return result

@@ -1,4 +1,4 @@
-"""The figures of one case: our labels against its reference."""
+"""The scores of one case: a prediction against its reference."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from typing import Any
 import numpy as np
 
 from segmamba.evaluation.bodies import compared_parts
-from segmamba.evaluation.metrics import centroids, dice_of_all, identified, overlap_table, surface_distances, table_dice
+from segmamba.evaluation.metrics import (
+    centroids,
+    confusion_matrix,
+    dice_foreground,
+    dice_from_confusion,
+    identified,
+    surface_distances,
+)
 from segmamba.evaluation.names import BODIES, PLAIN
-from segmamba.evaluation.references import FUSED, LAST_LEVEL, SACRUM
-from segmamba.evaluation.statistics import counted
+from segmamba.evaluation.references import FUSED
+from segmamba.evaluation.statistics import eligible
 from segmamba.io.volume import Geometry, Volume
+from segmamba.spine.levels import C1, L6, SACRUM
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How a task is scored.
+class ScoringConfig:
+    """What is compared, and how structures are called.
 
     Attributes
     ----------
@@ -40,94 +48,102 @@ class Rules:
 
 
 def score(
-    labels: np.ndarray, reference: Volume, rules: Rules, reasons: Mapping[int, str | None], certain: bool | None = None
+    prediction: np.ndarray,
+    reference: Volume,
+    config: ScoringConfig,
+    reasons: Mapping[int, str | None],
+    certain: bool | None = None,
 ) -> dict[str, Any]:
-    """Compare labels with a reference.
+    """Compare a prediction with a reference.
 
     Parameters
     ----------
-    labels : ndarray of uint8 (z, y, x)
+    prediction : ndarray of uint8 (z, y, x)
         On the reference's grid.
     reference : Volume
-    rules : Rules
+    config : ScoringConfig
     reasons : mapping
-        For each label why it does not count, or None where it does.
+        For each label why it is not eligible, or None where it is.
     certain : bool or None
-        What the run said of its numbering; None where it said nothing.
+        What the run said about its levels; None where it said nothing.
 
     Returns
     -------
     dict
         ``dice_all`` (all structures against the background), ``dice_vertebrae`` (the same without the sacrum, of
-        which many references hold a part; None where there are no vertebrae), ``dice_mean``, ``assd_mean_mm``,
-        ``hd95_mean_mm`` (over the structures that count; distances over those that were found), ``missed``,
+        which many references contain a part; None where there are no vertebrae), ``dice_mean``, ``assd_mean_mm``,
+        ``hd95_mean_mm`` (over eligible structures; distances over those that were found), ``missed``,
         ``identified`` and ``of`` (how many), ``structures`` (a row each, see `_row`), ``extra`` (labels that the
         reference does not have), and for vertebrae ``numbering``.
     """
-    theirs, geometry = reference.array, reference.geometry
-    compared = against_background = labels
-    if rules.kind == BODIES:
-        compared, against_background = compared_parts(labels, theirs, geometry)
-    if rules.vertebrae and not (theirs == SACRUM).any():
-        against_background = np.where(np.isin(against_background, FUSED), 0, against_background)
-    table = overlap_table(compared, theirs)
-    places = centroids(compared, geometry), centroids(theirs, geometry)
-    rows = [_row(value, compared, reference, table, places, rules, reasons.get(value)) for value in places[1]]
-    result = {"dice_all": dice_of_all(against_background, theirs), "structures": rows}
+    compared = against_background = prediction
+    if config.kind == BODIES:
+        compared, against_background = compared_parts(prediction, reference.array, reference.geometry)
+    if config.vertebrae and not (reference.array == SACRUM).any():
+        against_background = _without_fused(against_background)
+    confusion = confusion_matrix(compared, reference.array)
+    places = centroids(compared, reference.geometry), centroids(reference.array, reference.geometry)
+    rows = [_row(value, compared, reference, confusion, places, config, reasons.get(value)) for value in places[1]]
+    result = {"dice_all": dice_foreground(against_background, reference.array), "structures": rows}
     result["dice_vertebrae"] = None
-    if rules.vertebrae:
-        ours_without, theirs_without = (np.where(np.isin(a, FUSED), 0, a) for a in (against_background, theirs))
-        result["dice_vertebrae"] = dice_of_all(ours_without, theirs_without)
-    result |= _means(counted(result))
+    if config.vertebrae:
+        without_fused = _without_fused(against_background), _without_fused(reference.array)
+        result["dice_vertebrae"] = dice_foreground(*without_fused)
+    result |= _means(eligible(result))
     extra = sorted(places[0].keys() - places[1].keys())
     result["extra"] = [
-        {"value": value, "name": rules.name(value), "voxels": int(table[:, value].sum())} for value in extra
+        {"value": value, "name": config.name(value), "voxels": int(confusion[:, value].sum())} for value in extra
     ]
-    if rules.vertebrae:
-        numbering = _numbering(table, counted(result), certain)
+    if config.vertebrae:
+        numbering = _numbering(confusion, eligible(result), certain)
         for row in rows:
-            row["dice_shifted"] = _moved_dice(table, row["value"], numbering["best_shift"])
+            row["dice_shifted"] = _shifted_dice(confusion, row["value"], numbering["best_shift"])
         result["numbering"] = numbering
     return result
 
 
+def _without_fused(labels: np.ndarray) -> np.ndarray:
+    return np.where(np.isin(labels, FUSED), 0, labels)
+
+
 def _row(
     value: int,
-    labels: np.ndarray,
+    prediction: np.ndarray,
     reference: Volume,
-    table: np.ndarray,
+    confusion: np.ndarray,
     places: tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray]],
-    rules: Rules,
+    config: ScoringConfig,
     reason: str | None,
 ) -> dict[str, Any]:
-    """Return what one structure of the reference got.
+    """Return the scores of one structure of the reference.
 
-    ``covered_by`` is the label of ours that covers most of it, 0 where the background does.
+    ``places`` are the centroids of prediction and reference. ``covered_by`` is the predicted label that covers most
+    of the structure, 0 where the background does.
     """
-    ours, theirs = places
+    predicted, true = places
     geometry: Geometry = reference.geometry
     millilitres = geometry.voxel_volume / 1000
     average = hausdorff = distance = None
-    if value in ours:
-        average, hausdorff = surface_distances(labels == value, reference.array == value, geometry.spacing[::-1])
-        distance = float(np.linalg.norm(ours[value] - theirs[value]))
+    if value in predicted:
+        average, hausdorff = surface_distances(prediction == value, reference.array == value, geometry.spacing[::-1])
+        distance = float(np.linalg.norm(predicted[value] - true[value]))
     row = {
         "value": value,
-        "name": rules.name(value),
+        "name": config.name(value),
         "not_counted": reason,
-        "dice": table_dice(table, value, value),
+        "dice": dice_from_confusion(confusion, value, value),
         "assd_mm": average,
         "hd95_mm": hausdorff,
         "centroid_distance_mm": distance,
-        "volume_ml": float(table[:, value].sum() * millilitres),
-        "reference_voxels": int(table[value].sum()),
-        "reference_volume_ml": float(table[value].sum() * millilitres),
-        "covered_by": int(table[value].argmax()),
+        "volume_ml": float(confusion[:, value].sum() * millilitres),
+        "reference_voxels": int(confusion[value].sum()),
+        "reference_volume_ml": float(confusion[value].sum() * millilitres),
+        "covered_by": int(confusion[value].argmax()),
         "identified": None,
     }
-    if rules.vertebrae:
-        whole = {number: place for number, place in theirs.items() if number not in FUSED}
-        row["identified"] = None if value in FUSED else identified(value, ours, whole)
+    if config.vertebrae:
+        vertebrae = {other: place for other, place in true.items() if other not in FUSED}
+        row["identified"] = None if value in FUSED else identified(value, predicted, vertebrae)
     return row
 
 
@@ -146,14 +162,14 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _numbering(table: np.ndarray, rows: list[dict[str, Any]], certain: bool | None) -> dict[str, Any]:
-    """Return how the numbers fit.
+def _numbering(confusion: np.ndarray, rows: list[dict[str, Any]], certain: bool | None) -> dict[str, Any]:
+    """Return how well the levels fit.
 
-    ``wrong``: how many vertebrae that count are covered most by another level than their own. ``best_shift``: how many
-    levels ours have to be moved down for the best mean Dice, and ``dice_mean_shifted`` that Dice.
+    ``wrong``: how many eligible vertebrae are mostly covered by another level than their own. ``best_shift``: by how
+    many levels the prediction has to be moved down for the best mean Dice, and ``dice_mean_shifted`` that Dice.
     """
-    levels = [row["value"] for row in rows if row["value"] <= LAST_LEVEL]
-    shift, dice = best_shift(table, levels)
+    levels = [row["value"] for row in rows if row["value"] <= L6]
+    shift, dice = best_shift(confusion, levels)
     return {
         "certain": certain,
         "wrong": sum(row["covered_by"] not in (0, row["value"]) for row in rows),
@@ -162,34 +178,34 @@ def _numbering(table: np.ndarray, rows: list[dict[str, Any]], certain: bool | No
     }
 
 
-def best_shift(table: np.ndarray, levels: list[int]) -> tuple[int, float | None]:
-    """Return the shift of our levels that gives the best mean Dice, and that Dice (None without levels).
+def best_shift(confusion: np.ndarray, levels: list[int]) -> tuple[int, float | None]:
+    """Return the shift of the predicted levels that gives the best mean Dice, and that Dice (None without levels).
 
     Parameters
     ----------
-    table : ndarray
-        An `overlap_table`.
+    confusion : ndarray
+        A `confusion_matrix`.
     levels : list of int
         The reference's levels over which the mean is taken, 1 to 25. Of equally good shifts the smallest is taken.
 
     Returns
     -------
     shift : int
-        What has to be added to each of our levels; those that leave 1 to 25 are lost, the sacrum stays.
+        What has to be added to each predicted level; those that leave 1 to 25 are lost, the sacrum stays.
     dice : float or None
     """
     if not levels:
         return 0, None
     best, kept = -1.0, 0
-    for shift in sorted(range(1 - LAST_LEVEL, LAST_LEVEL), key=abs):
-        moved = [_moved_dice(table, level, shift) for level in levels]
-        if np.mean(moved) > best:
-            best, kept = float(np.mean(moved)), shift
+    for shift in sorted(range(1 - L6, L6), key=abs):
+        dice = float(np.mean([_shifted_dice(confusion, level, shift) for level in levels]))
+        if dice > best:
+            best, kept = dice, shift
     return kept, best
 
 
-def _moved_dice(table: np.ndarray, value: int, shift: int) -> float:
-    """Return the Dice of a reference's value after a shift of our levels: see `best_shift`."""
-    if value > LAST_LEVEL:
-        return table_dice(table, value, value)
-    return table_dice(table, value, value - shift) if 1 <= value - shift <= LAST_LEVEL else 0.0
+def _shifted_dice(confusion: np.ndarray, value: int, shift: int) -> float:
+    """Return the Dice of a reference's value after a shift of the predicted levels: see `best_shift`."""
+    if value > L6:
+        return dice_from_confusion(confusion, value, value)
+    return dice_from_confusion(confusion, value, value - shift) if C1 <= value - shift <= L6 else 0.0

@@ -1,4 +1,4 @@
-"""Means, and how sure they are: bootstrap confidence intervals, paired differences."""
+"""Means with bootstrap confidence intervals, and paired differences."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ def grouped(values: Mapping[str, Sequence[float]], resample: str) -> list[Sequen
     return [[value] for case in values.values() for value in case]
 
 
-def counted(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a case's structures that count."""
+def eligible(case: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a case's eligible structures."""
     return [row for row in case["structures"] if row["not_counted"] is None]
 
 
 def values_of(cases: Sequence[Mapping[str, Any]], measure: str) -> dict[str, list[float]]:
-    """Return a measure of the structures that count, by case; without those where it does not exist."""
+    """Return a measure of the eligible structures, by case; without those where it does not exist."""
     values: dict[str, list[float]] = {}
     for case in cases:
-        found = [float(row[measure]) for row in counted(case) if row[measure] is not None]
+        found = [float(row[measure]) for row in eligible(case) if row[measure] is not None]
         values.setdefault(case["case"], []).extend(found)
     return values
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], resample: str, seed: int = 0) -> dict[str, Any]:
-    """Return the differences of two evaluations, second minus first, over the structures that count in both.
+    """Return the differences of two evaluations, second minus first, over the structures that are eligible in both.
 
     Parameters
     ----------
@@ -80,16 +80,16 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], resample: str, 
     Returns
     -------
     dict
-        For each kind of variant and each measure what `mean_with_interval` gives for the paired differences, and the
-        means of both (``first``, ``second``). A surface distance is only paired where both found the structure.
+        For each kind of perturbation and each measure what `mean_with_interval` gives for the paired differences, and
+        the means of both (``first``, ``second``). A surface distance is only paired where both found the structure.
 
     Raises
     ------
     InputError
         They have no case in common.
     """
-    theirs = {(case["case"], case["variant"]): case for case in second["cases"]}
-    if not any((case["case"], case["variant"]) in theirs for case in first["cases"]):
+    others = {(case["case"], case["variant"]): case for case in second["cases"]}
+    if not any((case["case"], case["variant"]) in others for case in first["cases"]):
         raise InputError("The two evaluations have no case in common: give two of the same pairs.")
     result: dict[str, Any] = {}
     for kind in dict.fromkeys(case["kind"] for case in first["cases"]):
@@ -97,7 +97,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], resample: str, 
         for measure in (*MEASURES, ALL):
             pairs: dict[str, list[tuple[float, float]]] = {}
             for case in first["cases"]:
-                other = theirs.get((case["case"], case["variant"]))
+                other = others.get((case["case"], case["variant"]))
                 if case["kind"] == kind and other is not None:
                     pairs.setdefault(case["case"], []).extend(_pairs(case, other, measure))
             differences = {name: [b - a for a, b in values] for name, values in pairs.items()}
@@ -111,6 +111,6 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], resample: str, 
 def _pairs(first: Mapping[str, Any], second: Mapping[str, Any], measure: str) -> list[tuple[float, float]]:
     if measure == ALL:
         return [(first[ALL], second[ALL])]
-    others = {row["value"]: row[measure] for row in counted(second)}
-    pairs = [(row[measure], others.get(row["value"])) for row in counted(first)]
+    others = {row["value"]: row[measure] for row in eligible(second)}
+    pairs = [(row[measure], others.get(row["value"])) for row in eligible(first)]
     return [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from segmamba.evaluation.names import NATIVE, PLAIN
-from segmamba.evaluation.statistics import counted
+from segmamba.evaluation.statistics import eligible
 from segmamba.reporting.disclaimer import NOTICE
 
 MEASURE_TITLES = {
@@ -124,7 +124,7 @@ def _crops(crops: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _levels(cases: Sequence[Mapping[str, Any]]) -> str:
-    rows = [row for case in cases for row in counted(case)]
+    rows = [row for case in cases for row in eligible(case)]
     lines = []
     for value in sorted({row["value"] for row in rows}):
         level = [row for row in rows if row["value"] == value]
@@ -146,7 +146,7 @@ def _overview(cases: Sequence[Mapping[str, Any]]) -> str:
         keys = ("dice_all", "dice_vertebrae", "dice_mean", "assd_mean_mm", "hd95_mean_mm")
         figures = [number(case[key]) for key in keys]
         seconds = NONE if case["seconds"] is None else f"{case['seconds']:.0f}"
-        rows.append([case["case"], case["variant"], *figures, _identified(counted(case)), _numbers(case), seconds])
+        rows.append([case["case"], case["variant"], *figures, _identified(eligible(case)), _numbers(case), seconds])
     head = ["case", "version", "Dice, all", "Dice, all but the sacrum", "Dice, mean"]
     return table([*head, "surface distance, mm", "95% Hausdorff, mm", "identified", "numbers", "seconds"], rows)
 

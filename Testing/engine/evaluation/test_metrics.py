@@ -8,12 +8,12 @@ from helpers.phantoms import OBLIQUE, VERTEBRAE, true_labels
 
 from segmamba.evaluation.metrics import (
     centroids,
+    confusion_matrix,
     dice_by_label,
-    dice_of_all,
+    dice_foreground,
+    dice_from_confusion,
     identified,
-    overlap_table,
     surface_distances,
-    table_dice,
 )
 
 
@@ -27,21 +27,21 @@ def test_dice_is_two_overlaps_by_both_sizes() -> None:
     reference = np.array([[[0, 1, 1, 2, 2]]])
     labels = np.array([[[1, 1, 0, 2, 2]]])
     assert dice_by_label(labels, reference) == {1: 0.5, 2: 1.0}
-    assert dice_of_all(labels, reference) == 0.75
-    assert dice_of_all(0 * labels, 0 * reference) == 0
+    assert dice_foreground(labels, reference) == 0.75
+    assert dice_foreground(0 * labels, 0 * reference) == 0
     assert dice_by_label(0 * labels, reference) == {1: 0, 2: 0}
 
 
 def test_the_table_counts_pairs_of_values() -> None:
-    table = overlap_table(np.array([0, 1, 2, 2, 0], np.uint8), np.array([0, 1, 1, 255, 255], np.uint8))
+    table = confusion_matrix(np.array([0, 1, 2, 2, 0], np.uint8), np.array([0, 1, 1, 255, 255], np.uint8))
     assert {(row, column): table[row, column] for row, column in np.argwhere(table)} == {
         (1, 1): 1,
         (1, 2): 1,
         (255, 2): 1,
         (255, 0): 1,
     }
-    assert table_dice(table, 1, 2) == 0.5
-    assert table_dice(table, 7, 8) == 0
+    assert dice_from_confusion(table, 1, 2) == 0.5
+    assert dice_from_confusion(table, 7, 8) == 0
 
 
 def test_parallel_plates_are_as_far_apart_as_their_slices() -> None:
@@ -101,9 +101,9 @@ def test_centroids_are_places_in_the_patient_whatever_the_grid() -> None:
 
 
 def test_a_vertebra_is_identified_within_20_mm_and_if_no_other_is_nearer() -> None:
-    theirs = {20: np.array([0.0, 0, 30]), 21: np.array([0.0, 0, 0])}
-    assert identified(20, {20: np.array([0.0, 0, 44])}, theirs)
-    assert not identified(20, {20: np.array([0.0, 0, 50.5])}, theirs)
+    reference = {20: np.array([0.0, 0, 30]), 21: np.array([0.0, 0, 0])}
+    assert identified(20, {20: np.array([0.0, 0, 44])}, reference)
+    assert not identified(20, {20: np.array([0.0, 0, 50.5])}, reference)
     # 19 mm away, and 11 mm from the next one.
-    assert not identified(20, {20: np.array([0.0, 0, 11])}, theirs)
-    assert not identified(20, {21: np.array([0.0, 0, 30])}, theirs)
+    assert not identified(20, {20: np.array([0.0, 0, 11])}, reference)
+    assert not identified(20, {21: np.array([0.0, 0, 30])}, reference)

@@ -21,10 +21,10 @@ from helpers.phantoms import (
 
 from segmamba.errors import InputError
 from segmamba.evaluation.bodies import compared_parts
-from segmamba.evaluation.metrics import centroids, dice_by_label, dice_of_all
-from segmamba.evaluation.names import VARIANTS
-from segmamba.evaluation.references import read_reference, reasons_not_to_count
-from segmamba.evaluation.variants import KINDS, crop_starts, make_variants, slab_weights, thick_labels
+from segmamba.evaluation.metrics import centroids, dice_by_label, dice_foreground
+from segmamba.evaluation.names import PERTURBATIONS
+from segmamba.evaluation.perturbations import KINDS, crop_starts, perturb, slab_weights, thick_labels
+from segmamba.evaluation.references import ineligible_reasons, read_reference
 from segmamba.io.volume import Geometry, Volume
 
 GRID = grid_around_patient((1.1, 1.2, 2.3), (1.0, 0, 0, 0, -1.0, 0, 0, 0, -1.0))
@@ -38,7 +38,7 @@ def test_only_whole_vertebrae_of_over_1000_voxels_count() -> None:
     labels[0:20, 20:35, 40:50] = 22
     labels[20:35, 20:35, 45:60] = 23
     labels[20:35, 2:15, 30:44] = 26
-    assert reasons_not_to_count(labels) == {
+    assert ineligible_reasons(labels) == {
         20: "not over 1,000 voxels",
         21: None,
         22: "at the volume's border",
@@ -88,11 +88,11 @@ def leaning_column(geometry: Geometry, lean: float) -> tuple[np.ndarray, np.ndar
 @pytest.mark.parametrize("lean", [0, 25])
 def test_an_arch_is_not_held_against_us_where_the_reference_has_bodies_only(lean: float) -> None:
     bodies, whole = leaning_column(CUBE, lean)
-    assert dice_of_all(whole, bodies) < 0.8
+    assert dice_foreground(whole, bodies) < 0.8
     compared, covered = compared_parts(whole, bodies, CUBE)
     # Half a voxel of the arch at most.
     assert min(dice_by_label(compared, bodies).values()) > 0.98
-    assert dice_of_all(covered, bodies) > 0.98
+    assert dice_foreground(covered, bodies) > 0.98
 
 
 @pytest.mark.parametrize("shift", [(0, -12, 0), (9, 0, 0), (-9, 0, 0), (0, 0, 6), (0, 0, -6)])
@@ -118,7 +118,7 @@ def test_a_vertebra_that_the_reference_leaves_out_is_not_held_against_us() -> No
     two = np.where(bodies == 20, 0, bodies).astype(np.uint8)
     compared, covered = compared_parts(whole, two, CUBE)
     assert (compared == 20).any() and not (covered == 20).any()
-    assert dice_of_all(covered, two) > 0.98
+    assert dice_foreground(covered, two) > 0.98
 
 
 def test_a_wrong_number_stays_wrong_with_bodies() -> None:
@@ -133,12 +133,12 @@ def case() -> tuple[Volume, Volume]:
 
 
 def test_every_version_has_a_name_and_a_maker() -> None:
-    assert tuple(KINDS) == VARIANTS
+    assert tuple(KINDS) == PERTURBATIONS
 
 
 @pytest.mark.parametrize("kind", ["thick", "noise", "storage", "oblique"])
 def test_a_version_shows_the_same_patient(kind: str, case: tuple[Volume, Volume]) -> None:
-    (version,) = make_variants(kind, *case, {20: None, 21: None, 22: None})
+    (version,) = perturb(kind, *case, {20: None, 21: None, 22: None})
     grid = version.image.geometry
     assert version.reference.geometry == grid and version.image.array.shape == version.reference.array.shape
     assert version.image.array.dtype == np.int16
@@ -155,7 +155,7 @@ def test_a_version_shows_the_same_patient(kind: str, case: tuple[Volume, Volume]
 
 
 def test_thick_slices_are_5_mm_along_the_patient_and_averages(case: tuple[Volume, Volume]) -> None:
-    (version,) = make_variants("thick", *case, {})
+    (version,) = perturb("thick", *case, {})
     assert version.image.geometry.spacing == (1.1, 1.2, 5.0)
     weights = slab_weights(7, 2.0, 5.0)
     assert weights == pytest.approx(
@@ -167,12 +167,12 @@ def test_thick_slices_are_5_mm_along_the_patient_and_averages(case: tuple[Volume
 
 def test_slices_that_are_thick_already_are_left_alone() -> None:
     geometry = grid_around_patient((1.5, 1.5, 6.0), rotation(0, 0))
-    assert list(make_variants("thick", phantom(geometry), Volume(true_labels(geometry), geometry), {})) == []
+    assert list(perturb("thick", phantom(geometry), Volume(true_labels(geometry), geometry), {})) == []
 
 
 def test_noise_is_60_hu_and_repeats_with_its_seed(case: tuple[Volume, Volume]) -> None:
     def noisy(seed: int) -> np.ndarray:
-        (version,) = make_variants("noise", *case, {}, seed)
+        (version,) = perturb("noise", *case, {}, seed)
         return version.image.array
 
     difference = noisy(3).astype(float) - case[0].array
@@ -188,7 +188,7 @@ def test_crops_show_five_whole_vertebrae_and_cut_ones_do_not_count() -> None:
         labels[85 - 12 * number : 90 - 12 * number, 16:18, 8:12] = 8 + number
     geometry = Geometry((20, 20, 100), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), STRAIGHT.direction)
     image = Volume(labels.astype(np.int16) * 30, geometry)
-    crops = list(make_variants("crop", image, Volume(labels, geometry), dict.fromkeys(range(8, 15))))
+    crops = list(perturb("crop", image, Volume(labels, geometry), dict.fromkeys(range(8, 15))))
     assert [crop.name for crop in crops] == ["crop 8-12", "crop 9-13", "crop 10-14"]
     middle = crops[1]
     assert [
@@ -209,6 +209,6 @@ def test_too_few_whole_vertebrae_give_no_crop() -> None:
 
 def test_an_oblique_grid_holds_the_whole_volume() -> None:
     volume = phantom(OBLIQUE)
-    (version,) = make_variants("oblique", volume, Volume(true_labels(OBLIQUE), OBLIQUE), {})
+    (version,) = perturb("oblique", volume, Volume(true_labels(OBLIQUE), OBLIQUE), {})
     assert np.count_nonzero(version.reference.array) == pytest.approx(np.count_nonzero(true_labels(OBLIQUE)), rel=0.02)
     assert version.image.array.min() == volume.array.min()

@@ -15,17 +15,17 @@ from helpers.phantoms import OBLIQUE, STRAIGHT, phantom, spine_labels, spine_mod
 
 from segmamba.cli.main import main
 from segmamba.evaluation.cases import find_cases, on_grid
-from segmamba.evaluation.metrics import overlap_table
+from segmamba.evaluation.metrics import confusion_matrix
 from segmamba.evaluation.names import BODIES, PLAIN, WHOLE
-from segmamba.evaluation.run import abstentions, drop, evaluate_case, evaluation, said_certain
-from segmamba.evaluation.scores import Rules, best_shift, score
+from segmamba.evaluation.run import abstentions, drop, evaluate_case, evaluation, reported_certainty
+from segmamba.evaluation.scores import ScoringConfig, best_shift, score
 from segmamba.evaluation.statistics import compare, grouped, mean_with_interval
 from segmamba.evaluation.tables import to_markdown, worst_first
 from segmamba.io.volume import Volume, to_image
 from segmamba.reporting.preview import choose_planes, render
 
-RULES = Rules(WHOLE, {label.value: label.name for label in spine_labels()})
-COUNT_ALL = {20: None, 21: None, 22: None}
+CONFIG = ScoringConfig(WHOLE, {label.value: label.name for label in spine_labels()})
+ALL_ELIGIBLE = {20: None, 21: None, 22: None}
 REFERENCE = Volume(true_labels(STRAIGHT), STRAIGHT)
 
 
@@ -145,10 +145,10 @@ def test_each_folder_can_have_its_own_numbering(pairs: Path, tmp_path: Path) -> 
     write(tmp_path / "four_mr.nii.gz", phantom())
     write(tmp_path / "four_vertebrae.nii.gz", REFERENCE)
     cases = find_cases([pairs, tmp_path], "vertebrae", ["own", "totalsegmentator"])
-    assert [(case.name, case.kind, case.ids) for case in cases] == [
-        ("one", "ct", "own"),
-        ("two", "ct", "own"),
-        ("four", "mr", "totalsegmentator"),
+    assert [(case.name, case.modality, case.ids) for case in cases] == [
+        ("one", "CT", "own"),
+        ("two", "CT", "own"),
+        ("four", "MR", "totalsegmentator"),
     ]
 
 
@@ -161,7 +161,7 @@ def test_labels_on_another_grid_are_brought_to_the_images() -> None:
 
 def test_a_missed_structure_scores_zero_and_has_no_distance() -> None:
     labels = np.where(REFERENCE.array == 21, 0, REFERENCE.array)
-    result = score(labels, REFERENCE, RULES, COUNT_ALL)
+    result = score(labels, REFERENCE, CONFIG, ALL_ELIGIBLE)
     row = result["structures"][1]
     assert (row["dice"], row["assd_mm"], row["hd95_mm"], row["identified"], row["covered_by"]) == (
         0,
@@ -176,7 +176,7 @@ def test_a_missed_structure_scores_zero_and_has_no_distance() -> None:
 
 def test_what_does_not_count_is_listed_and_left_out_of_the_means() -> None:
     labels = np.where(REFERENCE.array == 21, 0, REFERENCE.array)
-    result = score(labels, REFERENCE, RULES, COUNT_ALL | {21: "at the volume's border"})
+    result = score(labels, REFERENCE, CONFIG, ALL_ELIGIBLE | {21: "at the volume's border"})
     assert result["dice_mean"] == 1 and result["of"] == 2
     assert [row["dice"] for row in result["structures"]] == [1, 0, 1]
 
@@ -184,16 +184,16 @@ def test_what_does_not_count_is_listed_and_left_out_of_the_means() -> None:
 def test_a_sacrum_that_the_reference_leaves_out_is_not_held_against_us() -> None:
     sacrum = np.roll(np.where(REFERENCE.array == 22, 26, 0), -20, axis=1).astype(np.uint8)
     labels = np.where(REFERENCE.array > 0, REFERENCE.array, sacrum)
-    assert score(labels, REFERENCE, RULES, COUNT_ALL)["dice_all"] == 1
-    assert score(labels, REFERENCE, Rules(PLAIN, {}), COUNT_ALL)["dice_all"] < 0.9
+    assert score(labels, REFERENCE, CONFIG, ALL_ELIGIBLE)["dice_all"] == 1
+    assert score(labels, REFERENCE, ScoringConfig(PLAIN, {}), ALL_ELIGIBLE)["dice_all"] < 0.9
     labelled = Volume(np.where(labels == 26, 26, REFERENCE.array), STRAIGHT)
-    missed = score(REFERENCE.array, labelled, RULES, COUNT_ALL | {26: "no"})
+    missed = score(REFERENCE.array, labelled, CONFIG, ALL_ELIGIBLE | {26: "no"})
     assert missed["dice_all"] < 0.9
     assert missed["dice_vertebrae"] == 1
 
 
 def test_structures_that_are_no_vertebrae_are_not_identified() -> None:
-    result = score(REFERENCE.array, REFERENCE, Rules(PLAIN, {20: "Tumour"}), COUNT_ALL)
+    result = score(REFERENCE.array, REFERENCE, ScoringConfig(PLAIN, {20: "Tumour"}), ALL_ELIGIBLE)
     assert "numbering" not in result and result["structures"][0]["identified"] is None
     assert result["dice_vertebrae"] is None
 
@@ -203,7 +203,7 @@ def test_bodies_are_scored_without_the_arch_behind_them() -> None:
     behind = np.roll(labels, 25, axis=1)
     behind[:, :45] = 0
     labels = np.where(labels > 0, labels, behind)
-    whole, bodies = (score(labels, REFERENCE, Rules(kind, {}), COUNT_ALL) for kind in (WHOLE, BODIES))
+    whole, bodies = (score(labels, REFERENCE, ScoringConfig(kind, {}), ALL_ELIGIBLE) for kind in (WHOLE, BODIES))
     assert whole["dice_mean"] < 0.85 < 0.95 < bodies["dice_mean"]
 
 
@@ -213,16 +213,16 @@ def test_a_level_that_the_shift_leaves_nothing_for_scores_nothing() -> None:
         reference[4 * level : 4 * level + 3, 5:15, 5:15] = level
     # C1 is missed, and C2 and C3 are called C1 and C2.
     labels = np.where(reference > 1, reference - 1, 0).astype(np.uint8)
-    rows = score(labels, Volume(reference, STRAIGHT), Rules(WHOLE, {}), dict.fromkeys((1, 2, 3)))["structures"]
+    rows = score(labels, Volume(reference, STRAIGHT), ScoringConfig(WHOLE, {}), dict.fromkeys((1, 2, 3)))["structures"]
     assert [row["dice_shifted"] for row in rows] == [0, 1, 1]
 
 
 def test_the_best_consistent_shift_is_found_and_ties_go_to_none() -> None:
     reference = np.repeat(np.arange(8, 14), 50).astype(np.uint8)
-    assert best_shift(overlap_table(reference + 2, reference), [8, 9, 10]) == (-2, 1.0)
-    assert best_shift(overlap_table(reference, reference), [8, 9, 10]) == (0, 1.0)
-    assert best_shift(overlap_table(0 * reference, reference), [8, 9, 10]) == (0, 0.0)
-    assert best_shift(overlap_table(reference, reference), []) == (0, None)
+    assert best_shift(confusion_matrix(reference + 2, reference), [8, 9, 10]) == (-2, 1.0)
+    assert best_shift(confusion_matrix(reference, reference), [8, 9, 10]) == (0, 1.0)
+    assert best_shift(confusion_matrix(0 * reference, reference), [8, 9, 10]) == (0, 0.0)
+    assert best_shift(confusion_matrix(reference, reference), []) == (0, None)
 
 
 def test_the_bootstrap_draws_groups_and_repeats() -> None:
@@ -256,7 +256,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law_for_many_cases() -> No
 def test_a_run_may_say_that_it_does_not_know_the_numbers(
     report: Mapping[str, Any] | None, certain: bool | None
 ) -> None:
-    assert said_certain(report) is certain
+    assert reported_certainty(report) is certain
 
 
 def crop(wrong: int, certain: bool | None, landmark: bool = False) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def results(column: tuple[Volume, Volume], folder: Path, certain: bool) -> list[
         return Volume(np.where(labels.array > 0, labels.array + 1, 0).astype(np.uint8), image.geometry), report
 
     (case,) = find_cases([folder], "vertebrae")
-    return list(evaluate_case(case, ["crop"], predict, spine_model(), RULES))
+    return list(evaluate_case(case, ["crop"], predict, spine_model(), CONFIG))
 
 
 def test_a_crop_whose_numbers_are_left_open_is_scored_after_the_best_shift(
@@ -311,12 +311,12 @@ def test_a_crop_whose_numbers_are_left_open_is_scored_after_the_best_shift(
     assert [case["variant"] for case in open_] == ["native", "crop 12-16", "crop 13-17", "crop 14-18"]
     assert drop(open_, "cases")["mean"] == 0 and drop(open_, "cases")["abstained"] == 3
     assert drop(sure, "cases")["mean"] == 1 and drop(sure, "cases")["abstained"] == 0
-    whole = evaluation(sure, RULES, {"id": "x"})
+    whole = evaluation(sure, CONFIG, {"id": "x"})
     assert whole["crops"]["no_landmark"]["wrong"] == 3
     assert whole["summary"]["crop"]["dice"]["values"] == 15
     assert "cropped to 5 vertebrae | 15 | 1.000 | 0.000 | +1.000" in to_markdown(whole, "pictures")
     assert worst_first(sure)[-1]["variant"] == "native"
-    difference = compare(evaluation(sure, RULES, {}), evaluation(open_, RULES, {}), "cases")
+    difference = compare(evaluation(sure, CONFIG, {}), evaluation(open_, CONFIG, {}), "cases")
     assert difference["crop"]["dice"]["values"] == 15 and difference["crop"]["dice"]["mean"] == 0
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from segmamba.evaluation.metrics import overlap_table, table_dice
+from segmamba.evaluation.metrics import confusion_matrix, dice_from_confusion
 from segmamba.inference.context import RunContext
 from segmamba.inference.sliding_window import identity, predict
 from segmamba.inference.windows import Windows
@@ -41,9 +41,11 @@ def evaluate_bowel(
     for file in files:
         intensities, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
         labels = answered(network, intensities, channels, patch, dtype)
-        table = overlap_table(labels, reference)
+        table = confusion_matrix(labels, reference)
         present = {name: value for name, value in LABELS.items() if (reference == value).any()}
-        results[file.stem] = {f"dice_{name}": table_dice(table, value, value) for name, value in present.items()}
+        results[file.stem] = {
+            f"dice_{name}": dice_from_confusion(table, value, value) for name, value in present.items()
+        }
     return results
 
 

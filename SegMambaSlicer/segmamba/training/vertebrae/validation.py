@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from segmamba.errors import InputError, SegMambaError
-from segmamba.evaluation.metrics import dice_of_all
+from segmamba.evaluation.metrics import dice_foreground
 from segmamba.inference.context import RunContext
 from segmamba.inference.preprocess import resample_to_model
 from segmamba.inference.sliding_window import identity, predict
@@ -76,7 +76,7 @@ def evaluate(
         )
         image = normalised(torch.from_numpy(intensities.astype(np.float32))[None], channels)
         answer = predict(network, image, Windows(patch), RunContext(device, dtype), identity).values.cpu()
-        results[file.stem] = {"dice_all": dice_of_all(answer[MASK].argmax(dim=0).numpy(), reference)}
+        results[file.stem] = {"dice_all": dice_foreground(answer[MASK].argmax(dim=0).numpy(), reference)}
         if len(answer) > OFFSET.stop:
             levels = answer[LEVELS].argmax(dim=0).numpy() + 1
             right = (levels == reference)[reference > 0]

@@ -1,4 +1,4 @@
-"""Harder or other versions of a case, made in memory; the reference is transformed alike."""
+"""Perturbations of a case, computed in memory; the reference is transformed with the image."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.evaluation.names import CROP, NOISE, OBLIQUE, STORAGE, THICK
-from segmamba.evaluation.references import LAST_LEVEL, at_border
+from segmamba.evaluation.references import at_border
 from segmamba.inference.model_grid import cropped_geometry
 from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
+from segmamba.spine.levels import L6
 from segmamba.utils.arrays import label_boxes
 
 THICKNESS_MM = 5.0
@@ -26,19 +27,19 @@ Reasons = Mapping[int, str | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Variant:
-    """A version of a case.
+class PerturbedCase:
+    """A case, perturbed or as it is.
 
     Attributes
     ----------
     kind : str
-        "native", or the kind of change.
+        "native", or the perturbation.
     name : str
         The kind, and for a crop what it shows.
     image, reference : Volume
         On one grid.
     reasons : mapping
-        For each label of the reference why it does not count, or None where it does.
+        For each label of the reference why it is not eligible, or None where it is.
     """
 
     kind: str
@@ -48,8 +49,8 @@ class Variant:
     reasons: Reasons
 
 
-def make_variants(kind: str, image: Volume, reference: Volume, reasons: Reasons, seed: int = 0) -> Iterator[Variant]:
-    """Give the versions of one kind: one, or for crops none to three.
+def perturb(kind: str, image: Volume, reference: Volume, reasons: Reasons, seed: int = 0) -> Iterator[PerturbedCase]:
+    """Give the perturbed cases of one kind: one, or for crops none to three.
 
     Parameters
     ----------
@@ -58,14 +59,14 @@ def make_variants(kind: str, image: Volume, reference: Volume, reasons: Reasons,
     image, reference : Volume
         The case, on one grid. Noise is only of use on CT.
     reasons : mapping
-        At native resolution: what does not count there counts in no version.
+        At native resolution: what is not eligible there is not eligible in any perturbed case.
     seed : int
         Of the noise.
     """
-    return KINDS[kind](Variant(kind, kind, image, reference, reasons), seed)
+    return KINDS[kind](PerturbedCase(kind, kind, image, reference, reasons), seed)
 
 
-def _thick(case: Variant, seed: int) -> Iterator[Variant]:
+def _thick(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
     geometry = case.image.geometry
     axis = slice_axis(geometry)
     step = geometry.spacing[2 - axis]
@@ -85,13 +86,13 @@ def _thick(case: Variant, seed: int) -> Iterator[Variant]:
     yield replace(case, image=replace(case.image, array=image, geometry=grid), reference=Volume(labels, grid))
 
 
-def _noise(case: Variant, seed: int) -> Iterator[Variant]:
+def _noise(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
     array = case.image.array
     noise = np.random.default_rng(seed).standard_normal(array.shape, dtype=np.float32) * NOISE_HU
     yield replace(case, image=replace(case.image, array=as_type(array + noise, array.dtype)))
 
 
-def _crop(case: Variant, seed: int) -> Iterator[Variant]:
+def _crop(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
     labels, geometry = case.reference.array, case.reference.geometry
     axis = slice_axis(geometry)
     margin = int(np.ceil(CROP_MARGIN_MM / geometry.spacing[2 - axis]))
@@ -104,7 +105,7 @@ def _crop(case: Variant, seed: int) -> Iterator[Variant]:
             continue
         index = [slice(0, length) for length in labels.shape]
         index[axis] = slice(low, high)
-        image, reference = (_part(volume, (index[0], index[1], index[2])) for volume in (case.image, case.reference))
+        image, reference = (_cropped(volume, (index[0], index[1], index[2])) for volume in (case.image, case.reference))
         reasons = dict(case.reasons)
         for level, box in label_boxes(reference.array).items():
             if reasons.get(level) is None and at_border(box, reference.array.shape):
@@ -112,7 +113,7 @@ def _crop(case: Variant, seed: int) -> Iterator[Variant]:
         yield replace(case, name=f"{CROP} {shown[0]}-{shown[-1]}", image=image, reference=reference, reasons=reasons)
 
 
-def _storage(case: Variant, seed: int) -> Iterator[Variant]:
+def _storage(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
     def stored(volume: Volume) -> Volume:
         image = sitk.PermuteAxes(to_image(volume.array, volume.geometry), AXIS_ORDER)
         copy = sitk.Flip(image, AXIS_FLIPS, False)
@@ -121,14 +122,14 @@ def _storage(case: Variant, seed: int) -> Iterator[Variant]:
     yield replace(case, image=stored(case.image), reference=stored(case.reference))
 
 
-def _oblique(case: Variant, seed: int) -> Iterator[Variant]:
-    grid = turned_grid(case.image.geometry)
+def _oblique(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
+    grid = rotated_grid(case.image.geometry)
     lowest = float(case.image.array.min())
     image = resampled(case.image, grid, sitk.sitkLinear, lowest)
     yield replace(case, image=image, reference=resampled(case.reference, grid))
 
 
-KINDS: dict[str, Callable[[Variant, int], Iterator[Variant]]] = {
+KINDS: dict[str, Callable[[PerturbedCase, int], Iterator[PerturbedCase]]] = {
     THICK: _thick,
     NOISE: _noise,
     CROP: _crop,
@@ -184,8 +185,8 @@ def thick_labels(labels: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarr
 
 
 def crop_starts(reasons: Reasons) -> list[int]:
-    """Return the first levels of up to three runs of five levels that all count, spread along the column."""
-    levels = {value for value, reason in reasons.items() if reason is None and value <= LAST_LEVEL}
+    """Return the first levels of up to three runs of five eligible levels, spread along the column."""
+    levels = {value for value, reason in reasons.items() if reason is None and value <= L6}
     starts = [level for level in sorted(levels) if levels >= set(range(level, level + CROP_LEVELS))]
     if not starts:
         return []
@@ -193,13 +194,13 @@ def crop_starts(reasons: Reasons) -> list[int]:
     return [starts[number] for number in chosen]
 
 
-def turned_grid(geometry: Geometry) -> Geometry:
-    """Return a grid turned by 12 degrees about the patient's x and 9 about z, with the whole of another one in it."""
+def rotated_grid(geometry: Geometry) -> Geometry:
+    """Return a grid rotated by 12 degrees about the patient's x and 9 about z that contains the whole of another."""
     image_size = np.array(geometry.size)
     matrix = geometry.affine
     middle = (matrix @ [*((image_size - 1) / 2), 1.0])[:3].tolist()
-    turn = sitk.Euler3DTransform(middle, *np.deg2rad(OBLIQUE_DEGREES).tolist())
-    direction = np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(geometry.direction, (3, 3))
+    rotation = sitk.Euler3DTransform(middle, *np.deg2rad(OBLIQUE_DEGREES).tolist())
+    direction = np.reshape(rotation.GetMatrix(), (3, 3)) @ np.reshape(geometry.direction, (3, 3))
     bits = np.array(list(np.ndindex(2, 2, 2)))
     points = ((bits * (image_size - 1)) @ matrix[:3, :3].T + matrix[:3, 3]) @ direction
     low, high = points.min(axis=0), points.max(axis=0)
@@ -216,5 +217,5 @@ def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.clip(np.rint(array), limits.min, limits.max).astype(dtype)
 
 
-def _part(volume: Volume, index: tuple[slice, slice, slice]) -> Volume:
+def _cropped(volume: Volume, index: tuple[slice, slice, slice]) -> Volume:
     return replace(volume, array=volume.array[index], geometry=cropped_geometry(volume.geometry, index))
