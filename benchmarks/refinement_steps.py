@@ -28,7 +28,7 @@ from segmamba.spine.refine import ON, STEPS
 from segmamba.tasks import VERTEBRAE_TASK
 
 CHOICES = ((), *((step,) for step in STEPS), ON, STEPS)
-MEASURES = {"dice": "Dice", "dice_all": "Dice, all", "assd_mm": "surface distance, mm"}
+MEASURES = {"dice": "Dice", "dice_foreground": "foreground Dice", "assd_mm": "surface distance, mm"}
 
 
 def main() -> None:

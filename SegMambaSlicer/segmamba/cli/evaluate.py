@@ -38,7 +38,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--bodies", action="store_true", help="compare with NAME_bodies.nii.gz: vertebral bodies only")
     ids = f"numbering of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one a folder"
     parser.add_argument("--reference-ids", metavar="IDS", default=OWN_IDS, help=ids)
-    parser.add_argument("--variants", metavar="A,B", help=f"versions to measure too: {', '.join(PERTURBATIONS)}")
+    parser.add_argument(
+        "--perturbations", metavar="A,B", help=f"perturbed versions to evaluate, too: {', '.join(PERTURBATIONS)}"
+    )
     parser.add_argument("--resample", choices=RESAMPLES, default=CASES, help=f"for intervals (default {CASES})")
     parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, help="gets the results; required with PAIRS")
     text = "print the differences B minus A of two evaluations"
@@ -97,12 +99,12 @@ def _run_model(model: Model, request: Request) -> Predictor:
 
 
 def _kinds(options: argparse.Namespace) -> list[str]:
-    kinds = options.variants.split(",") if options.variants else []
+    kinds = options.perturbations.split(",") if options.perturbations else []
     unknown = [kind for kind in kinds if kind not in PERTURBATIONS]
     if unknown:
-        raise InputError(f"There is no version '{', '.join(unknown)}': choose from {', '.join(PERTURBATIONS)}.")
+        raise InputError(f"There is no perturbation '{', '.join(unknown)}': choose from {', '.join(PERTURBATIONS)}.")
     if kinds and options.predictions:
-        raise InputError("Versions of a case have to be segmented: leave --variants or --predictions out.")
+        raise InputError("Perturbed images have to be segmented: leave --perturbations or --predictions out.")
     return kinds
 
 
@@ -120,8 +122,8 @@ def _prepared(folder: Path, overwrite: bool) -> Path:
 def _line(result: Mapping[str, Any]) -> str:
     from segmamba.evaluation.tables import number
 
-    dice = f"Dice {number(result['dice_mean'])}, of all {number(result['dice_all'])}"
-    return f"{result['case']}, {result['variant']}: {dice}, identified {result['identified']} of {result['of']}"
+    dice = f"mean Dice {number(result['dice_mean'])}, foreground {number(result['dice_foreground'])}"
+    return f"{result['case']}, {result['perturbation']}: {dice}, identified {result['identified']} of {result['of']}"
 
 
 def _write(result: Mapping[str, Any], folder: Path) -> None:

@@ -21,7 +21,7 @@ from segmamba.request import Options
 from segmamba.spine.levels import C1, C2, SACRUM
 from segmamba.utils.arrays import label_boxes
 
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 # What determines the levels of a column without the ribs.
 LANDMARKS = (C1, C2, SACRUM)
 
@@ -76,8 +76,8 @@ def evaluate_case(
     Yields
     ------
     dict
-        What `segmamba.evaluation.scores.score` returns, and ``case``, ``variant``, ``kind``, ``seconds``, ``device``,
-        ``landmark`` (whether the reference shows C1, C2 or the sacrum), ``picture``.
+        What `segmamba.evaluation.scores.score` returns, and ``case``, ``perturbation``, ``kind``, ``seconds``,
+        ``device``, ``landmark`` (whether the reference shows C1, C2 or the sacrum), ``picture``.
 
     Raises
     ------
@@ -114,8 +114,10 @@ def evaluation(
     """
     kinds = dict.fromkeys(case["kind"] for case in cases)
     summary = {kind: summarize([case for case in cases if case["kind"] == kind], resample, seed) for kind in kinds}
-    drops = {kind: drop([case for case in cases if case["kind"] in (NATIVE, kind)], resample, seed) for kind in kinds}
-    drops.pop(NATIVE, None)
+    losses = {
+        kind: dice_loss([case for case in cases if case["kind"] in (NATIVE, kind)], resample, seed) for kind in kinds
+    }
+    losses.pop(NATIVE, None)
     result = {
         "evaluation_version": EVALUATION_VERSION,
         "subject": dict(subject),
@@ -123,7 +125,7 @@ def evaluation(
         "resample": resample,
         "software": describe_software(),
         "summary": summary,
-        "drops": drops,
+        "losses": losses,
         "cases": list(cases),
     }
     if CROP in kinds:
@@ -132,20 +134,20 @@ def evaluation(
 
 
 def summarize(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) -> dict[str, Any]:
-    """Return, for each measure, what `mean_with_interval` says of the eligible structures, and of ``dice_all``.
+    """Return, for each measure, what `mean_with_interval` says of the eligible structures, and of ``dice_foreground``.
 
-    ``dice_all`` is over all cases, also those without an eligible structure, and always drawn by case.
+    ``dice_foreground`` is over all cases, also those without an eligible structure, and always drawn by case.
     """
     result = {measure: mean_with_interval(grouped(values_of(cases, measure), resample), seed) for measure in MEASURES}
     missed = sum(case["missed"] for case in cases)
     by_case: dict[str, list[float]] = {}
     for case in cases:
-        by_case.setdefault(case["case"], []).append(case["dice_all"])
+        by_case.setdefault(case["case"], []).append(case["dice_foreground"])
     every = mean_with_interval(list(by_case.values()), seed)
-    return result | {"dice_all": every, "missed": missed, "cases": len(by_case)}
+    return result | {"dice_foreground": every, "missed": missed, "cases": len(by_case)}
 
 
-def drop(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) -> dict[str, Any]:
+def dice_loss(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) -> dict[str, Any]:
     """Return how much mean Dice perturbed cases lose against their native case, over structures eligible in both.
 
     ``mean`` (positive: lost) and its interval as in `mean_with_interval`; ``native``, ``changed``: the two means;
@@ -179,23 +181,23 @@ def abstained(case: Mapping[str, Any]) -> bool:
 def abstentions(crops: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Count how crops were numbered, separately for those with C1, C2 or the sacrum in view and those without.
 
-    A crop is wrong if one of its eligible vertebrae is mostly covered by another level. ``left_open`` is the abstention
-    rate among crops that are not numbered correctly: abstained / (abstained + wrong).
+    A crop is wrong if one of its eligible vertebrae is mostly covered by another level. ``abstention_rate`` is that
+    among crops that are not numbered correctly: abstained / (abstained + wrong).
     """
     table = {}
     for name, landmark in (("landmark", True), ("no_landmark", False)):
         part = [crop for crop in crops if crop["landmark"] == landmark]
         wrong = [crop for crop in part if crop["numbering"]["wrong"]]
-        left_open, open_and_wrong = (sum(map(abstained, some)) for some in (part, wrong))
-        sure_and_wrong = len(wrong) - open_and_wrong
-        not_right = left_open + sure_and_wrong
+        all_abstained, wrong_abstained = (sum(map(abstained, group)) for group in (part, wrong))
+        certain_wrong = len(wrong) - wrong_abstained
+        not_right = all_abstained + certain_wrong
         table[name] = {
             "crops": len(part),
             "right": len(part) - not_right,
-            "wrong": sure_and_wrong,
-            "open_and_right": left_open - open_and_wrong,
-            "open_and_wrong": open_and_wrong,
-            "left_open": left_open / not_right if not_right else None,
+            "wrong": certain_wrong,
+            "abstained_right": all_abstained - wrong_abstained,
+            "abstained_wrong": wrong_abstained,
+            "abstention_rate": all_abstained / not_right if not_right else None,
         }
     return table
 
@@ -228,7 +230,7 @@ def _result(
     labels = on_grid(prediction, perturbed.image.geometry)[0].array
     result: dict[str, Any] = {
         "case": case.name,
-        "variant": perturbed.name,
+        "perturbation": perturbed.name,
         "kind": perturbed.kind,
         "seconds": None if report is None else round(seconds, 2),
         "device": None if report is None else report["run"]["device_title"],

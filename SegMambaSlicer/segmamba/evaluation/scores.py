@@ -70,7 +70,7 @@ def score(
     Returns
     -------
     dict
-        ``dice_all`` (all structures against the background), ``dice_vertebrae`` (the same without the sacrum, of
+        ``dice_foreground`` (all structures against the background), ``dice_vertebrae`` (the same without the sacrum, of
         which many references contain a part; None where there are no vertebrae), ``dice_mean``, ``assd_mean_mm``,
         ``hd95_mean_mm`` (over eligible structures; distances over those that were found), ``missed``,
         ``identified`` and ``of`` (how many), ``structures`` (a row each, see `_row`), ``extra`` (labels that the
@@ -84,7 +84,7 @@ def score(
     confusion = confusion_matrix(compared, reference.array)
     places = centroids(compared, reference.geometry), centroids(reference.array, reference.geometry)
     rows = [_row(value, compared, reference, confusion, places, config, reasons.get(value)) for value in places[1]]
-    result = {"dice_all": dice_foreground(against_background, reference.array), "structures": rows}
+    result = {"dice_foreground": dice_foreground(against_background, reference.array), "structures": rows}
     result["dice_vertebrae"] = None
     if config.vertebrae:
         without_fused = _without_fused(against_background), _without_fused(reference.array)
@@ -130,7 +130,7 @@ def _row(
     row = {
         "value": value,
         "name": config.name(value),
-        "not_counted": reason,
+        "ineligible": reason,
         "dice": dice_from_confusion(confusion, value, value),
         "assd_mm": average,
         "hd95_mm": hausdorff,

@@ -14,7 +14,7 @@ REPEATS = 2000
 PERCENTILES = (2.5, 97.5)
 MEASURES = ("dice", "assd_mm", "hd95_mm", "identified")
 # Of a case, not of one of its structures.
-ALL = "dice_all"
+ALL = "dice_foreground"
 
 
 def mean_with_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def grouped(values: Mapping[str, Sequence[float]], resample: str) -> list[Sequen
 
 def eligible(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a case's eligible structures."""
-    return [row for row in case["structures"] if row["not_counted"] is None]
+    return [row for row in case["structures"] if row["ineligible"] is None]
 
 
 def values_of(cases: Sequence[Mapping[str, Any]], measure: str) -> dict[str, list[float]]:
@@ -88,8 +88,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], resample: str, 
     InputError
         They have no case in common.
     """
-    others = {(case["case"], case["variant"]): case for case in second["cases"]}
-    if not any((case["case"], case["variant"]) in others for case in first["cases"]):
+    others = {(case["case"], case["perturbation"]): case for case in second["cases"]}
+    if not any((case["case"], case["perturbation"]) in others for case in first["cases"]):
         raise InputError("The two evaluations have no case in common: give two of the same pairs.")
     result: dict[str, Any] = {}
     for kind in dict.fromkeys(case["kind"] for case in first["cases"]):
@@ -97,7 +97,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], resample: str, 
         for measure in (*MEASURES, ALL):
             pairs: dict[str, list[tuple[float, float]]] = {}
             for case in first["cases"]:
-                other = others.get((case["case"], case["variant"]))
+                other = others.get((case["case"], case["perturbation"]))
                 if case["kind"] == kind and other is not None:
                     pairs.setdefault(case["case"], []).extend(_pairs(case, other, measure))
             differences = {name: [b - a for a, b in values] for name, values in pairs.items()}

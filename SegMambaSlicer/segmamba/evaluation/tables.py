@@ -1,4 +1,4 @@
-"""An evaluation as Markdown: the summary, the worst cases first, every structure of every case."""
+"""An evaluation as Markdown: the summary, the worst cases first, all structures of all cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MEASURE_TITLES = {
     "assd_mm": "average surface distance, mm",
     "hd95_mm": "95% Hausdorff distance, mm",
     "identified": "identified",
-    "dice_all": "Dice, all structures against background",
+    "dice_foreground": "foreground Dice",
 }
 KIND_TITLES = {
     NATIVE: "as it is",
@@ -24,7 +24,7 @@ KIND_TITLES = {
     "storage": "axes permuted and flipped",
     "oblique": "on an oblique grid",
 }
-OUTCOMES = ("crops", "right", "wrong", "open_and_right", "open_and_wrong")
+OUTCOMES = ("crops", "right", "wrong", "abstained_right", "abstained_wrong")
 NONE = "-"
 
 
@@ -34,14 +34,14 @@ def to_markdown(evaluation: Mapping[str, Any], pictures: str) -> str:
     parts = [
         "# Evaluation",
         f"{subject.get('title') or subject['id']}, {evaluation['compared']}. {NOTICE}",
-        "Means are over the structures that count; [brackets] hold the 95% confidence interval of a mean "
-        f"(bootstrap over {evaluation['resample']}; {NONE} where there is one only).",
+        "Means are over the eligible structures; [brackets] contain the 95% confidence interval of a mean "
+        f"(bootstrap over {evaluation['resample']}; {NONE} where there is only one).",
         _summary(evaluation["summary"], evaluation["compared"] != PLAIN),
     ]
-    if evaluation["drops"]:
-        parts += ["## Robustness", _drops(evaluation["drops"])]
+    if evaluation["losses"]:
+        parts += ["## Robustness", _losses(evaluation["losses"])]
     if "crops" in evaluation:
-        parts += ["### Crops: are numbers that cannot be known left open?", _crops(evaluation["crops"])]
+        parts += ["### Crops: abstention where levels cannot be known", _crops(evaluation["crops"])]
     parts += ["## Levels", _levels([case for case in evaluation["cases"] if case["kind"] == NATIVE])]
     parts += ["## Cases, the worst first", _overview(evaluation["cases"])]
     parts += [_case(case, pictures) for case in worst_first(evaluation["cases"])]
@@ -57,12 +57,14 @@ def comparison_to_markdown(comparison: Mapping[str, Any], first: str, second: st
             rows.append(
                 [_kind(kind), MEASURE_TITLES[measure], str(entry["values"]), *figures, with_interval(entry, True)]
             )
-    return table(["version", "measure", "pairs", first, second, "difference"], rows)
+    return table(["perturbation", "measure", "pairs", first, second, "difference"], rows)
 
 
 def worst_first(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return cases by mean Dice, or where nothing counts by that of all structures, the worst first."""
-    return sorted(cases, key=lambda case: case["dice_mean"] if case["dice_mean"] is not None else case["dice_all"])
+    """Return cases by mean Dice, or by foreground Dice where no structure is eligible, the worst first."""
+    return sorted(
+        cases, key=lambda case: case["dice_mean"] if case["dice_mean"] is not None else case["dice_foreground"]
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -94,10 +96,10 @@ def _summary(summary: Mapping[str, Any], vertebrae: bool) -> str:
     for kind, entry in summary.items():
         count = f"{entry['dice']['values']} in {entry['cases']} cases, {entry['missed']} missed"
         rows.append([_kind(kind), count, *(with_interval(entry[measure]) for measure in measures)])
-    return table(["version", "structures", *(MEASURE_TITLES[measure] for measure in measures)], rows)
+    return table(["perturbation", "structures", *(MEASURE_TITLES[measure] for measure in measures)], rows)
 
 
-def _drops(drops: Mapping[str, Any]) -> str:
+def _losses(losses: Mapping[str, Any]) -> str:
     rows = [
         [
             _kind(kind),
@@ -107,19 +109,19 @@ def _drops(drops: Mapping[str, Any]) -> str:
             with_interval(entry, True),
             str(entry["abstained"]),
         ]
-        for kind, entry in drops.items()
+        for kind, entry in losses.items()
     ]
-    return table(["version", "pairs", "Dice as it is", "Dice changed", "lost", "versions with numbers left open"], rows)
+    return table(["perturbation", "pairs", "Dice as it is", "Dice perturbed", "lost", "abstentions"], rows)
 
 
 def _crops(crops: Mapping[str, Mapping[str, Any]]) -> str:
     titles = {"landmark": "C1, C2 or sacrum in view", "no_landmark": "none of these"}
     rows = [
-        [title, *(str(crops[key][outcome]) for outcome in OUTCOMES), number(crops[key]["left_open"])]
+        [title, *(str(crops[key][outcome]) for outcome in OUTCOMES), number(crops[key]["abstention_rate"])]
         for key, title in titles.items()
     ]
     return table(
-        ["crops with", "crops", "right", "wrong", "open, right", "open, wrong", "open, of open or wrong"], rows
+        ["crops with", "crops", "right", "wrong", "abstained, right", "abstained, wrong", "abstention rate"], rows
     )
 
 
@@ -143,19 +145,21 @@ def _identified(rows: Sequence[Mapping[str, Any]]) -> str:
 def _overview(cases: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for case in worst_first(cases):
-        keys = ("dice_all", "dice_vertebrae", "dice_mean", "assd_mean_mm", "hd95_mean_mm")
+        keys = ("dice_foreground", "dice_vertebrae", "dice_mean", "assd_mean_mm", "hd95_mean_mm")
         figures = [number(case[key]) for key in keys]
         seconds = NONE if case["seconds"] is None else f"{case['seconds']:.0f}"
-        rows.append([case["case"], case["variant"], *figures, _identified(eligible(case)), _numbers(case), seconds])
-    head = ["case", "version", "Dice, all", "Dice, all but the sacrum", "Dice, mean"]
-    return table([*head, "surface distance, mm", "95% Hausdorff, mm", "identified", "numbers", "seconds"], rows)
+        rows.append(
+            [case["case"], case["perturbation"], *figures, _identified(eligible(case)), _numbers(case), seconds]
+        )
+    head = ["case", "perturbation", "foreground Dice", "without the sacrum", "mean Dice"]
+    return table([*head, "surface distance, mm", "95% Hausdorff, mm", "identified", "levels", "seconds"], rows)
 
 
 def _numbers(case: Mapping[str, Any]) -> str:
     numbering = case.get("numbering")
     if numbering is None or numbering["dice_mean_shifted"] is None:
         return NONE
-    state = "left open, " if numbering["certain"] is False else ""
+    state = "abstained, " if numbering["certain"] is False else ""
     if numbering["best_shift"] == 0:
         return f"{state}{numbering['wrong']} wrong"
     shifted = number(numbering["dice_mean_shifted"])
@@ -170,14 +174,14 @@ def _case(case: Mapping[str, Any], pictures: str) -> str:
         volumes = [f"{row[key]:.1f}" for key in ("volume_ml", "reference_volume_ml")]
         covered = names.get(row["covered_by"], str(row["covered_by"])) if row["covered_by"] else "background"
         known = NONE if row["identified"] is None else "yes" if row["identified"] else "no"
-        rows.append([row["name"], *figures, *volumes, covered, known, row["not_counted"] or "yes"])
+        rows.append([row["name"], *figures, *volumes, covered, known, row["ineligible"] or "yes"])
     head = ["structure", "Dice", "surface distance, mm", "95% Hausdorff, mm", "centroids apart, mm", "mL"]
     text = f"### {case['case']}, {_kind(case['kind'])}"
-    if case["variant"] != case["kind"]:
-        text += f" ({case['variant']})"
+    if case["perturbation"] != case["kind"]:
+        text += f" ({case['perturbation']})"
     if case["picture"]:
         text += f"\n\n![{case['case']}]({pictures}/{case['picture']})"
-    text += "\n\n" + table([*head, "reference, mL", "mostly covered by", "identified", "counts"], rows)
+    text += "\n\n" + table([*head, "reference, mL", "mostly covered by", "identified", "eligible"], rows)
     if case["extra"]:
         text += "\n\nNot in the reference: " + ", ".join(row["name"] for row in case["extra"]) + "."
     return text

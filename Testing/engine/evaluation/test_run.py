@@ -17,7 +17,7 @@ from segmamba.cli.main import main
 from segmamba.evaluation.cases import find_cases, on_grid
 from segmamba.evaluation.metrics import confusion_matrix
 from segmamba.evaluation.names import BODIES, PLAIN, WHOLE
-from segmamba.evaluation.run import abstentions, drop, evaluate_case, evaluation, reported_certainty
+from segmamba.evaluation.run import abstentions, dice_loss, evaluate_case, evaluation, reported_certainty
 from segmamba.evaluation.scores import ScoringConfig, best_shift, score
 from segmamba.evaluation.statistics import compare, grouped, mean_with_interval
 from segmamba.evaluation.tables import to_markdown, worst_first
@@ -65,7 +65,7 @@ def test_label_maps_of_any_tool_are_measured(pairs: Path, tmp_path: Path, capsys
     result = json.loads((tmp_path / "out/evaluation.json").read_text(encoding="utf-8"))
     one, two = result["cases"]
     assert [row["dice"] for row in one["structures"]] == [1, 1, 1] and one["identified"] == one["of"] == 3
-    assert two["dice_all"] == 1 and two["dice_mean"] < 0.01 and two["identified"] == 0
+    assert two["dice_foreground"] == 1 and two["dice_mean"] < 0.01 and two["identified"] == 0
     assert two["numbering"] == {"certain": None, "wrong": 3, "best_shift": -1, "dice_mean_shifted": 1.0}
     assert [row["name"] for row in two["extra"]] == ["L4 vertebra"] and two["missed"] == 1
     assert result["summary"]["native"]["identified"]["mean"] == 0.5
@@ -74,7 +74,7 @@ def test_label_maps_of_any_tool_are_measured(pairs: Path, tmp_path: Path, capsys
     for name in ("one-native.png", "two-native.png"):
         assert f"(pictures/{name})" in text
         assert (tmp_path / "out/pictures" / name).read_bytes().startswith(b"\x89PNG")
-    assert "2/2 two, native: Dice 0.000, of all 1.000, identified 0 of 3" in capsys.readouterr().out
+    assert "2/2 two, native: mean Dice 0.000, foreground 1.000, identified 0 of 3" in capsys.readouterr().out
 
 
 def test_two_evaluations_are_compared_pair_by_pair(
@@ -92,21 +92,21 @@ def test_two_evaluations_are_compared_pair_by_pair(
 @pytest.mark.slow
 def test_a_model_is_run_on_the_cases_and_their_versions(pairs: Path, tmp_path: Path) -> None:
     manifest = str(tiny.write_model(tmp_path))
-    options = ("--manifest", manifest, "--device", "cpu", "--variants", "storage,noise")
+    options = ("--manifest", manifest, "--device", "cpu", "--perturbations", "storage,noise")
     assert run(pairs, tmp_path / "out", *options) == 0
     result = json.loads((tmp_path / "out/evaluation.json").read_text(encoding="utf-8"))
-    assert [case["variant"] for case in result["cases"]] == ["native", "storage", "noise"] * 2
+    assert [case["perturbation"] for case in result["cases"]] == ["native", "storage", "noise"] * 2
     assert result["subject"]["id"] == tiny.MODEL_ID
-    assert result["drops"].keys() == {"storage", "noise"}
-    assert result["drops"]["storage"]["values"] == 6
+    assert result["losses"].keys() == {"storage", "noise"}
+    assert result["losses"]["storage"]["values"] == 6
     assert all(case["seconds"] > 0 and case["device"] for case in result["cases"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
-        (["--variants", "upside-down"], 3, "choose from thick"),
-        (["--variants", "noise", "--predictions", "."], 3, "leave --variants or --predictions out"),
+        (["--perturbations", "upside-down"], 3, "choose from thick"),
+        (["--perturbations", "noise", "--predictions", "."], 3, "leave --perturbations or --predictions out"),
         (["--bodies"], 3, "NAME_bodies.nii.gz"),
         (["--reference-ids", "verse"], 3, "give one of own, totalsegmentator"),
         (["--reference-ids", "own,own"], 3, "or one a folder"),
@@ -128,6 +128,13 @@ def test_an_evaluation_is_not_overwritten_unasked(pairs: Path, tmp_path: Path) -
     assert run(pairs, tmp_path, *predictions) == 0
     assert run(pairs, tmp_path, *predictions) == 6
     assert run(pairs, tmp_path, *predictions, "--overwrite") == 0
+
+
+def test_an_older_evaluation_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older = tmp_path / "a.json"
+    older.write_text('{"evaluation_version": 1}')
+    assert cli.main(["evaluate", "--compare", str(older), str(older)]) == 3
+    assert f"{older} is from another version of this software" in capsys.readouterr().err
 
 
 def test_what_is_no_evaluation_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,11 +191,11 @@ def test_what_does_not_count_is_listed_and_left_out_of_the_means() -> None:
 def test_a_sacrum_that_the_reference_leaves_out_is_not_held_against_us() -> None:
     sacrum = np.roll(np.where(REFERENCE.array == 22, 26, 0), -20, axis=1).astype(np.uint8)
     labels = np.where(REFERENCE.array > 0, REFERENCE.array, sacrum)
-    assert score(labels, REFERENCE, CONFIG, ALL_ELIGIBLE)["dice_all"] == 1
-    assert score(labels, REFERENCE, ScoringConfig(PLAIN, {}), ALL_ELIGIBLE)["dice_all"] < 0.9
+    assert score(labels, REFERENCE, CONFIG, ALL_ELIGIBLE)["dice_foreground"] == 1
+    assert score(labels, REFERENCE, ScoringConfig(PLAIN, {}), ALL_ELIGIBLE)["dice_foreground"] < 0.9
     labelled = Volume(np.where(labels == 26, 26, REFERENCE.array), STRAIGHT)
     missed = score(REFERENCE.array, labelled, CONFIG, ALL_ELIGIBLE | {26: "no"})
-    assert missed["dice_all"] < 0.9
+    assert missed["dice_foreground"] < 0.9
     assert missed["dice_vertebrae"] == 1
 
 
@@ -270,12 +277,12 @@ def test_crops_are_counted_by_what_was_right_and_what_was_left_open() -> None:
         "crops": 5,
         "right": 1,
         "wrong": 2,
-        "open_and_right": 1,
-        "open_and_wrong": 1,
-        "left_open": 0.5,
+        "abstained_right": 1,
+        "abstained_wrong": 1,
+        "abstention_rate": 0.5,
     }
     assert counts["landmark"]["right"] == counts["landmark"]["crops"] == 1
-    assert counts["landmark"]["left_open"] is None
+    assert counts["landmark"]["abstention_rate"] is None
 
 
 @pytest.fixture(scope="module")
@@ -308,14 +315,14 @@ def test_a_crop_whose_numbers_are_left_open_is_scored_after_the_best_shift(
     column: tuple[Volume, Volume], tmp_path: Path
 ) -> None:
     open_, sure = (results(column, tmp_path, certain) for certain in (False, True))
-    assert [case["variant"] for case in open_] == ["native", "crop 12-16", "crop 13-17", "crop 14-18"]
-    assert drop(open_, "cases")["mean"] == 0 and drop(open_, "cases")["abstained"] == 3
-    assert drop(sure, "cases")["mean"] == 1 and drop(sure, "cases")["abstained"] == 0
+    assert [case["perturbation"] for case in open_] == ["native", "crop 12-16", "crop 13-17", "crop 14-18"]
+    assert dice_loss(open_, "cases")["mean"] == 0 and dice_loss(open_, "cases")["abstained"] == 3
+    assert dice_loss(sure, "cases")["mean"] == 1 and dice_loss(sure, "cases")["abstained"] == 0
     whole = evaluation(sure, CONFIG, {"id": "x"})
     assert whole["crops"]["no_landmark"]["wrong"] == 3
     assert whole["summary"]["crop"]["dice"]["values"] == 15
     assert "cropped to 5 vertebrae | 15 | 1.000 | 0.000 | +1.000" in to_markdown(whole, "pictures")
-    assert worst_first(sure)[-1]["variant"] == "native"
+    assert worst_first(sure)[-1]["perturbation"] == "native"
     difference = compare(evaluation(sure, CONFIG, {}), evaluation(open_, CONFIG, {}), "cases")
     assert difference["crop"]["dice"]["values"] == 15 and difference["crop"]["dice"]["mean"] == 0
 
