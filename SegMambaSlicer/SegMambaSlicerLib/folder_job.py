@@ -58,7 +58,7 @@ class FolderJob:
     finished : bool
     rows : list of dict
         One for each volume that is through, see `segmamba.batch.outcome.done_row`; ``status`` is "done", "failed" (and
-        ``error`` says why) or "left out".
+        ``error`` says why) or "skipped".
     error : Exception or None
         Why the run as a whole did not come to its end.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from segmamba.batch.layout import RECORD
 from segmamba.errors import InputError, OutputError
 from segmamba.utils.atomic import atomic_write
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def preserve_user_files(folder: Path, successor: Path) -> None:
 
 
 def read_record(folder: Path) -> CaseRecord | None:
-    """Return the record in a folder; one that is damaged or of another version counts as none: the case is redone."""
+    """Return the record in a folder; None if it is damaged or of another version: the case is then done again."""
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if content.pop("version") != RECORD_VERSION:
@@ -120,3 +120,22 @@ def read_record(folder: Path) -> CaseRecord | None:
         return CaseRecord(**{**content, "input": Fingerprint(**content["input"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def is_of_other_version(cases: Path, names: Iterable[str]) -> bool:
+    """Say whether the first of these cases that is done has a record of another version of this software.
+
+    Parameters
+    ----------
+    cases : Path
+        The folder with the folders of all cases.
+    names : iterable of str
+        The cases of a run.
+    """
+    done = {path.name for path in cases.iterdir()}
+    for name in names:
+        if name in done:
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                content = json.loads((cases / name / RECORD).read_text(encoding="utf-8"))
+                return bool(content["version"] != RECORD_VERSION)
+    return False

@@ -1,4 +1,4 @@
-"""What a run says of a case: a row of its table, a line for machines, a card of its overview."""
+"""The outcome of a case: a row of the table, a line for machines, a card of the overview."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from segmamba.reporting import report as reporting
 
 Row = dict[str, Any]
 
-DONE, FAILED, SKIPPED = "done", "failed", "left out"
-NUMBERS_UNCERTAIN, NOTHING_FOUND = "numbers not certain", "nothing found"
-AT_BORDER, NOTE, REPEATED, OUTDATED = "cut by the border", "note", "repeated", "old results kept"
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+LEVELS_UNCERTAIN, NOTHING_FOUND = "levels uncertain", "nothing found"
+AT_BORDER, WARNING, REPEATED, OUTDATED = "cut by the border", "warning", "repeated", "old results kept"
 
 
 def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Row:
@@ -28,10 +28,10 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
     -------
     dict
         ``case``, ``status``, ``error``, ``flags`` (list of short texts to look at), ``summary``, ``input``, ``folder``
-        (below that of the run), ``this_run`` (else it stood from an earlier one), ``attempts``, ``seconds``,
+        (below that of the run), ``this_run`` (else an earlier run did it), ``attempts``, ``seconds``,
         ``finished``, ``host``, ``model``, ``model_version``, ``checkpoint_sha256``, ``settings``, versions of the
         ``software``, ``device``, ``device_title``, ``precision``, ``scan_backend``, ``timings_s`` (seconds by stage)
-        and ``structures``: name, then figures by name.
+        and ``structures``: name, then measurements by name.
     """
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     run = record.run
@@ -51,7 +51,7 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
 
 
 def failed_row(case: BatchCase, plan: Plan, error: str, attempts: int) -> Row:
-    """Return the row of a case that cannot be done; results of an earlier run that no longer stand stay, flagged."""
+    """Return the row of a case that failed; outdated results of an earlier run stay, with a flag."""
     row = _base(case, plan, FAILED)
     if (Path(plan.folder) / CASES / case.name).is_dir():
         row |= {"flags": [OUTDATED]}
@@ -59,7 +59,7 @@ def failed_row(case: BatchCase, plan: Plan, error: str, attempts: int) -> Row:
 
 
 def skipped_row(case: BatchCase, plan: Plan) -> Row:
-    """Return the row of a DICOM series that is no case to segment."""
+    """Return the row of a DICOM series that is not a scan to segment."""
     return _base(case, plan, SKIPPED) | {"error": case.skipped}
 
 
@@ -69,25 +69,27 @@ def flags(report: Mapping[str, Any], attempts: int) -> list[str]:
     if not report["segments"]:
         found.append(NOTHING_FOUND)
     if reporting.numbering_doubt(report):
-        found.append(NUMBERS_UNCERTAIN)
+        found.append(LEVELS_UNCERTAIN)
     if any(segment["at_border"] for segment in report["segments"]):
         found.append(AT_BORDER)
     if report["run"]["fallbacks"]:
-        found.append(NOTE)
+        found.append(WARNING)
     if attempts > 1:
         found.append(REPEATED)
     return found
 
 
 def structures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the figures of each structure: those of its segment, and its measurements where there are any."""
+    """Return the measurements of each structure: those of its segment, and those of vertebrae where there are any."""
     found = {
         segment["name"]: {name: segment[name] for name in ("volume_ml", "mean_confidence", "at_border")}
         for segment in report["segments"]
     }
     for measured in report.get("measurements") or []:
-        figures = {name: value for name, value in measured.items() if isinstance(value, Number) and name != "value"}
-        found.setdefault(measured["name"], {}).update(figures)
+        measurements = {
+            name: value for name, value in measured.items() if isinstance(value, Number) and name != "value"
+        }
+        found.setdefault(measured["name"], {}).update(measurements)
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segmamba.batch.case_record import read_record
+from segmamba.batch.case_record import is_of_other_version, read_record
 from segmamba.batch.cases import BatchCase, find_cases
 from segmamba.batch.dispatch import run_cases, stoppable_map, wait_for_workers
 from segmamba.batch.layout import CASES, LOCK, ROWS, clear, prepare
@@ -93,6 +93,8 @@ def run_batch(
         # Threads of this process cannot be abandoned, so a search in them has to be able to end early.
         give_up = stopped if settings.scheduler is None else None
         cases = find_cases(inputs, folder, partial(stoppable_map, pool, stopped), log, give_up)
+        if is_of_other_version(folder / CASES, (case.name for case in cases)):
+            log(f"{folder} has results of another version of this software: their cases are segmented again.")
         log(f"{len(cases)} cases")
         with make_progress(len(cases)) as progress, _result_files(plan, cases) as add:
             for row in run_cases(pool, cases, plan, settings.retries, stopped):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from helpers.quick_engine import QuickEngine, quick_run, write_inputs
 from pyarrow import parquet
 
 from segmamba.batch import engine
-from segmamba.batch.layout import PARQUET
+from segmamba.batch.layout import CASES, PARQUET, RECORD
+from segmamba.cli import main as cli
 from segmamba.cli.main import main
 from segmamba.errors import Cancelled, WorkerError
 from segmamba.request import Request
@@ -36,6 +38,22 @@ def test_what_is_done_is_done_again_where_that_is_asked_for(
     monkeypatch.setattr(engine, "Engine", QuickEngine)
     for more, again in (([], True), ([], False), (["--overwrite"], True), ([], False)):
         assert main([*call, *more]) == 0
+        assert [row["this_run"] for row in rows(tmp_path / "out")] == [again] * 3
+
+
+def test_results_of_another_version_are_done_again_and_that_is_said(
+    call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine, "Engine", QuickEngine)
+    call.remove("--quiet")
+    assert cli.main(call) == 0
+    for record in (tmp_path / "out" / CASES).glob(f"*/{RECORD}"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"version": 1}))
+    sentence = f"{tmp_path / 'out'} has results of another version of this software"
+    for again, said in ((True, 1), (False, 0)):
+        capsys.readouterr()
+        assert cli.main(call) == 0
+        assert capsys.readouterr().err.count(sentence) == said
         assert [row["this_run"] for row in rows(tmp_path / "out")] == [again] * 3
 
 

@@ -20,7 +20,7 @@ from segmamba.batch import plan as planning
 from segmamba.batch.case import do_case
 from segmamba.batch.cases import BatchCase
 from segmamba.batch.layout import OVERVIEW, PARQUET, PREVIEW, REPORT, ROWS, TABLE, THUMBNAIL
-from segmamba.batch.outcome import NUMBERS_UNCERTAIN, flags
+from segmamba.batch.outcome import LEVELS_UNCERTAIN, flags
 from segmamba.batch.plan import Plan, make_plan
 from segmamba.batch.table import flattened, write_table
 from segmamba.cli.main import main
@@ -91,7 +91,7 @@ def test_the_overview_has_every_row_word_for_word(tmp_path: Path, plan: Plan) ->
     rows = [
         row(folder="cases/one", summary="1 structure found", input=f"/{odd}.nii"),
         row(case=odd, status="failed", error=f"{odd} is broken: mend it.", flags=[odd, "note"], seconds=None),
-        row(case="three", status="left out", error="It is a localizer (scout view).", seconds=None),
+        row(case="three", status="skipped", error="It is a localizer (scout view).", seconds=None),
     ]
     page = Page(overview(tmp_path, plan, *rows))
     cards = page.elements["article"]
@@ -100,7 +100,7 @@ def test_the_overview_has_every_row_word_for_word(tmp_path: Path, plan: Plan) ->
     for each in rows:
         assert {each["case"], each["error"] or each["summary"], *each["flags"]} <= set(page.texts)
     assert f"/{odd}.nii" in page.texts and "1.5 s" in page.texts
-    assert {"1 done, 1 failed, 1 left out", "every status", "failed (1)", f"{odd} (1)"} <= set(page.texts)
+    assert {"1 done, 1 failed, 1 skipped", "every status", "failed (1)", f"{odd} (1)"} <= set(page.texts)
     links = [link["href"] for link in page.elements["a"]]
     assert links == [f"cases/one/{name}" for name in (PREVIEW, REPORT, "")]
     assert [image.get("src") for image in page.elements["img"]] == ["data:image/jpeg;base64,YSBwaWN0dXJl", None]
@@ -128,10 +128,10 @@ def test_flags_say_what_to_look_at() -> None:
     report = {"segments": [{"at_border": False}], "run": {"fallbacks": []}}
     doubt = {"numbering": {"certain": False, "reason": "no landmark is in view."}}
     assert flags(report, 1) == []
-    assert flags(report | doubt, 1) == [NUMBERS_UNCERTAIN]
+    assert flags(report | doubt, 1) == [LEVELS_UNCERTAIN]
     assert flags({"segments": [], "run": {"fallbacks": ["memory ran out"]}}, 2) == [
         "nothing found",
-        "note",
+        "warning",
         "repeated",
     ]
 
