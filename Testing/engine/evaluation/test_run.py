@@ -133,7 +133,7 @@ def test_an_evaluation_is_not_overwritten_unasked(pairs: Path, tmp_path: Path) -
 def test_an_older_evaluation_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     older = tmp_path / "a.json"
     older.write_text('{"evaluation_version": 1}')
-    assert cli.main(["evaluate", "--compare", str(older), str(older)]) == 3
+    assert main(["evaluate", "--compare", str(older), str(older)]) == 3
     assert f"{older} is from another version of this software" in capsys.readouterr().err
 
 
