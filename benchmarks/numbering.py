@@ -1,8 +1,8 @@
 """How robust is the numbering? ``python benchmarks/numbering.py LABELS_FOLDER [LABELS_FOLDER ...]``.
 
 No network: its answers are simulated from label maps (NAME_vertebrae.nii.gz, VerSe numbering), with noise and errors.
-First the whole way, from voxels to numbers, and with a vertebra that the upper or lower border cuts; then the chain
-alone, with many kinds of wrong evidence. JSON lines.
+First the whole way, from voxels to levels, and with a vertebra that the upper or lower border truncates; then the
+hidden Markov model alone, with many kinds of wrong evidence. JSON lines.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing"))
 
 from helpers.simulated_answers import SACRUM, Answers, centroids, level_evidence, load, simulate, whole_levels  # noqa: E402
 
-from segmamba.spine.chain import Numbering, number  # noqa: E402
-from segmamba.spine.decode import decode, decode_fine, with_cut_ends  # noqa: E402
+from segmamba.spine.decode import decode, decode_fine, recover_truncated_ends  # noqa: E402
 from segmamba.spine.frames import column_scale  # noqa: E402
+from segmamba.spine.hmm import Numbering, label_levels  # noqa: E402
 from segmamba.spine.levels import T1, T12  # noqa: E402
 
 SPACING = 2.0
@@ -39,7 +39,7 @@ HEDGED = {"sure": (0.0, 0.0), "not sure": (0.5, 0.3)}
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     options = parser.parse_args()
@@ -50,9 +50,9 @@ def main() -> None:
     for name, noise in NOISE.items():
         for how, hedged in HEDGED.items():
             print(json.dumps({"cut by the border": f"{name}, {how}"} | cut_by_border(maps, noise, hedged)), flush=True)
-    columns = [column(labels) for labels in maps]
+    columns = [vertebrae_of(labels) for labels in maps]
     for name, trials in scenarios(columns).items():
-        print(json.dumps({"chain": name} | judged(trials)), flush=True)
+        print(json.dumps({"levels": name} | judged(trials)), flush=True)
 
 
 def cropped(labels: np.ndarray) -> np.ndarray:
@@ -113,19 +113,19 @@ def cut_by_border(
             truth = labels[part]
             column = decode(*coarse.arrays, SPACING)
             arrays = (fine.probabilities, fine.offsets, SPACING, np.zeros(3))
-            longer = with_cut_ends(column, *arrays)
+            longer = recover_truncated_ends(column, *arrays)
             drawn = [decode_fine(*arrays, each) for each in (column, longer)]
             apart = [mostly(each, truth == level) not in (0, mostly(each, truth == neighbour)) for each in drawn]
             volume = np.count_nonzero(truth == level) * SPACING**3 / 1000
             there = np.count_nonzero(np.bincount(truth.ravel(), minlength=SACRUM)[1:SACRUM])
             size = next((f"less than {most:g} mL" for most in BIT_ML if volume < most), f"{BIT_ML[-1]:g} mL or more")
             found.setdefault(size, []).append((apart[0], apart[1], len(longer.levels) > there))
-    figures = {}
+    results = {}
     for size, rows in sorted(found.items()):
         coarse_alone, with_fine, invented = np.array(rows, float).T
-        figures[size] = {"cut": len(rows), "coarse": round(coarse_alone.mean(), 3), "fine": round(with_fine.mean(), 3)}
-        figures[size]["invented"] = int(invented.sum())
-    return figures
+        results[size] = {"cut": len(rows), "coarse": round(coarse_alone.mean(), 3), "fine": round(with_fine.mean(), 3)}
+        results[size]["invented"] = int(invented.sum())
+    return results
 
 
 def cuts(labels: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[slice, int, int]]:
@@ -154,10 +154,10 @@ def mostly(labels: np.ndarray, mask: np.ndarray) -> int:
     return int(np.bincount(labels[mask]).argmax())
 
 
-Column = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+Vertebrae = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
-def column(labels: np.ndarray) -> Column:
+def vertebrae_of(labels: np.ndarray) -> Vertebrae:
     """Return levels, centres, volumes and sacrum of a map's whole vertebrae."""
     centres = centroids(labels, SPACING)
     levels = np.array(whole_levels(labels, SMALLEST_ML, SPACING))
@@ -165,14 +165,14 @@ def column(labels: np.ndarray) -> Column:
     return levels, np.array([centres[level] for level in levels]), volumes, centres.get(SACRUM)
 
 
-def scenarios(columns: list[Column]) -> dict[str, list[tuple[np.ndarray, Numbering]]]:
+def scenarios(columns: list[Vertebrae]) -> dict[str, list[tuple[np.ndarray, Numbering]]]:
     """Return true levels and numbering of all trials of each kind."""
     rng = np.random.default_rng(0)
     trials: dict[str, list[tuple[np.ndarray, Numbering]]] = {}
     for levels, claims, centres, volumes, sacrum, ribs, name in with_ribs(cases(columns, rng)):
         evidence = np.array([level_evidence(int(np.clip(claim, 1, SACRUM)), 0.6, rng) for claim in claims])
         shaken = centres + rng.normal(0, 1.5, centres.shape)
-        trials.setdefault(name, []).append((levels, number(evidence, shaken, volumes, sacrum, ribs=ribs)))
+        trials.setdefault(name, []).append((levels, label_levels(evidence, shaken, volumes, sacrum, ribs=ribs)))
     return trials
 
 
@@ -186,7 +186,7 @@ def with_ribs(plain: Iterator[tuple]) -> Iterator[tuple]:
             yield *trial, (bears ^ (rng.random(len(bears)) < RIBS_WRONG)).astype(float), f"{name}; ribs"
 
 
-def cases(columns: list[Column], rng: np.random.Generator) -> Iterator[tuple]:
+def cases(columns: list[Vertebrae], rng: np.random.Generator) -> Iterator[tuple]:
     """Yield true levels, claimed ones, centres, volumes, sacrum and the name of the kind."""
     for levels, centres, volumes, sacrum in (one for one in columns for _ in range(TRIALS)):
         by = int(rng.choice([-1, 1]))

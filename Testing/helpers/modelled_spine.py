@@ -8,7 +8,7 @@ import numpy as np
 
 from segmamba.spine.frames import Frame
 from segmamba.spine.levels import DISTANCES_MM
-from segmamba.spine.shape_model import GRID, ShapeModel, moved, region_of, sample
+from segmamba.spine.shape_model import GRID, ShapeModel, apply_pose, interpolate, region_of
 
 SPACING = 2.0
 SHAPE = (90, 60, 60)
@@ -22,8 +22,8 @@ def modelled(model: ShapeModel, levels: Sequence[int]) -> np.ndarray:
     places = np.moveaxis(np.indices(SHAPE), 0, -1) * SPACING
     centre = np.array(HIGHEST)
     for level in levels:
-        frame = moved(Frame(centre, np.eye(3), 1.0), [0, 0, 0, 0, 0, 0.06, 0])
-        mean, half = model.means[level - 1], model.halves[region_of(level)]
+        frame = apply_pose(Frame(centre, np.eye(3), 1.0), [0, 0, 0, 0, 0, 0.06, 0])
+        mean, half = model.means[level - 1], model.half_extents[region_of(level)]
         labels[(distance_at(mean, half, frame.to_local(places)) < 0) & (labels == 0)] = level
         centre = centre - [DISTANCES_MM[level - 1], 0, 0]
     return labels
@@ -33,4 +33,4 @@ def distance_at(shape: np.ndarray, half: np.ndarray, local: np.ndarray) -> np.nd
     """Return the model's signed distance at local points; beyond its grid, that at the border and the way there."""
     inner = np.clip(local, -half, half)
     places = (inner + half) / (2 * half) * (np.array(GRID) - 1)
-    return sample(shape, places) + np.linalg.norm(local - inner, axis=-1)
+    return interpolate(shape, places) + np.linalg.norm(local - inner, axis=-1)

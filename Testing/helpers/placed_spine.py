@@ -57,7 +57,7 @@ class Column:
         for level, up in ((T12, 33.0), (L1, 0.0), (L2, -33.0)):
             frame = Frame((CENTRE + [0, 0, up])[::-1], np.eye(3), 1.0)
             local = frame.to_local(self.places[..., ::-1])
-            distance = distance_at(model.means[level - 1], model.halves[region_of(level)], local)
+            distance = distance_at(model.means[level - 1], model.half_extents[region_of(level)], local)
             self.labels[(distance < 0) & (self.labels == 0)] = level
 
     def ball(self, offset: list[float], radius: float) -> np.ndarray:

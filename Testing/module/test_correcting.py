@@ -154,7 +154,7 @@ def test_number_that_cannot_be_is_a_sentence(panel, show, click):
     click(panel.ui.resultTable, 2)
     panel.ui.levelComboBox.currentIndex = panel.ui.levelComboBox.findText("C1")
     click(panel.ui.renumberButton)
-    assert "T12 would be no vertebra between C1 and L6" in panel.ui.statusLabel.text
+    assert "T12 would not be between C1 and L6" in panel.ui.statusLabel.text
     assert segment_ids(node) == ["T12_vertebra", "L1_vertebra", "L2_vertebra"]
 
 

@@ -211,7 +211,7 @@ def test_rows_of_an_earlier_run_are_renumbered_too(a_column):
 def test_number_that_another_vertebra_keeps_is_refused(a_column):
     with pytest.raises(InputError, match="there would be T12 twice: choose another number, or renumber the whole"):
         renumber(a_column, "L1", "T12", below=True)
-    with pytest.raises(InputError, match="L1 would be no vertebra between C1 and L6"):
+    with pytest.raises(InputError, match="L1 would not be between C1 and L6"):
         renumber(a_column, "T12", "L6", below=True)
     assert segment_ids(a_column) == ["T12_vertebra", "L1_vertebra", "Sacrum"]
 
@@ -281,8 +281,8 @@ def test_right_number_changes_nothing(a_column):
         ("Sacrum", "L5", "has no vertebra 'Sacrum'"),
         ("T12", "L9", "'L9' is no vertebra"),
         ("T12", "sacrum", "'sacrum' is no vertebra"),
-        ("T12", "L6", "L1 would be no vertebra between C1 and L6"),
-        ("L1", "C1", "T12 would be no vertebra"),
+        ("T12", "L6", "L1 would not be between C1 and L6"),
+        ("L1", "C1", "T12 would not be between C1 and L6"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_changes_nothing(a_column, called, level, sentence):

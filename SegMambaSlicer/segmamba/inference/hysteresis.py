@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from segmamba.utils.arrays import bounding_box
-from segmamba.utils.morphology import TOUCHING
+from segmamba.utils.morphology import CONNECTIVITY_26
 
 # A GPU computes this many slices at a time: beside the answer and the recorded networks there may be little memory.
 SLAB = 16
@@ -50,7 +50,7 @@ def label_components_with_peak(margin: np.ndarray) -> tuple[np.ndarray, np.ndarr
     box = bounding_box(margin > 0)
     if box is None:
         return components, np.array([-np.inf])
-    components[box], count = ndimage.label(margin[box] > 0, TOUCHING)
+    components[box], count = ndimage.label(margin[box] > 0, CONNECTIVITY_26)
     return components, np.r_[-np.inf, ndimage.maximum(margin[box], components[box], np.arange(1, count + 1))]
 
 
@@ -73,7 +73,7 @@ def suppress_below_margin(probabilities: Tensor, channel: int, high: float) -> N
     slabs = probabilities.split(SLAB, dim=1)
     margin = torch.cat([logit_margin(slab, channel).cpu() for slab in slabs]).numpy()
     components, peaks = label_components_with_peak(margin)
-    near = ndimage.binary_dilation((peaks >= high)[components], TOUCHING)
+    near = ndimage.binary_dilation((peaks >= high)[components], CONNECTIVITY_26)
     for slab, part in zip(slabs, torch.from_numpy(~near).split(SLAB), strict=True):
         elsewhere = part.to(slab.device)
         slab[channel].masked_fill_(elsewhere, 0.0)

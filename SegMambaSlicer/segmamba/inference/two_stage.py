@@ -23,7 +23,7 @@ from segmamba.models.manifest import Model
 from segmamba.models.resources import SHAPES, resource_root
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
 from segmamba.networks.two_stage import TwoStageSpineMamba
-from segmamba.spine.decode import Column, decode, decode_fine, with_cut_ends
+from segmamba.spine.decode import Column, decode, decode_fine, recover_truncated_ends
 from segmamba.spine.levels import level_name
 from segmamba.spine.nearest import nearest_labels
 from segmamba.spine.refine import refine
@@ -136,7 +136,7 @@ def _fine_pass(
     output = _run_stage(network, image, grid, stage, context)
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
     fine = (output.values[MASK], output.values[OFFSET], grid.geometry.spacing[0], shift)
-    column = with_cut_ends(column, *fine)
+    column = recover_truncated_ends(column, *fine)
     labels = decode_fine(*fine, column)
     context.check_cancelled()
     return column, labels, output

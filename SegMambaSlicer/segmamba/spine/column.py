@@ -5,27 +5,22 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from segmamba.utils.morphology import TOUCHING
+from segmamba.utils.morphology import CONNECTIVITY_26
 
-# An island is a piece of a label smaller than this: an arch without pedicles is bigger.
-ISLAND_MM3 = 1000.0
-# A piece of the column that is cut off from the rest (a gap in the labels, a collapsed disc) is kept if it is at least
-# this big (the smallest vertebrae, of the neck, are about 10 mL) ...
-PIECE_MM3 = 5000.0
-# ... and its centre lies this close to where the column runs.
-PIECE_OFFSET_MM = 40.0
-# The column's course at a height is that of the nearest part of this length.
-COURSE_MM = 80.0
-# A course is fitted to the column's centres in layers of this height ...
-LAYER_MM = 5.0
-# ... and leans by at most 45 degrees where it is extrapolated.
-STEEPEST = 1.0
+# A component of a label below this is small; an arch without pedicles is larger.
+SMALL_COMPONENT_MM3 = 1000.0
+# A component of the column that is separated from the rest (a gap in the labels, a collapsed disc) is kept if it is at
+# least this large (the smallest vertebrae, in the neck, have about 10 mL) and its centre lies this close to the course.
+COLUMN_COMPONENT_MM3, OFF_COURSE_MM = 5000.0, 40.0
+# The course of the column at a height is fitted to the nearest part of this length, to its centres in layers of this
+# height. Where it is extrapolated it leans by at most 45 degrees.
+COURSE_MM, LAYER_MM, STEEPEST = 80.0, 5.0, 1.0
 
 
-def column(mask: np.ndarray, index_to_lps: np.ndarray) -> np.ndarray:
-    """Return the vertebral column of a mask: its largest component, and the pieces along that one's extension.
+def extract_column(mask: np.ndarray, index_to_lps: np.ndarray) -> np.ndarray:
+    """Return the vertebral column of a mask: its largest component and the components that continue it.
 
-    Pieces are added one by one, the nearest in height first, so a chain of them is followed along its curve.
+    Components are added one by one, the nearest in height first, so that the curve of the column is followed.
 
     Parameters
     ----------
@@ -34,14 +29,14 @@ def column(mask: np.ndarray, index_to_lps: np.ndarray) -> np.ndarray:
     index_to_lps : ndarray
         4x4 matrix from voxel index (x, y, z, 1) to LPS millimetres.
     """
-    components, count = ndimage.label(mask, structure=TOUCHING)
+    components, count = ndimage.label(mask, structure=CONNECTIVITY_26)
     if count < 2:
         return mask
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     largest = int(sizes.argmax())
     voxel_volume = abs(float(np.linalg.det(index_to_lps[:3, :3])))
-    candidates = [n for n in np.flatnonzero(sizes * voxel_volume >= PIECE_MM3).tolist() if n != largest]
+    candidates = [n for n in np.flatnonzero(sizes * voxel_volume >= COLUMN_COMPONENT_MM3).tolist() if n != largest]
     boxes = ndimage.find_objects(components)
     layers = {n: _layers(components[boxes[n - 1]] == n, boxes[n - 1], index_to_lps) for n in [largest, *candidates]}
     kept = [largest]
@@ -50,7 +45,7 @@ def column(mask: np.ndarray, index_to_lps: np.ndarray) -> np.ndarray:
         nearest = min(candidates, key=lambda n: _gap(layers[n], trunk))
         candidates.remove(nearest)
         x, y, z = np.average(layers[nearest][:, :3], axis=0, weights=layers[nearest][:, 3])
-        if np.hypot(*(np.array([x, y]) - _course(trunk, z))) <= PIECE_OFFSET_MM:
+        if np.hypot(*(np.array([x, y]) - _course(trunk, z))) <= OFF_COURSE_MM:
             kept.append(nearest)
     chosen = np.zeros(count + 1, dtype=bool)
     chosen[kept] = True
@@ -69,14 +64,14 @@ def _layers(mask: np.ndarray, box: tuple[slice, ...], index_to_lps: np.ndarray) 
     return np.stack([*(total[filled] / counts[filled] for total in sums), counts[filled]], axis=1)
 
 
-def _gap(piece: np.ndarray, trunk: np.ndarray) -> float:
-    """Return the distance in height between a piece and the trunk; 0 where they overlap."""
-    low, high = piece[:, 2].min(), piece[:, 2].max()
+def _gap(component: np.ndarray, trunk: np.ndarray) -> float:
+    """Return the distance in height between a component and the trunk, in mm; 0 where they overlap."""
+    low, high = component[:, 2].min(), component[:, 2].max()
     return max(0.0, trunk[:, 2].min() - high, low - trunk[:, 2].max())
 
 
 def _course(trunk: np.ndarray, height: float) -> np.ndarray:
-    """Return x and y of the column at a height, by a line through the part of it nearest to that height."""
+    """Return x and y of the column at a height, in mm, from a line through the nearest part of it."""
     heights = trunk[:, 2]
     lowest = heights.min() + COURSE_MM / 2
     middle = np.clip(height, lowest, max(lowest, heights.max() - COURSE_MM / 2))
@@ -84,7 +79,7 @@ def _course(trunk: np.ndarray, height: float) -> np.ndarray:
     centre = np.average(near[:, :3], axis=0, weights=near[:, 3])
     spread = near[:, 3] @ (near[:, 2] - centre[2]) ** 2
     if np.ptp(near[:, 2]) < COURSE_MM / 2 or spread == 0:
-        # A single vertebra does not show where the column is heading.
+        # A single vertebra does not show the direction of the column.
         return centre[:2]
     slope = (near[:, 3] * (near[:, 2] - centre[2])) @ (near[:, :2] - centre[:2]) / spread
     return centre[:2] + np.clip(slope, -STEEPEST, STEEPEST) * (height - centre[2])

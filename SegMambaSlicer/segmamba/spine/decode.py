@@ -1,4 +1,4 @@
-"""From the coarse pass to a numbered column, and from the fine pass to its masks."""
+"""From the coarse pass to a labelled column, and from the fine pass to its masks."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage, special
 
-from segmamba.spine.chain import Numbering, number
+from segmamba.spine.hmm import Numbering, label_levels
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
 from segmamba.spine.levels import C1, L5, L6, SACRUM, distance_by_volume
 from segmamba.spine.nearest import nearest_labels
 from segmamba.utils.arrays import bounding_box
+from segmamba.utils.morphology import CONNECTIVITY_26
 
 VERTEBRA_CHANNEL, SACRUM_CHANNEL = 1, 2
 PROBABLE = 0.5
 SMALLEST_SACRUM_ML = 5.0
-# An instance that is none of its own belongs to the vertebra this near, in parts of the distance of neighbours.
+# A spurious instance belongs to the nearest vertebra within this part of the distance of neighbours.
 SAME = 0.75
 # The fine pass sees this much around the coarse column: an error of a few voxels, and some context.
 AROUND_MM = 12.0
-# What has this part of its volume below the height that this part of the sacrum's volume is under is no vertebra: L5
-# of the open label maps has at most 0.1 there, and 0.4 where all but 16 mm of the sacrum is cut off.
-BESIDE_SACRUM, SACRUM_TOP = 0.5, 0.9
-# Vertebrae of the thorax have more rib than this within this distance: in the open label maps, with ribs lengthened to
-# the joint, 0.5 to 3.5 mL if they have one, and all others none at all.
+# An instance with this part of its volume below the height under which this part of the sacrum's volume lies belongs to
+# the sacrum: L5 of the open label maps has at most 0.1 there, and 0.4 where all but 16 mm of the sacrum is cut off.
+WITHIN_SACRUM, SACRUM_TOP = 0.5, 0.9
+# A rib is detected if there is more than this volume of it within this distance: in the open label maps, with ribs
+# extended to the joint, vertebrae with a rib have 0.5 to 3.5 mL there, all others none.
 RIB_NEAR_MM, RIB_ML = 6.0, 0.25
 
 
 @dataclass(frozen=True)
 class Column:
-    """A numbered column.
+    """A vertebral column with labelled levels.
 
     Attributes
     ----------
     instances : Instances
-        What was found.
+        The vertebrae, one by one.
     numbering : Numbering
         A level for each instance.
     labels : ndarray of uint8
@@ -47,11 +48,11 @@ class Column:
     confidence : ndarray
         Shape (k,): probability of each one's level.
     sacrum : ndarray or None
-        Centroid of the sacrum, where there is one.
+        Shape (3,), in mm: centroid of the sacrum, if there is one.
     sacral : ndarray
         Shape (m, 3): centroids of parts of the sacrum that the network took for vertebrae.
     box : tuple of ndarray or None
-        Lowest and highest corner (z, y, x) in mm of what the fine pass has to see; None without a column.
+        Lowest and highest corner (z, y, x) in mm of the region for the fine pass; None without a column.
     """
 
     instances: Instances
@@ -72,7 +73,7 @@ def decode(
     spacing_mm: float,
     rib: np.ndarray | None = None,
 ) -> Column:
-    """Find and number the vertebrae in the answers of the coarse pass.
+    """Find and label the vertebrae in the predictions of the coarse pass.
 
     Parameters
     ----------
@@ -81,11 +82,11 @@ def decode(
     offsets : ndarray
         Shape (3, z, y, x): from the voxel to the centroid of its vertebra along z, y, x, in mm.
     evidence : ndarray
-        Shape (26, z, y, x), any kind of float: logits of C1 to L6 and sacrum, as a network answers them.
+        Shape (26, z, y, x), any floating type: the network's logits of C1 to L6 and sacrum.
     spacing_mm : float
         Of the isotropic grid.
     rib : ndarray or None
-        Shape (z, y, x): probability of a rib; None where ribs cannot be told, as on MR.
+        Shape (z, y, x): probability of a rib; None where ribs are not visible, as on MR.
     """
     instances = find_instances(probabilities[VERTEBRA_CHANNEL], offsets, spacing_mm)
     sacrum_mask, sacrum = find_sacrum(probabilities[SACRUM_CHANNEL], spacing_mm)
@@ -96,7 +97,7 @@ def decode(
     sacral, instances = instances.centres[~vertebrae], _kept(instances, vertebrae)
     cut = _cut(instances)
     ribs = None if rib is None else np.where(cut, np.nan, near_rib(rib, instances, spacing_mm) > RIB_ML)
-    numbering = number(
+    numbering = label_levels(
         mean_evidence(evidence, probabilities[VERTEBRA_CHANNEL], instances),
         instances.centres,
         instances.volumes,
@@ -118,23 +119,23 @@ def decode(
         numbering.confidence[kept],
         sacrum,
         sacral,
-        _box(labels, spacing_mm),
+        _fine_region(labels, spacing_mm),
     )
 
 
-def with_cut_ends(
+def recover_truncated_ends(
     column: Column, probabilities: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray
 ) -> Column:
-    """Return a column with the vertebrae at its ends that only the fine pass tells from their neighbours.
+    """Return a column with the truncated vertebrae at its ends that only the fine pass separates from their neighbours.
 
-    The upper or lower border leaves little of a vertebra, and what is left of it votes for a place between its own
-    centroid and its neighbour's: the coarse pass takes the two for one. Where the last vertebra of the coarse pass
-    touches the border and the fine pass's votes for it gather at two places, the outer one is the next vertebra.
+    What the upper or lower border leaves of a vertebra votes for a point between its own centroid and its neighbour's,
+    so that the coarse pass may take the two for one. Where the last vertebra of the coarse pass touches the border and
+    the votes of the fine pass for it have two clusters, the outer one is the next vertebra.
 
     Parameters
     ----------
     column : Column
-        What `decode` found.
+        From `decode`.
     probabilities, offsets, spacing_mm, origin_mm
         As for `decode_fine`.
     """
@@ -146,7 +147,7 @@ def with_cut_ends(
             continue
         found = find_next(vertebra, offsets, spacing_mm, origin_mm, column.centres[::step])
         if found is not None:
-            column = _longer(column, end, step, *found)
+            column = _extended(column, end, step, *found)
     return column
 
 
@@ -173,24 +174,25 @@ def decode_fine(
 
 
 def find_sacrum(sacrum: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return mask (z, y, x) and centroid, (z, y, x) in mm, of the largest piece of what is probably sacrum."""
+    """Return mask (z, y, x) and centroid, (z, y, x) in mm, of the largest component of probable sacrum."""
     mask = sacrum > PROBABLE
     box = bounding_box(mask)
     if box is None:
         return mask, None
-    pieces, _ = ndimage.label(mask[box], structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(pieces.ravel())
+    components, _ = ndimage.label(mask[box], structure=CONNECTIVITY_26)
+    sizes = np.bincount(components.ravel())
     sizes[0] = 0
     mask[:] = False
     if sizes.max() * spacing_mm**3 < SMALLEST_SACRUM_ML * 1000:
         return mask, None
-    mask[box] = pieces == sizes.argmax()
+    mask[box] = components == sizes.argmax()
     return mask, np.argwhere(mask).mean(axis=0) * spacing_mm
 
 
 def mean_evidence(evidence: np.ndarray, vertebra: np.ndarray, instances: Instances) -> np.ndarray:
-    """Return the evidence (n, 26) of each instance: the mean logarithm of its voxels' probabilities of the levels,
-    from logits, weighted by how probably they are vertebra.
+    """Return the evidence (n, 26) of each instance from the logits (26, z, y, x) of its voxels.
+
+    It is the mean log-probability of each level, weighted by the voxels' probability of vertebra.
     """
     voxels = np.nonzero(instances.labels)
     numbers = instances.labels[voxels]
@@ -204,13 +206,13 @@ def mean_evidence(evidence: np.ndarray, vertebra: np.ndarray, instances: Instanc
 
 
 def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.ndarray:
-    """Return how much of what is probably rib is near each instance and nearest to it: (n,), in mL."""
+    """Return the volume (n,) in mL of probable rib near each instance; a voxel counts for the nearest instance only."""
     found = np.zeros(len(instances.centres))
     margin = int(np.ceil(RIB_NEAR_MM / spacing_mm))
-    place = bounding_box(instances.labels > 0)
-    if place is None:
+    inner = bounding_box(instances.labels > 0)
+    if inner is None:
         return found
-    box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in place)
+    box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in inner)
     labels = instances.labels[box]
     ribs = np.argwhere((rib[box] > PROBABLE) & (labels == 0))
     owners, distances = nearest_labels(labels, ribs)
@@ -219,20 +221,20 @@ def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.nda
 
 
 def _most_probable_vertebra(probabilities: np.ndarray) -> np.ndarray:
-    """Return the voxels (z, y, x) where a vertebra is the most probable; the background wins ties, not the sacrum."""
+    """Return the mask (z, y, x) where vertebra is the most probable class; it wins ties with sacrum, not background."""
     background, vertebra, sacrum = probabilities
     mask: np.ndarray = (vertebra > background) & (vertebra >= sacrum)
     return mask
 
 
 def _is_above_most(sacrum: np.ndarray, instances: Instances) -> bool:
-    """Say whether most of the vertebrae, by volume, lie below a centroid: then it is of no sacrum."""
+    """Say whether most of the vertebrae, by volume, lie below a centroid: then it is not that of a sacrum."""
     below = instances.centres[:, 0] < sacrum[0]
     return bool(instances.volumes[below].sum() > instances.volumes[~below].sum())
 
 
 def _above(instances: Instances, sacrum: np.ndarray) -> np.ndarray:
-    """Return which instances lie above a mask of the sacrum; those beside or below it are parts of it."""
+    """Return which instances (n,) lie above a mask of the sacrum; the others are parts of it."""
     filled = np.cumsum(np.count_nonzero(sacrum, axis=(1, 2)))
     if not filled[-1] or not len(instances.centres):
         return np.ones(len(instances.centres), bool)
@@ -241,12 +243,12 @@ def _above(instances: Instances, sacrum: np.ndarray) -> np.ndarray:
         np.bincount(part.ravel(), minlength=len(instances.centres) + 1)[1:]
         for part in (instances.labels, instances.labels[: top + 1])
     )
-    above: np.ndarray = below < BESIDE_SACRUM * sizes
+    above: np.ndarray = below < WITHIN_SACRUM * sizes
     return above
 
 
 def _kept(instances: Instances, kept: np.ndarray) -> Instances:
-    """Return some of the instances, numbered anew."""
+    """Return some of the instances, renumbered from 1."""
     numbers = np.r_[0, np.where(kept, np.cumsum(kept), 0)].astype(np.int16)
     return Instances(numbers[instances.labels], instances.centres[kept], instances.volumes[kept])
 
@@ -259,13 +261,13 @@ def _cut(instances: Instances) -> np.ndarray:
 
 
 def _at_border(labels: np.ndarray) -> np.ndarray:
-    """Return the values at the border of a grid, 0 among them or not."""
+    """Return the distinct values at the border of a grid."""
     faces = [labels.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
     return np.unique(np.concatenate(faces))
 
 
 def _values(instances: Instances, levels: np.ndarray) -> np.ndarray:
-    """Return a label for each instance: its level, or that of the vertebra which it is a part of, or 0."""
+    """Return a label for each instance: its level, for a spurious one that of the vertebra it belongs to, or 0."""
     values = levels.copy()
     kept = np.flatnonzero(levels)
     for index in np.flatnonzero(levels == 0):
@@ -277,11 +279,11 @@ def _values(instances: Instances, levels: np.ndarray) -> np.ndarray:
     return values
 
 
-def _longer(column: Column, end: int, step: int, own: np.ndarray, following: np.ndarray) -> Column:
-    """Return a column with one more vertebra at an end (0 or -1), and the places of the last one and of that one."""
+def _extended(column: Column, end: int, step: int, own: np.ndarray, following: np.ndarray) -> Column:
+    """Return a column with one more vertebra at an end (0 or -1), and new centroids of the last one and of that one."""
     centres = column.centres.copy()
     centres[end] = own
-    place = 0 if end == 0 else len(centres)
+    index = 0 if end == 0 else len(centres)
     rival = column.numbering.runner_up
     if rival is not None:
         level = int(rival[rival > 0][end]) + step
@@ -289,16 +291,16 @@ def _longer(column: Column, end: int, step: int, own: np.ndarray, following: np.
     return replace(
         column,
         numbering=replace(column.numbering, runner_up=rival),
-        levels=np.insert(column.levels, place, column.levels[end] + step),
-        centres=np.insert(centres, place, following, axis=0),
-        confidence=np.insert(column.confidence, place, column.confidence[end]),
+        levels=np.insert(column.levels, index, column.levels[end] + step),
+        centres=np.insert(centres, index, following, axis=0),
+        confidence=np.insert(column.confidence, index, column.confidence[end]),
     )
 
 
-def _box(labels: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray] | None:
-    place = bounding_box(labels > 0)
-    if place is None:
+def _fine_region(labels: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray] | None:
+    box = bounding_box(labels > 0)
+    if box is None:
         return None
-    low = np.array([part.start - 0.5 for part in place]) * spacing_mm - AROUND_MM
-    high = np.array([part.stop - 0.5 for part in place]) * spacing_mm + AROUND_MM
+    low = np.array([part.start - 0.5 for part in box]) * spacing_mm - AROUND_MM
+    high = np.array([part.stop - 0.5 for part in box]) * spacing_mm + AROUND_MM
     return low, high

@@ -1,6 +1,6 @@
-"""The factors of the chain model: how probable answers, ribs, steps and ends of a column are under each level.
+"""The factors of the hidden Markov model: weights of emissions, ribs, transitions and terminations for each level.
 
-All figures are prior probabilities, set by judgement of anatomy and networks, not fitted.
+All values are prior probabilities, set by judgement of anatomy and networks, not fitted.
 """
 
 from __future__ import annotations
@@ -23,33 +23,32 @@ from segmamba.spine.levels import (
     T12,
 )
 
-# By how many levels the network's answer may be off.
-SLIPS = range(-2, 3)
-# How unlike its neighbours a vertebra is: logarithms by which being off is less probable where the vertebra is, or is
-# taken for, one of these (the rings of C1 and C2) ...
+# Level offsets: by how many levels the network's prediction may be off.
+LEVEL_OFFSETS = range(-2, 3)
+# Log-penalties of an offset where the vertebra is, or is taken for, one unlike its neighbours (the rings of C1 and C2)
 LANDMARKS = {C1: 2.5, C2: 2.5}
-# ... or follows upon the one above it, which is needed to see a change (first rib, last rib and shape of the joints).
+# or one at a change that is visible if the vertebra above is in view, too (first and last rib, shape of the joints).
 CHANGES = {T1: 0.4, T12: 0.2, L1: 0.7}
-# A network's answer for a vertebra is worth nothing this often.
-NONSENSE = 0.05
-# One, two or three vertebrae in a row that were not found (then they are also that much further apart).
-GAP = (1.0, 0.02, 0.004, 0.001)
-NOT_FOUND_AT_ALL = 1e-6
-# Two vertebrae that were found as one, between them: the steps to it and from it are one and a half each. Probability
-# of either step.
+# Prior probability that the network's prediction for a vertebra is uninformative.
+UNINFORMATIVE = 0.05
+# No, one, two or three missed vertebrae in a row (their neighbours are that much further apart).
+MISSED = (1.0, 0.02, 0.004, 0.001)
+MORE_MISSED = 1e-6
+# Two vertebrae that were found as one, halfway between them: its distances to both neighbours are half as long again.
+# Probability of either transition.
 MERGED = 0.05
-# An instance that is no vertebra of its own: a doubled one, or something else.
+# A spurious instance: a vertebra found twice, or not a vertebra.
 SPURIOUS = 0.02
 MOST_SPURIOUS = 3
-# Distances fit no model this often: distorted columns.
+# Prior probability that a distance fits no level: distorted columns.
 ODD_DISTANCE = 0.002
-# Variants, each in a few people of a hundred: L6 or T13, no T12, and L4 as the last one.
+# Variants, each in a few percent of people: L6 or T13, no T12, and L4 as the last one.
 SIXTH_LUMBAR, NO_T12, L4_LAST = 0.06, 0.02, 0.01
-# The sacrum's centroid is less certain than a vertebra's, more so where it is cut.
+# The sacrum's centroid is less certain than a vertebra's; a truncated vertebra's spread is this many times larger.
 SACRUM_SPREAD = 0.2
 CUT_SPREAD = 2.0
-# How often a rib is found beside a level, if ribs are found at all: small last ribs, cervical and lumbar ones.
-RIB_FOUND = {
+# P(rib detected | level), if ribs are detected at all: last ribs may be small, cervical and lumbar ones exist.
+RIB_DETECTED = {
     **dict.fromkeys(range(C1, L6 + 1), 0.01),
     **dict.fromkeys(range(T1, T12), 0.97),
     C7: 0.03,
@@ -58,97 +57,116 @@ RIB_FOUND = {
 }
 
 
-def answer_weights(evidence: np.ndarray) -> np.ndarray:
-    """Return how probable the network's answers are under each level and slip: (n, 25, slips)."""
+def emission_weights(evidence: np.ndarray) -> np.ndarray:
+    """Return the likelihood (n, 25, offsets) of the network's predictions for each level and level offset."""
     shares = np.exp(evidence - evidence.max(axis=1, keepdims=True))
-    shares = (1 - NONSENSE) * shares / shares.sum(axis=1, keepdims=True) + NONSENSE / SACRUM
-    answers = np.full((len(evidence), L6, len(SLIPS)), NONSENSE / SACRUM)
+    shares = (1 - UNINFORMATIVE) * shares / shares.sum(axis=1, keepdims=True) + UNINFORMATIVE / SACRUM
+    emission = np.full((len(evidence), L6, len(LEVEL_OFFSETS)), UNINFORMATIVE / SACRUM)
     for level in range(C1, L6 + 1):
-        for column, slip in enumerate(SLIPS):
-            if C1 <= level + slip <= SACRUM:
-                answers[:, level - 1, column] = shares[:, level + slip - 1]
-    return answers * unlikeness(LANDMARKS)
+        for column, offset in enumerate(LEVEL_OFFSETS):
+            if C1 <= level + offset <= SACRUM:
+                emission[:, level - 1, column] = shares[:, level + offset - 1]
+    return emission * offset_penalties(LANDMARKS)
 
 
 def rib_weights(ribs: np.ndarray) -> np.ndarray:
-    """Return how probable it is under each level that a rib was found, or not: (n, 25), 1 where it is unknown."""
-    found = np.array([RIB_FOUND[level] for level in range(C1, L6 + 1)])
-    probable = np.where(ribs[:, None] > 0.5, found, 1 - found)
-    return np.where(np.isnan(ribs)[:, None], 1.0, probable)
+    """Return the likelihood (n, 25) of detecting a rib or none for each level; 1 where that is unknown."""
+    detected = np.array([RIB_DETECTED[level] for level in range(C1, L6 + 1)])
+    likelihood = np.where(ribs[:, None] > 0.5, detected, 1 - detected)
+    return np.where(np.isnan(ribs)[:, None], 1.0, likelihood)
 
 
-def unlikeness(landmarks: dict[int, float]) -> np.ndarray:
-    """Return factors (25, slips): how much less probable a slip is that takes a landmark away or invents one."""
-    factors = np.ones((L6, len(SLIPS)))
+def offset_penalties(landmarks: dict[int, float]) -> np.ndarray:
+    """Return factors (25, offsets) below 1 for level offsets that would remove or invent a landmark."""
+    factors = np.ones((L6, len(LEVEL_OFFSETS)))
     for level in range(C1, L6 + 1):
-        for column, slip in enumerate(SLIPS):
-            if slip:
-                factors[level - 1, column] = np.exp(-max(landmarks.get(level, 0), landmarks.get(level + slip, 0)))
+        for column, offset in enumerate(LEVEL_OFFSETS):
+            if offset:
+                factors[level - 1, column] = np.exp(-max(landmarks.get(level, 0), landmarks.get(level + offset, 0)))
     return factors
 
 
 def spurious_weights(volumes: np.ndarray) -> np.ndarray:
-    """Return how probable it is that an instance is no vertebra of its own and its answers are by chance."""
+    """Return the weight (n,) of each instance being spurious, its predictions being random."""
     around = [np.median(volumes[max(0, i - 2) : i + 3]) for i in range(len(volumes))]
     whole = np.clip(volumes / np.maximum(around, 1e-6), 0.0, 1.0)
     return SPURIOUS / SACRUM**whole
 
 
-def _ways_down() -> tuple[np.ndarray, np.ndarray]:
-    """Return distance (for scale 1) and rarity, each (25, 25), of going from one level to another at the next instance.
-
-    Without T12 the distance is that of one step.
-    """
+def _level_steps() -> tuple[np.ndarray, np.ndarray]:
+    """Return the expected distance in mm, for scale 1, and the prior, both (25, 25), from a level to the next one."""
     below = np.r_[0.0, np.cumsum(DISTANCES_MM)]
     distances = np.maximum(below - below[:, None], 1.0)
-    rarity = np.zeros((L6, L6))
-    for missing, rare in enumerate(GAP):
-        rarity += rare * np.eye(L6, k=1 + missing)
-    rarity[:, L6 - 1] *= SIXTH_LUMBAR
-    return distances, rarity
+    prior = np.zeros((L6, L6))
+    for missed, probability in enumerate(MISSED):
+        prior += probability * np.eye(L6, k=1 + missed)
+    prior[:, L6 - 1] *= SIXTH_LUMBAR
+    return distances, prior
 
 
-def step_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np.ndarray:
-    """Return the weights (n, n, 25, 25) of going from a level at one instance to another level at the next."""
+def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np.ndarray:
+    """Return the weights (n, n, 25, 25) of transitions from one instance and level to another.
+
+    Parameters
+    ----------
+    centres : ndarray
+        Shape (n, 3), in mm.
+    cut : ndarray of bool
+        Shape (n,): truncated vertebrae.
+    scale : float
+        Of the column.
+    """
     count = len(centres)
-    expected, rarity = _ways_down()
+    expected, prior = _level_steps()
     next_one, next_but_one = np.eye(L6, k=1, dtype=bool), np.eye(L6, k=2, dtype=bool)
     half_more = np.where(next_one, 1.5, 0.75) * expected
-    steps = np.zeros((count, count, L6, L6))
+    transitions = np.zeros((count, count, L6, L6))
     for i in range(count):
         for j in range(i + 1, min(count, i + 2 + MOST_SPURIOUS)):
             distance = float(np.linalg.norm(centres[i] - centres[j]))
             spread = DISTANCE_SPREAD * (CUT_SPREAD if cut[i] or cut[j] else 1.0)
-            steps[i, j] = rarity * _fits(distance, scale * expected, spread)
-            steps[i, j] += MERGED * (next_one | next_but_one) * _fits(distance, scale * half_more, spread)
-            one_step = _fits(distance, scale * expected[T11 - 1, T12 - 1], spread)
-            steps[i, j, T11 - 1, L1 - 1] += NO_T12 * one_step
-    return steps
+            transitions[i, j] = prior * _distance_likelihood(distance, scale * expected, spread)
+            transitions[i, j] += (
+                MERGED * (next_one | next_but_one) * _distance_likelihood(distance, scale * half_more, spread)
+            )
+            one_step = _distance_likelihood(distance, scale * expected[T11 - 1, T12 - 1], spread)
+            transitions[i, j, T11 - 1, L1 - 1] += NO_T12 * one_step
+    return transitions
 
 
-def end_weights(
-    centres: np.ndarray, sacrum: np.ndarray | None, to_sacrum: tuple[float, float], scale: float
+def termination_weights(
+    centres: np.ndarray, sacrum: np.ndarray | None, sacrum_mm: tuple[float, float], scale: float
 ) -> np.ndarray:
-    """Return the weights (n, 25) of each instance and level as the last one above the sacrum, or above the border.
+    """Return the weights (n, 25) of each instance and level being the last one above the sacrum, or above the border.
 
-    ``to_sacrum`` are the shortest and the longest distance of L5 from the centroid of what is seen of the sacrum.
+    Parameters
+    ----------
+    centres : ndarray
+        Shape (n, 3), in mm.
+    sacrum : ndarray or None
+        Shape (3,), in mm: centroid of what is in view of the sacrum.
+    sacrum_mm : tuple of float
+        Shortest and longest distance of that centroid from L5, for scale 1.
+    scale : float
+        Of the column.
     """
-    ends = np.ones((len(centres), L6))
+    terminations = np.ones((len(centres), L6))
     if sacrum is None:
-        return ends
+        return terminations
     above_l5 = np.r_[np.cumsum(DISTANCES_MM[: L5 - 1][::-1])[::-1], 0.0, 0.0]
-    rarity = np.full(L6, NOT_FOUND_AT_ALL)
-    rarity[L5 - len(GAP) : L5] = GAP[::-1]
-    rarity[L6 - 1] = 1.0
+    prior = np.full(L6, MORE_MISSED)
+    prior[L5 - len(MISSED) : L5] = MISSED[::-1]
+    prior[L6 - 1] = 1.0
     for index, centre in enumerate(centres):
         distance = float(np.linalg.norm(sacrum - centre))
-        shortest, longest = (scale * (end + above_l5) for end in to_sacrum)
-        ends[index] = rarity * _fits(distance, np.clip(distance, shortest, longest), SACRUM_SPREAD)
-        shortest, longest = (scale * end for end in to_sacrum)
-        ends[index, L4 - 1] += L4_LAST * _fits(distance, np.clip(distance, shortest, longest), SACRUM_SPREAD)
-    return ends
+        shortest, longest = (scale * (end + above_l5) for end in sacrum_mm)
+        nearest = np.clip(distance, shortest, longest)
+        terminations[index] = prior * _distance_likelihood(distance, nearest, SACRUM_SPREAD)
+        nearest = np.clip(distance, scale * sacrum_mm[0], scale * sacrum_mm[1])
+        terminations[index, L4 - 1] += L4_LAST * _distance_likelihood(distance, nearest, SACRUM_SPREAD)
+    return terminations
 
 
-def _fits(distance: float, expected: np.ndarray, spread: float) -> np.ndarray:
-    """Return how well a distance fits what is expected: 1 for the same."""
+def _distance_likelihood(distance: float, expected: np.ndarray, spread: float) -> np.ndarray:
+    """Return the likelihood of a distance in mm, 1 for the expected one; ``spread`` is that of its logarithm."""
     return np.exp(-((np.log(max(distance, 1.0) / expected) / spread) ** 2) / 2) + ODD_DISTANCE

@@ -1,4 +1,4 @@
-"""Where a vertebra is, how it lies in its column, and how large its column is."""
+"""Local coordinates of a vertebra: position, orientation along the column, and scale of the column."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def column_frames(labels: np.ndarray, spacing_mm: float) -> dict[int, Frame]:
     levels = sorted(centres)
     scale = column_scale(centres, volumes)
     frames = {}
-    for place, level in enumerate(levels):
-        above, below = levels[max(0, place - 1)], levels[min(len(levels) - 1, place + 1)]
+    for index, level in enumerate(levels):
+        above, below = levels[max(0, index - 1)], levels[min(len(levels) - 1, index + 1)]
         frames[level] = Frame(centres[level], _axes(centres[above] - centres[below]), scale)
     return frames
 
 
 def column_scale(centres: Mapping[int, np.ndarray], volumes: Mapping[int, float]) -> float:
-    """Return how large a column is against the mean adult's, by the distances of neighbours, or by one's volume."""
+    """Return the scale of a column, 1 for a mean adult, from distances of neighbours, or from volumes."""
     ratios = [
         np.linalg.norm(centres[level] - centres[level + 1]) / DISTANCES_MM[level - 1]
         for level in centres
@@ -77,7 +77,7 @@ def _axes(up: np.ndarray) -> np.ndarray:
     if not up.any():
         return np.eye(3)
     first = up / np.linalg.norm(up)
-    if abs(first[1]) > 0.95:  # a column that lies flat: posterior is no direction of its own
+    if abs(first[1]) > 0.95:  # a horizontal column: posterior is not independent of it
         return np.eye(3)
     second = np.array([0.0, 1.0, 0.0]) - first[1] * first
     second /= np.linalg.norm(second)

@@ -1,4 +1,7 @@
-"""Which voxels are one vertebra: every voxel votes for the centroid that its offset points to. Our own construction."""
+"""Separate vertebrae: every voxel votes for the centroid that its offset points to; clusters of votes are instances.
+
+Our own construction.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +12,46 @@ from scipy import ndimage
 from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
 from scipy.spatial import KDTree, distance_matrix
 
-from segmamba.spine.column import column
+from segmamba.spine.column import extract_column
 from segmamba.spine.levels import distance_by_volume
 from segmamba.utils.arrays import bounding_box
 
 VERTEBRA = 0.5
-# Votes are counted in cells of this size and smoothed this much: half of what separates two vertebrae of a neck would
-# be 6 mm.
+# Votes are counted in cells of this size and smoothed by this much, well below half of the 12 mm between two vertebrae
+# of the neck.
 CELL_MM = 2.0
 VOTE_SIGMA_MM = 2.5
-# Small vertebrae are joined over their discs, lest the rule for the column drops them one by one.
+# The mask is dilated across the discs before `extract_column`, which would drop small vertebrae one by one.
 JOINED_MM = 4.0
-# Fewer votes are no vertebra: slivers at the border, specks.
+# Clusters with fewer votes are dropped: slivers at the border, specks.
 SMALLEST_ML = 1.0
-# Two centres with no valley between them are one: votes on the way, against those at the lesser centre.
+# Two peaks are one if the density of votes between them stays above this part of the lower peak's.
 VALLEY = 0.85
-# Two centres that are closer along the column than this part of what vertebrae of their common volume are apart are one
-# (body and arch voting for two places are at one height).
+# Two clusters are one if they are closer along the column than this part of the distance of vertebrae of their total
+# volume (votes of body and arch may form two clusters at one height).
 CLOSEST = 0.4
-# Less than this part of the volume of those around it is no vertebra between them.
-BIT = 0.2
-# The column's direction at a place is that of the votes within this distance.
+# A cluster between others with less than this part of their median volume is a fragment.
+FRAGMENT = 0.2
+# The column's direction at a point is that of the votes within this distance.
 DIRECTION_MM = 60.0
-# A vote is for the nearest centre if it lands this near, in parts of the distance of neighbours.
+# A vote counts for the nearest centre within this part of the distance of neighbours.
 REACH = 1.0
-# More volume, height and distance to the neighbours than this, in parts of the others', are two vertebrae with one
-# centre (C2 is big and tall, but no further from its neighbours).
+# An instance is two vertebrae if its volume, height and distance to its neighbours exceed the others' by these factors
+# (C2 is large and tall, but at the usual distance).
 TWO_VOLUMES, TWO_HEIGHTS, TWO_DISTANCES = 1.5, 1.3, 1.3
 LONE_REACH_MM = 40.0
-# Votes for the vertebra at an end of the column are for the next one where they land further beyond its centre than the
-# neighbour's votes are spread, times this; and not further to the sides than this part of the neighbours' distance.
-SPREADS, BESIDE = 2.5, 0.5
-# Rounds that divide the votes between the two.
+# Votes for the vertebra at an end of the column belong to the next one if they land further beyond its centre than this
+# multiple of the spread of the neighbour's votes, and no further to the sides than this part of the distance.
+SPREADS, LATERAL = 2.5, 0.5
+# Rounds of two-means clustering that divide the votes between the two.
 ROUNDS = 5
-# No voxel is further from its vertebra's centroid along an axis.
+# Largest distance of a voxel from its vertebra's centroid along an axis.
 LONGEST_MM = 80.0
 
 
 @dataclass(frozen=True)
 class Instances:
-    """Vertebrae without numbers.
+    """Vertebrae without levels.
 
     Attributes
     ----------
@@ -66,7 +69,7 @@ class Instances:
 
 
 def find_instances(vertebra: np.ndarray, offsets: np.ndarray, spacing_mm: float) -> Instances:
-    """Separate the vertebrae of a column.
+    """Separate the vertebrae of a column into instances.
 
     Parameters
     ----------
@@ -86,7 +89,7 @@ def find_instances(vertebra: np.ndarray, offsets: np.ndarray, spacing_mm: float)
     corner = np.array([part.start for part in box]) * spacing_mm
     indices, votes = _votes(inner, offsets[(slice(None), *box)], spacing_mm)
     joined = ndimage.binary_dilation(inner, iterations=max(1, round(JOINED_MM / spacing_mm)))
-    on_column = column(joined, np.diag([spacing_mm] * 3 + [1.0]))[tuple(indices)]
+    on_column = extract_column(joined, np.diag([spacing_mm] * 3 + [1.0]))[tuple(indices)]
     weights = vertebra[box][inner] * (spacing_mm**3 / 1000)
     peaks, volumes = _peaks(votes[on_column], weights[on_column])
     if not len(peaks):
@@ -114,12 +117,12 @@ def assign(
         Where the centre of the mask's voxel (0, 0, 0) lies in the frame of ``centres``: (z, y, x) in mm. The axes
         are the same.
     centres : ndarray
-        Shape (n, 3), in mm, neighbours beside each other.
+        Shape (n, 3), in mm, in order along the column.
 
     Returns
     -------
     ndarray of int16
-        0 outside of the mask and where a vote is for none of the centres, else the centre's number from 1.
+        Shape (z, y, x): number of the centre from 1; 0 outside the mask and where a vote is near none of them.
     """
     labels = np.zeros(mask.shape, np.int16)
     if not len(centres) or not mask.any():
@@ -137,30 +140,30 @@ def assign(
 def find_next(
     mask: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Find a vertebra that follows upon the last of known centres and has been taken for one with it.
+    """Find a vertebra that follows the last of the known centres and has been taken for one with it.
 
-    Its voxels lie beyond the last centre, and vote for a place further beyond than a single vertebra's votes do.
+    Its voxels lie beyond the last centre, and vote for a point further beyond it than a single vertebra's votes do.
 
     Parameters
     ----------
     mask, offsets, spacing_mm, origin_mm
         As for `assign`.
     centres : ndarray
-        Shape (n, 3), two or more, in order; the last one is that at the end.
+        Shape (n, 3), n >= 2, in order; the last one is at the end of the column.
 
     Returns
     -------
     tuple of ndarray or None
-        The places (3,) that the votes for the last one and for the next one gather at; None where all are for one.
+        Mean votes (3,), in mm, for the last and for the next vertebra; None if there is only one.
     """
-    course = centres[-1] - centres[-2]
-    gap = float(np.linalg.norm(course))
-    course = course / gap
+    direction = centres[-1] - centres[-2]
+    gap = float(np.linalg.norm(direction))
+    direction = direction / gap
     indices, votes = _votes(mask, offsets, spacing_mm)
     votes += np.asarray(origin_mm)
     from_end = votes - centres[-1]
-    along = from_end @ course
-    near = np.linalg.norm(from_end - along[:, None] * course, axis=1) < BESIDE * gap
+    along = from_end @ direction
+    near = np.linalg.norm(from_end - along[:, None] * direction, axis=1) < LATERAL * gap
     indices, votes, along = indices[:, near], votes[near], along[near]
     nearest = KDTree(centres).query(votes)[1]
     last, before = (nearest == len(centres) - number for number in (1, 2))
@@ -168,7 +171,7 @@ def find_next(
         return None
     spread = 1.48 * np.median(np.abs(along[before] - np.median(along[before])))
     votes, along = votes[last], along[last]
-    beyond = (indices.T[last] * spacing_mm + origin_mm - centres[-1]) @ course
+    beyond = (indices.T[last] * spacing_mm + origin_mm - centres[-1]) @ direction
     middle = _mode(along)
     following = (along - middle > max(CLOSEST * gap, SPREADS * spread)) & (beyond > middle)
     if np.count_nonzero(following) * spacing_mm**3 < SMALLEST_ML * 1000:
@@ -179,7 +182,7 @@ def find_next(
 
 
 def _mode(values: np.ndarray) -> float:
-    """Return where values (mm) are densest."""
+    """Return the mode of values in mm."""
     low = values.min()
     density = np.bincount(((values - low) / CELL_MM).round().astype(int)).astype(np.float32)
     density = ndimage.gaussian_filter1d(density, VOTE_SIGMA_MM / CELL_MM, mode="constant")
@@ -187,14 +190,14 @@ def _mode(values: np.ndarray) -> float:
 
 
 def _votes(mask: np.ndarray, offsets: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices (3, voxels) of a mask and the points (voxels, 3) in mm that they vote for."""
+    """Return the indices (3, voxels) of a mask and the votes (voxels, 3) of its voxels, in mm."""
     indices = np.array(np.nonzero(mask))
     offset = np.stack([axis[mask] for axis in offsets], axis=1)
     return indices, indices.T * spacing_mm + np.clip(offset, -LONGEST_MM, LONGEST_MM)
 
 
 def _peaks(votes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places (n, 3) in mm that votes gather at, without those of a common hill, and their mL of votes."""
+    """Return the peaks (n, 3) of the density of votes, in mm, one for each hill, and their volumes of votes in mL."""
     low = votes.min(axis=0) - 2 * CELL_MM
     cells = ((votes - low) / CELL_MM).round().astype(int)
     shape = tuple(cells.max(axis=0) + 3)
@@ -202,28 +205,28 @@ def _peaks(votes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
     density = np.bincount(flat, weights, int(np.prod(shape))).reshape(shape).astype(np.float32)
     density = ndimage.gaussian_filter(density, VOTE_SIGMA_MM / CELL_MM, mode="constant")
     high = (density == ndimage.maximum_filter(density, 3)) & (density > density.max() / 200)
-    places = np.argwhere(high)
-    places = places[np.argsort(-density[tuple(places.T)], kind="stable")]
+    cells = np.argwhere(high)
+    cells = cells[np.argsort(-density[tuple(cells.T)], kind="stable")]
     kept: list[np.ndarray] = []
-    for place in places:
-        if not any(_valley(density, place, other) >= VALLEY for other in kept):
-            kept.append(place)
+    for cell in cells:
+        if not any(_valley(density, cell, other) >= VALLEY for other in kept):
+            kept.append(cell)
     peaks = np.array(kept) * CELL_MM + low
     volumes = np.bincount(KDTree(peaks).query(votes)[1], weights, len(peaks))
     return peaks[volumes >= SMALLEST_ML], volumes[volumes >= SMALLEST_ML]
 
 
-def _valley(density: np.ndarray, lesser: np.ndarray, greater: np.ndarray) -> float:
-    """Return the least density on the line between two maxima, as a part of the lesser one's."""
-    steps = int(np.abs(greater - lesser).max()) + 1
+def _valley(density: np.ndarray, lower: np.ndarray, higher: np.ndarray) -> float:
+    """Return the minimum density on the line between two peaks, as a part of the lower one's."""
+    steps = int(np.abs(higher - lower).max()) + 1
     if steps > DIRECTION_MM / CELL_MM:
         return 0.0
-    line = np.linspace(lesser, greater, steps + 1).T
-    return float(ndimage.map_coordinates(density, line, order=1).min() / density[tuple(lesser)])
+    line = np.linspace(lower, higher, steps + 1).T
+    return float(ndimage.map_coordinates(density, line, order=1).min() / density[tuple(lower)])
 
 
 def _merged(peaks: np.ndarray, volumes: np.ndarray, votes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return for each peak the number, from 1 at the top, of the vertebra that it belongs to; 0 for none."""
+    """Return for each peak the number of its vertebra, from 1 at the top; 0 for none."""
     group = np.arange(len(peaks))
     centres, masses = peaks.copy(), volumes.copy()
     directions = np.array([_direction(peak, votes, weights) for peak in peaks])
@@ -255,23 +258,23 @@ def _merged(peaks: np.ndarray, volumes: np.ndarray, votes: np.ndarray, weights: 
 
 
 def _large_enough(volumes: np.ndarray) -> np.ndarray:
-    """Return which vertebrae along a column are no mere bits between others; those at its ends may be cut."""
+    """Return which vertebrae (n,) along a column are more than fragments; those at its ends may be truncated."""
     large = np.ones(len(volumes), bool)
     for index in range(1, len(volumes) - 1):
-        large[index] = volumes[index] > BIT * np.median(volumes[max(0, index - 2) : index + 3])
+        large[index] = volumes[index] > FRAGMENT * np.median(volumes[max(0, index - 2) : index + 3])
     return large
 
 
-def _direction(place: np.ndarray, votes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the direction (unit vector z, y, x) of the column at a place: the votes' main axis around it."""
-    near = np.linalg.norm(votes - place, axis=1) < DIRECTION_MM
+def _direction(point: np.ndarray, votes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the direction (unit vector z, y, x) of the column at a point: the principal axis of the votes near it."""
+    near = np.linalg.norm(votes - point, axis=1) < DIRECTION_MM
     spread = np.cov(votes[near].T, aweights=weights[near]) if near.sum() > 3 else np.eye(3)
     values, vectors = np.linalg.eigh(spread)
     return vectors[:, -1] if values[-1] > 1.5 * values[-2] else np.array([1.0, 0.0, 0.0])
 
 
 def _path(centres: np.ndarray) -> np.ndarray:
-    """Return the order of centres along the column, top first: the longest path of their shortest tree."""
+    """Return the order of centres along the column, top first: the longest path of their minimum spanning tree."""
     if len(centres) < 3:
         return np.argsort(-centres[:, 0])
     tree = minimum_spanning_tree(distance_matrix(centres, centres))
@@ -291,9 +294,9 @@ def _number_voxels(votes: np.ndarray, peaks: np.ndarray, volumes: np.ndarray, ow
 
 
 def _split(points: np.ndarray, votes: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut in two what is as big and as high as two of its neighbours; return numbers from the top down, and votes.
+    """Cut instances in two that are as large and as tall as two; return numbers from the top down, and votes.
 
-    The votes of what is cut were for a place between the two: its voxels' own places replace them.
+    The votes of such an instance were for a point between the two: the positions of its voxels replace them.
     """
     count = int(numbers.max())
     if count < 3:
@@ -303,11 +306,11 @@ def _split(points: np.ndarray, votes: np.ndarray, numbers: np.ndarray) -> tuple[
     sizes = np.bincount(numbers, minlength=count + 1)[1:]
     sums = [np.bincount(numbers, points[:, axis], count + 1)[1:] for axis in range(3)]
     middles = np.stack(sums, axis=1) / np.maximum(sizes, 1)[:, None]
-    courses = np.gradient(middles, axis=0)
-    courses /= np.maximum(np.linalg.norm(courses, axis=1, keepdims=True), 1e-6)
+    directions = np.gradient(middles, axis=0)
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-6)
     along = np.zeros(len(numbers))
     own = numbers[inside] - 1
-    along[inside] = ((points[inside] - middles[own]) * courses[own]).sum(axis=1)
+    along[inside] = ((points[inside] - middles[own]) * directions[own]).sum(axis=1)
     heights = np.sqrt(np.bincount(numbers, along**2, count + 1)[1:] / np.maximum(sizes, 1))
     gaps = np.linalg.norm(np.diff(middles, axis=0), axis=1)
     result, next_number = np.zeros_like(numbers), 0
@@ -322,7 +325,7 @@ def _split(points: np.ndarray, votes: np.ndarray, numbers: np.ndarray) -> tuple[
         next_number += 1
         result[own_voxels] = next_number
         if two:
-            # ``courses`` run down the column.
+            # ``directions`` run down the column.
             result[own_voxels & (along > 0)] = next_number + 1
             votes[own_voxels] = points[own_voxels]
             next_number += 1

@@ -1,4 +1,4 @@
-"""The levels of the spine and how far apart they are."""
+"""The levels of the spine and the distances between them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def level_name(level: int) -> str:
 
 
 def distance_by_volume(volume_ml: np.ndarray | float) -> np.ndarray:
-    """Return how far apart neighbours of this volume are, in mm."""
+    """Return the expected distance of neighbours of this volume, in mm."""
     factor, exponent = DISTANCE_BY_VOLUME
     return factor * np.maximum(volume_ml, 0.1) ** exponent
 
 
 def fit_distances(columns: Sequence[Mapping[int, np.ndarray]]) -> tuple[dict[int, float], float]:
-    """Fit the distances between levels that all columns share, each column times a scale of its own.
+    """Fit common distances between levels and a scale for each column.
 
     Parameters
     ----------

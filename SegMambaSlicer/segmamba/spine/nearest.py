@@ -1,4 +1,4 @@
-"""Which label is nearest."""
+"""Find the nearest label."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 
-def nearest_labels(labels: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the label nearest to each of some places outside of all labels, and how far it is.
+def nearest_labels(labels: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest label of some voxels outside all labels, and its distance.
 
-    For few places: a distance map of the whole grid takes two to five times as long.
+    For few voxels: a distance map of the whole grid takes two to five times as long.
 
     Parameters
     ----------
     labels : ndarray of int
         Shape (z, y, x), not all 0.
-    places : ndarray of int
-        Shape (n, 3), voxels whose label is 0.
+    voxels : ndarray of int
+        Shape (n, 3): indices of voxels whose label is 0.
 
     Returns
     -------
     owners : ndarray
-        Shape (n,): the labels; of labels equally near, any.
+        Shape (n,): the labels; any of those at the same distance.
     distances : ndarray
         Shape (n,), in voxels.
     """
     inside = labels > 0
-    # From outside, what is nearest lies at the edge.
-    edge = np.argwhere(inside & ~ndimage.binary_erosion(inside))
-    distances, nearest = KDTree(edge).query(places)
-    return labels[tuple(edge[nearest].T)], distances
+    # The nearest labelled voxel lies on the surface.
+    surface = np.argwhere(inside & ~ndimage.binary_erosion(inside))
+    distances, nearest = KDTree(surface).query(voxels)
+    return labels[tuple(surface[nearest].T)], distances

@@ -1,6 +1,6 @@
-"""Anatomical refinement: masks that a vertebra could have. Every step says what it changed, and can be left out.
+"""Anatomical refinement of the masks of vertebrae. Every step reports its changes and can be left out.
 
-Our own rules; the shapes are those of `segmamba.spine.shape_model`.
+The rules are our own; the shapes are those of `segmamba.spine.shape_model`.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.errors import InputError
-from segmamba.spine.column import ISLAND_MM3
+from segmamba.spine.column import SMALL_COMPONENT_MM3
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import C1, L6, SACRUM, T1, T12, level_name
 from segmamba.spine.shape_model import Fit, ShapeModel, fit
 from segmamba.utils.arrays import label_boxes
-from segmamba.utils.morphology import HOLE_MM3, TOUCHING, fill_holes, merge_islands
+from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
 from segmamba.utils.parallel import at_once
 
 STEPS = ("pieces", "split", "remove", "trim", "close")
-# Those that a model should have on: each was measured to gain something, or to do no harm (Docs/spine.md).
+# The recommended steps: each was measured to gain something, or to do no harm (Docs/spine.md).
 ON = ("pieces", "split", "close")
-# A vertebra with more volume than this, in parts of its neighbours', may be two.
+# A vertebra with more than this multiple of its neighbours' median volume may be two.
 TWO = 1.6
-# Of 537 vertebrae of label maps that the model was not learned from, all but one overlap at least 0.65 with their fit
-# (benchmarks/refinement.py); a mask that overlaps less than this looks like none.
-LOOKS_LIKE_ONE = 0.5
-# A gap is closed where the model is this far inside of its surface (the fits err by 1 to 2 mm) and the network is not
-# surer than this that there is no vertebra.
+# Below this Dice with its fit a mask is not a vertebra: of 537 vertebrae of label maps that the model was not learned
+# from, all but one have at least 0.65 (benchmarks/refinement.py).
+LEAST_DICE = 0.5
+# A gap is closed at least this deep inside the fitted shape (the fits err by 1 to 2 mm), where the network's
+# probability of a vertebra is above this.
 INSIDE_MM = 1.5
-NOT_AGAINST = 0.3
+LEAST_PROBABILITY = 0.3
 # In the thorax, 99.5% of the voxels of whole vertebrae of label maps that the model was not learned from lie within
-# this distance of their fitted shape (benchmarks/refinement.py): what is further out is a rib's, or a neighbour's.
+# this distance of their fitted shape (benchmarks/refinement.py): voxels further out belong to a rib or a neighbour.
 OUTSIDE_MM = 3.6
-# A second piece belongs to a vertebra if this part of it lies in, or this near to, the shape.
+# A second component belongs to a vertebra if this part of it lies in the shape, or within this distance.
 PART_IN_SHAPE, NEAR_MM = 0.5, 2.0
 
 
@@ -58,20 +58,20 @@ def refine(
     spacing_mm : float
         Of the isotropic grid.
     model : ShapeModel
-        What vertebrae look like.
+        Shapes of vertebrae.
     steps : collection of str
-        Of `STEPS`. "pieces": small pieces of a label join what they touch most, or go; holes are filled; a larger
-        second piece stays only where the shape has one. "split": a mask that is two vertebrae is cut, if the number of
-        one of them is free. "remove": what no vertebra looks like goes. "trim": in the thorax, what lies far
-        outside of the shape goes. "close": gaps are closed where the shape is solid and the network not against it.
+        Of `STEPS`. "pieces": small components of a label join the label that they touch most, or are removed; holes
+        are filled; a larger second component stays only where the shape has one. "split": a mask of two vertebrae is
+        cut, if the level of one of them is free. "remove": masks unlike any vertebra are removed. "trim": in the
+        thorax, voxels far outside the shape are removed. "close": gaps well inside the shape are closed unless the
+        network's probability is low.
     check : callable
-        Called between vertebrae; what it raises ends the refinement.
+        Called between vertebrae; an exception that it raises ends the refinement.
 
     Returns
     -------
     tuple
-        The refined labels, and what was done: for each step and label that it changed, a dictionary of ``step``,
-        ``level`` (a name), ``voxels`` and ``ml`` that were added, removed or given another label.
+        The refined labels (z, y, x) and a list of the changes, see `differences`.
     """
     unknown = set(steps) - set(STEPS)
     if unknown:
@@ -81,7 +81,7 @@ def refine(
     fits: dict[int, Fit] = {}
     for step in (step for step in STEPS if step in steps):
         if step == "pieces":
-            refined = _join_pieces(labels, spacing_mm, model, check)
+            refined = _merge_components(labels, spacing_mm, model, check)
         elif step == "split":
             refined = _split(labels, spacing_mm, model, check)
         else:
@@ -100,10 +100,10 @@ def refine(
 def refine_one(
     labels: np.ndarray, value: int, vertebra: np.ndarray | None, spacing_mm: float, model: ShapeModel
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Tidy one vertebra after an edit by hand, and nothing else.
+    """Clean up one vertebra after an edit by hand, and nothing else.
 
-    Its largest piece stays, with what of the others the shape has; holes are filled; gaps are closed. What was drawn
-    is not trimmed to the shape.
+    Its largest component stays, and others that the shape has; holes are filled; gaps are closed. The mask is not
+    trimmed to the shape.
 
     Parameters
     ----------
@@ -112,11 +112,11 @@ def refine_one(
     value : int
         The vertebra, 1 to 25.
     vertebra : ndarray or None
-        The network's probability; None where it is not known: then only voxels deep in the shape are added.
+        Shape (z, y, x): the network's probability; None if unknown: then only voxels deep in the shape are added.
     spacing_mm : float
         Of the isotropic grid.
     model : ShapeModel
-        What vertebrae look like.
+        Shapes of vertebrae.
 
     Raises
     ------
@@ -133,52 +133,56 @@ def refine_one(
     own = view == value
     view[ndimage.binary_fill_holes(own) & (view == 0)] = value
     deep = INSIDE_MM if vertebra is not None else 2 * INSIDE_MM
-    probable = vertebra[found.box] > NOT_AGAINST if vertebra is not None else np.ones(view.shape, bool)
+    probable = vertebra[found.box] > LEAST_PROBABILITY if vertebra is not None else np.ones(view.shape, bool)
     _fill(view, value, (found.distance < -deep) & probable)
     return refined, differences("edit", labels, refined, spacing_mm)
 
 
 def renumber(labels: np.ndarray, value: int, new_value: int, below: bool = False) -> np.ndarray:
-    """Give a vertebra another number, and with it all others, so that they stay in order; the sacrum stays.
+    """Change the level of a vertebra and shift all others with it, so that they stay in order; the sacrum stays.
 
     Parameters
     ----------
     labels : ndarray of uint8
         Levels, sacrum 26.
     value, new_value : int
-        Levels, 1 to 25: what the vertebra is called, and what it is.
+        Levels, 1 to 25: the present one and the right one.
     below : bool
-        Only what is called so, and the levels below it, get other numbers.
+        Shift only this vertebra and those below it.
 
     Raises
     ------
     InputError
-        There is no such vertebra, one of them would become none of C1 to L6, or two would have the same number.
+        There is no such vertebra, one would leave C1 to L6, or two would have the same level.
     """
     present = [level for level in np.unique(labels).tolist() if C1 <= level <= L6]
     if value not in present:
         raise InputError(f"There is no {_name(value)} in the segmentation: choose a vertebra that is there.")
     shift = new_value - value
-    moved = [level for level in present if level >= value or not below]
-    for level in moved:
-        if level + shift in set(present) - set(moved):
+    shifted = [level for level in present if level >= value or not below]
+    for level in shifted:
+        if level + shift in set(present) - set(shifted):
             raise InputError(
                 f"If {_name(value)} were {_name(new_value)}, there would be {_name(level + shift)} twice: choose "
                 "another number, or renumber the whole column."
             )
         if not C1 <= level + shift <= L6:
             raise InputError(
-                f"If {_name(value)} were {_name(new_value)}, {_name(level)} would be no vertebra between C1 and L6: "
+                f"If {_name(value)} were {_name(new_value)}, {_name(level)} would not be between C1 and L6: "
                 "choose another number, or remove that vertebra first."
             )
     table = np.arange(256, dtype=labels.dtype)
-    for level in moved:
+    for level in shifted:
         table[level] = level + shift
     return table[labels]
 
 
 def differences(step: str, before: np.ndarray, after: np.ndarray, spacing_mm: float) -> list[dict[str, Any]]:
-    """Return what changed between two label maps, a dictionary for each level: see `refine`."""
+    """Return the changes between two label maps, one dictionary for each level that changed.
+
+    Its keys are ``step``, ``level`` (a name), ``added_voxels``, ``removed_voxels``, ``added_ml`` and ``removed_ml``; a
+    voxel that changes its level is removed from one and added to the other.
+    """
     changed = before != after
     gained = np.bincount(after[changed], minlength=256)
     lost = np.bincount(before[changed], minlength=256)
@@ -200,15 +204,17 @@ def _name(level: int) -> str:
     return level_name(level) if C1 <= level <= SACRUM else f"level {level}"
 
 
-def _join_pieces(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]) -> np.ndarray:
+def _merge_components(
+    labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]
+) -> np.ndarray:
     refined = labels.copy()
-    merge_islands(refined, ISLAND_MM3 / spacing_mm**3)
+    merge_small_components(refined, SMALL_COMPONENT_MM3 / spacing_mm**3)
     fill_holes(refined, HOLE_MM3 / spacing_mm**3)
     frames = column_frames(refined, spacing_mm)
     boxes = label_boxes(refined)
     for level, frame in frames.items():
         check()
-        _, count = ndimage.label(refined[boxes[level]] == level, structure=TOUCHING)
+        _, count = ndimage.label(refined[boxes[level]] == level, structure=CONNECTIVITY_26)
         if count > 1:
             found = fit(refined == level, level, model, frame, spacing_mm)
             view = refined[found.box]
@@ -217,27 +223,27 @@ def _join_pieces(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check
 
 
 def _strays(mask: np.ndarray, found: Fit, spacing_mm: float) -> np.ndarray:
-    """Return the pieces of a mask, but the largest, that the shape does not have."""
-    pieces, count = ndimage.label(mask, structure=TOUCHING)
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    shaped = np.bincount(pieces[found.distance < NEAR_MM], minlength=count + 1)
-    stray = (sizes * spacing_mm**3 < ISLAND_MM3) | (shaped < PART_IN_SHAPE * sizes)
+    """Return the components of a mask that the shape does not have, never the largest one."""
+    components, count = ndimage.label(mask, structure=CONNECTIVITY_26)
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    shaped = np.bincount(components[found.distance < NEAR_MM], minlength=count + 1)
+    stray = (sizes * spacing_mm**3 < SMALL_COMPONENT_MM3) | (shaped < PART_IN_SHAPE * sizes)
     stray[0] = False
     if count:
         stray[1 + sizes[1:].argmax()] = False
-    return stray[pieces]
+    return stray[components]
 
 
 def _split(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]) -> np.ndarray:
-    """Cut what is two vertebrae, where the shapes say so and the level above or below is free."""
+    """Cut masks of two vertebrae, if both halves fit better than the whole and the level above or below is free."""
     refined = labels
     frames = column_frames(labels, spacing_mm)
     sizes = np.bincount(labels.ravel(), minlength=SACRUM + 1)
     levels = list(frames)
-    for place, level in enumerate(levels):
+    for index, level in enumerate(levels):
         check()
-        beside = [sizes[other] for other in levels[max(0, place - 2) : place + 3] if other != level]
-        if not beside or sizes[level] < TWO * np.median(beside):
+        neighbours = [sizes[other] for other in levels[max(0, index - 2) : index + 3] if other != level]
+        if not neighbours or sizes[level] < TWO * np.median(neighbours):
             continue
         whole = fit(labels == level, level, model, frames[level], spacing_mm).dice
         tries = []
@@ -247,8 +253,8 @@ def _split(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Call
                 continue
             halves = _halves(labels, level, frames[level], spacing_mm)
             dice = [
-                fit(half, number, model, _centred(half, frames[level], spacing_mm), spacing_mm).dice
-                for half, number in zip(halves, (upper, lower), strict=True)
+                fit(half, half_level, model, _centred(half, frames[level], spacing_mm), spacing_mm).dice
+                for half, half_level in zip(halves, (upper, lower), strict=True)
             ]
             tries.append((min(dice), other, halves[1 if other == lower else 0]))
         if tries:
@@ -277,11 +283,11 @@ def _fits(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Calla
 
 
 def _remove(labels: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:
-    """Remove what no vertebra looks like; what the border cuts may look like anything."""
+    """Remove masks unlike any vertebra, unless the border truncates them."""
     refined = labels
     for level, box in label_boxes(labels).items():
         cut = any(part.start == 0 or part.stop == size for part, size in zip(box, labels.shape, strict=True))
-        if level in fits and not cut and fits[level].dice < LOOKS_LIKE_ONE:
+        if level in fits and not cut and fits[level].dice < LEAST_DICE:
             refined = refined.copy()
             refined[box][labels[box] == level] = 0
     return refined
@@ -290,11 +296,11 @@ def _remove(labels: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:
 def _trim(
     labels: np.ndarray, fits: dict[int, Fit], spacing_mm: float, model: ShapeModel, check: Callable[[], None]
 ) -> tuple[np.ndarray, dict[int, Fit]]:
-    """Take away the parts of ribs that lie far outside of the shapes, and return the fits without them too.
+    """Remove parts of ribs that lie far outside the shapes; return labels and fits without them.
 
-    Such parts, and even more those of a neighbour, pull the fit. So the shape is fitted a second time, without them,
-    and the whole mask is compared with the second fit. What the upper or lower border cuts is left, for its fit may
-    lie anywhere.
+    Such parts, and even more those of a neighbour, bias the fit. So the shape is fitted a second time without them, and
+    the whole mask is compared with the second fit. Vertebrae truncated by the upper or lower border are left alone,
+    because their fits are unreliable.
     """
     boxes = label_boxes(labels)
 
@@ -312,7 +318,7 @@ def _trim(
     ribbed = [
         level
         for level, box in boxes.items()
-        if T1 <= level <= T12 and box[0].start > 0 and box[0].stop < len(labels) and fits[level].dice >= LOOKS_LIKE_ONE
+        if T1 <= level <= T12 and box[0].start > 0 and box[0].stop < len(labels) and fits[level].dice >= LEAST_DICE
     ]
     refined, fits = labels.copy(), dict(fits)
     for level, result in at_once(trimmed, ribbed, check).items():
@@ -333,13 +339,13 @@ def _near(mask: np.ndarray, found: Fit) -> np.ndarray:
 def _close(labels: np.ndarray, vertebra: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:
     refined = labels.copy()
     for level, found in fits.items():
-        if found.dice >= LOOKS_LIKE_ONE:
-            _fill(refined[found.box], level, (found.distance < -INSIDE_MM) & (vertebra[found.box] > NOT_AGAINST))
+        if found.dice >= LEAST_DICE:
+            _fill(refined[found.box], level, (found.distance < -INSIDE_MM) & (vertebra[found.box] > LEAST_PROBABILITY))
     return refined
 
 
 def _fill(view: np.ndarray, level: int, may_be: np.ndarray) -> None:
-    """Give a label the free voxels that may be its own and touch it, directly or through others, in place."""
+    """Add to a label, in place, the free voxels allowed by ``may_be`` that are connected to it."""
     own = view == level
-    reached = ndimage.binary_propagation(own, structure=TOUCHING, mask=own | (may_be & (view == 0)))
+    reached = ndimage.binary_propagation(own, structure=CONNECTIVITY_26, mask=own | (may_be & (view == 0)))
     view[reached & ~own] = level

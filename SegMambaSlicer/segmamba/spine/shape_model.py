@@ -1,4 +1,4 @@
-"""What vertebrae look like: a statistical model of their signed distances, and its fit to a mask.
+"""A statistical shape model of vertebrae by their signed distances, and its fit to a mask.
 
 The model is linear (mean and principal modes of signed distances: Leventon et al. 2000, Tsai et al. 2003), with one
 mean a level and modes that the levels of a region share, because the label maps that it is learned from are few. Pose
@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from segmamba.errors import ModelError
 from segmamba.spine.frames import Frame
@@ -25,15 +26,15 @@ from segmamba.utils.arrays import bounding_box
 # Levels that share modes.
 REGIONS = ((1, 1), (2, 2), (3, 7), (8, 13), (14, 19), (20, L6))
 GRID = (28, 40, 40)
-# Signed distances (local mm, negative inside) are cut here: what is further tells no more.
+# Signed distances (local mm, negative inside) are clipped here.
 FURTHEST = 10.0
 ITERATIONS = 6
-# Prior standard deviations of a fit's pose: shift in local mm, turn in radians, logarithm of the scale.
-SHIFT, TURN, GROWTH = 6.0, 0.2, 0.1
-# Standard deviation of a distance that the model does not explain, in local mm; and how many grid points of the model
-# say the same thing as their neighbours.
-UNEXPLAINED, TOGETHER = 1.5, 30.0
-# A fit is compared with, and says something of, the mask and this much around it.
+# Prior standard deviations of a fit's pose: translation in local mm, rotation in radians, logarithm of the scale.
+TRANSLATION_SD, ROTATION_SD, LOG_SCALE_SD = 6.0, 0.2, 0.1
+# Standard deviation of the distances that the model does not explain, in local mm; and how many neighbouring points
+# count as one independent observation.
+RESIDUAL_SD, CORRELATED_POINTS = 1.5, 30.0
+# A fit covers the mask and this margin.
 AROUND_MM = 12.0
 
 
@@ -47,23 +48,23 @@ class ShapeModel:
         Shape (25, *GRID): of each level; C1 first.
     modes : tuple of ndarray
         One a region, shape (k, *GRID): change of the distance for one standard deviation.
-    halves : ndarray
+    half_extents : ndarray
         Shape (regions, 3): half the extent of a region's grid in local mm.
     """
 
     means: np.ndarray
     modes: tuple[np.ndarray, ...]
-    halves: np.ndarray
+    half_extents: np.ndarray
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A vertebra of the model that looks most like a mask.
+    """The shape of the model that fits a mask best.
 
     Attributes
     ----------
     box : tuple of slice
-        The part of the mask's grid that it speaks of.
+        The part of the mask's grid that it covers.
     distance : ndarray
         Signed distance in mm, of the shape of ``box``, negative inside.
     dice : float
@@ -79,12 +80,12 @@ class Fit:
 
 
 def load_shapes(path: str | os.PathLike[str]) -> ShapeModel:
-    """Read a model that `segmamba.training.vertebrae.shape_model` wrote.
+    """Read a model written by `segmamba.training.vertebrae.shape_model`.
 
     Raises
     ------
     ModelError
-        The file is missing or is no such model.
+        The file is missing or not a shape model.
     """
     try:
         arrays = load_file(path)
@@ -93,12 +94,12 @@ def load_shapes(path: str | os.PathLike[str]) -> ShapeModel:
             arrays[f"modes{index}"].astype(np.float32) * arrays[f"steps{index}"][:, None, None, None]
             for index in range(len(REGIONS))
         )
-        halves = arrays["halves"].astype(float)
+        half_extents = arrays["halves"].astype(float)
     except (OSError, KeyError, ValueError, IndexError, SafetensorError) as error:
-        raise ModelError(f"{path} is no shape model ({error}): install the software again.") from error
-    if means.shape != (L6, *GRID) or halves.shape != (len(REGIONS), 3):
+        raise ModelError(f"{path} is not a shape model ({error}): install the software again.") from error
+    if means.shape != (L6, *GRID) or half_extents.shape != (len(REGIONS), 3):
         raise ModelError(f"{path} is a shape model of another version: install the software again.")
-    return ShapeModel(means, modes, halves)
+    return ShapeModel(means, modes, half_extents)
 
 
 def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_mm: float) -> Fit:
@@ -122,14 +123,14 @@ def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_m
     signed = signed_distance(mask[box], spacing_mm)
     region = region_of(level)
     mean, modes = model.means[level - 1], model.modes[region]
-    half = model.halves[region]
+    half = model.half_extents[region]
     points = grid_points(half)
     weights = np.zeros(len(modes))
     for _ in range(ITERATIONS):
         target = _on_model_grid(signed, half, frame, corner, spacing_mm)
         shape = mean + np.tensordot(weights, modes, axes=1)
-        pose, change = _step(np.clip(target, -FURTHEST, FURTHEST), shape, modes, weights, points)
-        frame = moved(frame, pose)
+        pose, change = _gauss_newton_step(np.clip(target, -FURTHEST, FURTHEST), shape, modes, weights, points)
+        frame = apply_pose(frame, pose)
         weights = np.clip(weights + change, -3.0, 3.0)
     shape = mean + np.tensordot(weights, modes, axes=1)
     distance = _in_box(shape, half, frame, corner, signed.shape, spacing_mm)
@@ -153,59 +154,61 @@ def grid_points(half: np.ndarray) -> np.ndarray:
 def signed_distance(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Return the distance of each voxel's centre to the surface in mm, negative inside."""
     signed = _distance_to(mask, spacing_mm) - spacing_mm / 2
-    box = _box(mask, spacing_mm, 2 * spacing_mm)  # what is nearest to the inside lies no further away
+    box = _box(mask, spacing_mm, 2 * spacing_mm)  # the nearest voxel to any inside lies within this box
     own = mask[box]
     signed[box][own] = spacing_mm / 2 - _distance_to(~own, spacing_mm)[own]
     return signed
 
 
 def _distance_to(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Return how far each voxel's centre outside of a mask is from the nearest one inside, in mm, float32.
+    """Return the distance of each voxel's centre outside a mask to the nearest one inside, in mm, float32.
 
-    As `scipy.ndimage.distance_transform_edt`, in less than half of its time (Maurer et al. 2003).
+    Equal to `scipy.ndimage.distance_transform_edt`, in less than half of its time (Maurer et al. 2003).
     """
     image = sitk.GetImageFromArray(mask.astype(np.uint8))
     squared = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=True, useImageSpacing=False)
     return np.sqrt(np.maximum(sitk.GetArrayViewFromImage(squared), 0)) * np.float32(spacing_mm)
 
 
-def sample(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return values at places (..., 3) given in voxels; outside of the grid, those at its border."""
-    return ndimage.map_coordinates(values, np.moveaxis(places, -1, 0), order=1, mode="nearest")
+def interpolate(values: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return values at points (..., 3) given in voxels, linearly; outside the grid, those at its border."""
+    return ndimage.map_coordinates(values, np.moveaxis(points, -1, 0), order=1, mode="nearest")
 
 
-def moved(frame: Frame, pose: Sequence[float] | np.ndarray) -> Frame:
-    """Return a frame after a small shift (3, local mm), turn (3, radians about its axes) and growth (logarithm)."""
-    shift, turn, growth = np.asarray(pose[:3]), np.asarray(pose[3:6]), float(pose[6])
-    angle = float(np.linalg.norm(turn))
-    rotation = np.eye(3)
-    if angle > 0:
-        x, y, z = turn / angle
-        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-        rotation += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    return Frame(frame.to_world(shift), rotation.T @ frame.axes, frame.scale * float(np.exp(growth)))
+def apply_pose(frame: Frame, pose: Sequence[float] | np.ndarray) -> Frame:
+    """Return a frame after a small change of its pose.
+
+    Parameters
+    ----------
+    frame : Frame
+    pose : sequence of float
+        Translation (3, in local mm), rotation (3, a rotation vector in radians about the frame's axes) and logarithm of
+        the scale.
+    """
+    rotation = Rotation.from_rotvec(np.asarray(pose[3:6])).as_matrix()
+    return Frame(frame.to_world(np.asarray(pose[:3])), rotation.T @ frame.axes, frame.scale * float(np.exp(pose[6])))
 
 
 def without_modes(model: ShapeModel) -> ShapeModel:
-    """Return a model whose levels have their mean shape only: a fit of it finds the pose."""
+    """Return a model with only the mean shape of each level: its fit finds the pose."""
     return replace(model, modes=tuple(modes[:0] for modes in model.modes))
 
 
-def _step(
+def _gauss_newton_step(
     target: np.ndarray, shape: np.ndarray, modes: np.ndarray, weights: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the change of pose (7) and of the modes' weights that brings model and target together."""
-    steps = [points[1, 0, 0, 0] - points[0, 0, 0, 0], points[0, 1, 0, 1] - points[0, 0, 0, 1]]
-    steps.append(points[0, 0, 1, 2] - points[0, 0, 0, 2])
+    """Return the change of the pose (7,) and of the modes' weights that brings the model closest to the target."""
+    spacing = [points[1, 0, 0, 0] - points[0, 0, 0, 0], points[0, 1, 0, 1] - points[0, 0, 0, 1]]
+    spacing.append(points[0, 0, 1, 2] - points[0, 0, 0, 2])
     near = (np.abs(shape) < FURTHEST * 0.8) | (np.abs(target) < FURTHEST * 0.8)
-    slopes = np.stack([slope[near] for slope in np.gradient(target, *steps)], axis=-1)
-    places = points[near]
-    growth = (slopes * places).sum(axis=-1, keepdims=True) - target[near][:, None]
+    slopes = np.stack([slope[near] for slope in np.gradient(target, *spacing)], axis=-1)
+    positions = points[near]
+    log_scale = (slopes * positions).sum(axis=-1, keepdims=True) - target[near][:, None]
     difference = (shape - target)[near]
-    robust = 1 / (1 + (difference / (2 * UNEXPLAINED)) ** 2)
-    design = np.concatenate([slopes, np.cross(places, slopes), growth, -modes[:, near].T], axis=1)
-    weighted = design * (robust / (TOGETHER * UNEXPLAINED**2))[:, None]
-    prior = np.r_[np.full(3, SHIFT), np.full(3, TURN), GROWTH, np.ones(len(modes))] ** -2.0
+    robust = 1 / (1 + (difference / (2 * RESIDUAL_SD)) ** 2)
+    design = np.concatenate([slopes, np.cross(positions, slopes), log_scale, -modes[:, near].T], axis=1)
+    weighted = design * (robust / (CORRELATED_POINTS * RESIDUAL_SD**2))[:, None]
+    prior = np.r_[np.full(3, TRANSLATION_SD), np.full(3, ROTATION_SD), LOG_SCALE_SD, np.ones(len(modes))] ** -2.0
     goal = weighted.T @ difference - prior * np.r_[np.zeros(7), weights]
     solution = np.linalg.solve(weighted.T @ design + np.diag(prior), goal)
     return solution[:7], solution[7:]
@@ -228,8 +231,9 @@ def _on_model_grid(
 def _in_box(
     shape: np.ndarray, half: np.ndarray, frame: Frame, corner: np.ndarray, size: tuple[int, ...], spacing_mm: float
 ) -> np.ndarray:
-    """Return the model's signed distance in mm at the voxels of a box; beyond the model's grid, that at its border and
-    the way there.
+    """Return the model's signed distance in mm at the voxels of a box.
+
+    Beyond the model's grid it is that at the border of the grid plus the distance to it.
     """
     matrix = frame.axes * (spacing_mm / frame.scale)
     first = frame.to_local(corner)

@@ -8,49 +8,52 @@ from scipy import ndimage
 from segmamba.utils.arrays import grown_box, label_boxes
 
 HOLE_MM3 = 500.0
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
+# The structuring element of components that also touch at edges and corners.
+CONNECTIVITY_26 = np.ones((3, 3, 3), dtype=bool)
+
+Component = tuple[tuple[slice, ...], np.ndarray]  # box, mask within it
 
 
-def merge_islands(labels: np.ndarray, smallest: float) -> None:
-    """Give pieces of fewer than ``smallest`` voxels to the label that they touch most, in place.
+def merge_small_components(labels: np.ndarray, smallest: float) -> None:
+    """Give connected components of fewer than ``smallest`` voxels to the label that they touch most, in place.
 
-    Pieces join what is no island, or no longer one. Those that touch no such thing go to the background.
+    Components join larger ones, or small ones that have already joined. Those that touch neither become background.
     """
-    islands, undecided = _islands(labels, smallest)
-    while islands:
+    components, undecided = _small_components(labels, smallest)
+    while components:
         left = []
-        for place, island in islands:
+        for place, mask in components:
             grown = grown_box(place, labels.shape)
             own = np.zeros([part.stop - part.start for part in grown], dtype=bool)
-            own[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(place, grown, strict=True))] = island
+            own[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(place, grown, strict=True))] = mask
             around, open_ = labels[grown], undecided[grown]
-            counts = np.bincount(around[ndimage.binary_dilation(own, structure=TOUCHING) & ~open_], minlength=1)
+            counts = np.bincount(around[ndimage.binary_dilation(own, structure=CONNECTIVITY_26) & ~open_], minlength=1)
             counts[0] = 0
             if counts.any():
                 around[own], open_[own] = counts.argmax(), False
             else:
-                left.append((place, island))
-        if len(left) == len(islands):
+                left.append((place, mask))
+        if len(left) == len(components):
             labels[undecided] = 0
             return
-        islands = left
+        components = left
 
 
-def _islands(labels: np.ndarray, smallest: float) -> tuple[list[tuple[tuple[slice, ...], np.ndarray]], np.ndarray]:
-    """Return box and mask of each piece under ``smallest`` voxels, small ones first, and one mask of them all."""
-    islands = []
+def _small_components(labels: np.ndarray, smallest: float) -> tuple[list[Component], np.ndarray]:
+    """Return box and mask of each component under ``smallest`` voxels, smallest first, and one mask of them all."""
+    components = []
     together = np.zeros(labels.shape, dtype=bool)
     for value, box in label_boxes(labels).items():
-        pieces, _ = ndimage.label(labels[box] == value, structure=TOUCHING)
-        sizes = np.bincount(pieces.ravel())
-        for number, inner in enumerate(ndimage.find_objects(pieces), start=1):
+        numbered, _ = ndimage.label(labels[box] == value, structure=CONNECTIVITY_26)
+        sizes = np.bincount(numbered.ravel())
+        for number, inner in enumerate(ndimage.find_objects(numbered), start=1):
             if sizes[number] < smallest:
                 place = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, inner, strict=True))
-                mask = pieces[inner] == number
+                mask = numbered[inner] == number
                 together[place] |= mask
-                islands.append((int(sizes[number]), value, place, mask))
-    islands.sort(key=lambda island: island[:2])
-    return [(place, mask) for _, _, place, mask in islands], together
+                components.append((int(sizes[number]), value, place, mask))
+    components.sort(key=lambda component: component[:2])
+    return [(place, mask) for _, _, place, mask in components], together
 
 
 def fill_holes(labels: np.ndarray, largest: float) -> None:

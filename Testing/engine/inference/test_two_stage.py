@@ -198,7 +198,7 @@ def test_a_missing_shape_model_is_found_before_the_passes(
     predict: Predict, devices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(two_stage, "SHAPES", "Resources/Models/none.safetensors")
-    with pytest.raises(ModelError, match="is no shape model"):
+    with pytest.raises(ModelError, match="is not a shape model"):
         predict(refined=True)
     assert devices == []
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.simulated_answers import Answers, centroids, load, simulate
 
-from segmamba.spine.decode import RIB_ML, Column, decode, decode_fine, near_rib, with_cut_ends
+from segmamba.spine.decode import RIB_ML, Column, decode, decode_fine, near_rib, recover_truncated_ends
 from segmamba.spine.instances import assign, find_instances
 
 SPACING = 2.0
@@ -197,7 +197,7 @@ def cut_column(truth: np.ndarray, above: bool) -> tuple[Column, Column, np.ndarr
     visible, fine, _ = cut(truth, above, 0.3, 1)
     column = decode(*coarse.arrays, SPACING)
     arrays = (fine.probabilities, fine.offsets, SPACING, np.zeros(3))
-    longer = with_cut_ends(column, *arrays)
+    longer = recover_truncated_ends(column, *arrays)
     return column, longer, visible, fine, decode_fine(*arrays, longer)
 
 
@@ -226,7 +226,7 @@ def test_a_vertebra_at_the_border_that_stands_alone_is_not_divided() -> None:
     for above in (True, False):
         visible, fine, _ = cut(truth, above, 0.0, 0)
         column = decode(*fine.arrays, SPACING)
-        assert with_cut_ends(column, fine.probabilities, fine.offsets, SPACING, np.zeros(3)) is column
+        assert recover_truncated_ends(column, fine.probabilities, fine.offsets, SPACING, np.zeros(3)) is column
 
 
 def test_nothing_follows_upon_the_ends_of_the_spine() -> None:
@@ -237,7 +237,7 @@ def test_nothing_follows_upon_the_ends_of_the_spine() -> None:
     off = fine.offsets.copy()
     height = np.indices(visible.shape)[0]
     off[0][(visible == 24) & (height < np.median(height[visible == 24]))] -= 25.0
-    assert with_cut_ends(column, fine.probabilities, off, SPACING, np.zeros(3)) is column
+    assert recover_truncated_ends(column, fine.probabilities, off, SPACING, np.zeros(3)) is column
 
 
 def test_nothing_in_view_is_decoded_as_nothing() -> None:

@@ -13,13 +13,21 @@ from scipy import ndimage
 from segmamba.errors import InputError, ModelError
 from segmamba.models.resources import SHAPES, resource_root
 from segmamba.spine.frames import Frame, column_frames
-from segmamba.spine.shape_model import ShapeModel, fit, load_shapes, moved, region_of, signed_distance, without_modes
+from segmamba.spine.shape_model import (
+    ShapeModel,
+    apply_pose,
+    fit,
+    load_shapes,
+    region_of,
+    signed_distance,
+    without_modes,
+)
 from segmamba.training.vertebrae.shape_model import CONTENT, VERSION, learn, main, read_map, save_shapes
 
 
 def test_the_shipped_model_has_closed_shapes_of_anatomical_size_and_is_small(shapes: ShapeModel) -> None:
     for level in range(1, 26):
-        half = shapes.halves[region_of(level)]
+        half = shapes.half_extents[region_of(level)]
         cell = np.prod(2 * half / (np.array(shapes.means.shape[1:]) - 1))
         millilitres = np.count_nonzero(shapes.means[level - 1] < 0) * cell / 1000
         assert (5 if level < 8 else 12) < millilitres < 100
@@ -38,7 +46,7 @@ def test_the_shipped_model_says_what_it_was_learned_from_and_its_licence() -> No
 def test_the_distance_of_a_fit_is_that_of_its_shape_in_its_pose(shapes: ShapeModel, column: np.ndarray) -> None:
     found = fit(column == 21, 21, without_modes(shapes), column_frames(column, SPACING)[21], SPACING)
     places = np.moveaxis(np.indices(column.shape), 0, -1)[found.box] * SPACING
-    half = shapes.halves[region_of(21)]
+    half = shapes.half_extents[region_of(21)]
     expected = distance_at(shapes.means[20], half, found.frame.to_local(places)) * found.frame.scale
     assert np.abs(found.distance - expected).max() < 1e-3
 
@@ -51,7 +59,7 @@ def test_signed_distances_are_those_to_the_surface_between_voxels(column: np.nda
 
 def test_a_fit_finds_a_moved_and_grown_vertebra(shapes: ShapeModel, column: np.ndarray) -> None:
     frame = column_frames(column, SPACING)[21]
-    off = moved(frame, [4.0, -3.0, 3.0, 0.1, -0.1, 0.05, 0.08])
+    off = apply_pose(frame, [4.0, -3.0, 3.0, 0.1, -0.1, 0.05, 0.08])
     assert fit(column == 21, 21, shapes, off, SPACING).dice > 0.93
 
 
@@ -62,7 +70,7 @@ def test_a_fit_tells_a_vertebra_from_a_ball(shapes: ShapeModel, column: np.ndarr
 
 
 def test_a_frame_goes_there_and_back() -> None:
-    frame = moved(Frame(np.array([3.0, 4.0, 5.0]), np.eye(3), 1.2), [1, 2, 3, 0.1, 0.2, -0.1, 0.05])
+    frame = apply_pose(Frame(np.array([3.0, 4.0, 5.0]), np.eye(3), 1.2), [1, 2, 3, 0.1, 0.2, -0.1, 0.05])
     points = np.random.default_rng(0).normal(size=(7, 3))
     assert frame.to_local(frame.to_world(points)) == pytest.approx(points)
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.io.volume import Volume
-from segmamba.utils.morphology import HOLE_MM3, TOUCHING, fill_holes, merge_islands
+from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
 
 # No tumour that was painted for training is smaller (`segmamba.training.colorectal`), so a smaller one means nothing.
 SMALLEST_TUMOUR_MM3 = 200.0
@@ -37,7 +37,7 @@ def clean_bowel(labels: np.ndarray, volume: Volume) -> np.ndarray:
     ndarray of uint8
     """
     kept = without_lung(labels, volume.array, volume.geometry.spacing[::-1])
-    merge_islands(kept, SMALLEST_TUMOUR_MM3 / volume.geometry.voxel_volume)
+    merge_small_components(kept, SMALLEST_TUMOUR_MM3 / volume.geometry.voxel_volume)
     fill_holes(kept, HOLE_MM3 / volume.geometry.voxel_volume)
     return kept
 
@@ -69,7 +69,7 @@ def without_lung(labels: np.ndarray, hounsfield: np.ndarray, spacing: Sequence[f
     lungs = [n for n in large if np.median(values[air == n]) > LUNG_HU]
     if not lungs:
         return labels.copy()
-    components, count = ndimage.label(labels > 0, TOUCHING)
+    components, count = ndimage.label(labels > 0, CONNECTIVITY_26)
     seen = components[coarse]
     inside = np.bincount(seen[np.isin(air, lungs)], minlength=count + 1)
     dropped = inside > 0.5 * np.bincount(seen.ravel(), minlength=count + 1)

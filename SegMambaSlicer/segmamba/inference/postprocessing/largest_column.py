@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from segmamba.io.volume import Volume
-from segmamba.spine.column import ISLAND_MM3, column
-from segmamba.utils.morphology import HOLE_MM3, fill_holes, merge_islands
+from segmamba.spine.column import SMALL_COMPONENT_MM3, extract_column
+from segmamba.utils.morphology import HOLE_MM3, fill_holes, merge_small_components
 
 
 def keep_largest_column(labels: np.ndarray, volume: Volume) -> np.ndarray:
@@ -26,7 +26,7 @@ def keep_largest_column(labels: np.ndarray, volume: Volume) -> np.ndarray:
     -------
     ndarray of uint8
     """
-    kept = np.where(column(labels > 0, volume.geometry.affine), labels, np.uint8(0))
-    merge_islands(kept, ISLAND_MM3 / volume.geometry.voxel_volume)
+    kept = np.where(extract_column(labels > 0, volume.geometry.affine), labels, np.uint8(0))
+    merge_small_components(kept, SMALL_COMPONENT_MM3 / volume.geometry.voxel_volume)
     fill_holes(kept, HOLE_MM3 / volume.geometry.voxel_volume)
     return kept

@@ -18,7 +18,7 @@ from segmamba.models.manifest import Channel
 from segmamba.training.colorectal.labels import LABELS, TUMOUR_LABEL
 from segmamba.training.synthesis.npz import read_arrays
 from segmamba.training.vertebrae.samples import normalised
-from segmamba.utils.morphology import TOUCHING
+from segmamba.utils.morphology import CONNECTIVITY_26
 
 # A tumour is found where at least this part of it is labelled tumour.
 FOUND = 0.1
@@ -101,7 +101,7 @@ def tumours_found(labels: np.ndarray, reference: np.ndarray, spacing: float) -> 
 
 def _pieces(mask: np.ndarray, spacing: float) -> list[tuple[np.ndarray, ...]]:
     """Return the voxels of each connected piece of more than `COUNTED_ML`."""
-    numbered, _ = ndimage.label(mask, TOUCHING)
+    numbered, _ = ndimage.label(mask, CONNECTIVITY_26)
     sizes = np.bincount(numbered.ravel())
     kept = [number for number in range(1, len(sizes)) if sizes[number] * spacing**3 / 1000 > COUNTED_ML]
     return [np.nonzero(numbered == number) for number in kept]

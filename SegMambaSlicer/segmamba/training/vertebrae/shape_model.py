@@ -28,8 +28,8 @@ from segmamba.spine.shape_model import (
     ShapeModel,
     fit,
     grid_points,
+    interpolate,
     region_of,
-    sample,
     signed_distance,
 )
 from segmamba.training.vertebrae.label_maps import VERTEBRAE_SUFFIX
@@ -68,22 +68,22 @@ def learn(maps: Sequence[np.ndarray], spacing_mm: float, modes: int = MODES) -> 
     missing = set(range(1, L5 + 1)) - {level for level, _, _ in found}
     if missing:
         raise InputError(f"No label map holds the whole vertebrae {sorted(missing)}: add one that does.")
-    halves = _halves(found, spacing_mm)
+    half_extents = _half_extents(found, spacing_mm)
     nothing = tuple(np.zeros((0, *GRID), np.float32) for _ in REGIONS)
     frames = [frame for _, _, frame in found]
     for turn in range(ROUNDS + 1):
         shapes = [
-            _local(mask, frame, halves[region_of(level)], spacing_mm)
+            _local(mask, frame, half_extents[region_of(level)], spacing_mm)
             for (level, mask, _), frame in zip(found, frames, strict=True)
         ]
         means = _means([level for level, _, _ in found], shapes)
-        model = ShapeModel(means, nothing, halves)
+        model = ShapeModel(means, nothing, half_extents)
         if turn < ROUNDS:
             frames = [
                 fit(mask, level, model, frame, spacing_mm).frame
                 for (level, mask, _), frame in zip(found, frames, strict=True)
             ]
-    return ShapeModel(means, _modes([level for level, _, _ in found], shapes, means, modes), halves)
+    return ShapeModel(means, _modes([level for level, _, _ in found], shapes, means, modes), half_extents)
 
 
 def save_shapes(model: ShapeModel, path: Path, subjects: Sequence[str], licence: str) -> None:
@@ -105,7 +105,7 @@ def save_shapes(model: ShapeModel, path: Path, subjects: Sequence[str], licence:
     """
     arrays: dict[str, np.ndarray] = {
         "means": np.round(model.means * (127 / FURTHEST)).astype(np.int8),
-        "halves": model.halves.astype(np.float32),
+        "halves": model.half_extents.astype(np.float32),
     }
     for index, modes in enumerate(model.modes):
         steps = np.abs(modes).max(axis=(1, 2, 3), initial=1e-6) / 127
@@ -147,14 +147,14 @@ def _whole(labels: np.ndarray, spacing_mm: float) -> list[tuple[int, Frame]]:
     return whole
 
 
-def _halves(found: Sequence[tuple[int, np.ndarray, Frame]], spacing_mm: float) -> np.ndarray:
+def _half_extents(found: Sequence[tuple[int, np.ndarray, Frame]], spacing_mm: float) -> np.ndarray:
     """Return half the extents (regions, 3) in local mm that hold all vertebrae of a region."""
-    halves = np.zeros((len(REGIONS), 3))
+    half_extents = np.zeros((len(REGIONS), 3))
     for level, mask, frame in found:
         local = frame.to_local(np.argwhere(mask) * spacing_mm)
         region = region_of(level)
-        halves[region] = np.maximum(halves[region], np.abs(local).max(axis=0) + MARGIN)
-    return halves
+        half_extents[region] = np.maximum(half_extents[region], np.abs(local).max(axis=0) + MARGIN)
+    return half_extents
 
 
 def _local(mask: np.ndarray, frame: Frame, half: np.ndarray, spacing_mm: float) -> np.ndarray:
@@ -163,8 +163,8 @@ def _local(mask: np.ndarray, frame: Frame, half: np.ndarray, spacing_mm: float) 
     place = label_boxes(mask.astype(np.uint8))[1]
     start = np.array([part.start for part in place])
     signed = signed_distance(np.pad(mask[place], around), spacing_mm)
-    places = frame.to_world(grid_points(half)) / spacing_mm - start + around
-    return np.clip(sample(signed, places) / frame.scale, -FURTHEST, FURTHEST)
+    points = frame.to_world(grid_points(half)) / spacing_mm - start + around
+    return np.clip(interpolate(signed, points) / frame.scale, -FURTHEST, FURTHEST)
 
 
 def _means(levels: Sequence[int], shapes: Sequence[np.ndarray]) -> np.ndarray:

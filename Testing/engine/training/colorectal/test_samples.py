@@ -34,7 +34,7 @@ from segmamba.training.synthesis.tissue_labels import AORTA, COLON, FAT, KIDNEY,
 CPU = torch.device("cpu")
 PATCH = (48, 56, 56)
 CHANNELS = (Channel("clip", -5000.0, 5000.0, 0.0, 1.0),)
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
+CONNECTIVITY_26 = np.ones((3, 3, 3), dtype=bool)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_every_tumour_touches_the_wall_and_is_one_piece(grown: dict) -> None:
     for kind, tumour, tissues in of_all(grown):
         mask = tissues.labels.numpy() == c.TUMOUR_LABEL
         bowel = np.isin(tissues.labels.numpy(), (c.COLON_LABEL, c.RECTUM_LABEL))
-        assert (ndimage.binary_dilation(mask, TOUCHING) & bowel).any(), (kind, tumour)
-        pieces, _ = ndimage.label(mask, TOUCHING)
+        assert (ndimage.binary_dilation(mask, CONNECTIVITY_26) & bowel).any(), (kind, tumour)
+        pieces, _ = ndimage.label(mask, CONNECTIVITY_26)
         sizes = np.bincount(pieces.ravel())[1:]
         assert sizes.max() > 0.9 * sizes.sum(), (kind, tumour)
 

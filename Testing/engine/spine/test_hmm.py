@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.simulated_answers import centroids, load, whole_levels
 
-from segmamba.spine.chain import CERTAIN, number
+from segmamba.spine.hmm import CERTAIN, label_levels
 from segmamba.spine.levels import (
     DISTANCE_SPREAD,
     DISTANCES_MM,
@@ -47,7 +47,7 @@ def numbered(
     centres = column(levels, scale)
     below = centres[-1] - [SACRUM_MM * scale, 0.0, 0.0] if sacrum else None
     found = None if ribs is None else np.array(ribs)
-    return number(evidence(claims, sureness), centres, np.full(len(levels), 30.0), below, ribs=found)
+    return label_levels(evidence(claims, sureness), centres, np.full(len(levels), 30.0), below, ribs=found)
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
@@ -58,11 +58,11 @@ def test_right_evidence_gives_the_right_levels_in_small_and_tall_people(scale: f
 
 
 @pytest.mark.parametrize("by", [-1, 1])
-@pytest.mark.parametrize("start", [8, 12, 16, 20])
+@pytest.mark.parametrize("initial", [8, 12, 16, 20])
 def test_evidence_that_is_off_by_one_from_a_level_down_is_corrected_where_both_ends_are_in_view(
-    start: int, by: int
+    initial: int, by: int
 ) -> None:
-    claims = [level if level < start else level + by for level in WHOLE]
+    claims = [level if level < initial else level + by for level in WHOLE]
     numbering = numbered(WHOLE, claims, sacrum=True)
     assert numbering.levels.tolist() == WHOLE
     assert numbering.certain
@@ -111,7 +111,7 @@ def test_a_doubled_vertebra_is_counted_once() -> None:
     centres = np.insert(centres, 3, (centres[2] + centres[3]) / 2, axis=0)
     sacrum = centres[-1] - [SACRUM_MM, 0, 0]
     claims = [18, 19, 20, 20, 21, 22, 23, 24]
-    numbering = number(evidence(claims), centres, np.full(8, 30.0), sacrum)
+    numbering = label_levels(evidence(claims), centres, np.full(8, 30.0), sacrum)
     assert numbering.levels.tolist() == [18, 19, 20, 0, 21, 22, 23, 24]
 
 
@@ -120,7 +120,7 @@ def test_two_vertebrae_found_as_one_do_not_shift_the_numbers_below() -> None:
     centres = column(levels)
     for merged in (4, 11):  # in the middle between the level and the one below it
         centres[levels.index(merged)] -= [DISTANCES_MM[merged - 1] / 2, 0, 0]
-    numbering = number(evidence(levels), centres, np.full(len(levels), 30.0))
+    numbering = label_levels(evidence(levels), centres, np.full(len(levels), 30.0))
     assert numbering.levels.tolist()[5:9] == levels[5:9] and numbering.levels.tolist()[12:] == levels[12:]
 
 
@@ -134,7 +134,7 @@ def test_a_sixth_lumbar_vertebra_is_reported_as_a_variant() -> None:
 def test_a_column_without_t12_is_reported_as_a_variant() -> None:
     levels = [14, 15, 16, 17, 18, 20, 21, 22, 23, 24]
     centres = column([14, 15, 16, 17, 18, 19, 20, 21, 22, 23])
-    numbering = number(evidence(levels), centres, np.full(10, 30.0), centres[-1] - [SACRUM_MM, 0, 0])
+    numbering = label_levels(evidence(levels), centres, np.full(10, 30.0), centres[-1] - [SACRUM_MM, 0, 0])
     assert numbering.levels.tolist() == levels
     assert numbering.variants == ("There is no T12: L1 follows T11.",)
 
@@ -150,7 +150,7 @@ def test_the_centroid_of_a_sacrum_that_is_cut_may_be_nearer_to_l5() -> None:
     levels = [19, 20, 21, 22, 23, 24]
     centres, claims = column(levels), evidence([19, 20, 21, 22, 23, 24], 0.4)
     below = centres[-1] - [SACRUM_TOP_MM, 0.0, 0.0]
-    whole, cut = (number(claims, centres, np.full(6, 30.0), below, sacrum_cut=c) for c in (False, True))
+    whole, cut = (label_levels(claims, centres, np.full(6, 30.0), below, sacrum_cut=c) for c in (False, True))
     assert cut.levels.tolist() == levels
     assert cut.probability > whole.probability
 
@@ -203,38 +203,38 @@ def test_ribs_that_cannot_be_seen_change_nothing() -> None:
 
 
 def test_the_probabilities_are_those_of_all_numberings_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Three vertebrae, no slips and one scale: all sequences can be listed.
-    from segmamba.spine import chain
+    # Three vertebrae, no level offset and one scale: all sequences can be listed.
+    from segmamba.spine import hmm
 
-    monkeypatch.setattr(chain, "FIRST_SLIP", {0: 1.0, 1: 0.0, 2: 0.0})
-    monkeypatch.setattr(chain, "NEXT_SLIP", {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 0.0})
-    monkeypatch.setattr(chain, "SCALES", np.array([0.0]))
+    monkeypatch.setattr(hmm, "INITIAL_OFFSET", {0: 1.0, 1: 0.0, 2: 0.0})
+    monkeypatch.setattr(hmm, "OFFSET_TRANSITION", {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 0.0})
+    monkeypatch.setattr(hmm, "LOG_SCALES", np.array([0.0]))
     rng = np.random.default_rng(0)
     claims = rng.normal(0, 2, (3, SACRUM))
     centres = column([17, 18, 19]) + rng.normal(0, 2, (3, 3))
-    model = chain._Chain(
+    model = hmm._LevelModel(
         claims, centres, np.array([30.0, 20.0, 30.0]), None, (54, 54), np.zeros(3, bool), np.full(3, np.nan)
     )
-    _, answers, _ = model.worlds[0]
-    total, by_level = 0.0, np.zeros((3, L6))
+    _, emission, _ = model.hypotheses[0]
+    partition, by_level = 0.0, np.zeros((3, L6))
     for levels in itertools.product(range(L6 + 1), repeat=3):
         kept = [i for i in range(3) if levels[i]]
         if not kept:
             continue
         weight = np.prod([model.spurious[i] for i in range(3) if not levels[i]])
-        weight *= np.prod([answers[i, levels[i] - 1, 2] for i in kept]) * model.start[levels[kept[0]] - 1]
+        weight *= np.prod([emission[i, levels[i] - 1, 2] for i in kept]) * model.initial_level[levels[kept[0]] - 1]
         for i, j in itertools.pairwise(kept):
-            weight *= model.steps[0][i, j][levels[i] - 1, levels[j] - 1] * model.arrival[levels[j] - 1, 2]
-        total += weight
+            weight *= model.transitions[0][i, j][levels[i] - 1, levels[j] - 1] * model.change[levels[j] - 1, 2]
+        partition += weight
         for i in kept:
             by_level[i, levels[i] - 1] += weight
-    numbering = number(claims, centres, np.array([30.0, 20.0, 30.0]))
+    numbering = label_levels(claims, centres, np.array([30.0, 20.0, 30.0]))
     kept = np.flatnonzero(numbering.levels)
-    assert numbering.confidence[kept] == pytest.approx(by_level[kept, numbering.levels[kept] - 1] / total)
+    assert numbering.confidence[kept] == pytest.approx(by_level[kept, numbering.levels[kept] - 1] / partition)
 
 
 def test_no_vertebra_is_no_error() -> None:
-    numbering = number(np.zeros((0, SACRUM)), np.zeros((0, 3)), np.zeros(0))
+    numbering = label_levels(np.zeros((0, SACRUM)), np.zeros((0, 3)), np.zeros(0))
     assert not numbering.certain and numbering.levels.size == 0
 
 

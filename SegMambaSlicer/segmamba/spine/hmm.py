@@ -1,0 +1,339 @@
+"""Label the levels of all vertebrae of a column together, with a hidden Markov model. Our own construction.
+
+The hidden state of a vertebra is its level and the *level offset*: by how many levels the network's prediction is off
+there. A network that is off by one at a vertebra is off at the next one too, so its predictions are not independent:
+one change of the offset explains a whole run of wrong predictions at the cost of one. A change is cheap in the middle
+of the thorax, where vertebrae look alike, and expensive where a vertebra differs from its neighbours. This tempers the
+evidence. Inference is exact: forward-backward for the probabilities, Viterbi for the best labelling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from segmamba.spine.factors import (
+    CHANGES,
+    LEVEL_OFFSETS,
+    MOST_SPURIOUS,
+    SIXTH_LUMBAR,
+    emission_weights,
+    offset_penalties,
+    rib_weights,
+    spurious_weights,
+    termination_weights,
+    transition_weights,
+)
+from segmamba.spine.levels import (
+    C1,
+    C2,
+    C7,
+    L1,
+    L4,
+    L6,
+    SACRUM_MM,
+    SACRUM_TOP_MM,
+    SCALE_SPREAD,
+    T1,
+    T11,
+    T12,
+    level_name,
+)
+
+# Prior probabilities, set by judgement of anatomy and networks, not fitted: of the level offset at the first vertebra,
+# and of its change from one vertebra to the next; by absolute value, each up or down.
+INITIAL_OFFSET = {0: 0.78, 1: 0.10, 2: 0.01}
+OFFSET_TRANSITION = {0: 0.956, 1: 0.02, 2: 0.002, 3: 1e-4, 4: 1e-4}
+# Logarithms of the scales that a column may have.
+LOG_SCALES = np.arange(-4, 5) * 0.07
+# Prior probability that rib evidence is meaningless for the whole column: all ribs missed, for example.
+RIBS_UNRELIABLE = 0.05
+# A labelling is certain if it is at least this probable and a landmark is in view: the sacrum, the first or last rib,
+# or C1 or C2 with at least this probability from the network itself.
+CERTAIN, CERTAIN_RING = 0.95, 0.5
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Levels of all vertebrae of a column.
+
+    Attributes
+    ----------
+    levels : ndarray of int
+        Shape (n,): VerSe numbers 1 to 25, 0 for a spurious instance.
+    confidence : ndarray
+        Shape (n,): probability of each vertebra's level.
+    probability : float
+        Probability that no vertebra has a wrong level.
+    certain : bool
+        Whether the levels can be trusted, see `CERTAIN`.
+    reason : str
+        Why it is not certain, one sentence; empty if it is.
+    runner_up : ndarray of int or None
+        The next best labelling of the same vertebrae, if there is one.
+    runner_up_probability : float
+        Probability of the runner-up, in the same sense as ``probability``.
+    variants : tuple of str
+        Deviations from seven, twelve and five vertebrae, one sentence each.
+    """
+
+    levels: np.ndarray
+    confidence: np.ndarray
+    probability: float
+    certain: bool
+    reason: str
+    runner_up: np.ndarray | None
+    runner_up_probability: float
+    variants: tuple[str, ...]
+
+
+def label_levels(
+    evidence: np.ndarray,
+    centres: np.ndarray,
+    volumes: np.ndarray,
+    sacrum: np.ndarray | None = None,
+    cut: np.ndarray | None = None,
+    ribs: np.ndarray | None = None,
+    sacrum_cut: bool = False,
+) -> Numbering:
+    """Label the levels of the vertebrae of a column, from the top down.
+
+    Parameters
+    ----------
+    evidence : ndarray
+        Shape (n, 26): mean logarithm of the network's probabilities of C1 to L6 and sacrum over a vertebra.
+    centres : ndarray
+        Shape (n, 3): in mm, from the top down.
+    volumes : ndarray
+        Shape (n,), in mL.
+    sacrum : ndarray or None
+        Shape (3,), in mm: centroid of the sacrum, if it is in view below the last vertebra.
+    cut : ndarray of bool or None
+        Shape (n,): vertebrae truncated by the border of the volume, whose centroids are less certain.
+    ribs : ndarray or None
+        Shape (n,): whether a rib was detected next to a vertebra, 0 or 1; NaN where unknown.
+    sacrum_cut : bool
+        Whether the border truncates the sacrum, so that its centroid may be that of its top alone.
+    """
+    count = len(centres)
+    if count == 0:
+        return Numbering(np.zeros(0, int), np.zeros(0), 0.0, False, "There is no vertebra in view.", None, 0.0, ())
+    cut = np.zeros(count, bool) if cut is None else cut
+    ribs = np.full(count, np.nan) if ribs is None else ribs
+    sacrum_mm = (SACRUM_TOP_MM if sacrum_cut else SACRUM_MM, SACRUM_MM)
+    model = _LevelModel(evidence, centres, volumes, sacrum, sacrum_mm, cut, ribs)
+    partition, marginals = model.marginals()
+    candidates = _candidates(model, marginals)
+    levels = max(candidates, key=model.weight_of)
+    kept = levels > 0
+    rivals = [other for other in candidates if (other[kept] > 0).all() and (other != levels)[kept].any()]
+    weights = [model.weight_of(other, lenient=True) / partition for other in rivals]
+    runner_up = rivals[int(np.argmax(weights))] if rivals else None
+    dropped = 1 - marginals.sum(axis=1)
+    confidence = np.where(kept, marginals[np.arange(count), levels - 1], dropped)
+    probability = min(1.0, model.weight_of(levels, lenient=True) / partition)
+    landmark = _landmark(levels, evidence, sacrum, ribs)
+    certain = landmark and probability >= CERTAIN
+    return Numbering(
+        levels,
+        np.clip(confidence, 0.0, 1.0),
+        probability,
+        certain,
+        "" if certain else _reason(levels, runner_up, landmark),
+        runner_up,
+        min(1.0, max(weights, default=0.0)),
+        _variants(levels, sacrum is not None),
+    )
+
+
+class _LevelModel:
+    """The factors of the model for one column, as probabilities up to a constant.
+
+    A state is a pair (level, level offset). ``hypotheses`` are about the whole column: index of the scale, emission
+    weights (n, 25, offsets) with ribs reliable or not, and prior weight. ``transitions[scale][i, j]``, (25, 25), leads
+    from instance i to the next one that is kept, j; those between are spurious.
+    """
+
+    def __init__(
+        self,
+        evidence: np.ndarray,
+        centres: np.ndarray,
+        volumes: np.ndarray,
+        sacrum: np.ndarray | None,
+        sacrum_mm: tuple[float, float],
+        cut: np.ndarray,
+        ribs: np.ndarray,
+    ) -> None:
+        self.count = len(centres)
+        evidence_weights = emission_weights(evidence)
+        with_ribs = evidence_weights * rib_weights(ribs)[:, :, None]
+        without_ribs = evidence_weights * np.where(np.isnan(ribs), 1.0, 0.5)[:, None, None]
+        scale_weights = np.exp(-((LOG_SCALES / SCALE_SPREAD) ** 2) / 2)
+        self.hypotheses = [
+            (scale, emission, weight * share)
+            for scale, weight in enumerate(scale_weights)
+            for emission, share in ((with_ribs, 1 - RIBS_UNRELIABLE), (without_ribs, RIBS_UNRELIABLE))
+        ]
+        self.change = offset_penalties(CHANGES)
+        self.spurious = spurious_weights(volumes)
+        self.initial_offset = np.array([INITIAL_OFFSET[abs(offset)] for offset in LEVEL_OFFSETS])
+        self.offset_transition = np.array(
+            [[OFFSET_TRANSITION[abs(a - b)] for b in LEVEL_OFFSETS] for a in LEVEL_OFFSETS]
+        )
+        self.transitions = [transition_weights(centres, cut, np.exp(s)) for s in LOG_SCALES]
+        self.terminations = [termination_weights(centres, sacrum, sacrum_mm, np.exp(s)) for s in LOG_SCALES]
+        self.initial_level = np.ones(L6)
+        self.initial_level[L6 - 1] = SIXTH_LUMBAR
+
+    def forward(self, scale: int, emission: np.ndarray, spurious: np.ndarray) -> np.ndarray:
+        """Return the forward messages (n, 25, offsets): the weight of all labellings of the column down to a state."""
+        messages = np.zeros_like(emission)
+        for j in range(self.count):
+            into = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
+            for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
+                skipped = _product(spurious[i + 1 : j])
+                if skipped:
+                    into = into + skipped * self.change * (
+                        self.transitions[scale][i, j].T @ messages[i] @ self.offset_transition
+                    )
+            messages[j] = into * emission[j]
+        return messages
+
+    def backward(self, scale: int, emission: np.ndarray) -> np.ndarray:
+        """Return the backward messages (n, 25, offsets): the weight of all labellings of the column below a state."""
+        messages = np.zeros_like(emission)
+        for i in reversed(range(self.count)):
+            termination = np.repeat(self.terminations[scale][i][:, None], len(LEVEL_OFFSETS), axis=1)
+            out = _product(self.spurious[i + 1 :]) * termination
+            for j in range(i + 1, min(self.count, i + 2 + MOST_SPURIOUS)):
+                skipped = _product(self.spurious[i + 1 : j])
+                if skipped:
+                    step = self.transitions[scale][i, j] @ (messages[j] * emission[j] * self.change)
+                    out = out + skipped * (step @ self.offset_transition.T)
+            messages[i] = out
+        return messages
+
+    def partition(self, scale: int, messages: np.ndarray, spurious: np.ndarray) -> float:
+        """Return the partition function, the weight of all labellings with a vertebra, from the forward messages."""
+        ends = (messages.sum(axis=2) * self.terminations[scale]).sum(axis=1)
+        after = np.array([_product(spurious[i + 1 :]) for i in range(self.count)])
+        return float(ends @ after)
+
+    def marginals(self) -> tuple[float, np.ndarray]:
+        """Return the partition function of all hypotheses, and the posterior (n, 25) of each instance's level."""
+        partition, posterior = 0.0, np.zeros((self.count, L6))
+        for scale, emission, weight in self.hypotheses:
+            messages = self.forward(scale, emission, self.spurious)
+            partition += weight * self.partition(scale, messages, self.spurious)
+            posterior += weight * (messages * self.backward(scale, emission)).sum(axis=2)
+        return partition, posterior / partition
+
+    def weight_of(self, levels: np.ndarray, lenient: bool = False) -> float:
+        """Return the weight of one labelling; ``lenient``: of all in which no instance has a different level."""
+        allowed = np.zeros((self.count, L6))
+        for index, level in enumerate(levels):
+            if level:
+                allowed[index, level - 1] = 1
+            elif lenient:
+                allowed[index] = 1
+        spurious = self.spurious if lenient else np.where(levels > 0, 0.0, self.spurious)
+        return sum(
+            weight * self.partition(scale, self.forward(scale, emission * allowed[:, :, None], spurious), spurious)
+            for scale, emission, weight in self.hypotheses
+        )
+
+    def viterbi(self, scale: int, emission: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """Return the levels of the best labelling; ``allowed`` is (n, 26), column 0 for a spurious instance."""
+        emission = emission * allowed[:, 1:, None]
+        spurious = self.spurious * allowed[:, 0]
+        best = np.zeros_like(emission)
+        previous = np.full((*emission.shape, 3), -1)  # back-pointers: instance, level, offset
+        grid = np.indices((L6, len(LEVEL_OFFSETS)))
+        for j in range(self.count):
+            best[j] = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
+            for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
+                # Maximum over the previous offset first, then over the previous level.
+                by_offset = best[i][:, :, None] * self.offset_transition
+                offset = by_offset.argmax(axis=1)
+                by_level = self.transitions[scale][i, j][:, :, None] * by_offset.max(axis=1)[:, None, :]
+                level = by_level.argmax(axis=0)
+                value = _product(spurious[i + 1 : j]) * by_level.max(axis=0) * self.change
+                better = value > best[j]
+                best[j][better] = value[better]
+                pointer = np.stack([np.full_like(level, i), level, offset[level, grid[1]]], axis=-1)
+                previous[j][better] = pointer[better]
+            best[j] *= emission[j]
+        after = np.array([_product(spurious[i + 1 :]) for i in range(self.count)])
+        last = best * self.terminations[scale][:, :, None] * after[:, None, None]
+        levels = np.zeros(self.count, int)
+        state: tuple[int, ...] = tuple(int(n) for n in np.unravel_index(last.argmax(), last.shape))
+        while state[0] >= 0:
+            levels[state[0]] = state[1] + 1
+            state = tuple(previous[state].tolist())
+        return levels
+
+
+def _product(values: np.ndarray) -> float:
+    """Return the product of a few values, for which `numpy.prod` takes ten times as long."""
+    return math.prod(values.tolist())
+
+
+def _candidates(model: _LevelModel, marginals: np.ndarray, most: int = 8) -> list[np.ndarray]:
+    """Return candidates for the best labelling: Viterbi's, and the best with each other probable level."""
+    everything = np.ones((model.count, L6 + 1))
+    weights = [
+        weight * model.partition(scale, model.forward(scale, emission, model.spurious), model.spurious)
+        for scale, emission, weight in model.hypotheses
+    ]
+    scale, emission, _ = model.hypotheses[int(np.argmax(weights))]
+    best = model.viterbi(scale, emission, everything)
+    found = [best]
+    others = marginals.copy()
+    kept = np.flatnonzero(best)
+    others[kept, best[kept] - 1] = 0
+    for flat in np.argsort(others, axis=None)[::-1][:most]:
+        index, level = np.unravel_index(flat, others.shape)
+        allowed = everything.copy()
+        allowed[index] = 0
+        allowed[index, level + 1] = 1
+        levels = model.viterbi(scale, emission, allowed)
+        if not any(np.array_equal(levels, other) for other in found):
+            found.append(levels)
+    return found
+
+
+def _variants(levels: np.ndarray, sacrum: bool) -> tuple[str, ...]:
+    kept = [int(level) for level in levels if level]
+    variants = []
+    for above, below in zip(kept, kept[1:], strict=False):
+        if (above, below) == (T11, L1):
+            variants.append("There is no T12: L1 follows T11.")
+        elif below > above + 1:
+            missing = ", ".join(level_name(level) for level in range(above + 1, below))
+            variants.append(f"Between {level_name(above)} and {level_name(below)} no {missing} was found.")
+    if L6 in kept:
+        variants.append("There is a sixth lumbar vertebra, or a thirteenth thoracic one: look at the ribs.")
+    if sacrum and kept and kept[-1] == L4:
+        variants.append("The sacrum follows L4.")
+    return tuple(variants)
+
+
+def _landmark(levels: np.ndarray, evidence: np.ndarray, sacrum: np.ndarray | None, ribs: np.ndarray) -> bool:
+    """Say whether a landmark in view fixes the levels."""
+    rings = [index for index, level in enumerate(levels) if level in (C1, C2)]
+    if sacrum is not None or any(np.exp(evidence[index, levels[index] - 1]) >= CERTAIN_RING for index in rings):
+        return True
+    kept = np.flatnonzero(levels)
+    changes = {(levels[a], levels[b], ribs[a], ribs[b]) for a, b in zip(kept, kept[1:], strict=False)}
+    return bool(changes & {(C7, T1, 0, 1), (T12, L1, 1, 0)})
+
+
+def _reason(levels: np.ndarray, runner_up: np.ndarray | None, landmark: bool) -> str:
+    why = "" if landmark else ", and neither C1, C2, the first or last rib nor the sacrum is clearly in view"
+    if runner_up is None:
+        return f"The levels are hard to tell{why}: check them."
+    index = int(np.flatnonzero((runner_up != levels) & (runner_up > 0) & (levels > 0))[0])
+    first, second = level_name(int(levels[index])), level_name(int(runner_up[index]))
+    return f"{first} could be {second}{why}: check the levels."
