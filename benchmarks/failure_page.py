@@ -1,4 +1,4 @@
-"""A page of slices where a network's labels are most wrong: colour is the answer, dashed white is the reference."""
+"""A page of the slices with the most errors: the network's labels in colour, the reference dashed in white."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from segmamba.training.colorectal.gallery import COLOURS, WINDOW_HU
+from segmamba.reporting.overlay import draw_outline, show_slice
+from segmamba.training.colorectal.gallery import COLORS, WINDOW_HU
 
 COLUMNS = 3
 
@@ -39,13 +40,11 @@ def draw(pictures: Sequence[Picture], path: Path) -> None:
     for axis in axes:
         axis.set_axis_off()
     for picture, axis in zip(pictures, axes, strict=False):
-        axis.imshow(picture.image, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1])
+        show_slice(axis, picture.image, WINDOW_HU)
         axis.set_title(picture.title, fontsize=8, loc="left", pad=2)
-        for value, colour in COLOURS.items():
-            if (picture.labels == value).any():
-                axis.contour(picture.labels == value, [0.5], colors=colour, linewidths=1.0)
-            if (picture.reference == value).any():
-                style = {"linewidths": 0.8 if value == min(COLOURS) else 0.4, "linestyles": "dashed"}
-                axis.contour(picture.reference == value, [0.5], colors="white", **style)
+        for value, color in COLORS.items():
+            width = 0.8 if value == min(COLORS) else 0.4
+            draw_outline(axis, picture.labels == value, color, linewidths=1.0)
+            draw_outline(axis, picture.reference == value, "white", linewidths=width, linestyles="dashed")
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.96, wspace=0.02, hspace=0.1)
     figure.savefig(path, dpi=95)

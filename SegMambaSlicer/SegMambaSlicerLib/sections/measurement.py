@@ -45,7 +45,7 @@ class MeasuringSection:
             self._say(str(error), True)
             return
         showTable(table)
-        said = _("The figures are in the table '{name}': after an edit, measure again.")
+        said = _("The measurements are in the table '{name}': after an edit, measure again.")
         self._say(said.format(name=table.GetName()), False)
 
 

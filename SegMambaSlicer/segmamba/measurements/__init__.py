@@ -1,1 +1,1 @@
-"""Measurements of segmented vertebrae: `vertebrae` gives the table, `vertebral_body` finds the body in a mask."""
+"""Measurements of segmented vertebrae: `vertebrae` makes the table, `vertebral_body` finds the body in a mask."""

@@ -1,4 +1,4 @@
-"""Figures of each vertebra: volume, place, heights of the body, density of its bone, angles to the next one."""
+"""Measurements of each vertebra: volume, position, body heights, trabecular density, angles to the next one."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from segmamba.utils.arrays import label_boxes
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.parallel import at_once
 
-# Parts of the body's depth, from the front: where the three heights are measured. The rims themselves are rounded.
+# Where the three heights are measured: fractions of the body's depth from the front. The rims themselves are rounded.
 BANDS = {"anterior": (0.1, 0.25), "middle": (0.425, 0.575), "posterior": (0.75, 0.9)}
-# The heights are those of the middle part of the width.
+# Heights are averaged over this middle part of the width.
 MIDDLE_WIDTH = 1 / 3
-# Bone this near to the surface of a body is not measured: its shell, and what thick slices blur of it. In small
-# bodies a quarter of the height or of the depth.
+# Density is measured at least this far from the surface of a body, inside its shell and the blur of thick slices; in
+# small bodies at least this part of the height and of the depth.
 SHELL_MM, SHELL_PART = 5.0, 0.25
-# Fewer millilitres than this say nothing of the bone.
+# Density is not measured in a smaller volume.
 SMALLEST_CORE_ML = 0.2
 COLUMNS = (
     *("value", "name", "volume_ml", "right_mm", "anterior_mm", "superior_mm", "at_border"),
     *("anterior_height_mm", "middle_height_mm", "posterior_height_mm", "trabecular_hu"),
     *("sagittal_angle_deg", "coronal_angle_deg", "note"),
 )
-UPPERMOST = "C1 and C2 have no body with two end plates."
-NO_SACRUM = "The sacrum is no single vertebra."
-CUT = "The image ends within the body."
-UNCLEAR = "The body cannot be told from the arch."
+C1_C2 = "C1 and C2 have no body with two end plates."
+SACRUM_FUSED = "The sacrum is not a single vertebra."
+TRUNCATED = "The image ends within the body."
+INSEPARABLE = "The body cannot be separated from the arch."
 
 
 def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Label]) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Labe
         Shape (z, y, x), on the volume's grid; values 1 to 26 as in `segmamba.spine.levels`.
     volume : Volume
     structures : sequence of Label
-        Those that are measured, where they are present.
+        Which to measure, if present.
 
     Returns
     -------
@@ -57,38 +57,39 @@ def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Labe
     """
     boxes = label_boxes(labels)
     masks = {
-        label.value: mask_of(labels[boxes[label.value]] == label.value, boxes[label.value], volume.geometry)
+        label.value: mask_in_box(labels[boxes[label.value]] == label.value, boxes[label.value], volume.geometry)
         for label in structures
         if label.value in boxes
     }
     return measure(masks, volume, {label.value: label.name for label in structures})
 
 
-def mask_of(array: np.ndarray, box: tuple[slice, ...], geometry: Geometry) -> Mask:
-    """Return an array that fills a box (slices along z, y, x) of a grid as a mask."""
+def mask_in_box(array: np.ndarray, box: tuple[slice, ...], geometry: Geometry) -> Mask:
+    """Return a mask from its array in a box (slices along z, y, x) of a grid."""
     to_lps = geometry.affine
     to_lps[:3, 3] = (to_lps @ [*(part.start for part in reversed(box)), 1.0])[:3]
     return Mask(array, to_lps)
 
 
 def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Measure vertebrae, each given as a mask of its own. The definitions are in ``Docs/measurements.md``.
+    """Measure vertebrae, each given as its own mask. The definitions are in ``Docs/measurements.md``.
 
     Parameters
     ----------
     masks : mapping of int to Mask
-        By level: 1 to 26. They may lie on other grids than the volume.
+        By level, 1 to 26. Their grids may differ from the volume's.
     volume : Volume
-        The image that they were drawn on.
+        The image that they were segmented on.
     names : mapping of int to str
 
     Returns
     -------
     list of dict
         One for each mask, from the head down: ``value``, ``name``, ``volume_ml``, ``centroid_ras_mm``, ``at_border``
-        (the mask ends where the image does), ``anterior_height_mm``, ``middle_height_mm``, ``posterior_height_mm``,
-        ``trabecular_hu`` (None unless the volume is a CT), ``sagittal_angle_deg`` and ``coronal_angle_deg`` (to the
-        next lower level; the sacrum has none), and ``note`` (a sentence where there are no heights, else None).
+        (the mask reaches the border of the image), ``anterior_height_mm``, ``middle_height_mm``,
+        ``posterior_height_mm``, ``trabecular_hu`` (None unless the volume is a CT), ``sagittal_angle_deg`` and
+        ``coronal_angle_deg`` (to the next lower level, none for the sacrum), and ``note`` (why there are no heights, a
+        sentence, else None).
     """
     centres = {level: _centroid(masks[level]) for level in sorted(masks)}
     is_ct = resolve_modality(volume).modality == CT
@@ -104,7 +105,7 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
         return {
             "value": level,
             "name": names[level],
-            # As a float of Python's: numpy rounds some halves the other way than the report does.
+            # A Python float, as in the report: numpy rounds some halves the other way.
             "volume_ml": round(float(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3]))) / 1000, 3),
             "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
             "at_border": at_border,
@@ -124,10 +125,11 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
 
 
 def angles(upper: Body, lower: Body) -> tuple[float, float]:
-    """Return the angles between two neighbours in degrees: sagittal (kyphosis positive, lordosis negative), coronal.
+    """Return the sagittal and the coronal angle between two neighbours in degrees.
 
-    Both are between the bodies' own directions up, seen in the planes that the two bodies have in common. Coronal is
-    positive where the upper body leans to the patient's left against the lower one.
+    Both are angles between the bodies' superior axes, projected on the common sagittal and coronal plane of the two
+    bodies. Kyphosis is positive, lordosis negative; the coronal angle is positive if the upper body leans to the
+    patient's left relative to the lower one.
     """
     common = axes_along(upper.axes[0] + lower.axes[0], upper.axes[1] + lower.axes[1])
     (up_1, back_1, left_1), (up_2, back_2, left_2) = common @ upper.axes[0], common @ lower.axes[0]
@@ -137,7 +139,7 @@ def angles(upper: Body, lower: Body) -> tuple[float, float]:
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write measurements as CSV, whole or not at all; empty cells where there is no figure.
+    """Write measurements as CSV, whole or not at all; missing values are empty cells.
 
     Raises
     ------
@@ -151,32 +153,32 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of `measure` with the columns of a table: a figure, a text or None in each."""
+    """Return a row of `measure` with the columns of the table: a number, a text or None in each."""
     right, anterior, superior = row["centroid_ras_mm"]
     cells = {**row, "right_mm": right, "anterior_mm": anterior, "superior_mm": superior}
     return {column: cells[column] for column in COLUMNS}
 
 
 def _body_of(level: int, mask: Mask, up: np.ndarray, image: Geometry | None) -> tuple[Body | None, str | None]:
-    """Return a vertebra's body, or in a sentence why there is none; ``image`` where the mask ends with the image."""
+    """Return a vertebra's body, or a sentence why there is none; ``image`` is given if the mask reaches its border."""
     if level <= C2:
-        return None, UPPERMOST
+        return None, C1_C2
     if level > L6:
-        return None, NO_SACRUM
+        return None, SACRUM_FUSED
     body = find_body(mask, up)
     if image is not None and (body is None or not _within(body.points(body.inside), image)):
-        return None, CUT
-    return body, None if body is not None else UNCLEAR
+        return None, TRUNCATED
+    return body, None if body is not None else INSEPARABLE
 
 
 def _centroid(mask: Mask) -> np.ndarray:
     index = [part.mean() for part in np.nonzero(mask.array)][::-1]
-    place: np.ndarray = (mask.to_lps @ [*index, 1.0])[:3]
-    return place
+    centroid: np.ndarray = (mask.to_lps @ [*index, 1.0])[:3]
+    return centroid
 
 
 def _direction(level: int, centres: Mapping[int, np.ndarray]) -> np.ndarray:
-    """Return the direction of the column at a level, LPS: between the nearest levels above and below that are there."""
+    """Return the direction of the column at a level, LPS, from the nearest levels present below and above."""
     above = max((each for each in centres if each < level), default=level)
     below = min((each for each in centres if level < each < SACRUM), default=level)
     up = centres[above] - centres[below]
@@ -184,7 +186,7 @@ def _direction(level: int, centres: Mapping[int, np.ndarray]) -> np.ndarray:
 
 
 def _box_corners(mask: Mask) -> np.ndarray:
-    """Return the corners of the box of a mask's voxels: LPS mm, shape (8, 3)."""
+    """Return the corners (8, 3) of the bounding box of a mask's voxels, LPS mm."""
     ends = []
     for axis in (2, 1, 0):
         filled = np.flatnonzero(mask.array.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -201,14 +203,14 @@ def _index(points: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def _within(points: np.ndarray, geometry: Geometry) -> bool:
-    """Tell whether points (n, 3) lie in an image and not in the outermost voxels of it."""
+    """Say whether points (n, 3) lie in an image, outermost voxels excluded."""
     index = _index(points, geometry)
     return bool((index > 0.5).all() and (index < np.array(geometry.size) - 1.5).all())
 
 
 def _height(body: Body, first: float, last: float) -> float | None:
-    """Return the mean distance of the end plates between two parts of the depth, mm."""
-    depth, width = body.places
+    """Return the mean distance of the end plates between two fractions of the depth, mm."""
+    depth, width = body.plate_grid
     part = depth / body.size[1] + 0.5
     heights = (body.upper - body.lower)[(part >= first) & (part <= last)][
         :, np.abs(width) <= body.size[2] * MIDDLE_WIDTH / 2
@@ -218,7 +220,7 @@ def _height(body: Body, first: float, last: float) -> float | None:
 
 
 def _density(body: Body, volume: Volume) -> float | None:
-    """Return the mean of a CT inside a body, away from its surface."""
+    """Return the mean HU of a CT inside a body, away from its surface."""
     shell = min(SHELL_MM, SHELL_PART * body.size[0], SHELL_PART * body.size[1])
     depth = ndimage.distance_transform_edt(np.pad(body.inside, 1))[1:-1, 1:-1, 1:-1] * FINE_MM
     points = body.points(depth > shell)

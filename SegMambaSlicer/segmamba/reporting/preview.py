@@ -1,4 +1,4 @@
-"""A picture of a segmentation: three planes of the patient with outlines and names."""
+"""A preview of a segmentation: three planes of the patient with outlines and names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import numpy as np
 from segmamba.io.volume import Volume
 from segmamba.labels import Label
 from segmamba.models.manifest import Model
+from segmamba.reporting.overlay import draw_outline, show_slice
 from segmamba.reporting.slice_planes import (
     AXIAL,
     CORONAL,
     SAGITTAL,
     Plane,
-    cut,
+    best_slice_position,
+    display_box,
     labelled_points,
-    most_telling_position,
-    shown_box,
+    resample_plane,
 )
 from segmamba.utils.atomic import atomic_write
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.patheffects import AbstractPathEffect
 
 FOOTNOTE = "Research use only - not a medical device"
-UNCERTAIN = "The numbers are not certain"
+UNCERTAIN = "Vertebral levels are uncertain"
 BACKGROUND = "#101418"
 TEXT = "#e8ecf0"
 FAINT = "#9aa4ae"
@@ -47,6 +48,7 @@ LINE_SPACING = 1.25
 POINTS_PER_INCH = 72
 PIXELS_PER_INCH = 110
 SCALE_BAR_MM = 50
+FILL, OUTLINE_WIDTH = 0.22, 1.3
 # Names are written in a brighter shade than the outlines: dark blue is hard to read on black.
 BRIGHTNESS = 0.7
 
@@ -61,7 +63,7 @@ def render(
 ) -> bytes:
     """Draw three planes through a segmentation as a PNG.
 
-    An empty segmentation is shown by the planes through the volume's centre, and the picture says so.
+    For an empty segmentation, the planes pass through the volume's centre, and the picture says so.
 
     Parameters
     ----------
@@ -72,9 +74,9 @@ def render(
     case : str
         Name of the case, for the title.
     reference : ndarray of uint8, optional
-        Labels to compare with, on the same grid: their outlines are drawn white and dashed, without names.
+        Reference labels on the same grid, drawn as white dashed outlines without names.
     certain : bool
-        Whether the vertebrae's numbers are; where they are not, the picture says so.
+        Whether the vertebral levels are certain; if not, the picture says so.
     """
     planes = choose_planes(volume, labels, reference)
     sizes = [_panel_size(plane) for plane in planes]
@@ -91,8 +93,7 @@ def render(
         _draw_plane(axes, plane, window)
         _draw_structures(axes, plane, model.labels, panel_height)
         for mask in plane.references.values():
-            if mask.max() > 0.5:
-                axes.contour(plane.right, plane.down, mask, levels=[0.5], colors=[TEXT], linewidths=1, linestyles="--")
+            draw_outline(axes, mask, TEXT, (plane.right, plane.down), linewidths=1, linestyles="--")
         left += panel_width + 2 * EDGE + NAME_WIDTH
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=PIXELS_PER_INCH, facecolor=BACKGROUND)
@@ -112,23 +113,24 @@ def write_png(path: str | Path, picture: bytes) -> None:
 
 
 def choose_planes(volume: Volume, labels: np.ndarray, reference: np.ndarray | None = None) -> list[Plane]:
-    """Return an axial, a coronal and a sagittal plane through what is segmented; the reference where there is one."""
+    """Return an axial, a coronal and a sagittal plane through the reference, or without one through the labels."""
     points, values = labelled_points(labels if reference is None else reference, volume.geometry)
-    box = shown_box(points, volume.geometry)
+    box = display_box(points, volume.geometry)
     planes = []
     for view in (AXIAL, CORONAL, SAGITTAL):
         if len(points):
-            position = most_telling_position(view, points, values, volume.geometry)
+            position = best_slice_position(view, points, values, volume.geometry)
         else:
             position = float(box[0][view.across] + box[1][view.across]) / 2
-        planes.append(cut(view, position, box, volume, labels, reference))
+        planes.append(resample_plane(view, position, box, volume, labels, reference))
     return planes
 
 
 def display_window(model: Model, planes: Sequence[Plane]) -> tuple[float, float]:
     """Return the intensities shown as black and as white.
 
-    Those of the model's narrowest channel of fixed intensities (HU on CT), else the percentiles 1 and 99 of the planes.
+    They are the clip limits of the model's narrowest channel with fixed limits (HU on CT), else the 1st and 99th
+    percentile of the planes.
     """
     fixed = [channel for channel in model.preprocessing.channels if channel.kind == "clip"]
     if fixed:
@@ -138,11 +140,8 @@ def display_window(model: Model, planes: Sequence[Plane]) -> tuple[float, float]
     return float(low), float(high)
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move sorted positions apart by at least ``gap``, as little as a simple pass can, and within the limits.
-
-    Where they do not all fit, they are spread evenly.
-    """
+def spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move sorted positions at least ``gap`` apart within limits; space them evenly if they do not fit."""
     if not wanted:
         return []
     if gap * (len(wanted) - 1) >= high - low:
@@ -190,10 +189,7 @@ def _draw_plane(axes: Axes, plane: Plane, window: tuple[float, float]) -> None:
     half = (plane.right[1] - plane.right[0]) / 2
     left, right = plane.right[0] - half, plane.right[-1] + half
     top, bottom = plane.down[0] - half, plane.down[-1] + half
-    axes.imshow(
-        plane.image, cmap="gray", vmin=window[0], vmax=window[1], extent=(left, right, bottom, top), aspect="equal"
-    )
-    axes.set_axis_off()
+    show_slice(axes, plane.image, window, (left, right, bottom, top))
     view = plane.view
     # Slicer's RAS: the opposite sign of LPS along x and y.
     ras = -plane.position if view.across < 2 else plane.position
@@ -216,22 +212,22 @@ def _draw_plane(axes: Axes, plane: Plane, window: tuple[float, float]) -> None:
 
 
 def _shadow() -> list[AbstractPathEffect]:
-    """Return a dark rim that keeps bright signs readable on bone."""
+    """Return a dark rim that keeps bright text readable on bone."""
     from matplotlib.patheffects import Normal, Stroke
 
     return [Stroke(linewidth=3, foreground=BACKGROUND), Normal()]
 
 
 def _draw_structures(axes: Axes, plane: Plane, labels: Sequence[Label], panel_height: float) -> None:
-    """Draw outlines, and the names in a column right of the plane, each with a line to its structure."""
+    """Draw outlines, and names to the right of the plane, each with a line to its structure."""
     named = []
     for label in labels:
         mask = plane.masks.get(label.value)
-        if mask is None or mask.max() <= 0.5:
-            continue
         color = tuple(part / 255 for part in label.color)
-        axes.contourf(plane.right, plane.down, mask, levels=[0.5, 2.0], colors=[color], alpha=0.22)
-        axes.contour(plane.right, plane.down, mask, levels=[0.5], colors=[color], linewidths=1.3)
+        if mask is None or not draw_outline(
+            axes, mask, color, (plane.right, plane.down), fill=FILL, linewidths=OUTLINE_WIDTH
+        ):
+            continue
         rows, columns = np.nonzero(mask > 0.5)
         row = int(np.median(rows))
         nearest = rows == rows[np.abs(rows - row).argmin()]
@@ -241,7 +237,7 @@ def _draw_structures(axes: Axes, plane: Plane, labels: Sequence[Label], panel_he
     bottom, top = axes.get_ylim()
     left, right = axes.get_xlim()
     gap = NAME_POINTS * LINE_SPACING / POINTS_PER_INCH / panel_height * (bottom - top)
-    heights = spread([entry[0] for entry in named], gap, top + gap / 2, bottom - gap / 2)
+    heights = spread_apart([entry[0] for entry in named], gap, top + gap / 2, bottom - gap / 2)
     column = right + 0.16 * (bottom - top) / panel_height
     for height, (y, x, name, color) in zip(heights, named, strict=True):
         axes.plot([x, right, column], [y, height, height], color=color, linewidth=0.6, alpha=0.8, clip_on=False)

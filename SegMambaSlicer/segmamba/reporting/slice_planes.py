@@ -1,4 +1,4 @@
-"""Cutting planes of the patient through a volume, whatever its grid."""
+"""Axial, coronal and sagittal planes of the patient through a volume on any grid (multiplanar reformatting)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from segmamba.io.volume import Geometry, Volume
 from segmamba.utils.arrays import label_boxes
 
 MARGIN_MM = 35.0
-# Pixels of a plane along its longer side: finer than a page shows.
+# Pixels of a plane along its longer side, more than a page shows.
 LONGEST_SIDE = 700
-# Where the structures are is known well enough from this many of their voxels.
-VOXELS_LOOKED_AT = 1_000_000
-# A thin plane must not be chosen for its rounding: profiles are not finer than this.
+# About this many labelled voxels are enough to locate the structures.
+MOST_POINTS = 1_000_000
+# Bins of a profile are at least this wide, so that rounding does not decide on a position.
 FINEST_BIN_MM = 1.0
 
 
 @dataclass(frozen=True)
 class View:
-    """How a plane of the patient is shown, as radiologists do: the patient's left is on the picture's right.
+    """Orientation of a plane in the radiological convention: the patient's left is on the right of the image.
 
     Attributes
     ----------
     name : str
     across, right, down : int
-        LPS axes (0, 1, 2): the one at right angles to the plane, the one that runs to the right, and the one that
-        runs along the rows downwards.
+        LPS axes (0, 1, 2): normal to the plane, along its columns to the right, along its rows downwards.
     down_sign : int
-        -1 if the rows run against that axis.
+        -1 if the rows run against the axis ``down``.
     edges : str
         Letters at the left, right, top and bottom.
     """
@@ -50,7 +49,7 @@ SAGITTAL = View("Sagittal", across=0, right=1, down=2, down_sign=-1, edges="APSI
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A plane sampled on square pixels (but for rounding).
+    """A plane sampled on pixels that are square up to rounding.
 
     Attributes
     ----------
@@ -58,13 +57,13 @@ class Plane:
     position : float
         LPS coordinate along ``view.across``, mm.
     right, down : ndarray
-        Picture coordinates of the columns and of the rows, mm; both grow.
+        Coordinates of the columns and of the rows in the plane, mm, ascending.
     image : ndarray
         Intensities, shape (rows, columns).
     masks : dict
-        For each label value that the plane cuts: how much of a pixel it fills, 0 to 1, shape (rows, columns).
+        For each label value in the plane, the fraction of a pixel that it fills, 0 to 1, shape (rows, columns).
     references : dict
-        The same of a reference, where there is one.
+        The same for a reference segmentation, if there is one.
     """
 
     view: View
@@ -77,20 +76,20 @@ class Plane:
 
 
 def labelled_points(labels: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Return LPS positions (n, 3) of labelled voxels, evenly thinned out if there are many, and their values (n,)."""
+    """Return LPS positions (n, 3) in mm of labelled voxels and their values (n,), thinned out if there are many."""
     flat = np.flatnonzero(labels)
-    flat = flat[:: max(1, flat.size // VOXELS_LOOKED_AT)]
+    flat = flat[:: max(1, flat.size // MOST_POINTS)]
     index = np.stack(np.unravel_index(flat, labels.shape)[::-1], axis=1)
     matrix = geometry.affine
     return index @ matrix[:3, :3].T + matrix[:3, 3], labels.ravel()[flat]
 
 
-def most_telling_position(view: View, points: np.ndarray, values: np.ndarray, geometry: Geometry) -> float:
-    """Return where a view's plane shows most: an LPS coordinate along ``view.across``.
+def best_slice_position(view: View, points: np.ndarray, values: np.ndarray, geometry: Geometry) -> float:
+    """Return the position in mm, an LPS coordinate along ``view.across``, of the plane that shows the structures best.
 
-    A coronal or sagittal plane counts what it cuts of each structure as a part of the most that can be cut of it, so
-    that a curved column is met in as many vertebrae as possible. An axial plane cuts the structure in the middle
-    where that is largest.
+    A coronal or sagittal plane maximises the sum of the areas of all structures in it, each relative to its largest
+    one, so that it passes through as many vertebrae of a curved column as possible. An axial plane passes through the
+    middle structure where that is largest.
     """
     coordinates = points[:, view.across]
     width = max(FINEST_BIN_MM, float(_voxel_extent(geometry)[view.across]))
@@ -106,7 +105,7 @@ def most_telling_position(view: View, points: np.ndarray, values: np.ndarray, ge
     return float(coordinates.min() + profile.argmax() * width)
 
 
-def cut(
+def resample_plane(
     view: View,
     position: float,
     box: tuple[np.ndarray, np.ndarray],
@@ -114,7 +113,21 @@ def cut(
     labels: np.ndarray,
     reference: np.ndarray | None = None,
 ) -> Plane:
-    """Sample a plane within a box (lowest and highest LPS corner, mm)."""
+    """Resample a volume and its labels on a plane.
+
+    Parameters
+    ----------
+    view : View
+    position : float
+        LPS coordinate along ``view.across``, mm.
+    box : tuple of ndarray
+        Lowest and highest LPS corner (3,) of the part to show, mm.
+    volume : Volume
+    labels : ndarray of uint8
+        Shape (z, y, x), on the volume's grid.
+    reference : ndarray of uint8 or None
+        Reference labels on the same grid.
+    """
     low, high = box
     pixel = max(high[view.right] - low[view.right], high[view.down] - low[view.down]) / LONGEST_SIDE
     right = _centres(low[view.right], high[view.right], pixel)
@@ -133,8 +146,11 @@ def cut(
     return Plane(view, position, right, down, image, _masks(labels, index), references)
 
 
-def shown_box(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Return the LPS box around points plus a margin, within the volume; the volume's box if there are no points."""
+def display_box(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Return the LPS box to show, lowest and highest corner (3,) in mm: points and a margin, within the volume.
+
+    Without points it is the box of the whole volume.
+    """
     corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
     corners[:, :3] = corners[:, :3] * np.array(geometry.size) - 0.5
     corners = (corners @ geometry.affine.T)[:, :3]
@@ -146,13 +162,13 @@ def shown_box(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.nd
 
 
 def _centres(first: float, last: float, pixel: float) -> np.ndarray:
-    """Return the centres of pixels of about that size between two ends; at least two, as an outline needs."""
+    """Return the centres of pixels of about a size between two ends; at least two, because a contour needs them."""
     edges = np.linspace(first, last, max(2, round((last - first) / pixel)) + 1)
     return (edges[:-1] + edges[1:]) / 2
 
 
 def _voxel_extent(geometry: Geometry) -> np.ndarray:
-    """Return how far a voxel reaches along each LPS axis, mm."""
+    """Return the extent of a voxel along each LPS axis, mm."""
     return np.abs(geometry.affine[:3, :3]).sum(axis=1)
 
 
@@ -163,7 +179,7 @@ def _masks(labels: np.ndarray, index: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _mask(labels: np.ndarray, value: int, box: tuple[slice, slice, slice], index: np.ndarray) -> np.ndarray:
-    # Interpolated rather than taken from the nearest voxel: the outline then follows the surface, not the voxels.
+    # Linear interpolation gives outlines that follow the surface, not the voxels.
     inside = np.pad((labels[box] == value).astype(np.float32), 1)
     start = np.array([part.start - 1 for part in box])
     return ndimage.map_coordinates(inside, index - start[:, None, None], order=1)

@@ -218,7 +218,7 @@ def test_a_body_that_nothing_separates_from_the_arch_is_not_guessed() -> None:
     up, back, left = vertebrae[20].local(positions(geometry))
     labels[(np.abs(up) < 12) & (back > 0) & (back < 40) & (np.abs(left) < 12)] = 20  # the canal is filled
     rows = measure_labels(labels, ct, LABELS)
-    assert rows[1]["note"] == "The body cannot be told from the arch."
+    assert rows[1]["note"] == "The body cannot be separated from the arch."
     assert heights(rows[1]) == [None] * 3 and rows[0]["sagittal_angle_deg"] is None
 
 
@@ -235,7 +235,7 @@ def test_scraps_do_not_stop_the_rest() -> None:
     labels[5, 5, 5] = 24
     rows = measure_labels(labels, ct, LABELS)
     assert [row["value"] for row in rows] == [19, 20, 21, 24]
-    assert rows[3]["note"] == "The body cannot be told from the arch."
+    assert rows[3]["note"] == "The body cannot be separated from the arch."
     assert measure_labels(np.zeros_like(labels), ct, LABELS) == []
 
 

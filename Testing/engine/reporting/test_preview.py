@@ -13,8 +13,8 @@ from matplotlib.image import imread
 
 from segmamba.io.volume import Geometry, Volume
 from segmamba.reporting import preview
-from segmamba.reporting.preview import choose_planes, display_window, render, spread
-from segmamba.reporting.slice_planes import AXIAL, CORONAL, SAGITTAL, Plane, labelled_points, most_telling_position
+from segmamba.reporting.preview import choose_planes, display_window, render, spread_apart
+from segmamba.reporting.slice_planes import AXIAL, CORONAL, SAGITTAL, Plane, best_slice_position, labelled_points
 
 
 def outlined_area(plane: Plane, value: int) -> float:
@@ -69,16 +69,16 @@ def test_a_curved_column_is_cut_in_as_many_vertebrae_as_possible() -> None:
         labels[z : z + 8, 8:12, 40:44] = value
     geometry = Geometry((60, 20, 60), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     points, values = labelled_points(labels, geometry)
-    assert 40 <= most_telling_position(SAGITTAL, points, values, geometry) <= 44
+    assert 40 <= best_slice_position(SAGITTAL, points, values, geometry) <= 44
 
 
 def test_names_are_moved_apart_and_stay_in_order() -> None:
-    heights = spread([1.0, 1.1, 1.2, 9.9], gap=1.0, low=0.0, high=10.0)
+    heights = spread_apart([1.0, 1.1, 1.2, 9.9], gap=1.0, low=0.0, high=10.0)
     assert all(b - a >= 1.0 - 1e-9 for a, b in zip(heights, heights[1:], strict=False))
     assert heights[0] >= 0
     assert heights[-1] <= 10
-    assert spread([5.0] * 5, gap=10.0, low=0.0, high=8.0) == [0, 2, 4, 6, 8]
-    assert spread([], gap=1.0, low=0.0, high=1.0) == []
+    assert spread_apart([5.0] * 5, gap=10.0, low=0.0, high=8.0) == [0, 2, 4, 6, 8]
+    assert spread_apart([], gap=1.0, low=0.0, high=1.0) == []
 
 
 def test_a_picture_is_drawn_in_the_colours_of_the_structures() -> None:
@@ -112,7 +112,7 @@ def test_a_picture_says_that_numbers_are_not_certain() -> None:
         figure = Figure()
         preview._write_titles(figure, "case", spine_model(), empty=False, certain=certain)
         texts.append([text.get_text() for text in figure.texts])
-    assert texts[1] == [*texts[0], "The numbers are not certain"]
+    assert texts[1] == [*texts[0], "Vertebral levels are uncertain"]
     pictures = [render(phantom(), true_labels(STRAIGHT), spine_model(), "x", certain=each) for each in (True, False)]
     assert pictures[0] != pictures[1]
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from segmamba.errors import SegMambaError
+from segmamba.reporting.overlay import draw_outline, show_slice
 from segmamba.training.colorectal.labels import COLON_LABEL, RECTUM_LABEL, TUMOUR_LABEL
 from segmamba.training.colorectal.map_format import BowelMap, load_bowel_maps
 from segmamba.training.colorectal.parameters import KINDS, draw_seed, draw_tumour
@@ -24,7 +25,7 @@ from segmamba.training.synthesis.context import Canvas
 PATCH, SPACING_MM = (40, 168, 208), 1.75
 ROWS, COLUMNS = 5, 3
 WINDOW_HU = (-160, 240)
-COLOURS = {TUMOUR_LABEL: "#ff4a3d", COLON_LABEL: "#ffd166", RECTUM_LABEL: "#4cc9f0"}
+COLORS = {TUMOUR_LABEL: "#ff4a3d", COLON_LABEL: "#ffd166", RECTUM_LABEL: "#4cc9f0"}
 NO_TUMOUR = "no tumour"
 
 Picture = tuple[str, np.ndarray, np.ndarray]
@@ -58,12 +59,10 @@ def draw_page(page: Sequence[Picture], path: Path) -> None:
     axes = figure.subplots(ROWS, 2 * COLUMNS).reshape(-1, 2)
     for (title, image, labels), (left, right) in zip(page, axes, strict=True):
         for axis in (left, right):
-            axis.imshow(image, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1])
-            axis.set_axis_off()
+            show_slice(axis, image, WINDOW_HU)
         left.set_title(title, fontsize=9, loc="left", pad=2)
-        for label, colour in COLOURS.items():
-            if (labels == label).any():
-                right.contour(labels == label, [0.5], colors=colour, linewidths=0.8)
+        for label, color in COLORS.items():
+            draw_outline(right, labels == label, color, linewidths=0.8)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.98, wspace=0.02, hspace=0.1)
     figure.savefig(path, dpi=95)
 

@@ -1,10 +1,10 @@
 """How exact are the measurements of vertebrae, and how long do they take? JSON lines.
 
-``python benchmarks/measuring.py``: on vertebrae that are known, in random poses, for several voxel sizes; then the time
-for 24 vertebrae in 512 x 512 x 400 voxels.
-``python benchmarks/measuring.py PAIRS... --predictions FOLDER [--reference-ids own,...]``: of predicted masks against
-those of references (folders of pairs as for ``segmamba evaluate``). Vertebrae are matched by their place, not by their
-number: a wrong number is not what is measured here.
+``python benchmarks/measurements.py``: on known vertebrae in random poses, for several voxel sizes; then the time for
+24 vertebrae in 512 x 512 x 400 voxels.
+``python benchmarks/measurements.py PAIRS... --predictions FOLDER [--reference-ids own,...]``: predicted masks against
+references (folders of pairs as for ``segmamba evaluate``). Vertebrae are matched by position, not by level: wrong
+levels are not measured here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from segmamba.tasks import VERTEBRAE_TASK  # noqa: E402
 SPACINGS = ((0.7, 0.7, 0.7), (0.7, 0.7, 1.25), (0.8, 0.8, 2.5), (1.5, 1.5, 1.5), (3.0, 3.0, 3.0), (0.8, 0.8, 5.0))
 POSES, LEAN_DEG = 20, 15.0
 HEIGHTS = tuple(f"{name}_height_mm" for name in BANDS)
-FIGURES = (*HEIGHTS, "trabecular_hu", "sagittal_angle_deg", "coronal_angle_deg")
+MEASUREMENTS = (*HEIGHTS, "trabecular_hu", "sagittal_angle_deg", "coronal_angle_deg")
 # A prediction whose centroid is further away is of another vertebra.
 MATCH_MM = 8.0
 STRAIGHT = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)
@@ -73,8 +73,8 @@ def phantom_errors(spacing: tuple[float, float, float]) -> dict[str, list[float]
         row = measure_labels(*painted(spine, geometry), structures)[0]
         truth = [spine[20].height(sum(band) / 2) for band in BANDS.values()]
         truth += [TRABECULAR_HU, -leans[1][0], leans[1][1]]
-        for figure, true in zip(FIGURES, truth, strict=True):
-            errors[figure].append(np.nan if row[figure] is None else row[figure] - true)
+        for name, true in zip(MEASUREMENTS, truth, strict=True):
+            errors[name].append(np.nan if row[name] is None else row[name] - true)
         first, last = (row[name] or np.nan for name in (HEIGHTS[0], HEIGHTS[-1]))
         errors["anterior_by_posterior"].append(first / last - truth[0] / truth[2])
     return errors
@@ -94,7 +94,7 @@ def compare(folders: list[Path], predictions: Path, ids: list[str]) -> None:
             if row["note"] or not near:
                 continue
             other = min(near, key=lambda other: distance(row, other))
-            both = [name for name in FIGURES if row[name] is not None and other[name] is not None]
+            both = [name for name in MEASUREMENTS if row[name] is not None and other[name] is not None]
             difference = {name: round(other[name] - row[name], 2) for name in both}
             print(json.dumps({"case": case.name, "vertebra": row["name"], **difference}), flush=True)
             for name, value in difference.items():
@@ -107,12 +107,12 @@ def distance(first: dict[str, Any], second: dict[str, Any]) -> float:
 
 
 def summary(errors: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Return how many figures there are, their mean error, and the mean and the largest absolute error."""
+    """Return the number of measurements, their mean error, and the mean and the largest absolute error."""
     result = {}
     for name, values in errors.items():
         known = np.array([value for value in values if np.isfinite(value)])
-        figures = {"bias": known.mean(), "mean_absolute": np.abs(known).mean(), "largest": np.abs(known).max()}
-        result[name] = {"n": len(known), **{key: round(float(value), 3) for key, value in figures.items()}}
+        statistics = {"bias": known.mean(), "mean_absolute": np.abs(known).mean(), "largest": np.abs(known).max()}
+        result[name] = {"n": len(known), **{key: round(float(value), 3) for key, value in statistics.items()}}
     return result
 
 
