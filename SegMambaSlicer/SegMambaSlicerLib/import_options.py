@@ -1,4 +1,4 @@
-"""What the panel asks of an import: which model the file is for, and its intensity figures where they are a guess."""
+"""What the panel asks of an import: the model of the file, and normalization parameters that are an estimate."""
 
 from __future__ import annotations
 

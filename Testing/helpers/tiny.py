@@ -84,12 +84,12 @@ def write_bowel_model(folder: Path) -> Path:
 
     from segmamba.models.resources import MANIFEST_NAME, resource_root
     from segmamba.networks import build_network
-    from segmamba.networks.checkpoint import save_in_eight_bits
+    from segmamba.networks.checkpoint import save_quantized
 
     labels = json.loads((resource_root() / MANIFEST_NAME).read_text(encoding="utf-8"))["label_sets"]["colorectal"]
     torch.manual_seed(2)
     checkpoint = folder / "bowel.safetensors"
-    save_in_eight_bits(build_network("segmamba_v2_paper", **BOWEL_ARGUMENTS).state_dict(), checkpoint)
+    save_quantized(build_network("segmamba_v2_paper", **BOWEL_ARGUMENTS).state_dict(), checkpoint)
     content = checkpoint.read_bytes()
     file = {"name": checkpoint.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     entry = model_entry(file | {"bundled": checkpoint.name}) | {

@@ -63,7 +63,7 @@ def test_folders_and_mirror_are_kept_in_the_settings_file_and_used(
 def test_setting_that_cannot_be_right_is_a_sentence_and_the_old_one_stays(settings, section):
     enter(section.mirrorEdit, "http://first.example")
     enter(section.mirrorEdit, "hospital")
-    assert "is no address of a server" in section.modelsLabel.text
+    assert "is not the address of a server" in section.modelsLabel.text
     assert "d9480f" in section.modelsLabel.styleSheet
     assert section.mirrorEdit.text == "http://first.example"
 

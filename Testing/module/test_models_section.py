@@ -227,7 +227,7 @@ def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
 
     section.clipHighSpinBox.value = -100.0
     click(section.importButton)
-    assert "cannot be right" in done()
+    assert "are not valid" in done()
     section.importAsComboBox.currentIndex = 0
     assert not section.figuresBox.visible
 

@@ -34,7 +34,7 @@ class Plan:
     model : dict
         ``id``, ``version`` and ``checkpoint_sha256``.
     settings : str
-        SHA-256 of all that the labels depend on: the model's entry in the manifest, its intensity figures, its
+        SHA-256 of all that the labels depend on: the model's entry in the manifest, its normalization parameters, its
         checkpoint, the options but the device (results of devices differ by rounding only), the format.
     structures : tuple of str
         Names of the model's structures, in its order.

@@ -51,7 +51,7 @@ def add_command(commands: Any) -> None:
     importing = action("import", _import, "bring in a .pt, .pth or .safetensors file, or a zip or folder of models")
     importing.add_argument("file", metavar="FILE", type=Path)
     importing.add_argument("--as", dest="model", metavar="MODEL", help="the model; by default what the weights fit")
-    importing.add_argument("--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="intensities (HU) to clip to")
+    importing.add_argument("--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="normalization (HU) to clip to")
     importing.add_argument("--mean", type=float, metavar="M", help="intensity that becomes 0, after clipping")
     importing.add_argument("--std", type=float, metavar="S", help="intensity difference that becomes 1")
 
@@ -167,24 +167,26 @@ def _bundle(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from segmamba.models.bundle import import_bundle, is_bundle
-    from segmamba.models.import_checkpoint import Intensities, import_checkpoint
+    from segmamba.models.import_checkpoint import NormalizationParameters, import_checkpoint
 
     manifest, _ = _manifest(options)
-    figures = (options.clip, options.mean, options.std)
-    if None in figures and figures != (None, None, None):
-        raise ModelError("The intensity figures belong together: give --clip, --mean and --std, or none of them.")
-    intensities = None
+    parameters = (options.clip, options.mean, options.std)
+    if None in parameters and parameters != (None, None, None):
+        raise ModelError(
+            "The normalization parameters belong together: give --clip, --mean and --std, or none of them."
+        )
+    normalization = None
     if options.clip is not None:
         low, high = options.clip
-        intensities = Intensities(low, high, options.mean, options.std)
+        normalization = NormalizationParameters(low, high, options.mean, options.std)
     bundle = is_bundle(options.file)
-    if bundle and (options.model or intensities):
+    if bundle and (options.model or normalization):
         raise ModelError("A zip or folder of models says itself what it has: leave out --as, --clip, --mean and --std.")
     with ProgressBar(sys.stderr) as bar, stop_signal() as stopped:
         if bundle:
             imported = import_bundle(options.file, manifest, bar.update, stopped)
         else:
-            imported = (import_checkpoint(options.file, manifest, options.model, intensities, bar.update, stopped),)
+            imported = (import_checkpoint(options.file, manifest, options.model, normalization, bar.update, stopped),)
     for found in imported:
         print(f"Installed: {found.model.id}, {found.origin}, {found.path}")
         for note in _notes(found):

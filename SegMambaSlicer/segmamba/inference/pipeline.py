@@ -59,7 +59,7 @@ class Result:
     report : dict
         See `segmamba.reporting.report`.
     model : Model
-        With the intensity figures that were used.
+        With the normalization parameters that were used.
     geometry : Geometry
         The volume's grid.
     """
@@ -163,7 +163,7 @@ class _Stages:
 
 @dataclass(frozen=True, eq=False)
 class _Engine:
-    """A network with its weights, and what it runs on; the model has the intensity figures of the import, if any."""
+    """A network with its weights, and its device; the model has the normalization parameters of the import, if any."""
 
     model: Model
     device: Device

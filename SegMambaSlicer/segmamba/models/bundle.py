@@ -1,7 +1,7 @@
-"""Models carried from one computer to another, as a zip archive or a folder, without a network.
+"""Transfer models between computers without a network, as a zip archive or a folder.
 
-Both are laid out like the models folder: for each model a folder named by its id, with a record and a checkpoint.
-Nothing else in them is looked at, and each file is read by the name that it must have, so none can land elsewhere.
+Both have the layout of the models folder: for each model a folder named by its id, with a record and a checkpoint.
+Other files are ignored, and files are opened by their expected names, so that none can be written elsewhere.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from segmamba.models.record import RECORD_NAME, Record, record_from_json
 from segmamba.utils.atomic import atomic_write
 
 PIECE = 1 << 20
-# More than any record has: what is longer is none.
+# Upper limit of the size of a record.
 RECORD_BYTES = 1 << 16
 
 Progress = Callable[[str, float], None]
 
 
 def is_bundle(path: Path) -> bool:
-    """Tell a folder or zip archive of models from a single checkpoint (whose ``.pt`` is a zip archive, too)."""
+    """Say whether a path is a folder or zip archive of models; a ``.pt`` checkpoint is a zip archive, too."""
     return path.is_dir() or path.suffix.lower() == ".zip"
 
 
 def write_bundle(path: Path, models: Sequence[store.Installed], progress: Progress | None = None) -> None:
-    """Write installed models, each verified, into a zip archive.
+    """Verify installed models and write them into a zip archive.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def write_bundle(path: Path, models: Sequence[store.Installed], progress: Progre
         The archive exists already or cannot be written.
     """
     if path.suffix.lower() != ".zip":
-        raise OutputError(f"{path} has not the extension .zip: choose a name that has.")
+        raise OutputError(f"{path} does not end in .zip: choose a name that does.")
     if path.exists():
         raise OutputError(f"{path} exists already: choose another name.")
     with atomic_write(path, (".zip",)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
@@ -65,13 +65,13 @@ def import_bundle(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> tuple[store.Installed, ...]:
-    """Bring the models of a zip archive or folder into the user's models folder, each verified before it counts.
+    """Import the models of a zip archive or folder into the user's models folder; each is verified first.
 
     Raises
     ------
     ModelError
-        There is no model of the manifest in it, it has names that lead out of it, or a file is not what its record
-        says. Models before that one are installed, whole.
+        It has no model of the manifest, or names that lead out of it, or a file does not match its record. Models
+        before that one are installed.
     OutputError
         The models folder cannot be written or has too little room.
     Cancelled
@@ -81,7 +81,7 @@ def import_bundle(
             (model, name)
             for model in manifest.listed
             for name in names
-            # A folder that was zipped as a whole has its own name in front.
+            # In a zipped folder, its own name comes first.
             if f"/{name}".endswith(f"/{model.id}/{RECORD_NAME}")
         ]
         if not wanted:
@@ -103,14 +103,14 @@ def _import_one(
         text = _read(stream, RECORD_BYTES, source).decode("utf-8", "replace")
     record = record_from_json(text, f"{source}: {name}")
     if model.file.sha256 not in (None, record.sha256, record.source_sha256):
-        raise ModelError(f"{source} has another version of '{model.id}' than version {model.version}: get that one.")
+        raise ModelError(f"{source} does not have version {model.version} of '{model.id}': get that one.")
     with changing(model, cancelled) as folder:
         check_space(folder, record.size)
         part = folder / f"import{PARTIAL}"
         try:
             with reader(str(PurePosixPath(name).with_name(record.file))) as stream, part.open("wb") as target:
                 done = 0
-                # One byte more than there should be shows a file that is too long, however long it is.
+                # One byte beyond the expected size is enough to detect a file that is too long.
                 while piece := _read(stream, min(PIECE, record.size + 1 - done), source):
                     if cancelled():
                         raise Cancelled()
@@ -136,7 +136,7 @@ def _read(stream: IO[bytes], count: int, source: Path) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], Reader]]:
-    """Give the names of all files in an archive, or of the records in a folder, and a function that opens one."""
+    """Yield the names of all files in an archive, or of the records in a folder, and a function that opens one."""
     if path.is_dir():
         records = (*path.glob(f"*/{RECORD_NAME}"), *path.glob(f"*/*/{RECORD_NAME}"))
         yield (

@@ -1,4 +1,4 @@
-"""Downloads of checkpoints that survive a broken network, a killed process and a wrong file."""
+"""Download checkpoints, robust to a broken network, a killed process and a wrong file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from segmamba.models.manifest import ListedModel, ModelFile
 from segmamba.models.record import Record
 from segmamba.models.settings import MIRROR, VARIABLES, setting
 
-# Tries of one address in a row that bring nothing new, and the pause between them.
+# Consecutive tries of one address without new data, and the pause between them.
 TRIES = 3
 PAUSE_SECONDS = 1.0
-# To connect; and between two pieces of data, which is also how long a cancel can take while nothing arrives.
+# To connect, and between two chunks of data; while nothing arrives, cancelling can take as long.
 TIMEOUT_SECONDS = (10.0, 20.0)
 PIECE = 1 << 18
 
@@ -25,11 +25,11 @@ Progress = Callable[[str, float], None]
 
 
 class _Interrupted(Exception):
-    """The transfer broke off: worth another try, which goes on from where it was."""
+    """The transfer was interrupted and can be resumed."""
 
 
 class _Refused(Exception):
-    """This address does not give the file: the next one may."""
+    """This address does not provide the file; the next one may."""
 
 
 def fetch(
@@ -38,10 +38,10 @@ def fetch(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> store.Installed:
-    """Download a model's checkpoint into the user's models folder; nothing is done where the right one is there.
+    """Download a model's checkpoint into the user's models folder, unless the right one is there.
 
-    What arrived stays in a partial file when it is cancelled or killed, and the next call goes on from there. Proxies
-    and certificates are those of the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE).
+    An interrupted download leaves a partial file, which the next call resumes. Proxies and certificates are those of
+    the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE).
 
     Parameters
     ----------
@@ -49,14 +49,14 @@ def fetch(
     root : Path, optional
         As for `segmamba.models.store.find`.
     progress : callable, optional
-        Called with "download" or "verify" and the fraction of it that is done.
+        Called with "download" or "verify" and the finished fraction of it.
     cancelled : callable, optional
-        Asked for each piece of data, and while another process downloads the same model.
+        Called for each chunk of data, and while another process downloads the same model.
 
     Raises
     ------
     ModelError
-        The model cannot be downloaded, or no address gives the right file.
+        The model cannot be downloaded, or no address provides the right file.
     OutputError
         The models folder cannot be written or has too little room.
     Cancelled
@@ -67,7 +67,7 @@ def fetch(
         return found
     urls = _addresses(model)
     with changing(model, cancelled) as folder:
-        # Another process may have brought it meanwhile.
+        # Another process may have downloaded it meanwhile.
         found = _right_one(model, root)
         if found is None:
             _fetch(model, urls, folder, progress, cancelled)
@@ -77,7 +77,7 @@ def fetch(
 
 
 def _right_one(model: ListedModel, root: Path | None) -> store.Installed | None:
-    """Return the checkpoint if it is there and right; one in the user's folder that is not will be replaced."""
+    """Return the checkpoint if it is installed and right; a wrong one in the user's folder will be replaced."""
     try:
         found = store.find(model, root)
     except ModelError:
@@ -100,13 +100,13 @@ def _addresses(model: ListedModel) -> tuple[str, ...]:
     note = f" {file.note}" if file.note else ""
     if file.size is None or file.sha256 is None:
         raise ModelError(
-            f"'{model.id}' cannot be downloaded, as its size and hash are not known: get the file yourself and bring "
-            f"it in with 'segmamba models import FILE'.{note}"
+            f"'{model.id}' cannot be downloaded, because its size and hash are unknown: get the file yourself and "
+            f"import it with 'segmamba models import FILE'.{note}"
         )
     if not urls:
         raise ModelError(
-            f"The manifest names no address for '{model.id}': set {VARIABLES[MIRROR]} to a server that has it, or "
-            f"bring the file in with 'segmamba models import FILE'.{note}"
+            f"The manifest has no address for '{model.id}': set {VARIABLES[MIRROR]} to a server that has it, or "
+            f"import the file with 'segmamba models import FILE'.{note}"
         )
     return urls
 
@@ -130,12 +130,12 @@ def _fetch(
         return
     raise ModelError(
         f"'{model.id}' could not be downloaded ({'; '.join(failures)}): check the network, its proxy (HTTPS_PROXY) and "
-        "certificates (REQUESTS_CA_BUNDLE), or bring the file in with 'segmamba models import FILE'."
+        "certificates (REQUESTS_CA_BUNDLE), or import the file with 'segmamba models import FILE'."
     )
 
 
 def _transfer(url: str, part: Path, file: ModelFile, progress: Progress, cancelled: Callable[[], bool]) -> None:
-    """Bring ``part`` to the whole, right file from one address, in as many pieces as it takes."""
+    """Complete ``part`` from one address, with as many requests as needed, and verify it."""
     reached, idle, mixed = _size(part), 0, _size(part) > 0
     while True:
         try:
@@ -153,12 +153,12 @@ def _transfer(url: str, part: Path, file: ModelFile, progress: Progress, cancell
         part.unlink()
         if not mixed:
             raise _Refused("it has another file (the SHA-256 differs)")
-        # The beginning was perhaps from another address: once more, from zero.
+        # The beginning may be from another address: try once more, from zero.
         reached, idle, mixed = 0, 0, False
 
 
 def _receive(url: str, part: Path, file: ModelFile, progress: Progress, cancelled: Callable[[], bool]) -> None:
-    """Make one request, and add what it gives to ``part``."""
+    """Make one request and append its data to ``part``."""
     requests, urllib3 = _libraries()
     assert file.size is not None
     have = _size(part)
@@ -174,9 +174,7 @@ def _receive(url: str, part: Path, file: ModelFile, progress: Progress, cancelle
             with part.open("ab" if have else "wb") as stream:
                 while True:
                     if cancelled():
-                        raise Cancelled(
-                            "The download was cancelled; what has arrived is kept, and the next one goes on from there."
-                        )
+                        raise Cancelled("The download was cancelled; the next one resumes where it stopped.")
                     piece = response.raw.read1(PIECE, decode_content=False)
                     if not piece:
                         break
@@ -192,7 +190,7 @@ def _receive(url: str, part: Path, file: ModelFile, progress: Progress, cancelle
     except requests.exceptions.Timeout as error:
         raise _Interrupted("it does not answer in time") from error
     except (requests.exceptions.ConnectionError, urllib3.exceptions.HTTPError) as error:
-        raise _Interrupted("the connection fails or breaks off") from error
+        raise _Interrupted("the connection fails or is interrupted") from error
     except requests.exceptions.RequestException as error:
         raise _Refused(f"the address does not work ({type(error).__name__})") from error
     if have > file.size:
@@ -203,11 +201,11 @@ def _receive(url: str, part: Path, file: ModelFile, progress: Progress, cancelle
 
 
 def _start(response: Any, part: Path, have: int, size: int) -> int:
-    """Return from which byte on the answer goes: ``have``, or 0 where the server gives the whole file."""
+    """Return the first byte of the response: ``have``, or 0 if the server sends the whole file."""
     status = response.status_code
     if status == 416:
         part.unlink(missing_ok=True)
-        raise _Interrupted("it refuses to go on from where the download was")
+        raise _Interrupted("it refuses to resume the download")
     if status == 429 or status >= 500:
         raise _Interrupted(f"status {status} {response.reason}")
     if status not in (200, 206):
@@ -216,7 +214,7 @@ def _start(response: Any, part: Path, have: int, size: int) -> int:
     start, _, total = content.removeprefix("bytes ").partition("/")
     if status == 206 and not start.startswith(f"{have}-"):
         part.unlink(missing_ok=True)
-        raise _Interrupted("it sends another part than was asked for")
+        raise _Interrupted("it sends another range than requested")
     if status == 200:
         have, total = 0, response.headers.get("Content-Length", "")
     if total.isdigit() and int(total) != size:

@@ -1,4 +1,4 @@
-"""Import of a checkpoint that the user has as a file: identified, compared weight by weight, converted, recorded."""
+"""Import a checkpoint file: identify its network, compare all weights, convert and record it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Intensities:
-    """How a network wants its input: clipped to [low, high], less ``mean``, divided by ``std`` (HU for CT).
+class NormalizationParameters:
+    """Clip limits, mean and standard deviation of a network's input; in HU for CT.
 
     Raises
     ------
     ModelError
-        The figures cannot be right.
+        They are not finite, or not in order.
     """
 
     low: float
@@ -39,8 +39,8 @@ class Intensities:
         values = (self.low, self.high, self.mean, self.std)
         if not all(map(math.isfinite, values)) or not self.low < self.high or self.std <= 0:
             raise ModelError(
-                f"Clip {self.low:g} to {self.high:g}, mean {self.mean:g} and std {self.std:g} cannot be right: the "
-                "first has to be less than the second, and std more than 0."
+                f"Clip {self.low:g} to {self.high:g}, mean {self.mean:g} and std {self.std:g} are not valid: the first "
+                "limit must be below the second, and std above 0."
             )
 
 
@@ -48,30 +48,30 @@ def import_checkpoint(
     path: Path,
     manifest: Manifest,
     model_id: str | None = None,
-    intensities: Intensities | None = None,
+    normalization: NormalizationParameters | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> store.Installed:
-    """Bring a ``.pt``, ``.pth`` or ``.safetensors`` file into the user's models folder. No code in it is run.
+    """Import a ``.pt``, ``.pth`` or ``.safetensors`` file into the user's models folder. No code in it is run.
 
     Parameters
     ----------
     path : Path
     manifest : Manifest
-        The models that it may be for.
+        The known models.
     model_id : str, optional
-        The model that it is for; by default the one that its weights, or its hash, speak for.
-    intensities : Intensities, optional
-        For a model whose figures are an estimate in the manifest: its right ones. They are kept beside the checkpoint.
+        Id of its model; by default the one with its hash or its weights.
+    normalization : NormalizationParameters, optional
+        The right ones for a model with estimated parameters in the manifest. They are kept next to the checkpoint.
     progress : callable, optional
-        Called with "read" or "convert" and the fraction of it that is done.
+        Called with "read" or "convert" and the finished fraction of it.
     cancelled : callable, optional
-        Asked between the steps.
+        Called between the steps.
 
     Raises
     ------
     ModelError
-        The file is damaged or fits no model; the message names what does not fit. Nothing is changed.
+        The file is damaged or fits no model; the message lists the differences. Nothing is changed.
     OutputError
         The models folder cannot be written or has too little room.
     Cancelled
@@ -87,7 +87,7 @@ def import_checkpoint(
     progress("read", 1.0)
     model = _model_of(path, state, digest, manifest, model_id)
     _check_version(path, digest, model)
-    channels = _channels(model, intensities)
+    channels = _channels(model, normalization)
     if cancelled():
         raise Cancelled()
     with changing(model, cancelled) as folder:
@@ -120,12 +120,12 @@ def _convert(state: Mapping[str, Tensor], part: Path, progress: Progress, cancel
 def _model_of(
     path: Path, state: Mapping[str, Tensor], digest: str, manifest: Manifest, model_id: str | None
 ) -> ListedModel:
-    """Return the model that the weights are for, by its id, its hash or its network."""
+    """Return the model of the weights, by its id, its hash or its network."""
     from segmamba.networks.identify import differences, expected_shapes, identify
 
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     identity = identify(shapes)
-    seems = f"It seems to be {identity}." if identity else "It is no network that this software knows."
+    seems = f"It seems to be {identity}." if identity else "It is not a network that this software knows."
     if model_id is not None:
         model = manifest.entry(model_id)
         found = differences(expected_shapes(model.architecture, model.arguments), shapes)
@@ -160,18 +160,17 @@ def _check_version(path: Path, digest: str, model: ListedModel) -> None:
 
 
 def estimated_channel(model: ListedModel) -> Channel | None:
-    """Return the intensity figures that are an estimate in the manifest, and that an import may replace; or None."""
+    """Return the channel with estimated normalization parameters, which an import may replace, or None."""
     if not isinstance(model, Model) or model.preprocessing.estimated is None:
         return None
     channels = model.preprocessing.channels
     return channels[0] if len(channels) == 1 and channels[0].kind == "clip" else None
 
 
-def _channels(model: ListedModel, intensities: Intensities | None) -> tuple[Channel, ...] | None:
-    if intensities is None:
+def _channels(model: ListedModel, normalization: NormalizationParameters | None) -> tuple[Channel, ...] | None:
+    if normalization is None:
         return None
     estimate = estimated_channel(model)
     if estimate is None:
-        raise ModelError(f"'{model.id}' takes no intensity figures of yours: leave out --clip, --mean and --std.")
-    figures = intensities
-    return (replace(estimate, low=figures.low, high=figures.high, mean=figures.mean, std=figures.std),)
+        raise ModelError(f"'{model.id}' does not accept normalization parameters: leave out --clip, --mean and --std.")
+    return (replace(estimate, **vars(normalization)),)

@@ -1,4 +1,4 @@
-"""Changes to the user's models folder: one process at a time, and whole or not at all."""
+"""Changes to the user's models folder, by one process at a time and atomic."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from segmamba.utils.memory import gibibytes
 LOCKS = ".locks"
 PARTIAL = ".part"
 SECONDS_BETWEEN_TRIES = 0.2
-# Names of `file_name`, and partial files: what `add` may remove. A file put there by hand has another name and stays.
+# Names from `file_name` and of partial files, which `add` may remove. Other files were put there by hand and stay.
 LEFTOVER = re.compile(rf"-[0-9a-f]{{8}}\.\w+$|{re.escape(PARTIAL)}$")
-# Kept free beyond what a file needs.
+# Bytes kept free in addition to those of a file.
 DISK_RESERVE = 16 * 2**20
 
 
 @contextmanager
 def changing(model: ListedModel, cancelled: Callable[[], bool] | None = None) -> Iterator[Path]:
-    """Give a model's folder to this process alone; others wait. The system frees the lock of a process that dies.
+    """Lock a model's folder for this process; others wait. The system releases the lock of a process that dies.
 
     Raises
     ------
     OutputError
-        The folder cannot be written, or there is no room.
+        The folder cannot be written, or the disk is full.
     Cancelled
         While it waited for another process.
     """
@@ -46,7 +46,7 @@ def changing(model: ListedModel, cancelled: Callable[[], bool] | None = None) ->
             folder.mkdir(parents=True, exist_ok=True)
             yield folder
         finally:
-            # Only an empty folder goes.
+            # This fails unless the folder is empty.
             with contextlib.suppress(OSError):
                 folder.rmdir()
             lock.release()
@@ -54,7 +54,7 @@ def changing(model: ListedModel, cancelled: Callable[[], bool] | None = None) ->
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn the system's errors into a sentence that says what to do.
+    """Turn operating system errors into an error that says what to do.
 
     Raises
     ------
@@ -64,18 +64,18 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"The models folder {folder} cannot be written ({error.strerror or error}): free some space, ask for the "
-            f"right to write there, or set {VARIABLES[MODELS]} to another folder."
+            f"The models folder {folder} cannot be written ({error.strerror or error}): free some space, ask for "
+            f"permission to write there, or set {VARIABLES[MODELS]} to another folder."
         ) from error
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Find out before any work whether ``needed`` bytes have room.
+    """Check that a folder has room for ``needed`` bytes before any work is done.
 
     Raises
     ------
     OutputError
-        They have not.
+        It has not.
     """
     free = shutil.disk_usage(folder).free
     if free < needed + DISK_RESERVE:
@@ -86,25 +86,25 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def file_name(model: ListedModel, suffix: str, sha256: str) -> str:
-    """Return a name that no other version of the model's checkpoint has, so that old and new stay apart."""
+    """Return a file name that is unique to this version of the model's checkpoint."""
     return f"{Path(model.file.name).stem}-{sha256[:8]}{suffix}"
 
 
 def add(folder: Path, temporary: Path, record: Record) -> None:
-    """Make a verified file the model's checkpoint, then remove what it replaces. To be called within `changing`."""
+    """Make a verified file the model's checkpoint, then remove the old one. Call this within `changing`."""
     os.replace(temporary, folder / record.file)
     draft = folder / f"{RECORD_NAME}{PARTIAL}"
     draft.write_text(record.to_json(), encoding="utf-8")
     os.replace(draft, folder / RECORD_NAME)
     for path in folder.iterdir():
         if path.name != record.file and LEFTOVER.search(path.name):
-            # Windows keeps a file that a running job has open: the next change takes it away.
+            # Windows does not delete a file that a running job has open: the next change will.
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 def remove(model: ListedModel) -> int:
-    """Remove a model from the user's models folder and return how many bytes that freed.
+    """Remove a model from the user's models folder and return the number of bytes freed.
 
     Raises
     ------
@@ -116,13 +116,13 @@ def remove(model: ListedModel) -> int:
     folder = store.model_folder(model)
     if not folder.is_dir():
         raise ModelError(
-            f"'{model.id}' is not in {store.models_folder()}, so it cannot be removed: what comes with the software or "
-            "is in a shared folder stays."
+            f"'{model.id}' is not in {store.models_folder()}, so it cannot be removed: bundled models and those in a "
+            "shared folder stay."
         )
     with changing(model):
         files = [path for path in folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
-        # The record goes first: a model half removed is one that is not installed.
+        # The record is removed first: without it, a half removed model does not count as installed.
         (folder / RECORD_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder)
     return size

@@ -1,6 +1,6 @@
-"""The record beside an installed checkpoint: what the file is, where it is from, what the user said of it.
+"""The record next to an installed checkpoint: its file, its origin and the user's normalization parameters.
 
-The record names its checkpoint, and is replaced last and in one step: a checkpoint is installed when its record is.
+The record names its checkpoint and is replaced last, atomically: a checkpoint is installed when its record is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of an installed checkpoint.
+    """Description of an installed checkpoint.
 
     Attributes
     ----------
@@ -29,11 +29,11 @@ class Record:
     size, sha256
         Of that file.
     origin : str
-        Where it is from, in words.
+        Its origin, in words.
     source_sha256 : str or None
-        SHA-256 of the file that it was converted from.
+        SHA-256 of the file it was converted from.
     channels : tuple of Channel or None
-        Intensity figures that the user gave in the place of the manifest's.
+        Normalization parameters given at the import, which replace the manifest's.
     """
 
     file: str
@@ -49,12 +49,12 @@ class Record:
 
 
 def record_from_json(text: str, place: str) -> Record:
-    """Return the record that `Record.to_json` wrote; ``place`` names it in errors.
+    """Return the record written by `Record.to_json`; ``place`` names it in errors.
 
     Raises
     ------
     ModelError
-        It is not a record, or one from a newer version of the software.
+        It is damaged, or written by a newer version of the software.
     """
     try:
         content = json.loads(text)
@@ -67,7 +67,7 @@ def record_from_json(text: str, place: str) -> Record:
 
 
 def read_record(path: Path) -> Record | None:
-    """Return the record at ``path``, or None where there is none.
+    """Return the record at ``path``, or None if it does not exist.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def read_record(path: Path) -> Record | None:
 
 def _record(channels: list[dict[str, Any]] | None = None, **content: Any) -> Record:
     record = Record(**content, channels=None if channels is None else tuple(Channel(**channel) for channel in channels))
-    # The name leads to a file: it must not lead out of the folder.
+    # The file must be in the folder of the record.
     if not isinstance(record.file, str) or Path(record.file).name != record.file or "\\" in record.file:
         raise ValueError(f"it names the file {record.file!r}")
     if not isinstance(record.size, int) or not isinstance(record.sha256, str):

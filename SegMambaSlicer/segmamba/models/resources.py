@@ -1,4 +1,4 @@
-"""Where the files that come with the software are."""
+"""Paths of the files that are bundled with the software."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from segmamba.errors import InstallationError
 
 MANIFEST_NAME = "weights_manifest.json"
-# What vertebrae look like, see `segmamba.spine.shape_model`.
+# The shape model of vertebrae, see `segmamba.spine.shape_model`.
 SHAPES = "Resources/Models/vertebra-shapes.safetensors"
 
 
 def resource_root() -> Path:
     """Return the folder that holds ``weights_manifest.json`` and ``Resources/``.
 
-    That is the top of a source tree, the ``SegMamba`` folder beside an installed Slicer module's packages,
-    or ``share/segmamba`` of where pip installed the package (an environment, ``--user`` or ``--target``).
+    It is the root of a source tree, the ``SegMamba`` folder next to an installed Slicer module's packages, or
+    ``share/segmamba`` where pip installed the package (an environment, ``--user`` or ``--target``).
 
     Raises
     ------

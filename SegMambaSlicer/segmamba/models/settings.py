@@ -1,7 +1,7 @@
-"""Where models are kept and where they come from: the user's choices, from the environment or from a settings file.
+"""The user's settings for models, folders and download server, from the environment or from a settings file.
 
 The file is JSON, for example ``{"models": "/data/models", "mirror": "https://models.hospital.example"}``. An
-environment variable wins over it.
+environment variable takes precedence.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ADDRESS = re.compile(r"https?://[^/\s]+\S*$")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is set: its value, and in words where it was set. ``value`` is None, and ``source`` empty, where nothing is.
+    """A setting: its value, and its source in words; None and an empty text if it is not set.
 
-    ``fixed`` says that an environment variable gives it, so that the settings file has no say.
+    ``fixed``: it comes from an environment variable, so that the settings file is ignored.
     """
 
     value: str | None = None
@@ -36,23 +36,23 @@ class Setting:
 
 
 def settings_file() -> Path:
-    """Return where the settings file belongs, whether it is there or not.
+    """Return the path of the settings file, whether it exists or not.
 
-    That is ``segmamba/settings.json`` in ``$XDG_CONFIG_HOME`` or ``~/.config``, on macOS in
+    It is ``segmamba/settings.json`` in ``$XDG_CONFIG_HOME`` or ``~/.config``, on macOS in
     ``~/Library/Application Support``, on Windows in ``%LOCALAPPDATA%``.
     """
     return user_folder("XDG_CONFIG_HOME", ".config") / FILE_NAME
 
 
 def user_folder(variable: str, *otherwise: str) -> Path:
-    """Return this software's folder among those of the user.
+    """Return this software's folder in the user's folders.
 
     Parameters
     ----------
     variable : str
-        Names the folder above it on Linux.
+        Environment variable with the parent folder on Linux.
     *otherwise : str
-        Parts of that folder's path below the home folder, where the variable is not set.
+        Path of the parent folder in the home folder if the variable is not set.
     """
     home = Path.home()
     if sys.platform == "win32":
@@ -82,12 +82,12 @@ def setting(name: str) -> Setting:
 
 
 def read_settings(path: Path) -> Mapping[str, str]:
-    """Return what a settings file says; nothing where there is none, or none that this user can reach.
+    """Return the content of a settings file; nothing if it does not exist or this user has no access.
 
     Raises
     ------
     ModelError
-        It cannot be read, or says what it cannot say.
+        It cannot be read, or a setting is not valid.
     """
     if not os.path.isfile(path):
         return {}
@@ -96,7 +96,7 @@ def read_settings(path: Path) -> Mapping[str, str]:
     except (OSError, ValueError) as error:
         raise ModelError(f"The settings file {path} cannot be read ({error}): correct or remove it.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"The settings file {path} is no JSON object: correct or remove it.")
+        raise ModelError(f"The settings file {path} is not a JSON object: correct or remove it.")
     for name, value in content.items():
         problem = _problem(name, value)
         if problem:
@@ -105,12 +105,12 @@ def read_settings(path: Path) -> Mapping[str, str]:
 
 
 def write_setting(name: str, value: str) -> None:
-    """Keep a setting in the settings file; an empty value takes it out again.
+    """Write a setting to the settings file; an empty value removes it.
 
     Raises
     ------
     ModelError
-        The value cannot be right, or the settings file is damaged.
+        The value is not valid, or the settings file is damaged.
     OutputError
         The settings file cannot be written.
     """
@@ -130,22 +130,22 @@ def write_setting(name: str, value: str) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
-            f"The settings file {path} cannot be written ({error.strerror or error}): ask for the right to write "
-            f"there, or set {VARIABLES[name]} instead."
+            f"The settings file {path} cannot be written ({error.strerror or error}): ask for permission to "
+            f"write there, or set {VARIABLES[name]} instead."
         ) from error
 
 
 def _problem(name: str, value: object) -> str:
-    """Return in one sentence why a setting cannot be right, or an empty text."""
+    """Return a sentence why a setting is not valid, or an empty text."""
     if name not in VARIABLES:
         return f"There is no setting '{name}': choose from {', '.join(VARIABLES)}."
     if not isinstance(value, str):
-        return f"'{name}' has to be a text in quotation marks: correct it."
+        return f"'{name}' must be a text in quotation marks: correct it."
     if not value:
         return ""
     if name == MIRROR:
         if not ADDRESS.match(value):
-            return f"'{value}' is no address of a server: give one that begins with https:// or http://."
+            return f"'{value}' is not the address of a server: it must begin with https:// or http://."
     elif not Path(value).is_absolute():
-        return f"'{value}' is no whole path of a folder: give one that begins at the root or with a drive."
+        return f"'{value}' must be an absolute path: begin it at the root or with a drive."
     return ""

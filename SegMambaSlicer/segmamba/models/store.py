@@ -1,8 +1,8 @@
-"""Where checkpoints are, and whether they are the right ones. Nothing here changes a file.
+"""Find and verify checkpoints, without changing any file.
 
-A model is looked for in three places: with the software, in the user's models folder, in a shared folder that is only
-read. In the latter two it has a folder of its own, named by its id, with the checkpoint and a record of where that
-is from (`segmamba.models.record`); a checkpoint under the manifest's name without a record was put there by hand.
+A model is searched for in three places: bundled with the software, in the user's models folder, and in a read-only
+shared folder. In the latter two it has its own folder, named by its id, with the checkpoint and a record of its origin
+(`segmamba.models.record`); a checkpoint under the manifest's name without a record was put there by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Installed:
-    """A checkpoint that is there.
+    """An installed checkpoint.
 
     Attributes
     ----------
@@ -35,13 +35,13 @@ class Installed:
     place : str
         `SOFTWARE`, `USER` or `SHARED`.
     origin : str
-        Where it is from, in words.
+        Its origin, in words.
     size, sha256
-        What the file should have; None where nobody knows.
+        Expected size in bytes and hash; None if unknown.
     source_sha256 : str or None
-        SHA-256 of the file that it was converted from.
+        SHA-256 of the file it was converted from.
     channels : tuple of Channel or None
-        The intensity figures that the user gave at the import.
+        Normalization parameters given at the import.
     """
 
     model: ListedModel
@@ -55,9 +55,9 @@ class Installed:
 
 
 def models_folder() -> Path:
-    """Return the folder for checkpoints that do not come with the software.
+    """Return the folder for checkpoints that are not bundled.
 
-    The setting "models" names it; else it is ``segmamba/models`` in the user's data folder.
+    It is that of the setting "models", by default ``segmamba/models`` in the user's data folder.
 
     Raises
     ------
@@ -68,12 +68,12 @@ def models_folder() -> Path:
 
 
 def default_models_folder() -> Path:
-    """Return the models folder where no setting names another."""
+    """Return the models folder without a setting."""
     return user_folder("XDG_DATA_HOME", ".local", "share") / "models"
 
 
 def shared_folder() -> Path | None:
-    """Return the folder with checkpoints for all users of a computer or network, that the setting names.
+    """Return the folder with checkpoints for all users of a computer or network, if the setting names one.
 
     Raises
     ------
@@ -99,13 +99,13 @@ def model_folder(model: ListedModel) -> Path:
 
 
 def find(model: ListedModel, root: Path | None = None) -> Installed | None:
-    """Return a model's checkpoint, or None where there is none.
+    """Return a model's checkpoint, or None if it is not installed.
 
     Parameters
     ----------
     model : ListedModel
     root : Path, optional
-        What the path of a bundled file starts from: the folder of the manifest. By default `resource_root`.
+        Folder of the manifest, where paths of bundled files start. By default `resource_root`.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def find(model: ListedModel, root: Path | None = None) -> Installed | None:
 
 
 def _within(root: Path, bundled: str) -> Path:
-    """Return a path that a manifest gives of a file below a folder; ModelError if it leads elsewhere."""
+    """Return the path of a bundled file below a folder; ModelError if it leads out of it."""
     parts = PurePosixPath(bundled).parts
     if not parts or bundled.startswith("/") or "\\" in bundled or ":" in bundled or ".." in parts:
         raise ModelError(f"The manifest's path '{bundled}' leads out of its folder: correct the manifest.")
@@ -138,7 +138,7 @@ def _within(root: Path, bundled: str) -> Path:
 
 
 def in_folder(model: ListedModel, folder: Path, place: str) -> Installed | None:
-    """Return the checkpoint of a model in its folder of a store, or None."""
+    """Return the checkpoint of a model in its folder in one of the places, or None."""
     record = read_record(folder / RECORD_NAME)
     if record is not None and os.path.isfile(folder / record.file):
         path = folder / record.file
@@ -152,14 +152,14 @@ def in_folder(model: ListedModel, folder: Path, place: str) -> Installed | None:
 
 
 def configured(model: Model, found: Installed) -> Model:
-    """Return a model with the intensity figures that the user gave at the import, where that was so."""
+    """Return a model with the normalization parameters given at the import, if any."""
     if found.channels is None:
         return model
     return replace(model, preprocessing=replace(model.preprocessing, channels=found.channels, estimated=None))
 
 
 def checkpoint_location(model: ListedModel, root: Path | None = None) -> Path:
-    """Return where a model's checkpoint is or, where there is none (or only a damaged record), belongs.
+    """Return the path of a model's checkpoint, or where it belongs if it is missing or its record is damaged.
 
     ``root`` as for `find`.
     """
@@ -178,7 +178,7 @@ def installed(model: ListedModel, root: Path | None = None) -> Installed:
     Raises
     ------
     ModelError
-        It is not there; the sentence says how to get it.
+        It is not installed; the message says how to get it.
     """
     found = find(model, root)
     if found is not None:
@@ -215,12 +215,12 @@ def sha256(path: Path) -> str:
 
 
 def verify(found: Installed) -> str:
-    """Compare a checkpoint's size and SHA-256 with what they should be, where that is known; return the SHA-256.
+    """Compare a checkpoint's size and SHA-256 with the expected ones, if known; return the SHA-256.
 
     Raises
     ------
     ModelError
-        The file is damaged, another one or another version, or cannot be read.
+        The file is damaged, a different one or a different version, or cannot be read.
     """
     model, path = found.model, found.path
     if found.place == SOFTWARE:
@@ -232,9 +232,7 @@ def verify(found: Installed) -> str:
     if found.size is not None and size != found.size:
         raise ModelError(f"{path} has {size} bytes and the checkpoint of '{model.id}' has {found.size}: {again}")
     if found.sha256 is not None and digest != found.sha256:
-        raise ModelError(
-            f"{path} is not the checkpoint of '{model.id}' that was expected (its SHA-256 differs): {again}"
-        )
+        raise ModelError(f"{path} is not the expected checkpoint of '{model.id}' (its SHA-256 differs): {again}")
     if model.file.sha256 not in (None, digest, found.source_sha256):
-        raise ModelError(f"{path} is another version of '{model.id}' than version {model.version}: {again}")
+        raise ModelError(f"{path} is not version {model.version} of '{model.id}': {again}")
     return digest

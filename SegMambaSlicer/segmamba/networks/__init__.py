@@ -1,4 +1,4 @@
-"""The networks, built by name: what a model's entry in the manifest calls its architecture and arguments."""
+"""Networks, built from the architecture and arguments of a model's entry in the manifest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build_network(architecture: str, **arguments: Any) -> nn.Module:
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise ModelError(
-            f"The architecture '{architecture}' takes no argument '{unknown[0]}': it takes {', '.join(known)}."
+            f"The architecture '{architecture}' has no argument '{unknown[0]}': it has {', '.join(known)}."
         )
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     try:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from segmamba.errors import InstallationError, ModelError
-from segmamba.networks.quantization import EIGHT_BIT, STORAGE, in_eight_bits, restored
+from segmamba.networks.quantization import INT8_ROWS, STORAGE, dequantize, quantize_int8
 
 WRAPPERS = ("module", "model", "state_dict")
 DATA_PARALLEL_PREFIX = "module."
-# How safetensors calls the types of numbers that weights have.
+# Names of data types in safetensors.
 TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -33,14 +33,14 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     A state dict wrapped as ``module``, ``model`` or ``state_dict`` is unwrapped, and a leading ``module.`` is
     stripped from its keys. The weights stay in the file, mapped into memory, where its format allows that; those
-    stored in eight bits (`save_in_eight_bits`) come back as float32.
+    stored in 8 bits (`save_quantized`) are returned as float32.
 
     Raises
     ------
     ModelError
-        The file is missing, damaged, or holds something else than named tensors.
+        The file is missing, damaged, or does not hold named tensors.
     InstallationError
-        A ``.safetensors`` file without the package that reads it.
+        The file is ``.safetensors`` and the package that reads it is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,7 +48,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = _unwrap(content)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"The file {path} holds no network weights: choose a checkpoint of the model.")
+        raise ModelError(f"The file {path} does not hold network weights: choose a checkpoint of the model.")
     return {key.removeprefix(DATA_PARALLEL_PREFIX): value for key, value in state.items()}
 
 
@@ -70,7 +70,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             raise ModelError(f"The checkpoint's weight '{key}' has the shape {shapes}: {advice}")
     for key in state:
         if key not in expected:
-            raise ModelError(f"The checkpoint's weight '{key}' has no place in the network: {advice}")
+            raise ModelError(f"The checkpoint's weight '{key}' is not in the network: {advice}")
     network.load_state_dict(dict(state))
 
 
@@ -97,7 +97,7 @@ def save_safetensors(
     _safetensors().save_file(converted, str(path), metadata=dict(metadata or {}))
 
 
-def save_in_eight_bits(state: Mapping[str, Tensor], path: str | Path) -> None:
+def save_quantized(state: Mapping[str, Tensor], path: str | Path) -> None:
     """Write a state dict as safetensors in half the space of float16: see `segmamba.networks.quantization`.
 
     Raises
@@ -105,16 +105,16 @@ def save_in_eight_bits(state: Mapping[str, Tensor], path: str | Path) -> None:
     ModelError
         A weight is not finite, or is too large for float16.
     """
-    # One entry only: several are written in any order, and the file's hash would not be repeatable.
-    _safetensors().save_file(in_eight_bits(state), str(path), metadata={STORAGE: EIGHT_BIT})
+    # One entry only: the order of several is not fixed, and the file's hash would not be reproducible.
+    _safetensors().save_file(quantize_int8(state), str(path), metadata={STORAGE: INT8_ROWS})
 
 
 def write_safetensors(
     state: Mapping[str, Tensor], path: str | Path, progress: Callable[[float], None] = lambda fraction: None
 ) -> None:
-    """Write a state dict as it is, one weight after the other: only one at a time needs memory beyond the given ones.
+    """Write a state dict unchanged, weight by weight, so that only one needs additional memory at a time.
 
-    The package's own writer holds a copy of all of them at once.
+    The package's own writer holds a copy of all of them.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def write_safetensors(
     header, end = {}, 0
     for key, value in state.items():
         if value.dtype not in TYPE_NAMES or value.layout != torch.strided:
-            raise ModelError(f"The weight '{key}' is no plain array of numbers: choose a checkpoint of the model.")
+            raise ModelError(f"The weight '{key}' is not a plain array of numbers: choose a checkpoint of the model.")
         start, end = end, end + value.numel() * value.element_size()
         name = TYPE_NAMES[value.dtype]
         header[key] = {"dtype": name, "shape": list(value.shape), "data_offsets": [start, end]}
@@ -147,17 +147,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         weights = library.load_file(str(path))  # in the file's order
     except Exception as error:
         raise ModelError(f"The checkpoint {path} is damaged, get it again: {error}.") from error
-    if storage not in (None, EIGHT_BIT):
-        raise ModelError(f"The checkpoint {path} is stored in a newer way ('{storage}'): update SegMambaSlicer.")
-    return restored(weights) if storage else weights
+    if storage not in (None, INT8_ROWS):
+        raise ModelError(f"The checkpoint {path} is in a newer storage format ('{storage}'): update SegMambaSlicer.")
+    return dequantize(weights) if storage else weights
 
 
 def _read_torch(path: Path) -> Any:
     try:
-        # The format from before PyTorch 1.6 is no zip archive and cannot be mapped.
+        # The format of PyTorch before 1.6 is not a zip archive and cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
-        # Not the error's own text, which tells how to load such a file all the same.
+        # Without PyTorch's text, which says how to load such a file anyway.
         raise ModelError(
             f"The checkpoint {path} is damaged or holds more than weights, so it is not loaded: get it again."
         ) from error

@@ -1,4 +1,4 @@
-"""Which network a checkpoint is for, told by the names and shapes of its weights. No network is filled for that."""
+"""Identify the network of a checkpoint by the names and shapes of its weights, without allocating any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segmamba.networks import build_network
 Shapes = Mapping[str, tuple[int, ...]]
 
 OUTPUT = "out.conv.conv.weight"
-# A weight that only this architecture has, the first weight that sees the image, and the last one.
+# A weight that only this architecture has, the first layer's and the last layer's weight.
 SIGNS = {
     "segmamba_v2_release": ("vit.downsample_layers.0.0.weight", "encoder1.layer.conv1.conv.weight", OUTPUT),
     "segmamba_v2_paper": ("downsamplings.0.branches.0.weight", "downsamplings.0.branches.0.weight", OUTPUT),
@@ -23,8 +23,8 @@ SIGNS = {
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What a checkpoint seems to be."""
+class IdentifiedNetwork:
+    """Architecture and channels of a checkpoint."""
 
     architecture: str
     in_channels: int
@@ -34,11 +34,11 @@ class Identity:
         return f"{self.architecture} with {self.in_channels} input and {self.out_channels} output channels"
 
 
-def identify(shapes: Shapes) -> Identity | None:
-    """Return the architecture and channels that the names and shapes speak for, or None."""
+def identify(shapes: Shapes) -> IdentifiedNetwork | None:
+    """Return the architecture and channels that names and shapes imply, or None."""
     for architecture, (sign, first, last) in SIGNS.items():
         if sign in shapes and len(shapes.get(first, ())) == 5 and len(shapes.get(last, ())) == 5:
-            return Identity(architecture, shapes[first][1], shapes[last][0])
+            return IdentifiedNetwork(architecture, shapes[first][1], shapes[last][0])
     return None
 
 
@@ -56,7 +56,7 @@ def expected_shapes(architecture: str, arguments: Mapping[str, Any]) -> Shapes:
 
 
 def differences(expected: Shapes, found: Shapes) -> tuple[str, ...]:
-    """Return how two sets of weights differ: of each kind how many, and the first one. Empty where they are alike."""
+    """Return the differences of two sets of weights: for each kind their number and the first one; empty if equal."""
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     reshaped = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
@@ -66,7 +66,7 @@ def differences(expected: Shapes, found: Shapes) -> tuple[str, ...]:
     kinds: Iterable[tuple[Sequence[str], str, Sequence[str]]] = (
         (missing, "missing", missing),
         (unexpected, "unexpected", unexpected),
-        (reshaped, "of another shape", details),
+        (reshaped, "of a different shape", details),
     )
     return tuple(f"{len(names)} {kind}, first {shown[0]}" for names, kind, shown in kinds if names)
 

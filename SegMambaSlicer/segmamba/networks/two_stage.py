@@ -1,4 +1,4 @@
-"""Two networks in one checkpoint: the first finds and names, the second draws [our reconstruction]."""
+"""Two networks in one checkpoint: the first finds and labels, the second segments [our reconstruction]."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TwoStageSpineMamba(nn.Module):
         self.fine = SpineMamba(**_with_tuples(fine))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the coarse network's answer: (B, in, D, H, W) -> (B, 33, D, H, W)."""
+        """Return the coarse network's output: (B, in, D, H, W) -> (B, 33, D, H, W)."""
         return self.coarse(image)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segmamba.errors import SegMambaError
 from segmamba.models.store import sha256
-from segmamba.networks.checkpoint import load_state_dict, save_in_eight_bits
+from segmamba.networks.checkpoint import load_state_dict, save_quantized
 from segmamba.utils.atomic import atomic_write, check_output
 
 EXTENSIONS = (".safetensors",)
@@ -28,7 +28,7 @@ def quantize(checkpoint: Path, output: Path) -> None:
     check_output(output, EXTENSIONS)
     state = load_state_dict(checkpoint)
     with atomic_write(output, EXTENSIONS) as file:
-        save_in_eight_bits(state, file)
+        save_quantized(state, file)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

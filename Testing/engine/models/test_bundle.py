@@ -15,7 +15,7 @@ from segmamba.cli.main import main
 from segmamba.errors import Cancelled, ModelError, OutputError
 from segmamba.models import store
 from segmamba.models.bundle import import_bundle, write_bundle
-from segmamba.models.import_checkpoint import Intensities, import_checkpoint
+from segmamba.models.import_checkpoint import NormalizationParameters, import_checkpoint
 from segmamba.models.manifest import Manifest, load_manifest
 from segmamba.models.record import RECORD_NAME
 from segmamba.networks import build_network
@@ -34,10 +34,12 @@ def manifest(tmp_path: Path) -> Manifest:
 
 @pytest.fixture
 def found(manifest: Manifest, tmp_path: Path) -> store.Installed:
-    """An imported model, with intensity figures of its own."""
+    """An imported model, with normalization parameters of its own."""
     torch.manual_seed(3)
     torch.save(build_network("spine_mamba", **tiny.ARGUMENTS).state_dict(), tmp_path / "mine.pt")
-    return import_checkpoint(tmp_path / "mine.pt", manifest, tiny.MISSING_ID, Intensities(-9.0, 9.0, 1.0, 2.0))
+    return import_checkpoint(
+        tmp_path / "mine.pt", manifest, tiny.MISSING_ID, NormalizationParameters(-9.0, 9.0, 1.0, 2.0)
+    )
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
@@ -177,7 +179,7 @@ def test_bundle_with_another_version_than_the_manifest_s_is_refused(
     own = store.installed(manifest.model(tiny.MODEL_ID), tmp_path)
     write_bundle(tmp_path / "b.zip", [own])
     rewritten(tmp_path / "b.zip", tmp_path / "old.zip", sha256="0" * 64)
-    with pytest.raises(ModelError, match="another version"):
+    with pytest.raises(ModelError, match="does not have version"):
         import_bundle(tmp_path / "old.zip", manifest)
 
 

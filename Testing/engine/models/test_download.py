@@ -112,7 +112,7 @@ def test_no_server_at_all_is_one_sentence(tmp_path: Path) -> None:
     with file_server() as server:
         address = f"{server.url}/a"
     model = load_manifest(write_manifest(tmp_path, address)).models[0]
-    with pytest.raises(ModelError, match="the connection fails or breaks off.*HTTPS_PROXY"):
+    with pytest.raises(ModelError, match="the connection fails or is interrupted.*HTTPS_PROXY"):
         fetch(model)
     assert files_of(model) == set()
 
@@ -159,7 +159,7 @@ def test_old_weights_stay_until_the_new_ones_are_verified(server: FileServer, tm
     with pytest.raises(ModelError):
         fetch(new)
     assert store.verify(store.installed(old))
-    with pytest.raises(ModelError, match="another version"):
+    with pytest.raises(ModelError, match="is not version"):
         store.verify(store.installed(new))
     server.files["/a"].status = 200
     assert fetch(new).path.read_bytes() == CONTENT
@@ -334,7 +334,7 @@ def test_model_without_known_hash_or_address_says_what_to_do(a_model: Model, tmp
     with pytest.raises(ModelError, match="size and hash are not known.*models import FILE"):
         fetch(unknown)
     nowhere = load_manifest(write_manifest(tmp_path / "no")).models[0]
-    with pytest.raises(ModelError, match="names no address.*SEGMAMBA_MIRROR"):
+    with pytest.raises(ModelError, match="has no address.*SEGMAMBA_MIRROR"):
         fetch(nowhere)
 
 

@@ -26,16 +26,16 @@ from segmamba.inference.pipeline import segment
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models import install as installing
 from segmamba.models import store
-from segmamba.models.import_checkpoint import Intensities, import_checkpoint
+from segmamba.models.import_checkpoint import NormalizationParameters, import_checkpoint
 from segmamba.models.manifest import Manifest, load_manifest
 from segmamba.models.record import RECORD_NAME
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, save_safetensors, write_safetensors
 from segmamba.networks.identify import differences, expected_shapes, identify
-from segmamba.networks.quantization import EIGHT_BIT
+from segmamba.networks.quantization import INT8_ROWS
 
 OFFICIAL, BRATS = "segmamba-v2-colorectal-official", "segmamba-v2-brats2023-official"
-FIGURES = Intensities(-100.0, 200.0, 50.0, 40.0)
+NORMALIZATION = NormalizationParameters(-100.0, 200.0, 50.0, 40.0)
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,9 @@ def test_every_kind_of_difference_is_named_with_its_first_weight(
     with pytest.raises(ModelError) as caught:
         import_checkpoint(path, manifest, tiny.MISSING_ID)
     message = str(caught.value)
-    assert "1 missing, first out.conv.conv.bias; 1 unexpected, first extra; 1 of another shape, first enc" in message
+    assert (
+        "1 missing, first out.conv.conv.bias; 1 unexpected, first extra; 1 of a different shape, first enc" in message
+    )
     assert "encoders.0.conv2.conv.weight with 8x8x1x1x1 where the network has 8x8x3x3x3" in message
     assert "It seems to be spine_mamba with 1 input and 4 output channels" in message
     assert not models.exists()
@@ -148,7 +150,7 @@ def test_file_renamed_to_a_wrong_model_is_found_out(manifest: Manifest, tmp_path
 def test_weights_of_something_else_are_told_apart_from_a_damaged_file(manifest: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "resnet.pt"
     torch.save({"fc.weight": torch.zeros(3)}, path)
-    with pytest.raises(ModelError, match="fits no model of the manifest: it is no network that this software knows"):
+    with pytest.raises(ModelError, match="fits no model of the manifest: it is not a network that this software knows"):
         import_checkpoint(path, manifest)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match="is damaged"):
@@ -225,22 +227,22 @@ def test_given_intensities_are_kept_used_and_reported_and_an_estimate_is_marked(
     import_checkpoint(path, manifest, tiny.MISSING_ID)
     estimate = segment(a_volume(), model).report["model"]
     assert estimate["estimated"] == "the weights are random"
-    assert estimate["intensities"][0]["low"] == -1000.0
-    found = import_checkpoint(path, manifest, tiny.MISSING_ID, FIGURES)
-    assert store.configured(model, found).preprocessing.channels[0].low == FIGURES.low
+    assert estimate["normalization"][0]["low"] == -1000.0
+    found = import_checkpoint(path, manifest, tiny.MISSING_ID, NORMALIZATION)
+    assert store.configured(model, found).preprocessing.channels[0].low == NORMALIZATION.low
     given = segment(a_volume(), model).report["model"]
     assert given["estimated"] is None
-    assert given["intensities"] == [{"kind": "clip", "low": -100.0, "high": 200.0, "mean": 50.0, "std": 40.0}]
+    assert given["normalization"] == [{"kind": "clip", "low": -100.0, "high": 200.0, "mean": 50.0, "std": 40.0}]
 
 
 def test_intensities_that_cannot_be_right_are_refused(manifest: Manifest, tmp_path: Path) -> None:
-    for figures in ((200.0, -100.0, 0.0, 1.0), (0.0, 1.0, 0.0, 0.0), (0.0, math.nan, 0.0, 1.0)):
-        with pytest.raises(ModelError, match="cannot be right"):
-            Intensities(*figures)
+    for parameters in ((200.0, -100.0, 0.0, 1.0), (0.0, 1.0, 0.0, 0.0), (0.0, math.nan, 0.0, 1.0)):
+        with pytest.raises(ModelError, match="are not valid"):
+            NormalizationParameters(*parameters)
     bundled = load_manifest()
     path = REPOSITORY / "Resources/Models/spinemamba.safetensors"
-    with pytest.raises(ModelError, match="takes no intensity figures of yours: leave out --clip"):
-        import_checkpoint(path, bundled, intensities=FIGURES)
+    with pytest.raises(ModelError, match="does not accept normalization parameters: leave out --clip"):
+        import_checkpoint(path, bundled, normalization=NORMALIZATION)
 
 
 def test_command_line_imports_lists_verifies_and_notes_the_estimate(
@@ -251,8 +253,8 @@ def test_command_line_imports_lists_verifies_and_notes_the_estimate(
     run = ["models", "--manifest", str(tmp_path / "manifest.json")]
     assert main([*run, "import", str(path), "--as", tiny.MISSING_ID]) == 0
     assert "Note: the weights are random; if you know them, import again with them (--clip" in capsys.readouterr().out
-    figures = ["--clip", "-100", "200", "--mean", "50", "--std", "40"]
-    assert main([*run, "import", str(path), "--as", tiny.MISSING_ID, *figures]) == 0
+    parameters = ["--clip", "-100", "200", "--mean", "50", "--std", "40"]
+    assert main([*run, "import", str(path), "--as", tiny.MISSING_ID, *parameters]) == 0
     assert "Note" not in capsys.readouterr().out
     assert main([*run, "list"]) == 0
     assert "imported from mine.pt" in capsys.readouterr().out
@@ -301,7 +303,7 @@ def test_brats_checkpoint_is_recognised_kept_carried_and_refused_for_a_run(
     assert kept.keys() == weights.keys()
     assert all(torch.equal(kept[name], value) for name, value in weights.items())
     assert main([*run, "import", str(checkpoint), "--clip", "0", "1", "--mean", "0", "--std", "1"]) == 4
-    assert "takes no intensity figures" in capsys.readouterr().err
+    assert "does not accept normalization parameters" in capsys.readouterr().err
     assert main([*run, "verify", BRATS]) == 0
     assert main([*run, "bundle", str(tmp_path / "b.zip")]) == 0
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "elsewhere"))
@@ -383,7 +385,7 @@ def test_a_checkpoint_in_eight_bits_is_imported_by_its_hash_and_verified(
     model = bundled.default("vertebrae")
     path = REPOSITORY / str(model.file.bundled)
     with pytest.importorskip("safetensors").safe_open(path, "pt") as file:
-        assert file.metadata()["storage"] == EIGHT_BIT
+        assert file.metadata()["storage"] == INT8_ROWS
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
     found = import_checkpoint(path, bundled)
     assert found.model is model and found.source_sha256 == model.file.sha256

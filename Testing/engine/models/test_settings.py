@@ -82,10 +82,10 @@ def test_command_line_tells_which_folders_are_used_and_why(
     ("text", "says"),
     [
         ("{", "cannot be read"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ('{"folder": "/a"}', "no setting 'folder': choose from models, shared_models, mirror"),
         ('{"models": 3}', "quotation marks"),
-        ('{"models": "here/there"}', "no whole path"),
+        ('{"models": "here/there"}', "must be an absolute path"),
         ('{"mirror": "models.hospital.example"}', "begins with https://"),
     ],
 )

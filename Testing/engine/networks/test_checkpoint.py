@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from segmamba.errors import ModelError
-from segmamba.networks.checkpoint import load_state_dict, load_weights, save_in_eight_bits, save_safetensors
-from segmamba.networks.quantization import in_eight_bits, restored
+from segmamba.networks.checkpoint import load_state_dict, load_weights, save_quantized, save_safetensors
+from segmamba.networks.quantization import dequantize, quantize_int8
 from segmamba.training import quantize
 
 
@@ -95,7 +95,7 @@ def test_torch_file_with_code_is_refused_and_the_code_does_not_run(
 def test_file_without_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"epoch": 3}, path)
-    with pytest.raises(ModelError, match="holds no network weights"):
+    with pytest.raises(ModelError, match="does not hold network weights"):
         load_state_dict(path)
 
 
@@ -116,7 +116,7 @@ def a_large_state() -> dict[str, torch.Tensor]:
 def test_weights_stored_in_eight_bits_come_back_within_half_a_step_of_their_row(
     a_large_state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    save_in_eight_bits(a_large_state, tmp_path / "w.safetensors")
+    save_quantized(a_large_state, tmp_path / "w.safetensors")
     state = load_state_dict(tmp_path / "w.safetensors")
     assert {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in a_large_state.items()}
     for name in ("conv.weight", "up.weight", "linear.weight"):
@@ -134,7 +134,7 @@ def test_eight_bits_take_half_the_space_of_half_precision(
 ) -> None:
     large = {name: value for name, value in a_large_state.items() if value.dim() > 1 and name.endswith("r.weight")}
     save_safetensors(large, tmp_path / "half.safetensors")
-    save_in_eight_bits(large, tmp_path / "eight.safetensors")
+    save_quantized(large, tmp_path / "eight.safetensors")
     sizes = [(tmp_path / name).stat().st_size for name in ("eight.safetensors", "half.safetensors")]
     assert sizes[0] < 0.52 * sizes[1]
 
@@ -144,16 +144,16 @@ def test_eight_bits_of_the_same_weights_are_the_same_file(
 ) -> None:
     paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
     for path in paths:
-        save_in_eight_bits(a_large_state, path)
+        save_quantized(a_large_state, path)
     assert len({path.read_bytes() for path in paths}) == 1
 
 
 def test_a_file_in_eight_bits_is_stored_again_without_further_loss(
     a_large_state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    save_in_eight_bits(a_large_state, tmp_path / "once.safetensors")
+    save_quantized(a_large_state, tmp_path / "once.safetensors")
     once = load_state_dict(tmp_path / "once.safetensors")
-    save_in_eight_bits(once, tmp_path / "twice.safetensors")
+    save_quantized(once, tmp_path / "twice.safetensors")
     twice = load_state_dict(tmp_path / "twice.safetensors")
     assert all(torch.allclose(once[name], twice[name], rtol=1e-6, atol=0) for name in once)
 
@@ -161,23 +161,23 @@ def test_a_file_in_eight_bits_is_stored_again_without_further_loss(
 def test_a_row_of_zeros_survives_eight_bits() -> None:
     weight = torch.randn(128, 256)
     weight[3] = 0
-    state = restored(in_eight_bits({"a.weight": weight}))
+    state = dequantize(quantize_int8({"a.weight": weight}))
     assert (state["a.weight"][3] == 0).all() and state["a.weight"].isfinite().all()
 
 
 def test_weights_that_eight_bits_cannot_hold_are_refused() -> None:
     for name, value in (("a.weight", torch.full((128, 256), torch.nan)), ("a.bias", torch.tensor([1e6]))):
         with pytest.raises(ModelError, match=f"'{name}' is not finite"):
-            in_eight_bits({name: value})
+            quantize_int8({name: value})
 
 
 def test_scales_that_are_missing_or_too_few_are_a_clear_sentence() -> None:
-    stored = in_eight_bits({"a.weight": torch.randn(128, 256)})
+    stored = quantize_int8({"a.weight": torch.randn(128, 256)})
     scales = stored.pop("a.weight.scales")
-    with pytest.raises(ModelError, match=r"'a.weight' has not one scale a row"):
-        restored(stored)
-    with pytest.raises(ModelError, match=r"'a.weight' has not one scale a row"):
-        restored(stored | {"a.weight.scales": scales[:5]})
+    with pytest.raises(ModelError, match=r"'a.weight' does not have one scale per row"):
+        dequantize(stored)
+    with pytest.raises(ModelError, match=r"'a.weight' does not have one scale per row"):
+        dequantize(stored | {"a.weight.scales": scales[:5]})
 
 
 def test_a_storage_of_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_unknown_architecture_is_named_with_the_known_ones() -> None:
 
 
 def test_unknown_argument_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="'spine_mamba' takes no argument 'width': it takes in_channels"):
+    with pytest.raises(ModelError, match="'spine_mamba' has no argument 'width': it has in_channels"):
         build_network("spine_mamba", width=3)
 
 

@@ -1,4 +1,4 @@
-"""What does storage in eight bits change? ``python benchmarks/eight_bit.py CHECKPOINT [CT ...] [--model ID]``.
+"""What does storage in eight bits change? ``python benchmarks/quantization.py CHECKPOINT [CT ...] [--model ID]``.
 
 The network runs on the middle window of each volume with the weights of a checkpoint as they are and as
 `segmamba.networks.quantization` stores them, of a model with two stages both networks. Prints as JSON lines the sizes
@@ -25,7 +25,7 @@ from segmamba.io.read import read_volume
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model, load_manifest
 from segmamba.networks import build_network
-from segmamba.networks.checkpoint import load_state_dict, load_weights, save_in_eight_bits, save_safetensors
+from segmamba.networks.checkpoint import load_state_dict, load_weights, save_quantized, save_safetensors
 from segmamba.networks.quantization import LARGEST
 from segmamba.networks.spine_mamba import MASK
 from segmamba.networks.two_stage import TwoStageSpineMamba
@@ -59,7 +59,7 @@ def stored(state: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], d
     """Return a state dict as it comes back from eight bits, and the bytes of both files."""
     half, eight = folder / "half.safetensors", folder / "eight.safetensors"
     save_safetensors(state, half)
-    save_in_eight_bits(state, eight)
+    save_quantized(state, eight)
     return load_state_dict(eight), {"float16 bytes": half.stat().st_size, "8-bit bytes": eight.stat().st_size}
 
 
