@@ -74,17 +74,17 @@ def compared(name: str, network: nn.Module, image: Tensor) -> Row:
 @contextmanager
 def channels_first() -> Iterator[None]:
     """Let the networks run as PyTorch lays maps out by itself."""
-    chosen = blocks.laid_out
+    chosen = blocks.to_channels_last
     modules: tuple[Any, ...] = (blocks, spine_mamba, segmamba_v2)
     norm = blocks.InstanceNorm.forward
     for module in modules:
-        module.laid_out = lambda volume: volume.contiguous()
+        module.to_channels_last = lambda volume: volume.contiguous()
     blocks.InstanceNorm.forward = nn.InstanceNorm3d.forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         for module in modules:
-            module.laid_out = chosen
+            module.to_channels_last = chosen
         blocks.InstanceNorm.forward = norm  # type: ignore[method-assign]
 
 

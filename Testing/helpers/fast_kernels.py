@@ -7,7 +7,10 @@ from torch import nn
 from torch.nn import functional
 
 from segmamba.fast import convolution, kernels, maps, norm
-from segmamba.fast.convolution import Convolution, Doubling, Tiles
+from segmamba.fast.conv_weights import Convolution, TransposedConv
+from segmamba.fast.gemm import launch_gemm
+from segmamba.fast.march import launch_march
+from segmamba.fast.tiles import Tiles
 
 TOLERANCE = 1e-3
 # Input and output channels, edge, dilation, stride, size, and tiles: every way a kernel is used.
@@ -46,8 +49,8 @@ def check_convolutions(device: str) -> None:
         expected = functional.conv3d(volume.double(), layer.weight.cpu().double(), None, stride, margin, dilation)
         made = maps.empty_map(x.data, 2, expected.shape[2:], out)
         made.data.fill_(float("nan"))
-        launch = convolution._march if tiles.march else convolution._gemm
-        sums = launch(x, packed, made, tiles, True, False)
+        launch = launch_march if tiles.march else launch_gemm
+        sums = launch(x, packed, made, tiles, True)
         assert relative_error(maps.as_volume(made), expected) < TOLERANCE, (channels, out, edge, dilation, stride)
         if sums is not None:
             squares = expected.square().sum(dim=(2, 3, 4))
@@ -100,7 +103,7 @@ def check_doubling_and_depthwise(device: str) -> None:
     weight = torch.randn(24, 16, 2, 2, 2).half()
     both = maps.empty_map(x.data, 2, (6, 8, 10), 32, 1)
     both.data.fill_(float("nan"))
-    convolution.double(x, Doubling(weight.to(device)), both.part(16, 16))
+    convolution.transposed_convolve(x, TransposedConv(weight.to(device)), both.part(16, 16))
     expected = functional.conv_transpose3d(volume.double(), weight.double(), stride=2)
     assert relative_error(maps.as_volume(both.part(16, 16)), expected) < TOLERANCE
     assert both.part(0, 16).inner().isnan().all()

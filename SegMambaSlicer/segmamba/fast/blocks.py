@@ -1,4 +1,4 @@
-"""The networks' blocks on feature maps. Each is made from the plain block, with its weights, and gives the same."""
+"""The networks' blocks on feature maps. Each has the weights of a plain block, and its output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segmamba.fast.convolution import Convolution, Doubling, convolve, double
+from segmamba.fast.conv_weights import Convolution, TransposedConv
+from segmamba.fast.convolution import convolve, transposed_convolve
 from segmamba.fast.maps import FeatureMap, clear_border, empty_map
 from segmamba.fast.norm import Term, affine, apply, channel_sums, finish, finish_spread
 from segmamba.networks import blocks as plain
@@ -17,7 +18,7 @@ from segmamba.networks.segmamba_v2 import LargeKernelBlock
 
 
 class Normed:
-    """A convolution and the instance norm after it, whose factors are found but not yet applied."""
+    """A convolution and the factors of the instance norm after it, which are not applied yet."""
 
     def __init__(self, convolution: nn.Conv3d, norm: nn.InstanceNorm3d) -> None:
         self.convolution = Convolution.of(convolution, normed=True)
@@ -32,7 +33,7 @@ class Normed:
     def __call__(self, x: FeatureMap, slope: float = 1.0) -> Term:
         convolution = self.convolution
         if x.channels == 1 and convolution.kernel == 1 and convolution.stride == 1:
-            # Each channel is the input times a number: its norm is known without making it.
+            # Each channel is the input times a number: its norm follows without computing it.
             gains = convolution.weight.flatten().float()
             return Term(x, finish_spread(x, gains, self.weight, self.bias, self.eps), slope)
         answer, sums = convolve(x, self.convolution, sums=True)
@@ -67,22 +68,22 @@ class Residual:
 
 
 class Decoder:
-    """`segmamba.networks.blocks.DecoderBlock`: the doubled map is written beside the skip, in one buffer."""
+    """`segmamba.networks.blocks.DecoderBlock`: the upsampled map and the skip share one buffer."""
 
     def __init__(self, block: plain.DecoderBlock) -> None:
         layers: Any = block
-        self.doubling = Doubling(layers.transp_conv.conv.weight.detach())
+        self.upsampling = TransposedConv(layers.transp_conv.conv.weight.detach())
         self.residual = Residual(block.conv_block)
 
     def buffer(self, like: Tensor, batch: int, size: tuple[int, int, int]) -> tuple[FeatureMap, FeatureMap]:
         """Return the buffer for both, and its part for the skip."""
-        channels = self.doubling.weight.shape[1]
+        channels = self.upsampling.weight.shape[1]
         both = empty_map(like, batch, size, 2 * channels, 1)
         clear_border(both)
         return both, both.part(channels, channels)
 
     def __call__(self, x: FeatureMap, both: FeatureMap, border: int = 0) -> FeatureMap:
-        double(x, self.doubling, both.part(0, self.doubling.weight.shape[1]))
+        transposed_convolve(x, self.upsampling, both.part(0, self.upsampling.weight.shape[1]))
         return self.residual(both, border)
 
 
@@ -109,7 +110,7 @@ class LargeKernel:
 
 
 def run_path(path: list[Normed], x: FeatureMap) -> Term:
-    """Convolution, norm and ReLU in turn; the last norm and ReLU are left to what follows."""
+    """Convolution, norm and ReLU in turn; the last norm and ReLU are left to the caller."""
     term = path[0](x, 0.0)
     for layer in path[1:]:
         size, channels = term.map.size, term.map.channels

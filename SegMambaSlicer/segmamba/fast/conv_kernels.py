@@ -105,11 +105,11 @@ def march_kernel(  # type: ignore[no-untyped-def]
 
     Every input plane is read once for the K output planes that it belongs to: K times fewer reads of the input than in
     `gemm_kernel`. The sums of those K planes are the columns of one product, B1 + B2 >= K G of them; output plane o is
-    always group o % K of them, so the weights' groups are in an order that turns with the planes. With a dilation, a
-    program takes every DILATION-th plane.
+    always group o % K of them, so the order of the weights' groups rotates with the planes. With a dilation, a program
+    takes every DILATION-th plane.
 
-    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (N / G, K turns, steps BK, B1 + B2): for each turn the
-    K^2 C columns of a plane of taps. sums is (B, programs along z, programs in the plane, K, 2, N).
+    x starts at tap (0, 0, 0) of output voxel (0, 0, 0). w is (N / G, K rotations, steps BK, B1 + B2): for each
+    rotation the K^2 C columns of a plane of taps. sums is (B, programs along z, programs in the plane, K, 2, N).
     """
     BM: tl.constexpr = BY * BX
     part = tl.program_id(0)
@@ -141,13 +141,13 @@ def march_kernel(  # type: ignore[no-untyped-def]
             s2 = tl.zeros((BM // 16, 8, B2), dtype=tl.float32)
             q2 = tl.zeros((BM // 16, 8, B2), dtype=tl.float32)
     for plane in range(count + K - 1):
-        turned = w + (plane % K) * steps * BK * (B1 + B2)
+        rotated = w + (plane % K) * steps * BK * (B1 + B2)
         for step in range(steps):
             k = step * BK + tl.arange(0, BK)
             tap = tl.minimum(k // C, K * K - 1)
             offset = ((tap // K) * x_row + tap % K) * DILATION * XS + k % C
             a = tl.load(x + rows[:, None] + offset[None, :])
-            weights = turned + k[:, None] * (B1 + B2)
+            weights = rotated + k[:, None] * (B1 + B2)
             a1 = tl.dot(a, tl.load(weights + c1[None, :]), a1)
             if B2 > 0:
                 a2 = tl.dot(a, tl.load(weights + c2[None, :]), a2)

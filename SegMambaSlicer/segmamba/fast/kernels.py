@@ -1,4 +1,4 @@
-"""Whether Triton's kernels run here, and what was done without them."""
+"""Availability of the Triton kernels, and the fallbacks that were used."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
-# Compute capability from which on Triton uses the tensor cores.
+# First compute capability whose tensor cores Triton uses.
 OLDEST = (8, 0)
 
-# Sentences for the report: one for each kernel that does not work here.
+# Sentences for the report, one for each kernel that does not work here.
 fallbacks: dict[str, str] = {}
 
 
 @cache
 def triton_kernels() -> tuple[ModuleType, ModuleType] | None:
-    """Return the modules with the kernels of convolutions and of norms, or None where Triton is missing."""
+    """Return the modules with the kernels of convolutions and of norms, or None if Triton is missing."""
     if find_spec("triton") is None:
         return None
     from segmamba.fast import conv_kernels, norm_kernels
@@ -32,7 +32,7 @@ def triton_kernels() -> tuple[ModuleType, ModuleType] | None:
 
 
 def missing(device: torch.device) -> str:
-    """Say in a sentence why the kernels cannot run on a CUDA device; an empty one if they can."""
+    """Return a sentence why the kernels cannot run on a CUDA device, or an empty text."""
     if triton_kernels() is None:
         return "Triton is not installed: the network ran in PyTorch's own operations, several times slower."
     if torch.cuda.get_device_capability(device) < OLDEST:
@@ -42,17 +42,17 @@ def missing(device: torch.device) -> str:
 
 @cache
 def interpreted() -> bool:
-    """Tell whether Triton's kernels are interpreted, which they are on the processor."""
+    """Say whether Triton's kernels are interpreted, as on the CPU."""
     import triton  # type: ignore[import-untyped, import-not-found]
 
     modules = triton_kernels()
     return modules is not None and not isinstance(modules[1].sums_kernel, triton.JITFunction)
 
 
-def hinted(*counts: int) -> tuple[Any, ...]:
-    """Return numbers of channels as a kernel takes them.
+def specialize(*counts: int) -> tuple[Any, ...]:
+    """Return numbers of channels as arguments of a kernel; those that are not multiples of 16 as constants.
 
-    Triton assumes nothing of a number that is no multiple of 16, and would read one value at a time; so the kernel is
+    Triton assumes nothing about the divisibility of such a number and would read one value at a time, so the kernel is
     compiled for it.
     """
     import triton.language as tl  # type: ignore[import-untyped, import-not-found]
@@ -61,7 +61,7 @@ def hinted(*counts: int) -> tuple[Any, ...]:
 
 
 def run(name: str, kernel: Callable[[], Answer], plain: Callable[[], Answer], device: torch.device) -> Answer:
-    """Call ``kernel``, or ``plain``, which gives the same, where Triton is missing or this kernel does not work."""
+    """Call ``kernel``, or the equivalent ``plain`` if Triton is missing or the kernel does not work here."""
     if name in fallbacks or triton_kernels() is None or not (device.type == "cuda" or interpreted()):
         return plain()
     try:
@@ -71,7 +71,7 @@ def run(name: str, kernel: Callable[[], Answer], plain: Callable[[], Answer], de
     except Exception as error:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise
-        logger.warning("The %s kernel does not work here and is left out: %s", name, error)
+        logger.warning("The %s kernel does not work here and is not used: %s", name, error)
         fallbacks[name] = f"the fast {name} does not work here and PyTorch's was used: {_first_line(error)}"
         return plain()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segmamba.fast import kernels
-from segmamba.fast.kernels import hinted
+from segmamba.fast.kernels import specialize
 from segmamba.fast.maps import FeatureMap
 
 APPLY_ROWS = 64
@@ -30,7 +30,7 @@ def channel_sums(x: FeatureMap) -> Tensor:
         parts = -(-voxels // (SUM_ROWS * turns))
         sums = torch.empty((x.batch, parts, 2, x.channels), dtype=torch.float32, device=x.data.device)
         norm_kernels.sums_kernel[(parts, across, x.batch)](
-            x.start(x.border), sums, voxels, turns, *hinted(x.channels, x.stored), columns, SUM_ROWS
+            x.start(x.border), sums, voxels, turns, *specialize(x.channels, x.stored), columns, SUM_ROWS
         )
         return sums
 
@@ -64,7 +64,7 @@ def finish(
             parts.shape[1],
             count,
             eps,
-            *hinted(x.channels),
+            *specialize(x.channels),
             FINISH_COLUMNS,
             FINISH_ROWS,
             num_warps=8,
@@ -115,7 +115,7 @@ def apply(
             x.start(), unused if first.factors is None else first.factors,
             other.map.start(), unused if other.factors is None else other.factors, added.start(), out.start(),
             depth, height, width, border, *x.strides, *other.map.strides, *added.strides, *out.strides,
-            *hinted(x.channels, x.stored, other.map.stored, added.stored, out.stored),
+            *specialize(x.channels, x.stored, other.map.stored, added.stored, out.stored),
             first.factors is not None, other.factors is not None, second is not None, third is not None,
             other.map.channels < x.channels,
             first.slope, other.slope, slope, APPLY_ROWS, columns,

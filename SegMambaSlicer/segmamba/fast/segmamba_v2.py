@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from segmamba.fast.blocks import Decoder, LargeKernel, Output, Pointwise, Residual
-from segmamba.fast.convolution import Convolution, convolve
+from segmamba.fast.conv_weights import Convolution
+from segmamba.fast.convolution import convolve
 from segmamba.fast.maps import FeatureMap, as_map, as_volume, empty_map
 from segmamba.fast.norm import Term, apply, finish
 from segmamba.networks.blocks import pad_to_stride

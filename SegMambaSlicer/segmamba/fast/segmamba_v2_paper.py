@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from segmamba.fast.blocks import Decoder, Normed, Output, Pointwise, Residual, run_path
-from segmamba.fast.convolution import Convolution, convolve, depthwise
+from segmamba.fast.conv_weights import Convolution
+from segmamba.fast.convolution import convolve, depthwise
 from segmamba.fast.maps import FeatureMap, as_map, as_volume, empty_map
 from segmamba.fast.norm import Term, affine, apply, finish
 from segmamba.networks import segmamba_v2_paper as plain

@@ -28,23 +28,23 @@ def pad_to_stride(volume: Tensor, stride: int) -> Tensor:
     return functional.pad(volume, (0, width, 0, height, 0, depth), mode="replicate")
 
 
-def laid_out(volume: Tensor) -> Tensor:
-    """Return a network's input as its device likes it: in half precision on a processor with the channels last.
+def to_channels_last(volume: Tensor) -> Tensor:
+    """Return a network's input (B, C, D, H, W) in channels-last memory format on a CPU in half precision.
 
-    oneDNN convolves so, and would reorder every other map before and after each convolution, which takes as long as
-    the convolutions. All layers keep the layout of what they are given. In float32 nothing is gained.
+    oneDNN convolves in this format and would reorder any other before and after each convolution, which takes as long
+    as the convolutions. All layers keep the format of their input. In float32 it gains nothing.
     """
     if volume.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return volume
-    # Not `contiguous`, which leaves a volume of one channel as it is.
+    # `contiguous` would leave a volume of one channel unchanged.
     return torch.empty_like(volume, memory_format=torch.channels_last_3d).copy_(volume)
 
 
 def volume_of(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """(B, D*H*W, C) tokens -> (B, C, D, H, W), laid out as `laid_out` says."""
+    """(B, D*H*W, C) tokens -> (B, C, D, H, W), in the memory format of `to_channels_last`."""
     volume = tokens.transpose(1, 2).unflatten(2, size)
-    # Contiguous, or cuDNN computes the gradient of a depth-wise convolution one channel at a time.
-    return laid_out(volume) if volume.device.type == "cpu" else volume.contiguous()
+    # Otherwise cuDNN computes the gradient of a depth-wise convolution one channel at a time.
+    return to_channels_last(volume) if volume.device.type == "cpu" else volume.contiguous()
 
 
 def instance_norm(
@@ -52,7 +52,7 @@ def instance_norm(
 ) -> Tensor:
     """Instance norm of (B, C, D, H, W).
 
-    Of one item it is the batch norm, which on a processor takes channels that come last as they are.
+    For one item it equals the batch norm, which on a CPU keeps the channels-last format.
     """
     if len(volume) == 1 and volume.device.type == "cpu":
         return functional.batch_norm(volume, None, None, weight, bias, training=True, eps=eps)

@@ -15,8 +15,8 @@ from segmamba.networks.blocks import (
     EncoderBlock,
     OutputBlock,
     instance_norm,
-    laid_out,
     pad_to_stride,
+    to_channels_last,
 )
 from segmamba.networks.mamba import TriOrientedMambaLayer
 
@@ -145,7 +145,7 @@ class SegMambaV2(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         depth, height, width = image.shape[2:]
-        full = self.encoder1(laid_out(pad_to_stride(image, STRIDE)))
+        full = self.encoder1(to_channels_last(pad_to_stride(image, STRIDE)))
         half, quarter, eighth, sixteenth = self.vit(full)
         volume = self.decoder5(self.encoder5(sixteenth), self.encoder4(eighth))
         volume = self.decoder4(volume, self.encoder3(quarter))

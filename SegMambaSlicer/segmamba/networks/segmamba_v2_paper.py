@@ -21,8 +21,8 @@ from segmamba.networks.blocks import (
     LayerNorm,
     OutputBlock,
     ResidualBlock,
-    laid_out,
     pad_to_stride,
+    to_channels_last,
 )
 from segmamba.networks.mamba import TriOrientedMambaLayer
 
@@ -176,7 +176,7 @@ class SegMambaV2Paper(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         depth, height, width = image.shape[2:]
-        volume = laid_out(pad_to_stride(image, STRIDE))
+        volume = to_channels_last(pad_to_stride(image, STRIDE))
         skips = [self.full(volume)]
         for downsample, stage in zip(self.downsamplings, self.stages, strict=True):
             volume = stage(downsample(volume))

@@ -17,8 +17,8 @@ from segmamba.networks.blocks import (
     LayerNorm,
     OutputBlock,
     ResidualBlock,
-    laid_out,
     pad_to_stride,
+    to_channels_last,
     volume_of,
 )
 from segmamba.networks.mamba import SelectiveSSM, sum_of_orders, three_orders
@@ -122,7 +122,7 @@ class SpineMamba(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         depth, height, width = image.shape[2:]
-        volume = laid_out(pad_to_stride(image, STRIDE))
+        volume = to_channels_last(pad_to_stride(image, STRIDE))
         scales = []
         for encoder, mamba in zip(self.encoders, self.mamba_layers, strict=True):
             volume = mamba(encoder(volume))

@@ -11,8 +11,11 @@ import torch
 from helpers.repository import HELPERS, PACKAGES
 from torch import nn
 
-from segmamba.fast import FastNetwork, accelerate, agrees, convolution, fast_network, forget, kernels
+from segmamba.fast import FastNetwork, accelerate, agrees, fast_network, forget, kernels
+from segmamba.fast.conv_weights import column_blocks
 from segmamba.fast.maps import as_map, as_volume
+from segmamba.fast.march import segment_length
+from segmamba.fast.tiles import Tiles, fitting_stages
 from segmamba.inference.blending import Blender, WindowGrid
 from segmamba.inference.context import RunContext
 from segmamba.inference.sliding_window import argmax, predict
@@ -152,9 +155,9 @@ def test_without_triton_the_plain_network_runs_on_a_gpu_and_the_report_says_so(m
 def test_fewer_blocks_are_read_ahead_where_shared_memory_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = type("Properties", (), {"shared_memory_per_block_optin": 99 * 1024})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    tiles = convolution.Tiles(True, 128, 48, 64, 8, 4)
-    assert convolution.fitting_stages(tiles, 256, torch.device("cuda")) == 2
-    assert convolution.fitting_stages(tiles, 256, torch.device("cpu")) == 4
+    tiles = Tiles(True, 128, 48, 64, 8, 4)
+    assert fitting_stages(tiles, 256, torch.device("cuda")) == 2
+    assert fitting_stages(tiles, 256, torch.device("cpu")) == 4
 
 
 def test_on_the_processor_and_in_single_precision_the_plain_network_runs() -> None:
@@ -198,12 +201,12 @@ def test_a_map_goes_to_a_volume_and_back() -> None:
 
 @pytest.mark.parametrize(("count", "columns"), [(144, (128, 16)), (240, (128, 128)), (72, (64, 16)), (64, (64, 0))])
 def test_columns_of_a_march_are_two_powers_of_two(count: int, columns: tuple[int, int]) -> None:
-    assert convolution.march_columns(count) == columns
+    assert column_blocks(count) == columns
 
 
 def test_a_march_is_cut_only_where_that_fills_the_gpu() -> None:
-    assert convolution.segment_length(128, 256, 3, 264) == 128
-    assert convolution.segment_length(64, 64, 3, 264) == 16
+    assert segment_length(128, 256, 3, 264) == 128
+    assert segment_length(64, 64, 3, 264) == 16
 
 
 @pytest.mark.parametrize("size", [(40, 70, 33), (70, 33, 40), (33, 32, 64)])
