@@ -1,8 +1,8 @@
-"""SegMamba-V2 against its peers on colorectal cancer, all trained alike: paint scans, train, measure.
+"""SegMamba-V2 against its peers on colorectal cancer, all trained alike: train, measure.
 
-``python benchmarks/colorectal.py paint HELD_OUT_MAP OUT_FOLDER`` paints whole scans of an anatomy that is not trained
-on. ``train CONFIG VARIANT`` trains the network of a configuration, or what it is compared with. ``measure CONFIG
-VARIANT --synthetic FOLDER --real CT LABELS`` measures it on such scans, and on real CTs with TotalSegmentator labels;
+``python benchmarks/colorectal.py train CONFIG VARIANT`` trains the network of a configuration, or what it is compared
+with. ``measure CONFIG VARIANT --synthetic FOLDER --real CT LABELS`` measures it on synthetic CTs of an anatomy that is
+not trained on (``python -m segmamba.training.colorectal.render_scans``), and on real CTs with TotalSegmentator labels;
 ``--pictures PAGE.png`` draws the scans with the worst tumours and the real CTs where they are most wrong.
 ``bundled CT LABELS`` measures the bundled model on a real CT as a user gets it.
 JSON lines, also to the file that ``--output`` names; ``table RESULTS.jsonl ...`` makes a table of such files.
@@ -49,17 +49,10 @@ from segmamba.networks import build_network, parameter_count  # noqa: E402
 from segmamba.networks.checkpoint import load_state_dict, load_weights  # noqa: E402
 from segmamba.request import Options  # noqa: E402
 from segmamba.training.colorectal.labels import COLON_LABEL, LABELS, TUMOUR_LABEL  # noqa: E402
-from segmamba.training.colorectal.map_format import BowelMap, load_bowel_maps  # noqa: E402
-from segmamba.training.colorectal.parameters import draw_tumours  # noqa: E402
-from segmamba.training.colorectal.samples import scan  # noqa: E402
-from segmamba.training.colorectal.validation import tumours_found  # noqa: E402
+from segmamba.training.colorectal.validation import read_scan, tumours_found  # noqa: E402
 from segmamba.training.config import Config, read_config  # noqa: E402
 from segmamba.training.loop import train  # noqa: E402
-from segmamba.training.synthesis.context import Canvas  # noqa: E402
-from segmamba.training.synthesis.npz import read_arrays  # noqa: E402
-from segmamba.training.synthesis.tissue_labels import SPACING  # noqa: E402
-from segmamba.training.vertebrae.samples import normalised  # noqa: E402
-from segmamba.utils.atomic import atomic_write
+from segmamba.training.synthesis.synthesizer import normalize  # noqa: E402
 
 # What a variant changes in a configuration; the budget stays. The U-Net has as many parameters (14.8 M against 14.9 M).
 VARIANTS = {
@@ -70,10 +63,9 @@ VARIANTS = {
 }
 # TotalSegmentator's colon has the rectum in it.
 TOTALSEGMENTATOR_COLON = 20
-LARGEST_SCAN_MM = (480.0, 340.0, 420.0)
 # The axis along which half of the training's samples are mirrored.
 LEFT_RIGHT = 2
-# Painted scans on a page of pictures.
+# Synthetic CTs on a page of pictures.
 WORST = 6
 
 
@@ -84,24 +76,6 @@ def variant_of(config: Config, name: str) -> Config:
         channels = {key: config.arguments[key] for key in ("in_channels", "out_channels")}
         return replace(config, architecture=architecture, arguments=channels | changes, folder=name)
     return replace(config, arguments=config.arguments | changes, folder=name)
-
-
-def paint(maps: Sequence[BowelMap], output: Path, count: int, spacing: float, seed: int) -> None:
-    """Write ``count`` whole scans of each map as evaluation cases."""
-    output.mkdir(parents=True, exist_ok=True)
-    for bowel in maps:
-        shape = np.minimum(np.array(bowel.packed.shape) * SPACING, LARGEST_SCAN_MM)
-        patch = tuple(int(n) for n in shape / spacing)
-        for number in range(count):
-            rng = np.random.default_rng([seed, number])
-            generator = torch.Generator(bowel.packed.device).manual_seed(seed + number)
-            canvas = Canvas((patch[0], patch[1], patch[2]), spacing, bowel.packed.device, rng, generator)
-            tumours = draw_tumours(bowel.seeds, rng)
-            image, tissues = scan(bowel, tumours, (np.array(bowel.packed.shape) - 1) / 2, canvas, cut=False)
-            arrays = {"image": image.cpu().numpy().round().astype(np.int16), "labels": tissues.labels.cpu().numpy()}
-            arrays["labels"] = arrays["labels"].astype(np.uint8)
-            with atomic_write(output / f"{bowel.subject}-{number:02}.npz", (".npz",)) as file:
-                np.savez_compressed(file, **arrays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +106,11 @@ def trained(config: Config, weights: Path | None) -> nn.Module:
 
 
 def on_synthetic(subject: Subject, file: Path) -> tuple[dict[str, Any], Picture]:
-    """Return the figures of one painted scan, without other post-processing, and a picture of its worst slice."""
+    """Return the results of one synthetic CT, without other post-processing, and a picture of its worst slice."""
     config = subject.config
-    intensities, reference = read_arrays(file, ["image", "labels"], "'benchmarks/colorectal.py paint'")
+    intensities, reference = read_scan(file)
     start = time.monotonic()
-    labels = subject.labels(normalised(torch.from_numpy(intensities.astype(np.float32))[None], config.channels))
+    labels = subject.labels(normalize(torch.from_numpy(intensities.astype(np.float32))[None], config.channels))
     table, found = confusion_matrix(labels, reference), tumours_found(labels, reference, config.spacing)
     dices = {
         f"dice {n}": round(dice_from_confusion(table, v, v), 4) for n, v in LABELS.items() if (reference == v).any()
@@ -151,7 +125,7 @@ def on_synthetic(subject: Subject, file: Path) -> tuple[dict[str, Any], Picture]
 
 
 def of_all(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of all painted scans."""
+    """Return the results of all synthetic CTs."""
     dices = {name: [e[f"dice {name}"] for e in entries if f"dice {name}" in e] for name in LABELS}
     tumours = sum(e["tumours"] for e in entries)
     return {
@@ -164,7 +138,7 @@ def of_all(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any], list[Picture]]:
-    """Return the figures of a real CT of a patient without a tumour, and pictures of its worst slices.
+    """Return the results of a real CT of a patient without a tumour, and pictures of its worst slices.
 
     The input is what the product makes of the CT; nothing else is post-processed. TotalSegmentator's colon has the
     rectum in it, and wall and contents, so our three labels together are compared with it.
@@ -177,7 +151,7 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
     answer = subject.labels(tensor, padding_values(grid_of, tensor))
     seconds = time.monotonic() - start
     reference = colon_of(labels, grid.geometry)
-    entry = real_figures(image, answer, reference, config.spacing)
+    entry = real_results(image, answer, reference, config.spacing)
     dice, false = entry["dice colon and rectum"], entry["false tumours over 1 mL"]
     entry["s"] = round(seconds, 1)
     # The widest channel shows the CT; what it is drawn with is HU again.
@@ -194,15 +168,15 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
 
 
 def bundled(image: Path, labels: Path) -> dict[str, Any]:
-    """Return the figures of the bundled model on a real CT as a user gets them: post-processed, on the CT's grid."""
+    """Return the results of the bundled model on a real CT as a user gets them: post-processed, on the CT's grid."""
     volume = read_volume(image)
     answer = segment(volume, load_manifest().default("colorectal"), Options()).labels
     edge = volume.geometry.voxel_volume ** (1 / 3)
-    return real_figures(image, answer, colon_of(labels, volume.geometry), edge)
+    return real_results(image, answer, colon_of(labels, volume.geometry), edge)
 
 
-def real_figures(image: Path, answer: np.ndarray, reference: np.ndarray, edge: float) -> dict[str, Any]:
-    """Return the figures of labels (z, y, x) on a real CT without a tumour; ``edge`` is that of a voxel in mm."""
+def real_results(image: Path, answer: np.ndarray, reference: np.ndarray, edge: float) -> dict[str, Any]:
+    """Return the results of labels (z, y, x) on a real CT without a tumour; ``edge`` is that of a voxel in mm."""
     return {
         "real": image.name,
         "dice colon and rectum": round(dice_foreground(answer, reference), 4),
@@ -232,7 +206,7 @@ def on_grid(labels: np.ndarray, geometry: Geometry, target: Geometry) -> np.ndar
 
 
 def measure(options: argparse.Namespace, config: Config) -> None:
-    """Print the figures of all scans and CTs, and draw the worst."""
+    """Print the results of all scans and CTs, and draw the worst."""
     flip_axes = (LEFT_RIGHT,) if options.tta else ()
     subject = Subject(trained(config, options.weights), config, options.overlap, flip_axes, options.min_margin)
     start = {"variant": options.variant, "parameters": parameter_count(subject.network)}
@@ -264,7 +238,7 @@ def measure(options: argparse.Namespace, config: Config) -> None:
 
 
 def table(files: Sequence[Path]) -> str:
-    """Return the figures of several results as a table in Markdown: a row for each network, on all scans and CTs."""
+    """Return several results as a table in Markdown: a row for each network, on all scans and CTs."""
     lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     columns = dict.fromkeys(name for line in lines for name in _cells(line))
     rows: dict[str, dict[str, Any]] = {}
@@ -276,7 +250,7 @@ def table(files: Sequence[Path]) -> str:
 
 
 def _cells(line: dict[str, Any]) -> dict[str, Any]:
-    """Return what a table shows of a line: of one painted scan nothing."""
+    """Return the table's columns of a line: none for a single synthetic CT."""
     if "scan" in line:
         return {}
     source = line.get("real", "")
@@ -288,12 +262,6 @@ def parsed() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    painting = commands.add_parser("paint")
-    painting.add_argument("maps", type=Path, nargs="+", help=".npz of held-out subjects")
-    painting.add_argument("output", type=Path)
-    painting.add_argument("--count", type=int, default=24)
-    painting.add_argument("--spacing", type=float, default=1.75)
-    painting.add_argument("--seed", type=int, default=0)
     product = commands.add_parser("bundled")
     product.add_argument("image", type=Path, metavar="CT")
     product.add_argument("labels", type=Path, help="TotalSegmentator's")
@@ -306,7 +274,7 @@ def parsed() -> argparse.Namespace:
         if name == "train":
             command.add_argument("--minutes", type=float, default=math.inf)
         else:
-            command.add_argument("--synthetic", type=Path, help="folder of painted scans")
+            command.add_argument("--synthetic", type=Path, help="folder of synthetic CTs")
             command.add_argument("--real", type=Path, nargs=2, action="append", default=[], metavar=("CT", "LABELS"))
             command.add_argument("--weights", type=Path, help="in place of those of the run's folder")
             command.add_argument("--overlap", type=float, default=0.5, help="of the windows (0.25 is half the work)")
@@ -314,7 +282,7 @@ def parsed() -> argparse.Namespace:
             command.add_argument(
                 "--min-margin", type=float, default=0.0, help="of a tumour's logit, as in the manifest (0)"
             )
-            command.add_argument("--most", type=int, help="number of painted scans, the first ones")
+            command.add_argument("--most", type=int, help="number of synthetic CTs, the first ones")
             command.add_argument("--output", type=Path, help="file that the lines are added to")
             command.add_argument("--pictures", type=Path, metavar="PAGE.png", help="of the worst scans")
     return parser.parse_args()
@@ -323,10 +291,6 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Run the command line."""
     options = parsed()
-    if options.command == "paint":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        paint(load_bowel_maps(options.maps, device), options.output, options.count, options.spacing, options.seed)
-        return
     if options.command == "bundled":
         print(json.dumps(bundled(options.image, options.labels)))
         return

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from segmamba.training.colorectal.label_maps import bowel_arrays
-from segmamba.training.colorectal.map_format import BowelMap, bowel_map
+from segmamba.training.colorectal.map_format import BowelMap, pack_bowel_map
 from segmamba.training.synthesis.tissue_labels import AIR, COLON, LIVER, SMALL_BOWEL, SOFT, SPACING, VERTEBRAE
 
 SHAPE = (96, 76, 100)
@@ -15,8 +15,8 @@ LEGS, RADIUS, TOP = ((36, 28), (36, 72)), 9, 52
 LOWEST, SECOND_LOWEST, PROMONTORY = 6, 26, 40
 
 
-def codes() -> np.ndarray:
-    """Return a map of tissues (z, y, x), uint8, before the bowel is looked at."""
+def tissues() -> np.ndarray:
+    """Return a tissue label map (z, y, x), uint8, before the bowel is looked at."""
     z, y, x = np.mgrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     result = np.full(SHAPE, SOFT, np.uint8)
     result[(y < 4) | (y > 71) | (x < 4) | (x > 95)] = AIR
@@ -44,6 +44,5 @@ def length_mm() -> float:
 
 
 def small_map() -> BowelMap:
-    """Return the map of the bowel, on the processor."""
-    arrays = vars(bowel_arrays(codes(), np.random.default_rng(0)))
-    return bowel_map("small", **arrays, device=torch.device("cpu"))
+    """Return the bowel map, on the CPU."""
+    return pack_bowel_map("small", bowel_arrays(tissues(), np.random.default_rng(0)), torch.device("cpu"))

@@ -63,7 +63,7 @@ def write_subjects(folder: Path) -> Path:
     return folder
 
 
-def block(codes: np.ndarray, spacing: float = SPACING, **centres: tuple[float, float, float]) -> Anatomy:
-    """Return an anatomy of given codes; keywords like ``v20`` give the vertebrae's centres."""
+def block(tissues: np.ndarray, spacing: float = SPACING, **centres: tuple[float, float, float]) -> Anatomy:
+    """Return an anatomy of given tissue labels; keywords like ``v20`` give the vertebrae's centres."""
     places = {int(name[1:]): place for name, place in centres.items()}
-    return Anatomy("block", torch.from_numpy(codes), places, spacing)
+    return Anatomy("block", torch.from_numpy(tissues), places, spacing)

@@ -1,4 +1,4 @@
-"""Who paints a run's samples: this process, or others that paint ahead of it."""
+"""Sources of a run's samples: synthesizers in this process, or worker processes that prefetch."""
 
 from __future__ import annotations
 
@@ -11,58 +11,60 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from segmamba.tasks import COLORECTAL_TASK
 from segmamba.training.colorectal.map_format import load_bowel_maps
-from segmamba.training.colorectal.samples import BowelPainter
+from segmamba.training.colorectal.samples import BowelSynthesizer
 from segmamba.training.config import Config
-from segmamba.training.vertebrae.samples import Painter
+from segmamba.training.vertebrae.samples import VertebraSynthesizer
 from segmamba.training.vertebrae.tissue_maps import load_anatomies
 
-# The anatomies are made as fine as the samples, but not finer than this many mm: they know no more.
+# Tissue label maps are upsampled to the samples' spacing, but not below this many mm: they have no more detail.
 FINEST_MAP = 1.0
-# Batches that each painting process has ready.
+# Batches that each worker process has ready.
 AHEAD = 4
 
 
 class Source(Protocol):
-    """What gives batches: a dataclass of tensors, the image first."""
+    """A source of batches: dataclasses of tensors, the image first."""
 
     def batch(self, size: int) -> Any:
         """Return ``size`` new samples."""
 
 
-def painter_maker(config: Config, device: torch.device) -> Callable[[int], Painter | BowelPainter]:
-    """Read the anatomies and return what makes of a seed a painter of the task's samples.
+def synthesizer_factory(
+    config: Config, device: torch.device
+) -> Callable[[int], VertebraSynthesizer | BowelSynthesizer]:
+    """Read the tissue label maps and return a function from a seed to a synthesizer of the task's samples.
 
     Raises
     ------
     InputError
-        There are no anatomies, or one is damaged.
+        There are no maps, or one is damaged.
     """
     files = config.files(config.anatomies)
     if config.task == COLORECTAL_TASK:
         maps = load_bowel_maps(files, device)
-        return lambda seed: BowelPainter(maps, config.patch, config.spacing, config.channels, seed)
+        return lambda seed: BowelSynthesizer(maps, config.patch, config.spacing, config.channels, seed)
     anatomies = load_anatomies(files, device, max(FINEST_MAP, config.spacing))
     channels = {"CT": config.channels, "MR": config.mr_channels}
-    return lambda seed: Painter(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
+    return lambda seed: VertebraSynthesizer(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
 
 
 def source_maker(config: Config, device: torch.device) -> Callable[[int], Source]:
-    """Return what makes of a seed a source of batches; parameters and errors as `painter_maker`."""
+    """Return a function from a seed to a source of batches; parameters and errors as `synthesizer_factory`."""
     if config.painters and config.files(config.anatomies):
-        return lambda seed: PaintedAhead(config, device, seed)
-    return painter_maker(config, device)  # which refuses where there are no anatomies
+        return lambda seed: PrefetchedSource(config, device, seed)
+    return synthesizer_factory(config, device)  # which raises if there are no maps
 
 
-class PaintedAhead:
-    """Batches that ``config.painters`` processes paint, each on ``device``; they end with this object.
+class PrefetchedSource:
+    """Batches that ``config.painters`` worker processes synthesize on ``device``; they end with this object.
 
-    Painting asks more of the processor than of the GPU: where one core does both, it and not the GPU sets the pace.
-    Images come in half precision. The same seed gives the same batches for the same number of processes.
+    Synthesis is bound by the CPU: a single core for it and the training limits the GPU. Images are in half precision.
+    The same seed gives the same batches for the same number of processes.
 
     Raises
     ------
     RuntimeError
-        From `batch`: a painting process failed, with what it said.
+        From `batch`: a worker process failed; the message has its error.
     """
 
     def __init__(self, config: Config, device: torch.device, seed: int) -> None:
@@ -81,7 +83,7 @@ class PaintedAhead:
     def batch(self, size: int) -> _Batch:
         """Return the next samples; ``size`` is that of the configuration."""
         if size != self.size:
-            raise ValueError(f"{self.size} samples at a time are painted, not {size}")
+            raise ValueError(f"a batch has {self.size} samples, not {size}")
         fields = next(self._batches)
         return _Batch({name: _restored(value, self.device) for name, value in fields.items()})
 
@@ -94,7 +96,7 @@ class _Batch:
 
 
 class _Stream(IterableDataset[dict[str, Tensor]]):
-    """The endless batches of one painting process."""
+    """The endless batches of one worker process."""
 
     def __init__(self, config: Config, device: torch.device, seed: int) -> None:
         self.config, self.device, self.seed = config, device, seed
@@ -102,15 +104,15 @@ class _Stream(IterableDataset[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
         assert worker is not None
-        painter = painter_maker(self.config, self.device)(self.seed * worker.num_workers + worker.id)
+        synthesizer = synthesizer_factory(self.config, self.device)(self.seed * worker.num_workers + worker.id)
         while True:
             with torch.no_grad():
-                batch = painter.batch(self.config.batch)
-            yield {name: _small(value) for name, value in vars(batch).items()}
+                batch = synthesizer.batch(self.config.batch)
+            yield {name: _compact(value) for name, value in vars(batch).items()}
 
 
-def _small(values: Tensor) -> Tensor:
-    """Return values in main memory in the least space that holds them: labels are below 256."""
+def _compact(values: Tensor) -> Tensor:
+    """Return values in main memory in compact types: half precision, and bytes for labels, which are below 256."""
     kinds = {torch.float32: torch.float16, torch.int64: torch.uint8}
     return values.to(kinds.get(values.dtype, values.dtype)).cpu()
 

@@ -54,7 +54,7 @@ BAD_CONFIGURATIONS: dict[str, tuple[Change, str]] = {
     "share above one": (lambda c: c.update(mr_share=1.5), "mr_share must be from 0 to 1"),
     "share in words": (lambda c: c.update(mr_share="half"), "not supported"),
     "architecture": (lambda c: c.update(architecture="unet"), "no architecture 'unet'"),
-    "nothing to train on": (lambda c: c.update(anatomies="none/*.npz"), "no anatomy to train on"),
+    "nothing to train on": (lambda c: c.update(anatomies="none/*.npz"), "no tissue label map to train on"),
     "nothing to evaluate": (lambda c: c.update(evaluation="none/*.npz"), "No evaluation case"),
     "device": (lambda c: c.update(device="tpu"), "no device 'tpu'"),
     "start": (lambda c: c.update(folder="other", start_from="none.safetensors"), "no checkpoint file"),

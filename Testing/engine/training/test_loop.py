@@ -22,14 +22,13 @@ from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import Channel, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
-from segmamba.training import loop
-from segmamba.training import sample_source as painters
+from segmamba.training import loop, sample_source
 from segmamba.training.config import Config, read_config
 from segmamba.training.cuda_graph import Recorded, gradients_of
 from segmamba.training.losses import vertebra_loss
 from segmamba.training.vertebrae import validation as evaluation
 from segmamba.training.vertebrae.label_maps import prepare
-from segmamba.training.vertebrae.samples import Painter
+from segmamba.training.vertebrae.samples import VertebraSynthesizer
 from segmamba.training.vertebrae.tissue_maps import load_anatomies
 
 CPU = torch.device("cpu")
@@ -39,7 +38,7 @@ NEAR = Geometry((48, 36, 44), (1.5, 1.5, 2.0), (-30.0, -22.0, 56.0), (1.0, 0, 0,
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Maps of tissues, an evaluation case, and a configuration that was run once."""
+    """Tissue label maps, an evaluation case, and a configuration that was run once."""
     folder = tmp_path_factory.mktemp("training")
     prepare(small_spine.write_subjects(folder / "labels"), folder / "maps", variants=1)
     volume = phantom(NEAR)
@@ -68,10 +67,10 @@ def weights_of(run: loop.Run) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.network.state_dict().items()}
 
 
-def painter_of(config: Config, device: torch.device, seed: int = 0) -> Painter:
+def synthesizer_of(config: Config, device: torch.device, seed: int = 0) -> VertebraSynthesizer:
     anatomies = load_anatomies(config.files(config.anatomies), device)
     channels = {"CT": config.channels, "MR": config.mr_channels}
-    return Painter(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
+    return VertebraSynthesizer(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
 
 
 def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:
@@ -116,14 +115,14 @@ def test_an_evaluation_measures_mask_and_levels_each_on_its_own(folder: Path, ch
 
     case = folder / "cases" / "phantom.npz"
     channel = Channel("clip", -1000.0, 1000.0, 0.0, 500.0)
-    (figures,) = evaluation.evaluate(Known(), [case], [channel], (32, 32, 32), torch.float32).values()
+    (results,) = evaluation.evaluate(Known(), [case], [channel], (32, 32, 32), torch.float32).values()
     with np.load(case) as content:
         labels = content["labels"]
-    assert figures["dice_all"] > 0.97
+    assert results["dice_all"] > 0.97
     if channels == 33:
-        assert figures["level_accuracy"] == pytest.approx((labels == 21).sum() / (labels > 0).sum())
+        assert results["level_accuracy"] == pytest.approx((labels == 21).sum() / (labels > 0).sum())
     else:
-        assert set(figures) == {"dice_all"}
+        assert set(results) == {"dice_all"}
 
 
 def test_the_second_stage_is_trained_without_levels(config: Config) -> None:
@@ -142,7 +141,7 @@ def test_maps_are_made_finer_with_the_samples_but_not_finer_than_a_millimetre(
         asked.append(spacing)
         return load_anatomies(files, device)
 
-    monkeypatch.setattr(painters, "load_anatomies", load)
+    monkeypatch.setattr(sample_source, "load_anatomies", load)
     for number, spacing in enumerate((2.0, 1.25, 0.5)):
         loop.train(replace(config, spacing=spacing, folder=f"{config.folder}{number}"), minutes=0)
     assert asked == [2.0, 1.25, 1.0]
@@ -151,11 +150,11 @@ def test_maps_are_made_finer_with_the_samples_but_not_finer_than_a_millimetre(
 def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
 
-    def painter(*arguments: Any) -> Painter:
+    def synthesizer(*arguments: Any) -> VertebraSynthesizer:
         seeds.append(arguments[-1])
-        return Painter(*arguments)
+        return VertebraSynthesizer(*arguments)
 
-    monkeypatch.setattr(painters, "Painter", painter)
+    monkeypatch.setattr(sample_source, "VertebraSynthesizer", synthesizer)
     loop.train(replace(config, iterations=2, seed=7))
     loop.train(replace(config, iterations=4, seed=7))
     assert [entry["iteration"] for entry in log_of(Path(config.folder))] == [2, 4]
@@ -170,12 +169,12 @@ def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monke
 @pytest.mark.slow
 def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Config) -> None:
     config = replace(config, painters=2, batch=1)
-    source, make = painters.PaintedAhead(config, CPU, 7), painters.painter_maker(config, CPU)
+    source, make = sample_source.PrefetchedSource(config, CPU, 7), sample_source.synthesizer_factory(config, CPU)
     alone = [make(seed) for seed in (14, 15)]
-    for painter in (alone[0], alone[1], alone[0]):
-        painted, expected = source.batch(1), painter.batch(1)
-        assert list(vars(painted)) == list(vars(expected))
-        for ours, theirs in zip(vars(painted).values(), vars(expected).values(), strict=True):
+    for synthesizer in (alone[0], alone[1], alone[0]):
+        prefetched, expected = source.batch(1), synthesizer.batch(1)
+        assert list(vars(prefetched)) == list(vars(expected))
+        for ours, theirs in zip(vars(prefetched).values(), vars(expected).values(), strict=True):
             assert ours.dtype == theirs.dtype
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
@@ -188,7 +187,7 @@ def test_a_run_with_painting_processes_trains(config: Config) -> None:
 
 
 def test_without_maps_the_painting_processes_are_not_begun(config: Config) -> None:
-    with pytest.raises(InputError, match="no anatomy to train on"):
+    with pytest.raises(InputError, match="no tissue label map to train on"):
         loop.train(replace(config, painters=1, anatomies="none/*.npz"))
 
 
@@ -231,32 +230,34 @@ def test_a_damaged_state_is_one_sentence(config: Config) -> None:
 
 
 @pytest.fixture
-def a_step(config: Config) -> tuple[loop.Run, Painter]:
+def a_step(config: Config) -> tuple[loop.Run, VertebraSynthesizer]:
     config = replace(config, warmup=0, learning_rate=3e-3)
-    return loop.Run(config, CPU), painter_of(config, CPU, seed=1)
+    return loop.Run(config, CPU), synthesizer_of(config, CPU, seed=1)
 
 
 @pytest.mark.slow
-def test_repeating_one_sample_lowers_its_loss(a_step: tuple[loop.Run, Painter]) -> None:
-    run, painter = a_step
-    sample = painter.batch(1)
-    painter.batch = lambda size: sample  # type: ignore[method-assign]
-    losses = [float(loop.step(run, loop.make_gradients(run), painter)) for _ in range(8)]
+def test_repeating_one_sample_lowers_its_loss(a_step: tuple[loop.Run, VertebraSynthesizer]) -> None:
+    run, synthesizer = a_step
+    sample = synthesizer.batch(1)
+    synthesizer.batch = lambda size: sample  # type: ignore[method-assign]
+    losses = [float(loop.step(run, loop.make_gradients(run), synthesizer)) for _ in range(8)]
     assert losses[-1] < losses[0] - 0.3
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-def test_a_step_without_finite_gradients_changes_nothing(a_step: tuple[loop.Run, Painter], factor: float) -> None:
-    run, painter = a_step
+def test_a_step_without_finite_gradients_changes_nothing(
+    a_step: tuple[loop.Run, VertebraSynthesizer], factor: float
+) -> None:
+    run, synthesizer = a_step
     objective, gradients = loop.make_objective(run), loop.make_gradients(run)
-    loop.step(run, gradients, painter)
+    loop.step(run, gradients, synthesizer)
     before, states = weights_of(run), [value["exp_avg"].clone() for value in run.optimizer.state.values()]
     broken = gradients_of(lambda *batch: factor * objective(*batch), run.network, CPU)
-    loop.step(run, broken, painter)
+    loop.step(run, broken, synthesizer)
     assert not differing(before, weights_of(run))
     after = [value["exp_avg"] for value in run.optimizer.state.values()]
     assert all(torch.equal(first, second) for first, second in zip(states, after, strict=True))
-    loop.step(run, gradients, painter)
+    loop.step(run, gradients, synthesizer)
     assert differing(before, weights_of(run))
 
 
@@ -290,7 +291,7 @@ def test_network_and_loss_are_captured_in_one_graph(
 
     config = replace(config, arguments=config.arguments | {"out_channels": channels})
     objective = loop.make_objective(loop.Run(config, CPU))
-    batch = painter_of(config, CPU).batch(1)
+    batch = synthesizer_of(config, CPU).batch(1)
     torch.compiler.reset()
     scan.set_backend("triton")
     try:
@@ -357,13 +358,13 @@ def test_a_bad_evaluation_case_is_one_sentence(folder: Path, capsys: pytest.Capt
 def test_a_training_step_never_waits_for_the_gpu(config: Config) -> None:
     device = torch.device("cuda:0")
     run = loop.Run(config, device)
-    painter = painter_of(config, device)
+    synthesizer = synthesizer_of(config, device)
     gradients = loop.make_gradients(run)
     for _ in range(3):  # libraries start up
-        loop.step(run, gradients, painter)
+        loop.step(run, gradients, synthesizer)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses = [loop.step(run, gradients, painter) for _ in range(3)]
+        losses = [loop.step(run, gradients, synthesizer) for _ in range(3)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.stack(losses).isfinite().all()
@@ -376,9 +377,9 @@ def test_a_recorded_step_has_the_gradients_of_one_that_is_not(config: Config) ->
     run, other = loop.Run(config, device), loop.Run(config, device)
     plain = gradients_of(loop.make_objective(run), run.network, device)
     recorded = Recorded(gradients_of(loop.make_objective(other), other.network, device))
-    painter = painter_of(config, device)
+    synthesizer = synthesizer_of(config, device)
     for _ in range(3):  # recorded with the first, replayed with the others
-        batch = list(vars(painter.batch(1)).values())
+        batch = list(vars(synthesizer.batch(1)).values())
         assert float(recorded(*batch)) == pytest.approx(float(plain(*batch)), rel=1e-2)
         assert recorded.replays
         for mine, theirs in zip(run.network.parameters(), other.network.parameters(), strict=True):

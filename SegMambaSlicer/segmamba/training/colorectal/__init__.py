@@ -1,6 +1,7 @@
-"""Training SegMamba-V2 on colorectal cancer that is synthesised: bowel from label maps, tumours grown in its wall.
+"""Train SegMamba-V2 on synthetic colorectal cancer: bowels from label maps, tumours grown in their walls.
 
-``anatomy`` turns label maps into maps of the bowel (CPU, once). At every step, on the device where the maps lie,
-``plan`` draws one sample's figures, ``bowel`` and ``tumour`` shape its tissues, ``painting`` makes a CT of them, and
-``samples`` puts it all together. ``evaluate`` measures on whole scans, ``examples`` draws a page to look at.
+``label_maps`` turns label maps into bowel maps, once on the CPU. At every step, on the device of the maps,
+``parameters`` draws a sample's parameters, ``bowel`` and ``tumour`` build its tissues, ``ct`` renders a CT of them, and
+``samples`` combines all this. ``render_scans`` and ``validation`` measure on whole scans, ``gallery`` draws a page of
+samples.
 """

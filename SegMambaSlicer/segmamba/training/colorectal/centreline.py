@@ -1,4 +1,4 @@
-"""How far along the large bowel a voxel lies, from its lower end up. Our own construction."""
+"""Position of voxels along the large bowel, from its lower end up. Our own construction."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def depth_within(bowel: np.ndarray, spacing: float) -> np.ndarray:
     return depth
 
 
-def step_numbers(length: np.ndarray) -> np.ndarray:
-    """Return the number of the step of `STEP_MM` for lengths in mm, uint8; 0 where they are NaN."""
+def centreline_indices(length: np.ndarray) -> np.ndarray:
+    """Return the index of the step of `STEP_MM` for lengths in mm, uint8; 0 where they are NaN."""
     numbers = np.zeros(length.shape, np.uint8)
     known = np.isfinite(length)
     numbers[known] = np.minimum(length[known] / STEP_MM, 254).astype(np.uint8)

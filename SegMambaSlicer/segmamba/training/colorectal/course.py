@@ -1,7 +1,7 @@
-"""Large bowels that nobody has: another course and another width in the abdomen of a label map.
+"""Random courses and widths of the large bowel in the abdomen of a label map.
 
-Few people's bowels are open data, and a network learns their courses by heart. The way of the bowel is bent at random
-within the room that organs leave it, and a tube of changing width is laid along it. Our own construction.
+Few bowels are open data, and a network memorizes their courses. The centreline is bent at random within the room that
+other organs leave, and a tube of varying width is laid along it. Our own construction.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from segmamba.training.colorectal.centreline import STEP_MM, depth_within, lengths_along, step_numbers
+from segmamba.training.colorectal.centreline import STEP_MM, centreline_indices, depth_within, lengths_along
 from segmamba.training.colorectal.seeds import axis_along
 from segmamba.training.synthesis.tissue_labels import COLON, FAT, SMALL_BOWEL, SOFT, SPACING
 
-# The lowest part of the bowel stays what it is: it has no room.
+# The lowest part of the bowel stays unchanged, because it has no room.
 KEPT_MM = 110.0
 # Standard deviation in mm (z, y, x) of bends of about these lengths of bowel.
 BENDS = ((100.0, (28.0, 9.0, 26.0)), (40.0, (8.0, 5.0, 8.0)))
@@ -29,12 +29,12 @@ FROM_WALL_MM, TORN_MM = 7.0, 26.0
 POINT_MM, FAR_MM = 2.0, 70.0
 
 
-def reinvented(codes: np.ndarray, cavity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a map of tissues whose large bowel takes another course.
+def random_course(tissues: np.ndarray, cavity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a tissue label map with a random course of the large bowel.
 
     Parameters
     ----------
-    codes : ndarray of uint8 (z, y, x)
+    tissues : ndarray of uint8 (z, y, x)
         Of `segmamba.training.synthesis.tissue_labels`, on a grid of `SPACING`; z grows to the head.
     cavity : ndarray of bool (z, y, x)
         Of the abdomen.
@@ -43,21 +43,21 @@ def reinvented(codes: np.ndarray, cavity: np.ndarray, rng: np.random.Generator) 
     Returns
     -------
     ndarray of uint8 (z, y, x)
-        Where the bowel was is soft tissue. Small bowel gives way; no other organ does. A bowel of less than
-        `KEPT_MM` stays what it is.
+        The old bowel becomes soft tissue. The new one may replace small bowel, but no other organ. A bowel of less
+        than `KEPT_MM` stays unchanged.
     """
-    large = codes == COLON
+    large = tissues == COLON
     depth = depth_within(large, SPACING)
     length = lengths_along(large, depth, SPACING)
     known = np.isfinite(length)
-    place = step_numbers(length)
-    axis, radius = axis_along(known, depth, place)
-    steps = slice(int(KEPT_MM / STEP_MM), int(place.max()) + 1)
+    centreline_index = centreline_indices(length)
+    axis, radius = axis_along(known, depth, centreline_index)
+    steps = slice(int(KEPT_MM / STEP_MM), int(centreline_index.max()) + 1)
     if steps.stop - steps.start < 2:
-        return codes.copy()
-    room = cavity & np.isin(codes, (COLON, SMALL_BOWEL, SOFT, FAT))
+        return tissues.copy()
+    room = cavity & np.isin(tissues, (COLON, SMALL_BOWEL, SOFT, FAT))
     points, radii = _points(_bent(axis[steps], room, rng), _widths(radius[steps], rng), axis[steps])
-    result = codes.copy()
+    result = tissues.copy()
     result[large] = SOFT
     result[_tube(points, radii, room, rng)] = COLON
     result[known & (length <= KEPT_MM)] = COLON

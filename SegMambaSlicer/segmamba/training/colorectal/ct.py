@@ -1,4 +1,4 @@
-"""CT of a sample's tissues: intensities of a phase, contents of the bowel, strands in the fat, metal, the scanner."""
+"""Render a CT of a scene: intensities of a phase, contents of the bowel, fat stranding, metal, the scanner."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmamba.training.colorectal.bowel import Tissues
+from segmamba.training.colorectal.bowel import Scene
 from segmamba.training.colorectal.labels import (
     LUMEN,
     MESENTERY,
@@ -20,9 +20,9 @@ from segmamba.training.colorectal.labels import (
     VESSEL,
     WALL,
 )
-from segmamba.training.colorectal.parameters import FILLING, LEVEL, MOTTLE, STRANDS
+from segmamba.training.colorectal.parameters import Row
 from segmamba.training.synthesis import ct
-from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.scanner import blur
 from segmamba.training.synthesis.tissue_labels import AORTA, CAVA, FAT, KIDNEY, LAST_ORGAN, LIVER, MUSCLE, SPLEEN, organ
 from segmamba.training.synthesis.tissue_priors import ct_priors
@@ -57,7 +57,7 @@ MEDULLA_HU = ((-45, 15), (-125, -45), (-5, 5), (-10, 15))
 PELVIS_HU, EXCRETED_HU, EXCRETED_SHARES = (-5, 25), (150, 900), (0.15, 0.15, 0.15, 0.8)
 BLADDER_SHARES = (0.15, 0.0, 0.0, 0.6)  # with contrast in the bladder
 CORTEX_MM, PELVIS_SHARE = 6.0, 0.7
-# This part of the scans has organs of any density nearby: disease, and protocols that the table does not know.
+# This part of the scans has organs of unusual density: disease, and protocols that are not in the table.
 ODD_SHARE, ODD_HU = 0.3, 22.0
 GAS_HU = -980.0
 # On a grid of 1 to 2 mm; abdominal protocols aim at 10 to 20 HU at 5 mm.
@@ -66,34 +66,34 @@ STRAND_MM, STRAND_HU, STRAND_SPACING_MM = 7.0, 95.0, 9.0
 STREAK_WAVES, STREAK_MM, METAL_HU = 8, 45.0, 3000.0
 
 
-def painted(tissues: Tissues, metal: Tensor, canvas: Canvas) -> Tensor:
-    """Return a CT (z, y, x) in HU.
+def render_ct(scene: Scene, metal: Tensor, context: SamplingContext) -> Tensor:
+    """Return a synthetic CT (z, y, x) in HU.
 
     Parameters
     ----------
-    tissues : Tissues
+    scene : Scene
     metal : Tensor (n, 3)
-        Centres of pieces of metal, in voxels; none in most samples.
-    canvas : Canvas
+        Centres of metal implants, in voxels; none in most samples.
+    context : SamplingContext
     """
-    rng, codes = canvas.rng, tissues.codes
+    rng, tissues = context.rng, scene.tissues
     phase = int(rng.choice(len(PHASES), p=PHASE_SHARES))
     mean, texture = phase_priors(phase, rng)
-    image = _with_kidneys(ct.ideal(codes, canvas, mean, texture), codes, phase, canvas)
-    image = torch.where((codes == LUMEN) | (codes == OTHER_LUMEN), _contents(tissues, canvas), image)
-    image = _stranded(image, tissues, canvas)
+    image = _with_kidneys(ct.noiseless_image(tissues, context, mean, texture), tissues, phase, context)
+    image = torch.where((tissues == LUMEN) | (tissues == OTHER_LUMEN), _contents(scene, context), image)
+    image = _stranded(image, scene, context)
     for centre in metal:
-        image = _with_metal(image, centre, canvas)
-    return ct.scanned(image, codes, canvas, NOISE_HU)
+        image = _with_metal(image, centre, context)
+    return ct.simulate_scanner(image, tissues, context, NOISE_HU)
 
 
 def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and texture in HU for the 256 codes, of one of `PHASES`: all tissues enhance together."""
+    """Return mean and texture in HU for the 256 tissue labels, of one of `PHASES`: all tissues enhance together."""
     mean, texture = ct_priors(rng)
     strength = float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.35)) if phase != PLAIN else 1.0
-    for codes, figures in HOUNSFIELD.items():
-        (middle, spread), plain = figures[phase], figures[PLAIN][0]
-        mean[list(codes)] = plain + strength * (middle - plain) + rng.normal(0, spread)
+    for tissues, by_phase in HOUNSFIELD.items():
+        (middle, spread), plain = by_phase[phase], by_phase[PLAIN][0]
+        mean[list(tissues)] = plain + strength * (middle - plain) + rng.normal(0, spread)
     if rng.random() < ODD_SHARE:
         organs = slice(organ(1), organ(LAST_ORGAN) + 1)
         mean[organs] += rng.normal(0, ODD_HU, LAST_ORGAN)
@@ -109,11 +109,11 @@ def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     return mean, texture
 
 
-def _with_kidneys(image: Tensor, codes: Tensor, phase: int, canvas: Canvas) -> Tensor:
+def _with_kidneys(image: Tensor, tissues: Tensor, phase: int, context: SamplingContext) -> Tensor:
     """Return the image with medulla inside the kidneys' cortex, and in most samples a pelvis inside that."""
-    rng = canvas.rng
-    kidney = canvas.members(KIDNEYS)[codes]
-    within = blur(kidney.float(), CORTEX_MM / canvas.spacing) + 0.07 * canvas.smooth_noise(1, 9.0)[0]
+    rng = context.rng
+    kidney = context.members(KIDNEYS)[tissues]
+    within = blur(kidney.float(), CORTEX_MM / context.spacing) + 0.07 * context.smooth_noise(1, 9.0)[0]
     image = torch.where(kidney & (within > 0.72), image + rng.uniform(*MEDULLA_HU[phase]), image)
     if rng.random() < PELVIS_SHARE:
         filling = EXCRETED_HU if rng.random() < EXCRETED_SHARES[phase] else PELVIS_HU
@@ -121,38 +121,39 @@ def _with_kidneys(image: Tensor, codes: Tensor, phase: int, canvas: Canvas) -> T
     return image
 
 
-def _contents(tissues: Tissues, canvas: Canvas) -> Tensor:
+def _contents(scene: Scene, context: SamplingContext) -> Tensor:
     """Return what fills the lumens: gas above a level, below it fluid, contrast or stool with bubbles."""
-    table, rng = tissues.table, canvas.rng
-    coarse = canvas.smooth_noise(1, rng.uniform(9, 16))[0]
-    fine = canvas.smooth_noise(1, rng.uniform(3.0, 6.0))[0]
+    table, rng = scene.table, context.rng
+    coarse = context.smooth_noise(1, rng.uniform(9, 16))[0]
+    fine = context.smooth_noise(1, rng.uniform(3.0, 6.0))[0]
     # Mixed contents have a rough upper surface; stool is uneven, and so is the contrast in it.
-    stool = table[MOTTLE] > 0.02
-    filling = table[FILLING] + torch.where(stool, 14 * coarse + 12 * fine, 2 * coarse)
-    bubble = torch.sigmoid(8 * (0.6 * coarse + fine - 2.2 * (0.75 - table[MOTTLE])))
+    stool = table[Row.MOTTLE] > 0.02
+    filling = table[Row.FILLING] + torch.where(stool, 14 * coarse + 12 * fine, 2 * coarse)
+    bubble = torch.sigmoid(8 * (0.6 * coarse + fine - 2.2 * (0.75 - table[Row.MOTTLE])))
     filling = torch.where(stool, filling + bubble * rng.uniform(-900, -250), filling)
-    level = table[LEVEL] + torch.where(stool, 0.12 * coarse, 0.0)
-    return torch.where(tissues.height > level, GAS_HU, filling)
+    level = table[Row.LEVEL] + torch.where(stool, 0.12 * coarse, 0.0)
+    return torch.where(scene.height > level, GAS_HU, filling)
 
 
-def _stranded(image: Tensor, tissues: Tissues, canvas: Canvas) -> Tensor:
+def _stranded(image: Tensor, scene: Scene, context: SamplingContext) -> Tensor:
     """Return the image with strands of soft tissue in the fat beside the bowel."""
-    fat = canvas.members((FAT, MESENTERY))[tissues.codes]
-    noise = canvas.smooth_noise(1, STRAND_SPACING_MM)[0]
+    fat = context.members((FAT, MESENTERY))[scene.tissues]
+    noise = context.smooth_noise(1, STRAND_SPACING_MM)[0]
     strand = torch.exp(-((noise / 0.35) ** 2)) * 0.8 + 0.2
-    amount = tissues.table[STRANDS] * torch.exp(tissues.depth.clamp(max=0) / STRAND_MM)
+    amount = scene.table[Row.STRANDS] * torch.exp(scene.depth.clamp(max=0) / STRAND_MM)
     return image + torch.where(fat, STRAND_HU * amount * strand, 0.0)
 
 
-def _with_metal(image: Tensor, centre: Tensor, canvas: Canvas) -> Tensor:
+def _with_metal(image: Tensor, centre: Tensor, context: SamplingContext) -> Tensor:
     """Return the image with a piece of metal, and streaks in its slices: waves around it that fade with the distance.
 
     A simple model: real streaks run along the directions in which rays are starved.
     """
-    rng = canvas.rng
+    rng = context.rng
     radius, length = rng.uniform(2, 11), rng.uniform(6, 50)
     z, y, x = (
-        (torch.arange(n, device=canvas.device) - centre[axis]) * canvas.spacing for axis, n in enumerate(canvas.patch)
+        (torch.arange(n, device=context.device) - centre[axis]) * context.spacing
+        for axis, n in enumerate(context.patch)
     )
     distance = (y[:, None] ** 2 + x**2).sqrt()
     angle = torch.atan2(y[:, None], x.expand(len(y), -1))

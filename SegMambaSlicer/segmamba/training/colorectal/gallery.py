@@ -1,6 +1,6 @@
 """A page of samples to look at: ``python -m segmamba.training.colorectal.gallery MAPS_FOLDER OUT.png``.
 
-Each kind of tumour, and bowel without any; each sample once as it is (window -160 to 240 HU) and once with its labels.
+Each kind of tumour, and bowel without one; each sample without and with outlines of its labels (window -160 to 240 HU).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from segmamba.reporting.overlay import draw_outline, show_slice
 from segmamba.training.colorectal.labels import COLON_LABEL, RECTUM_LABEL, TUMOUR_LABEL
 from segmamba.training.colorectal.map_format import BowelMap, load_bowel_maps
 from segmamba.training.colorectal.parameters import KINDS, draw_seed, draw_tumour
-from segmamba.training.colorectal.samples import scan
+from segmamba.training.colorectal.samples import synthesize_ct
 from segmamba.training.colorectal.seeds import POSITION, RADIUS
-from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.context import SamplingContext
 
 PATCH, SPACING_MM = (40, 168, 208), 1.75
 ROWS, COLUMNS = 5, 3
@@ -32,17 +32,17 @@ Picture = tuple[str, np.ndarray, np.ndarray]
 
 
 def pictures(maps: Sequence[BowelMap], seed: int) -> list[Picture]:
-    """Return title, slice of the CT (y, x) in HU and of its labels, for each picture of the page."""
+    """Return title, slice (y, x) of the CT in HU and slice of its labels for each picture of the page."""
     rng = np.random.default_rng(seed)
-    canvas = Canvas(PATCH, SPACING_MM, torch.device("cpu"), rng, torch.Generator().manual_seed(seed))
+    context = SamplingContext(PATCH, SPACING_MM, torch.device("cpu"), rng, torch.Generator().manual_seed(seed))
     kinds = [*KINDS, NO_TUMOUR]
     result = []
     for number in range(ROWS * COLUMNS):
         kind, bowel = kinds[number // COLUMNS], maps[number % len(maps)]
         row = draw_seed(bowel.seeds, rng)
         tumours = [draw_tumour(row, float(bowel.seeds[row, RADIUS]), rng, kind)] if kind in KINDS else []
-        image, tissues = scan(bowel, tumours, bowel.seeds[row, POSITION], canvas, cut=False)
-        labels = tissues.labels.numpy()
+        image, scene = synthesize_ct(bowel, tumours, bowel.seeds[row, POSITION], context, cut=False)
+        labels = scene.labels.numpy()
         shown = labels == TUMOUR_LABEL if tumours else labels > 0
         slice_number = int(shown.sum(axis=(1, 2)).argmax())
         volume = (labels == TUMOUR_LABEL).sum() * SPACING_MM**3 / 1000
@@ -52,7 +52,7 @@ def pictures(maps: Sequence[BowelMap], seed: int) -> list[Picture]:
 
 
 def draw_page(page: Sequence[Picture], path: Path) -> None:
-    """Write the page as a picture."""
+    """Write the page as an image file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(COLUMNS * 5.4, ROWS * 2.35), facecolor="white")

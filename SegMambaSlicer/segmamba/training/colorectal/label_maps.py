@@ -1,8 +1,8 @@
-"""Label maps to maps of the bowel: ``python -m segmamba.training.colorectal.label_maps LABELS_FOLDER OUT_FOLDER``.
+"""Label maps to bowel maps: ``python -m segmamba.training.colorectal.label_maps LABELS_FOLDER OUT_FOLDER``.
 
-A map holds what a sample needs at each voxel, so that a wall, a lumen and a tumour can be made on the GPU at every
-step: the tissue code, the distance to the bowel's surface, how far along the bowel it lies, and how high within its
-piece of the bowel (gas is above fluid). A table of seeds says where tumours can start. Our own construction.
+A map holds for each voxel what is needed to build a wall, a lumen and a tumour on the GPU at every step of the
+training: the tissue label, the distance to the bowel's surface, the position along the bowel, and the height within
+its piece of bowel (gas is above fluid). A table of seeds lists where tumours can start. Our own construction.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.errors import InputError, SegMambaError
-from segmamba.training.colorectal.centreline import depth_within, lengths_along, step_numbers
-from segmamba.training.colorectal.course import reinvented
+from segmamba.training.colorectal.centreline import centreline_indices, depth_within, lengths_along
+from segmamba.training.colorectal.course import random_course
 from segmamba.training.colorectal.labels import LARGE, MESENTERY, OTHER_BOWEL, RECTUM
-from segmamba.training.colorectal.seeds import bone_places, seed_table
+from segmamba.training.colorectal.seeds import bone_points, seed_table
 from segmamba.training.synthesis.tissue_labels import (
     AIR,
     COLON,
@@ -36,7 +36,7 @@ from segmamba.training.synthesis.tissue_labels import (
     VERTEBRAE,
     organ,
 )
-from segmamba.training.vertebrae.label_maps import ORGANS_SUFFIX, VERTEBRAE_SUFFIX, closing, tissue_codes, within
+from segmamba.training.vertebrae.label_maps import ORGANS_SUFFIX, VERTEBRAE_SUFFIX, closing, tissue_label_map, within
 from segmamba.utils.atomic import atomic_write
 
 # The rectum: the last 15 cm of the bowel, below the promontory.
@@ -55,18 +55,18 @@ CAVITY_ORGANS = (LIVER, SPLEEN, KIDNEY, KIDNEY + 1, organ(21), organ(52), organ(
 
 @dataclass(frozen=True, eq=False)
 class BowelArrays:
-    """What a file holds.
+    """The content of a bowel map file.
 
     Attributes
     ----------
-    codes : ndarray of uint8 (z, y, x)
+    tissues : ndarray of uint8 (z, y, x)
         Of `segmamba.training.synthesis.tissue_labels` and `segmamba.training.colorectal.labels`; axes to left,
         posterior, superior.
     depth : ndarray of uint8 (z, y, x)
         Distance to the surface of the own bowel, inside, or of the nearest one, outside (negative), as
         ``(mm - OUTERMOST_MM) / DEPTH_STEP_MM``.
-    place : ndarray of uint8 (z, y, x)
-        Number of the step along the large bowel, or of the loop of another one; outside, that of the nearest bowel.
+    centreline_index : ndarray of uint8 (z, y, x)
+        Index of the step along the large bowel, or of the loop of another one; outside, that of the nearest bowel.
     height : ndarray of uint8 (z, y, x)
         From 0, where a piece of bowel is most posterior, to `HEIGHTS`, most anterior. Outside the bowel, `HEIGHTS`
         where the nearest bowel is the large one, else 0.
@@ -74,102 +74,111 @@ class BowelArrays:
         See `segmamba.training.colorectal.seeds`.
     """
 
-    codes: np.ndarray
+    tissues: np.ndarray
     depth: np.ndarray
-    place: np.ndarray
+    centreline_index: np.ndarray
     height: np.ndarray
     seeds: np.ndarray
     bones: np.ndarray
 
 
-def bowel_arrays(codes: np.ndarray, rng: np.random.Generator, invented: bool = False) -> BowelArrays:
-    """Return the map of the bowel of a map of tissues (z, y, x), uint8, on a grid of `SPACING`.
+def bowel_arrays(tissues: np.ndarray, rng: np.random.Generator, new_course: bool = False) -> BowelArrays:
+    """Return the bowel map of a tissue label map (z, y, x), uint8, on a grid of `SPACING`.
 
-    With ``invented`` the large bowel first takes another course, see `segmamba.training.colorectal.course`.
+    With ``new_course`` the large bowel first gets a random course, see `segmamba.training.colorectal.course`.
 
     Raises
     ------
     InputError
-        It holds no colon, or too little of it.
+        There is no colon, or too little of it.
     """
-    codes = _cropped(codes)
-    if invented:
-        codes = reinvented(codes, _cavity(codes), rng)
-    large = codes == COLON
+    tissues = _cropped(tissues)
+    if new_course:
+        tissues = random_course(tissues, _cavity(tissues), rng)
+    large = tissues == COLON
     depth = depth_within(large, SPACING)
     length = lengths_along(large, depth, SPACING)
-    codes[large & ~np.isfinite(length)] = SOFT
+    tissues[large & ~np.isfinite(length)] = SOFT
     large &= np.isfinite(length)
     if not large.any():
         raise InputError("There is no piece of colon of 1 ml or more.")
-    promontory = np.flatnonzero((codes == VERTEBRAE).any(axis=(1, 2))).max(initial=-1)
-    below = np.arange(len(codes))[:, None, None] < promontory
-    codes[large & (length <= RECTUM_MM) & below] = RECTUM
-    fill_cavity(codes)
-    place = step_numbers(length)
-    _number_loops(codes, place, rng)
-    height = _heights(codes, place)
-    signed = _depths(codes, place, height)
-    seeds = seed_table(codes, signed, place, rng)
+    promontory = np.flatnonzero((tissues == VERTEBRAE).any(axis=(1, 2))).max(initial=-1)
+    below = np.arange(len(tissues))[:, None, None] < promontory
+    tissues[large & (length <= RECTUM_MM) & below] = RECTUM
+    fill_cavity(tissues)
+    centreline_index = centreline_indices(length)
+    _number_loops(tissues, centreline_index, rng)
+    height = _heights(tissues, centreline_index)
+    signed = _depths(tissues, centreline_index, height)
+    seeds = seed_table(tissues, signed, centreline_index, rng)
     if not len(seeds):
         raise InputError("Too little of the colon is in view for a tumour: leave this subject out.")
     steps = np.round((np.clip(signed, OUTERMOST_MM, None) - OUTERMOST_MM) / DEPTH_STEP_MM)
-    return BowelArrays(codes, np.minimum(steps, 255).astype(np.uint8), place, height, seeds, bone_places(codes, rng))
+    return BowelArrays(
+        tissues,
+        np.minimum(steps, 255).astype(np.uint8),
+        centreline_index,
+        height,
+        seeds,
+        bone_points(tissues, rng),
+    )
 
 
-def _cropped(codes: np.ndarray) -> np.ndarray:
-    slices = np.flatnonzero((codes == COLON).any(axis=(1, 2)))
+def _cropped(tissues: np.ndarray) -> np.ndarray:
+    slices = np.flatnonzero((tissues == COLON).any(axis=(1, 2)))
     if not slices.size:
         raise InputError("There is no colon in the label map: leave it out.")
     margin = round(MARGIN_MM / SPACING)
-    codes = codes[max(0, slices[0] - margin) : slices[-1] + margin + 1].copy()
-    rows, columns = (np.flatnonzero(((codes != AIR) & (codes != OUTSIDE)).any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    return codes[:, max(0, rows[0] - 4) : rows[-1] + 5, max(0, columns[0] - 4) : columns[-1] + 5].copy()
+    tissues = tissues[max(0, slices[0] - margin) : slices[-1] + margin + 1].copy()
+    rows, columns = (
+        np.flatnonzero(((tissues != AIR) & (tissues != OUTSIDE)).any(axis=axes)) for axes in ((0, 2), (0, 1))
+    )
+    return tissues[:, max(0, rows[0] - 4) : rows[-1] + 5, max(0, columns[0] - 4) : columns[-1] + 5].copy()
 
 
-def fill_cavity(codes: np.ndarray) -> None:
-    """Make of the soft tissue between organs, in place, what it is: fat within the cavity, muscle around it, fat."""
-    cavity = _cavity(codes)
+def fill_cavity(tissues: np.ndarray) -> None:
+    """Divide the soft tissue between organs, in place, into fat within the cavity, muscle around it, and skin fat."""
+    cavity = _cavity(tissues)
     wall = within(cavity, ABDOMINAL_WALL_MM, SPACING)
-    skin = within(codes == AIR, LEAST_FAT_MM, SPACING)
-    soft, muscle = codes == SOFT, codes == MUSCLE
-    codes[np.isin(codes, (SOFT, FAT)) & wall & ~skin] = MUSCLE
-    codes[(soft | (codes == MUSCLE)) & cavity & ~muscle & ~skin] = MESENTERY
-    codes[soft & skin] = FAT
+    skin = within(tissues == AIR, LEAST_FAT_MM, SPACING)
+    soft, muscle = tissues == SOFT, tissues == MUSCLE
+    tissues[np.isin(tissues, (SOFT, FAT)) & wall & ~skin] = MUSCLE
+    tissues[(soft | (tissues == MUSCLE)) & cavity & ~muscle & ~skin] = MESENTERY
+    tissues[soft & skin] = FAT
 
 
-def _cavity(codes: np.ndarray) -> np.ndarray:
+def _cavity(tissues: np.ndarray) -> np.ndarray:
     """Return the abdominal cavity (z, y, x), bool: the organs in it and what lies between them."""
-    coarse = codes[::2, ::2, ::2]
+    coarse = tissues[::2, ::2, ::2]
     cavity = closing(np.isin(coarse, CAVITY_ORGANS), CAVITY_CLOSING_MM, 2 * SPACING)
-    zoom = [n / m for n, m in zip(codes.shape, coarse.shape, strict=True)]
+    zoom = [n / m for n, m in zip(tissues.shape, coarse.shape, strict=True)]
     return ndimage.zoom(cavity.astype(np.float32), zoom, order=1) > 0.5
 
 
-def _number_loops(codes: np.ndarray, place: np.ndarray, rng: np.random.Generator) -> None:
-    """Cut the other bowels into loops, in place: the voxels nearest to one of some random centres."""
+def _number_loops(tissues: np.ndarray, centreline_index: np.ndarray, rng: np.random.Generator) -> None:
+    """Divide the other bowels into loops, in place: the voxels nearest to each of some random centres."""
     number = 0
-    for code in OTHER_BOWEL:
-        voxels = np.argwhere(codes == code)
+    for label in OTHER_BOWEL:
+        voxels = np.argwhere(tissues == label)
         if not len(voxels):
             continue
-        loops = 1 if code != SMALL_BOWEL else max(1, round(len(voxels) * SPACING**3 / 1000 / LOOP_ML))
+        loops = 1 if label != SMALL_BOWEL else max(1, round(len(voxels) * SPACING**3 / 1000 / LOOP_ML))
         centres = voxels[rng.choice(len(voxels), loops, replace=False)].astype(float)
         for _ in range(3):  # Lloyd's iteration: loops of similar size
             nearest = np.linalg.norm(voxels[:, None, :] - centres[None], axis=2).argmin(axis=1) if loops > 1 else 0
             nearest = np.broadcast_to(nearest, len(voxels))
             centres = np.stack([voxels[nearest == loop].mean(axis=0) for loop in range(loops)])
-        place[tuple(voxels.T)] = np.minimum(number + nearest, 255)
+        centreline_index[tuple(voxels.T)] = np.minimum(number + nearest, 255)
         number += loops
 
 
-def _heights(codes: np.ndarray, place: np.ndarray) -> np.ndarray:
-    rows = np.broadcast_to(np.arange(codes.shape[1])[:, None], codes.shape)
-    height = np.zeros_like(codes)
+def _heights(tissues: np.ndarray, centreline_index: np.ndarray) -> np.ndarray:
+    rows = np.broadcast_to(np.arange(tissues.shape[1])[:, None], tissues.shape)
+    height = np.zeros_like(tissues)
     for group, around in ((LARGE, LEVEL_STEPS), (OTHER_BOWEL, 0)):
-        mask = np.isin(codes, group)
-        number, row = place[mask].astype(int), rows[mask]
-        front, back = np.full(256, codes.shape[1]), np.full(256, -1)
+        mask = np.isin(tissues, group)
+        number, row = centreline_index[mask].astype(int), rows[mask]
+        front, back = np.full(256, tissues.shape[1]), np.full(256, -1)
         np.minimum.at(front, number, row)
         np.maximum.at(back, number, row)
         if around:
@@ -179,28 +188,30 @@ def _heights(codes: np.ndarray, place: np.ndarray) -> np.ndarray:
     return height
 
 
-def _depths(codes: np.ndarray, place: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Return signed distances in mm; give the voxels outside the number of the nearest bowel, and which bowel it is."""
-    signed = np.zeros(codes.shape, np.float32)
-    large, other = np.isin(codes, LARGE), np.isin(codes, OTHER_BOWEL)
+def _depths(tissues: np.ndarray, centreline_index: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Return signed distances in mm; fill in, outside the bowel, the index of the nearest one and which it is."""
+    signed = np.zeros(tissues.shape, np.float32)
+    large, other = np.isin(tissues, LARGE), np.isin(tissues, OTHER_BOWEL)
     # A voxel's own half counts: the surface lies between voxels.
     half = SPACING / 2
     signed[large] = ndimage.distance_transform_edt(large, sampling=SPACING)[large] - half
     same = other.copy()
     for axis in range(3):
         for step in (1, -1):
-            same &= np.roll(place, step, axis) == place
+            same &= np.roll(centreline_index, step, axis) == centreline_index
     signed[other] = ndimage.distance_transform_edt(same, sampling=SPACING)[other] + half
     outside = ~(large | other)
     gap, nearest = ndimage.distance_transform_edt(outside, sampling=SPACING, return_indices=True)
     signed[outside] = half - gap[outside]
     source = tuple(axis[outside] for axis in nearest)
-    place[outside] = place[source]
+    centreline_index[outside] = centreline_index[source]
     height[outside] = np.where(large[source], HEIGHTS, 0)
     return signed
 
 
-def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int = 0, invented: int = 0) -> list[str]:
+def prepare(
+    folder: Path, output: Path, without: Sequence[str] = (), seed: int = 0, random_courses: int = 0
+) -> list[str]:
     """Write one compressed ``NAME_0.npz`` for each subject with a colon and return their names.
 
     Parameters
@@ -213,9 +224,9 @@ def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int =
     without : sequence of str
         Subjects to leave out.
     seed : int
-    invented : int
-        How many more maps, ``NAME_1.npz`` and so on, each subject gets, with invented courses of the large bowel and
-        another layer of fat under the skin.
+    random_courses : int
+        Number of additional maps of each subject, ``NAME_1.npz`` and so on, with random courses of the large bowel and
+        another layer of subcutaneous fat.
 
     Raises
     ------
@@ -230,14 +241,14 @@ def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int =
         if name in without or not vertebrae.is_file():
             continue
         rng = np.random.default_rng([seed, len(names)])
-        codes = tissue_codes(vertebrae, path, rng)
-        if not (codes == COLON).any():
+        tissues = tissue_label_map(vertebrae, path, rng)
+        if not (tissues == COLON).any():
             continue
-        for number in range(invented + 1):
-            if number:  # its own layer of fat under the skin, too
-                codes = tissue_codes(vertebrae, path, rng)
+        for number in range(random_courses + 1):
+            if number:  # with another layer of subcutaneous fat
+                tissues = tissue_label_map(vertebrae, path, rng)
             try:
-                arrays = bowel_arrays(codes, rng, invented=number > 0)
+                arrays = bowel_arrays(tissues, rng, new_course=number > 0)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from error
             with atomic_write(output / f"{name}_{number}.npz", (".npz",)) as file:
@@ -251,19 +262,19 @@ def prepare(folder: Path, output: Path, without: Sequence[str] = (), seed: int =
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m segmamba.training.colorectal.label_maps", description="Make maps of the bowel from label maps."
+        prog="python -m segmamba.training.colorectal.label_maps", description="Make bowel maps from label maps."
     )
     parser.add_argument("labels", metavar="LABELS_FOLDER", type=Path)
     parser.add_argument("output", metavar="OUT_FOLDER", type=Path, help="for NAME_K.npz, made where missing")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="subjects to leave out")
-    parser.add_argument("--invented", type=int, default=0, metavar="N", help="maps with invented bowels a subject")
+    parser.add_argument("--random-courses", type=int, default=0, metavar="N", help="additional maps per subject")
     options = parser.parse_args(arguments)
     try:
-        names = prepare(options.labels, options.output, options.without, invented=options.invented)
+        names = prepare(options.labels, options.output, options.without, random_courses=options.random_courses)
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"Maps of the bowel of {', '.join(names)} are in {options.output}.")
+    print(f"Bowel maps of {', '.join(names)} are in {options.output}.")
     return 0
 
 

@@ -1,16 +1,16 @@
-"""Tissue codes and labels of the colorectal samples, beside those of `segmamba.training.synthesis.tissue_labels`."""
+"""Tissue labels and labels of the colorectal samples, beside those of `segmamba.training.synthesis.tissue_labels`."""
 
 from __future__ import annotations
 
 from segmamba.training.synthesis.tissue_labels import COLON, SMALL_BOWEL, STOMACH, organ
 
-# In a map of the bowel.
+# In a bowel map.
 RECTUM, MESENTERY = 154, 155
 DUODENUM = organ(19)
 LARGE = (COLON, RECTUM)
 OTHER_BOWEL = (STOMACH, SMALL_BOWEL, DUODENUM)
 # In a sample, after its bowel has been shaped: the colon's and the rectum's voxels are wall or lumen.
 WALL, LUMEN, OTHER_WALL, OTHER_LUMEN, TUMOUR, NECROSIS, NODE, VESSEL = range(160, 168)
-# What a network answers beside 0, the background; as in the manifest's label set.
+# A network's labels besides 0, the background, as in the manifest.
 TUMOUR_LABEL, COLON_LABEL, RECTUM_LABEL = range(1, 4)
 LABELS = {"tumour": TUMOUR_LABEL, "colon": COLON_LABEL, "rectum": RECTUM_LABEL}

@@ -1,10 +1,10 @@
-"""Maps of the bowel in memory, packed so that one look-up brings everything that a sample needs of a voxel."""
+"""Bowel maps in memory, packed so that one look-up returns all values of a voxel."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +12,27 @@ import torch
 from torch import Tensor
 
 from segmamba.errors import InputError
-from segmamba.training.colorectal.label_maps import DEPTH_STEP_MM, HEIGHTS, OUTERMOST_MM
+from segmamba.training.colorectal.label_maps import DEPTH_STEP_MM, HEIGHTS, OUTERMOST_MM, BowelArrays
 from segmamba.training.colorectal.seeds import RADIUS, STEP
 
-FIELDS = ("codes", "depth", "place", "height", "seeds", "bones")
 BITS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class BowelMap:
-    """One map of the bowel.
+    """One bowel map.
 
     Attributes
     ----------
     subject : str
     packed : Tensor (z, y, x), int32
-        A byte each from below: tissue code, depth, place, height; see `segmamba.training.colorectal.label_maps`.
+        A byte each from the lowest: tissue label, depth, centreline index, height; see `BowelArrays`.
     seeds : ndarray (n, columns)
         See `segmamba.training.colorectal.seeds`.
     bones : ndarray (n, 3)
-        Places in bones, z, y, x in voxels.
+        Points in bones, z, y, x in voxels.
     radii : ndarray (256,)
-        Radius of the large bowel at each step along it, in mm.
+        Radius of the large bowel at each centreline index, in mm.
     """
 
     subject: str
@@ -45,20 +44,20 @@ class BowelMap:
 
 @dataclass(frozen=True, eq=False)
 class Fields:
-    """What a look-up brings, each (z, y, x).
+    """The result of a look-up, each (z, y, x).
 
     Attributes
     ----------
-    codes, place : Tensor, int64
+    tissues, centreline_index : Tensor, int64
     depth : Tensor, float32
         In mm of the map.
     height : Tensor, float32
         0 posterior to 1 anterior; outside the bowel 1 where the nearest bowel is the large one, else 0.
     """
 
-    codes: Tensor
+    tissues: Tensor
     depth: Tensor
-    place: Tensor
+    centreline_index: Tensor
     height: Tensor
 
 
@@ -72,38 +71,35 @@ def load_bowel_maps(files: Sequence[Path], device: torch.device) -> list[BowelMa
     """
     command = "'python -m segmamba.training.colorectal.label_maps'"
     if not files:
-        raise InputError(f"There is no map of the bowel to train on: make some with {command}.")
+        raise InputError(f"There is no bowel map to train on: make some with {command}.")
     maps = []
     for file in files:
         try:
             with np.load(file) as content:
-                codes, depth, place, height, seeds, bones = (content[name] for name in FIELDS)
-            maps.append(bowel_map(file.stem.rsplit("_", 1)[0], codes, depth, place, height, seeds, bones, device))
+                arrays = BowelArrays(**{field.name: content[field.name] for field in fields(BowelArrays)})
+            maps.append(pack_bowel_map(file.stem.rsplit("_", 1)[0], arrays, device))
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{file} is no map of the bowel: make it again with {command}.") from error
+            raise InputError(f"{file} is not a bowel map: make it again with {command}.") from error
     return maps
 
 
-def bowel_map(
-    subject: str,
-    codes: np.ndarray,
-    depth: np.ndarray,
-    place: np.ndarray,
-    height: np.ndarray,
-    seeds: np.ndarray,
-    bones: np.ndarray,
-    device: torch.device,
-) -> BowelMap:
-    """Pack the arrays of a map, see `segmamba.training.colorectal.label_maps.BowelArrays`."""
-    packed = np.zeros(codes.shape, np.int32)
-    for number, values in enumerate((codes, depth, place, height)):
+def pack_bowel_map(subject: str, arrays: BowelArrays, device: torch.device) -> BowelMap:
+    """Return the map of a subject from its arrays, packed, on a device."""
+    packed = np.zeros(arrays.tissues.shape, np.int32)
+    for number, values in enumerate((arrays.tissues, arrays.depth, arrays.centreline_index, arrays.height)):
         packed |= values.astype(np.int32) << (BITS * number)
+    seeds = arrays.seeds
     order = np.argsort(seeds[:, STEP], kind="stable")
     radii = np.interp(np.arange(256), seeds[order, STEP], seeds[order, RADIUS])
-    return BowelMap(subject, torch.from_numpy(packed).to(device), seeds, bones, radii)
+    return BowelMap(subject, torch.from_numpy(packed).to(device), seeds, arrays.bones, radii)
 
 
-def unpacked(packed: Tensor) -> Fields:
+def unpack(packed: Tensor) -> Fields:
     """Return the fields of packed values (z, y, x), int32."""
-    codes, depth, place, height = ((packed >> (BITS * number)) & 255 for number in range(4))
-    return Fields(codes.long(), depth.float() * DEPTH_STEP_MM + OUTERMOST_MM, place.long(), height.float() / HEIGHTS)
+    tissues, depth, centreline_index, height = ((packed >> (BITS * number)) & 255 for number in range(4))
+    return Fields(
+        tissues.long(),
+        depth.float() * DEPTH_STEP_MM + OUTERMOST_MM,
+        centreline_index.long(),
+        height.float() / HEIGHTS,
+    )

@@ -1,4 +1,4 @@
-"""The figures of one sample: which tumours, what fills the bowel, which phase. Nothing here touches the device.
+"""Random parameters of one sample: its tumours and the contents of its bowel. Nothing here touches the device.
 
 Sizes and intensities follow the literature that `Docs/colorectal.md` lists; the rest is our own.
 """
@@ -6,6 +6,7 @@ Sizes and intensities follow the literature that `Docs/colorectal.md` lists; the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from scipy import ndimage
@@ -15,13 +16,10 @@ from segmamba.training.colorectal.seeds import IN_RECTUM, RADIUS, STEP
 KINDS = ("polypoid", "asymmetric", "circumferential", "apple core")
 SHARES = (0.27, 0.28, 0.25, 0.20)
 TUMOUR_SHARE, SECOND_SHARE, RECTUM_SHARE = 0.75, 0.12, 0.33
-APART = 15  # steps along the bowel between two tumours
+APART = 15  # steps along the centreline between two tumours
 # A lumen narrowed by a tumour keeps this radius at least, in mm.
 LUMEN_MM = (1.5, 5.0)
 LARGEST_OUTWARD_MM = 8.0
-# Rows of a table of places.
-SHRINK, WALL, LEVEL, FILLING, MOTTLE, FOLDS, STRANDS = range(7)
-ROWS = 7
 # Share of each content along the large bowel: unprepared, prepared as for colonography, with contrast by mouth or anus.
 CONTENTS = ("gas", "gas over fluid", "gas over paste", "stool", "paste", "contrast", "fluid", "collapsed")
 PREPARATIONS = {
@@ -32,9 +30,21 @@ PREPARATIONS = {
 PREPARATION_SHARES = (0.6, 0.2, 0.2)
 
 
+class Row(IntEnum):
+    """Rows of a table of the bowel's parameters along its centreline."""
+
+    SHRINK = 0  # mm that the outer surface moves inwards
+    WALL = 1  # thickness in mm
+    LEVEL = 2  # height above which there is gas, 0 posterior to 1 anterior
+    FILLING = 3  # HU
+    MOTTLE = 4  # part of the filling that is bubbles
+    FOLDS = 5  # mm
+    STRANDS = 6  # fat stranding, 0 to 1
+
+
 @dataclass(frozen=True)
 class Tumour:
-    """A tumour's figures; lengths in mm.
+    """Parameters of a tumour; lengths in mm.
 
     Attributes
     ----------
@@ -47,13 +57,13 @@ class Tumour:
     half_width : float
         Of a polypoid one, along the circumference.
     inward, outward : float
-        How far it reaches from the bowel's outer surface.
+        Extent from the bowel's outer surface.
     half_angle : float
-        Part of the circumference to either side, in radians; pi for all of it.
+        Extent along the circumference to either side, in radians; pi for all of it.
     steepness : float
-        Of its shoulders: 2 is round.
+        Of its shoulders; 2 is round.
     eccentricity : float
-        By how much less it reaches on the far side.
+        Reduction of its thickness on the far side, as a part of it.
     lobes : float
         Roughness of its surface.
     crater : float
@@ -61,7 +71,7 @@ class Tumour:
     necrosis : float
         Part of the core that is necrotic, or 0.
     narrowing : float
-        By how much the bowel's outer radius is smaller.
+        Reduction of the bowel's outer radius.
     """
 
     seed: int
@@ -80,7 +90,7 @@ class Tumour:
 
 
 def draw_tumour(seed: int, radius: float, rng: np.random.Generator, kind: str = "") -> Tumour:
-    """Return a tumour at a seed where the bowel has a radius in mm; ``kind`` is drawn where it is not given."""
+    """Return a random tumour at a seed where the bowel has a radius in mm; by default of a random kind."""
     kind = kind or str(rng.choice(KINDS, p=SHARES))
     half_angle, steepness, eccentricity, narrowing = np.pi, rng.uniform(2, 4), rng.uniform(0, 0.5), 0.0
     outward = float(np.clip(rng.normal(1.5, 2.5), 0.0, LARGEST_OUTWARD_MM))
@@ -99,7 +109,7 @@ def draw_tumour(seed: int, radius: float, rng: np.random.Generator, kind: str = 
             eccentricity, narrowing = rng.uniform(0, 0.25), radius * rng.uniform(0.1, 0.4)
             thickness = max(radius - narrowing - lumen, 5.0)
         inward = max(min(thickness, radius - narrowing - lumen), 0.6 * (radius - narrowing))
-        # What has no room within grows beyond the wall.
+        # Without enough room in the lumen it grows beyond the wall.
         outward = min(outward + thickness - inward, LARGEST_OUTWARD_MM) if thickness > inward else outward
     large = inward + outward > 14
     return Tumour(
@@ -120,9 +130,9 @@ def draw_tumour(seed: int, radius: float, rng: np.random.Generator, kind: str = 
 
 
 def draw_tumours(seeds: np.ndarray, rng: np.random.Generator, more: int = 0) -> list[Tumour]:
-    """Return no, one or two tumours, in rectum and colon as often as they are there in patients.
+    """Return no, one or two random tumours, in rectum and colon as often as in patients.
 
-    ``more`` times another is tried where there is one; all are at least `APART` steps from each other.
+    If there is one, up to ``more`` are added; all are at least `APART` steps from each other.
     """
     if rng.random() >= TUMOUR_SHARE:
         return []
@@ -135,7 +145,7 @@ def draw_tumours(seeds: np.ndarray, rng: np.random.Generator, more: int = 0) -> 
 
 
 def draw_seed(seeds: np.ndarray, rng: np.random.Generator) -> int:
-    """Return a row of the table of seeds: first rectum or colon, then any step along it, then any of its seeds."""
+    """Return a random row of the table of seeds: first rectum or colon, then centreline index, then seed."""
     rectum = seeds[:, IN_RECTUM] > 0
     wanted = rng.random() < RECTUM_SHARE
     rows = np.flatnonzero(rectum == wanted)
@@ -145,14 +155,10 @@ def draw_seed(seeds: np.ndarray, rng: np.random.Generator) -> int:
 
 
 def large_bowel(radii: np.ndarray, seeds: np.ndarray, tumours: list[Tumour], rng: np.random.Generator) -> np.ndarray:
-    """Return what the large bowel is like at each step along it: (`ROWS`, 256).
-
-    `SHRINK` (mm that the outer surface moves inwards), `WALL` (mm), `LEVEL` (height above which there is gas),
-    `FILLING` (HU), `MOTTLE` (part of the filling that is bubbles), `FOLDS` (mm), `STRANDS` (of the fat around, 0 to 1).
-    """
-    table = np.zeros((ROWS, 256))
+    """Return random parameters of the large bowel at each centreline index: (rows, 256), see `Row`."""
+    table = np.zeros((len(Row), 256))
     shares = PREPARATIONS[str(rng.choice(list(PREPARATIONS), p=PREPARATION_SHARES))]
-    free = np.ones(256, dtype=bool)  # a tumour's place is not collapsed
+    free = np.ones(256, dtype=bool)  # not collapsed at a tumour
     for tumour in tumours:
         around = int(tumour.half_length / 8) + 3
         step = int(seeds[tumour.seed, STEP])
@@ -170,14 +176,16 @@ def large_bowel(radii: np.ndarray, seeds: np.ndarray, tumours: list[Tumour], rng
     if rng.random() < 0.25:  # inflamed, or tense: a long part with a thicker wall and strands in the fat
         first = int(rng.integers(0, 200))
         long = slice(first, first + int(rng.integers(12, 40)))
-        table[WALL, long] += rng.uniform(0.5, 3.0)
-        table[STRANDS, long] = rng.uniform(0, 0.8)
+        table[Row.WALL, long] += rng.uniform(0.5, 3.0)
+        table[Row.STRANDS, long] = rng.uniform(0, 0.8)
     table[:2] = ndimage.gaussian_filter1d(table[:2], 0.8, axis=1, mode="nearest")
     steps = np.arange(256)
     for tumour in tumours:
         bump = np.exp(-(((steps - seeds[tumour.seed, STEP]) * 8.0 / (tumour.half_length + 8)) ** 2))
-        table[SHRINK] = np.maximum(table[SHRINK] * (1 - bump), tumour.narrowing * bump)
-        table[STRANDS] = np.maximum(table[STRANDS], bump * np.clip(tumour.outward / 6 + rng.normal(0, 0.25), 0, 1))
+        table[Row.SHRINK] = np.maximum(table[Row.SHRINK] * (1 - bump), tumour.narrowing * bump)
+        table[Row.STRANDS] = np.maximum(
+            table[Row.STRANDS], bump * np.clip(tumour.outward / 6 + rng.normal(0, 0.25), 0, 1)
+        )
     return table
 
 
@@ -185,9 +193,9 @@ def _fill(
     table: np.ndarray, run: slice, content: str, radii: np.ndarray, contrast: float, rng: np.random.Generator
 ) -> None:
     """Write one content into a run of steps, in place."""
-    table[SHRINK, run] = rng.uniform(0, 2.0)
-    table[WALL, run] = rng.uniform(1.0, 2.8)
-    table[FOLDS, run] = rng.uniform(0, 8)
+    table[Row.SHRINK, run] = rng.uniform(0, 2.0)
+    table[Row.WALL, run] = rng.uniform(1.0, 2.8)
+    table[Row.FOLDS, run] = rng.uniform(0, 8)
     level, filling, mottle = {
         "gas": (rng.uniform(-0.1, 0.15), rng.uniform(0, 60), rng.uniform(0, 0.3)),
         "gas over fluid": (rng.uniform(0.25, 0.75), rng.uniform(0, 40), 0.0),
@@ -198,24 +206,24 @@ def _fill(
         "fluid": (rng.uniform(0.85, 1.2), rng.uniform(-5, 30), 0.0),
         "collapsed": (rng.choice((0.5, 1.2)), rng.uniform(-20, 50), 0.0),
     }[content]
-    table[LEVEL, run], table[FILLING, run], table[MOTTLE, run] = level, filling, mottle
+    table[Row.LEVEL, run], table[Row.FILLING, run], table[Row.MOTTLE, run] = level, filling, mottle
     if content == "collapsed":
         left = rng.uniform(4.0, 8.0)
-        table[SHRINK, run] = np.maximum(radii[run] - left, 0)
-        table[WALL, run] = rng.uniform(0.55, 1.0) * left
-        table[FOLDS, run] = 0.0
+        table[Row.SHRINK, run] = np.maximum(radii[run] - left, 0)
+        table[Row.WALL, run] = rng.uniform(0.55, 1.0) * left
+        table[Row.FOLDS, run] = 0.0
 
 
 def other_bowel(rng: np.random.Generator) -> np.ndarray:
-    """Return what each loop of stomach, duodenum and small bowel is like: (`ROWS`, 256), as `large_bowel`."""
-    table = np.zeros((ROWS, 256))
-    table[WALL] = rng.uniform(1.0, 3.5, 256)
-    table[LEVEL] = rng.choice((-0.1, 0.5, 1.2), 256, p=(0.04, 0.16, 0.8)) + rng.uniform(-0.2, 0.2, 256)
-    table[FILLING] = rng.uniform(0, 45, 256)
-    table[MOTTLE] = rng.choice((0.0, 0.25), 256, p=(0.9, 0.1))
-    if rng.random() < 0.35:  # contrast by mouth has got this far
+    """Return random parameters of each loop of stomach, duodenum and small bowel: (rows, 256), see `Row`."""
+    table = np.zeros((len(Row), 256))
+    table[Row.WALL] = rng.uniform(1.0, 3.5, 256)
+    table[Row.LEVEL] = rng.choice((-0.1, 0.5, 1.2), 256, p=(0.04, 0.16, 0.8)) + rng.uniform(-0.2, 0.2, 256)
+    table[Row.FILLING] = rng.uniform(0, 45, 256)
+    table[Row.MOTTLE] = rng.choice((0.0, 0.25), 256, p=(0.9, 0.1))
+    if rng.random() < 0.35:  # oral contrast has got this far
         reached = rng.random(256) < rng.uniform(0.2, 1.0)
-        table[FILLING, reached] = rng.uniform(100, 500)
-    soft = rng.random(256) < rng.uniform(0.0, 0.6)  # loops without a lumen to be seen
-    table[WALL, soft] = 30.0
+        table[Row.FILLING, reached] = rng.uniform(100, 500)
+    soft = rng.random(256) < rng.uniform(0.0, 0.6)  # loops without a visible lumen
+    table[Row.WALL, soft] = 30.0
     return table

@@ -13,50 +13,50 @@ from torch import Tensor
 
 from segmamba.training.colorectal.centreline import STEP_MM
 from segmamba.training.colorectal.parameters import Tumour
-from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.tissue_labels import SPACING
 
-# The points that place a seed: itself, and this far (in voxels of the map) into the bowel and along it.
+# Distance, in voxels of the map, of the two points that give a seed's directions: into the bowel and along it.
 ARM_VOXELS = 6.0
-# Wall thinner than this is no tumour.
+# A thinner wall is not a tumour.
 LEAST_MM = 3.0
 LOBE_MM = 12.0
 CRATER_WIDTH = 0.5  # of the half length
 FAR = -100.0
 
 
-def local_axes(points: Tensor, canvas: Canvas, arm_mm: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def local_axes(points: Tensor, context: SamplingContext, arm_mm: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return coordinates in mm around a seed, and the scale there.
 
     Parameters
     ----------
     points : Tensor (3, 3)
-        Where a sample has the seed, a point into the bowel, and a point along it: z, y, x in voxels.
-    canvas : Canvas
+        Positions of a seed, of a point into the bowel and of a point along it in the sample: z, y, x in voxels.
+    context : SamplingContext
     arm_mm : float
-        How far these points are from the seed in the map.
+        Distance of these points from the seed in the map.
 
     Returns
     -------
     along, around, inward : Tensor (z, y, x)
     scale : Tensor ()
-        A sample's mm for one of the map's.
+        Millimetres of the sample for one of the map.
     """
-    into, on = (points[1:] - points[0]) * canvas.spacing
+    into, on = (points[1:] - points[0]) * context.spacing
     scale = into.norm() / arm_mm
     on = on / on.norm()
     into = into - (into * on).sum() * on
     into = into / into.norm()
     axes = torch.stack([on, torch.linalg.cross(on, into), into])
-    offset = (axes * points[0]).sum(dim=1) * canvas.spacing
-    z, y, x = (torch.arange(n, device=canvas.device) * canvas.spacing for n in canvas.patch)
+    offset = (axes * points[0]).sum(dim=1) * context.spacing
+    z, y, x = (torch.arange(n, device=context.device) * context.spacing for n in context.patch)
     part = axes[:, 0, None, None, None] * z[:, None, None] + axes[:, 1, None, None, None] * y[:, None]
     along, around, inward = part + axes[:, 2, None, None, None] * x - offset[:, None, None, None]
     return along, around, inward, scale
 
 
-def grown(
-    tumour: Tumour, radius: float, step: int, fields: tuple[Tensor, Tensor], points: Tensor, canvas: Canvas
+def grow_tumour(
+    tumour: Tumour, radius: float, step: int, fields: tuple[Tensor, Tensor], points: Tensor, context: SamplingContext
 ) -> tuple[Tensor, Tensor]:
     """Return the field of a tumour and that of its crater, both (z, y, x), in mm and positive inside.
 
@@ -64,19 +64,19 @@ def grown(
     ----------
     tumour : Tumour
     radius, step
-        Of the bowel at the seed, in the map's mm; and the number of the step along the bowel.
+        Of the bowel at the seed: radius in the map's mm, and centreline index.
     fields : tuple of Tensor (z, y, x)
-        Depth below the bowel's (narrowed) surface in the map's mm, and the number of the step.
+        Depth below the bowel's (narrowed) surface in the map's mm, and centreline index.
     points : Tensor (3, 3)
         See `local_axes`.
-    canvas : Canvas
+    context : SamplingContext
     """
-    depth, place = fields
-    along, around, inward, scale = local_axes(points, canvas, ARM_VOXELS * SPACING)
+    depth, centreline_index = fields
+    along, around, inward, scale = local_axes(points, context, ARM_VOXELS * SPACING)
     inward = inward - tumour.narrowing * scale  # from the surface as it is now
     depth, radius_here = depth * scale, (radius - tumour.narrowing) * scale
-    noise = canvas.smooth_noise(1, LOBE_MM)[0]
-    near = (place - step).abs() <= tumour.half_length / STEP_MM + 3
+    noise = context.smooth_noise(1, LOBE_MM)[0]
+    near = (centreline_index - step).abs() <= tumour.half_length / STEP_MM + 3
     if tumour.kind == "polypoid":
         field = torch.minimum(_ellipsoid(tumour, along, around, inward, noise), depth + tumour.outward)
         return torch.where(near, field, FAR), torch.full_like(depth, FAR)

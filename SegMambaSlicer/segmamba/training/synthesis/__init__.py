@@ -1,1 +1,1 @@
-"""Synthetic images from maps of tissue labels: what the training of every task shares."""
+"""Synthetic images from tissue label maps, shared by all tasks."""

@@ -1,4 +1,4 @@
-"""Random fields of a sample's size on the device where the sample is painted."""
+"""The random state of a sample's synthesis, and random fields of its size on its device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from segmamba.training.synthesis.scanner import upload
 
 
 @dataclass(frozen=True, eq=False)
-class Canvas:
-    """What all painting shares.
+class SamplingContext:
+    """Size, device and random generators of samples.
 
-    Nothing here reads a value back from the device, and what goes there is pinned: the processor runs ahead, and
-    paints the next samples while the GPU is still busy with the network.
+    Nothing here reads a value back from the device, and uploads are pinned: the CPU runs ahead and prepares the next
+    samples while the GPU is still busy with the network.
 
     Attributes
     ----------
@@ -28,9 +28,9 @@ class Canvas:
         Their size in mm.
     device : device
     rng : numpy.random.Generator
-        Decides single figures.
+        For single values.
     generator : torch.Generator
-        Decides fields, on the device.
+        For fields, on the device.
     """
 
     patch: tuple[int, int, int]
@@ -44,7 +44,7 @@ class Canvas:
         return torch.randn(self.patch, generator=self.generator, device=self.device)
 
     def smooth_noise(self, channels: int, size_mm: float) -> Tensor:
-        """Return (channels, z, y, x) noise with bumps of about a size, the same in a small sample and a whole scan."""
+        """Return smooth noise (channels, z, y, x) with bumps of about a size, in a small sample as in a whole scan."""
         longest = max(self.patch)
         cells = max(2, round(longest * self.spacing / size_mm))
         shape = [max(2, round(cells * n / longest)) for n in self.patch]
@@ -55,8 +55,8 @@ class Canvas:
         """Return float32 values on the device."""
         return upload(values, self.device)
 
-    def members(self, codes: Iterable[int]) -> Tensor:
-        """Return a table of 256 truth values: whether a code is one of ``codes``."""
+    def members(self, tissues: Iterable[int]) -> Tensor:
+        """Return a table (256,) of bool: whether a tissue label is one of ``tissues``."""
         table = np.zeros(256)
-        table[list(codes)] = 1.0
+        table[list(tissues)] = 1.0
         return self.upload(table) > 0

@@ -1,4 +1,4 @@
-"""Where a sample lies in an anatomy, and how the anatomy is bent: codes, and the way to each vertebra's centre."""
+"""Choose a crop of an anatomy and deform it: tissue labels, and the centre of each vertebra."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.tissue_labels import AIR, OUTSIDE, VERTEBRAE
 from segmamba.training.vertebrae.tissue_maps import Anatomy
 
@@ -16,81 +17,80 @@ from segmamba.training.vertebrae.tissue_maps import Anatomy
 ELASTIC = ((107.0, 7.0), (46.0, 3.0), (20.0, 0.9))
 # Standard deviation (z, y, x) of a crop's centre around the chosen vertebra, as a part of the patch.
 JITTER = (0.14, 0.115, 0.13)
-# Steps of the fixed-point iteration that finds where a bent map puts a centre.
+# Steps of the fixed-point iteration that inverts the deformation at a centre.
 INVERSION_STEPS = 3
 
 
-def choose(anatomies: Sequence[Anatomy], canvas: Canvas) -> tuple[Anatomy, np.ndarray]:
+def choose_crop(anatomies: Sequence[Anatomy], context: SamplingContext) -> tuple[Anatomy, np.ndarray]:
     """Return an anatomy and a crop centre (z, y, x in its voxels).
 
-    All levels are equally likely, then all subjects that have it, then all maps of the subject.
+    All levels are equally likely, then all subjects with it, then all maps of the subject.
     """
-    rng = canvas.rng
+    rng = context.rng
     level = int(rng.choice(sorted({label for anatomy in anatomies for label in anatomy.centres})))
     subjects = sorted({a.subject for a in anatomies if level in a.centres})
     subject = rng.choice(subjects)
     candidates = [a for a in anatomies if a.subject == subject and level in a.centres]
     anatomy = candidates[rng.integers(len(candidates))]
     if rng.random() < 0.08:
-        return anatomy, rng.uniform(0, 1, 3) * anatomy.codes.shape
-    jitter = rng.normal(0, np.array(JITTER) * canvas.patch) * canvas.spacing / anatomy.spacing
+        return anatomy, rng.uniform(0, 1, 3) * anatomy.tissues.shape
+    jitter = rng.normal(0, np.array(JITTER) * context.patch) * context.spacing / anatomy.spacing
     return anatomy, np.array(anatomy.centres[level]) + jitter
 
 
-def deformed(anatomy: Anatomy, centre: np.ndarray, canvas: Canvas) -> tuple[Tensor, Tensor]:
-    """Look the codes of a patch up through a random smooth map (nearest neighbour).
+def random_deformation(anatomy: Anatomy, centre: np.ndarray, context: SamplingContext) -> tuple[Tensor, Tensor]:
+    """Resample the tissue labels of a patch through a random smooth deformation (nearest neighbour).
 
     Parameters
     ----------
     anatomy : Anatomy
     centre : ndarray (3,)
-        Of the patch, z, y, x in the anatomy's voxels.
-    canvas : Canvas
+        Centre of the patch: z, y, x in the anatomy's voxels.
+    context : SamplingContext
 
     Returns
     -------
-    codes : Tensor (z, y, x), uint8
+    tissues : Tensor (z, y, x), uint8
     centres : Tensor (27, 3)
-        Where the map puts each vertebra's centre, in voxels of the patch (perhaps beyond it); only for those in the
-        anatomy.
+        Deformed centre of each vertebra, in voxels of the patch (perhaps beyond it); only for those in the anatomy.
     """
-    rng, scale = canvas.rng, canvas.spacing / anatomy.spacing
-    turned = rotation(rng.normal(0, np.deg2rad((12, 8, 8))))
-    matrix = turned * rng.uniform(0.82, 1.22) @ np.diag(rng.uniform(0.93, 1.07, 3))
+    rng, scale = context.rng, context.spacing / anatomy.spacing
+    rotated = rotation(rng.normal(0, np.deg2rad((12, 8, 8))))
+    matrix = rotated * rng.uniform(0.82, 1.22) @ np.diag(rng.uniform(0.93, 1.07, 3))
     if rng.random() < 0.5:
         matrix = matrix @ np.diag((1, 1, -1))
     matrix = matrix * scale
-    places = np.zeros((VERTEBRAE + 1, 3))
-    for label, place in anatomy.centres.items():
-        places[label] = place
+    centres = np.zeros((VERTEBRAE + 1, 3))
+    for label, point in anatomy.centres.items():
+        centres[label] = point
     inverse = np.linalg.inv(matrix)
-    upload = canvas.upload(np.vstack([matrix, centre, inverse, places - centre]))
+    upload = context.upload(np.vstack([matrix, centre, inverse, centres - centre]))
     affine, offset, inverse_affine, relative = upload[:3], upload[3], upload[4:7], upload[7:]
-    bend = _elastic(anatomy.spacing, canvas)
-    z, y, x = (torch.arange(n, device=canvas.device, dtype=torch.float32) - (n - 1) / 2 for n in canvas.patch)
+    bend = _elastic(anatomy.spacing, context)
+    z, y, x = (torch.arange(n, device=context.device, dtype=torch.float32) - (n - 1) / 2 for n in context.patch)
     columns = affine.T[:, :, None, None, None]
     where = columns[0] * z[:, None, None] + columns[1] * y[:, None] + columns[2] * x + offset[:, None, None, None]
     k, j, i = (where + bend).round().long()
-    depth, height, width = anatomy.codes.shape
-    # Above and below the map nothing is known; to the sides there is air.
+    depth, height, width = anatomy.tissues.shape
+    # Above and below the map is outside the field of view; to the sides is air.
     known = (k >= 0) & (k < depth)
     inside = (j >= 0) & (j < height) & (i >= 0) & (i < width)
-    flat = ((k * height + j) * width + i).clamp(0, anatomy.codes.numel() - 1)
-    codes = anatomy.codes.flatten()[flat].masked_fill(~inside, AIR).masked_fill(~known, OUTSIDE)
-    return codes, _inverted(relative, inverse_affine, bend, canvas)
+    flat = ((k * height + j) * width + i).clamp(0, anatomy.tissues.numel() - 1)
+    tissues = anatomy.tissues.flatten()[flat].masked_fill(~inside, AIR).masked_fill(~known, OUTSIDE)
+    return tissues, _inverted(relative, inverse_affine, bend, context)
 
 
-def _elastic(spacing: float, canvas: Canvas) -> Tensor:
+def _elastic(spacing: float, context: SamplingContext) -> Tensor:
     """Return a displacement (3, z, y, x) in voxels of ``spacing``."""
-    bend = torch.zeros((3, *canvas.patch), device=canvas.device)
+    bend = torch.zeros((3, *context.patch), device=context.device)
     for size_mm, amplitude_mm in ELASTIC:
-        bend += amplitude_mm / spacing * canvas.rng.uniform(0, 1.2) * canvas.smooth_noise(3, size_mm)
+        bend += amplitude_mm / spacing * context.rng.uniform(0, 1.2) * context.smooth_noise(3, size_mm)
     return bend
 
 
-def _inverted(relative: Tensor, inverse: Tensor, bend: Tensor, canvas: Canvas) -> Tensor:
-    """Return the voxels (n, 3) that a map takes to points (n, 3), given relative to the crop's centre."""
-    largest = canvas.upload(np.array(canvas.patch) - 1.0)
+def _inverted(relative: Tensor, inverse: Tensor, bend: Tensor, context: SamplingContext) -> Tensor:
+    """Return the voxels (n, 3) that a deformation maps to points (n, 3), given relative to the crop's centre."""
+    largest = context.upload(np.array(context.patch) - 1.0)
     middle = largest / 2
     found = relative @ inverse.T + middle
     for _ in range(INVERSION_STEPS):
@@ -99,40 +99,36 @@ def _inverted(relative: Tensor, inverse: Tensor, bend: Tensor, canvas: Canvas) -
     return found
 
 
-def cut_field_of_view(codes: Tensor, canvas: Canvas, narrowed: float = 0.28) -> Tensor:
-    """Cut the field of view as scanners and readers do: at a slice, to a cylinder, or to a tight box.
+def cut_field_of_view(tissues: Tensor, context: SamplingContext, narrowed: float = 0.28) -> Tensor:
+    """Reduce the field of view as scanners and readers do: at a slice, to a cylinder, or to a tight box.
 
-    ``narrowed`` is the part of the samples that are cut within the slice: scans of the spine often are, of the abdomen
-    seldom.
+    ``narrowed`` is the part of the samples that are reduced within the slice: common for the spine, rare for the
+    abdomen.
     """
-    rng, (depth, height, width) = canvas.rng, canvas.patch
-    codes = codes.clone()
+    rng, (depth, height, width) = context.rng, context.patch
+    tissues = tissues.clone()
     for _ in range(2):
         if rng.random() < 0.18:
             cut = int(rng.uniform(0.05, 0.45) * depth)
-            codes[slice(depth - cut, depth) if rng.random() < 0.5 else slice(0, cut)] = OUTSIDE
+            tissues[slice(depth - cut, depth) if rng.random() < 0.5 else slice(0, cut)] = OUTSIDE
     chance = rng.random()
     if chance < 0.64 * narrowed:
-        y = torch.arange(height, device=canvas.device)[:, None] - (height / 2 + rng.normal(0, height / 12))
-        x = torch.arange(width, device=canvas.device) - (width / 2 + rng.normal(0, width / 12))
-        radius = rng.uniform(65, 170) / canvas.spacing
-        codes.masked_fill_(y**2 + x**2 > radius**2, OUTSIDE)
+        y = torch.arange(height, device=context.device)[:, None] - (height / 2 + rng.normal(0, height / 12))
+        x = torch.arange(width, device=context.device) - (width / 2 + rng.normal(0, width / 12))
+        radius = rng.uniform(65, 170) / context.spacing
+        tissues.masked_fill_(y**2 + x**2 > radius**2, OUTSIDE)
     elif chance < narrowed:
         for axis, size in ((1, height), (2, width)):
             low = int(rng.uniform(0, 0.3) * size)
             high = int(rng.uniform(0.7, 1.0) * size)
-            codes.narrow(axis, 0, low).fill_(OUTSIDE)
-            codes.narrow(axis, high, size - high).fill_(OUTSIDE)
-    return codes
+            tissues.narrow(axis, 0, low).fill_(OUTSIDE)
+            tissues.narrow(axis, high, size - high).fill_(OUTSIDE)
+    return tissues
 
 
 def rotation(angles: np.ndarray) -> np.ndarray:
-    """Return the rotation by angles (radians) about z, y and x, for coordinates in (z, y, x) order."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        one, two = (i for i in range(3) if i != axis)
-        turn = np.eye(3)
-        turn[one, one] = turn[two, two] = np.cos(angle)
-        turn[one, two], turn[two, one] = -np.sin(angle), np.sin(angle)
-        matrix = matrix @ turn
+    """Return the rotation matrix (3, 3) of angles in radians about z, y and x, for coordinates in (z, y, x) order."""
+    about_z, about_y, about_x = angles
+    # Each of the three has -sin above its diagonal; scipy's second one has +sin.
+    matrix: np.ndarray = Rotation.from_euler("XYZ", (about_z, -about_y, about_x)).as_matrix()
     return matrix

@@ -1,4 +1,4 @@
-"""Arrays that training reads: label maps, and its own ``.npz`` files (maps of tissues and evaluation cases)."""
+"""Arrays that training reads: label maps, and its own ``.npz`` files (tissue label maps and evaluation cases)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scanner does to an image, on any device."""
+"""Effects of a scanner on an image, on any device."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def thick_slices(image: Tensor, axis: int, factor: int) -> Tensor:
     return back.narrow(axis, 0, image.shape[axis])
 
 
-def surface(codes: Tensor) -> Tensor:
-    """Return the voxels (z, y, x) that have another code among their 26 neighbours."""
-    values = codes.to(torch.float32)[None, None]
+def surface(tissues: Tensor) -> Tensor:
+    """Return the voxels (z, y, x) that have another label among their 26 neighbours."""
+    values = tissues.to(torch.float32)[None, None]
     highest = functional.max_pool3d(values, 3, 1, 1)[0, 0]
     lowest = -functional.max_pool3d(-values, 3, 1, 1)[0, 0]
     return highest != lowest

@@ -1,12 +1,12 @@
-"""The codes of a map of tissues, shared by those who make such maps and those who paint them.
+"""The tissue labels of tissue label maps.
 
-Codes 1 to 26 are vertebrae (VerSe numbering: C1-C7 = 1-7, T1-T12 = 8-19, L1-L6 = 20-25, sacrum = 26).
+Labels 1 to 26 are vertebrae (VerSe numbering: C1-C7 = 1-7, T1-T12 = 8-19, L1-L6 = 20-25, sacrum = 26).
 TotalSegmentator's (v2) other structures keep their class id plus ``ORGAN_OFFSET``.
 """
 
 from __future__ import annotations
 
-SPACING = 1.5  # mm, isotropic: the grid of all maps of tissues, that of the TotalSegmentator data set
+SPACING = 1.5  # mm, isotropic: the grid of all tissue label maps, that of the TotalSegmentator data set
 VERTEBRAE = 26
 ORGAN_OFFSET = 26
 AIR, FAT, MUSCLE, SOFT, DISC, OUTSIDE = 0, 150, 151, 152, 153, 255  # OUTSIDE: not in the field of view
@@ -17,7 +17,7 @@ VERTEBRA_CLASSES = range(25, 51)
 
 
 def organ(class_id: int) -> int:
-    """Return the code of a TotalSegmentator v2 class."""
+    """Return the label of a TotalSegmentator v2 class."""
     return class_id + ORGAN_OFFSET
 
 
@@ -34,6 +34,6 @@ BOWEL = tuple(organ(i) for i in (6, 18, 19, 20))  # stomach, small bowel, duoden
 BONES = (*range(1, VERTEBRAE + 1), *LIMB_BONES, *RIBS_AND_STERNUM, SKULL)
 
 
-def rib_level(code: int) -> int:
+def rib_level(label: int) -> int:
     """Return the level of the thoracic vertebra that bears a rib: 8 for both first ones, to 19."""
-    return FIRST_THORACIC + (code - LEFT_RIBS.start) % len(LEFT_RIBS)
+    return FIRST_THORACIC + (label - LEFT_RIBS.start) % len(LEFT_RIBS)

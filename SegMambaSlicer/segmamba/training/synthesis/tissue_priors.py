@@ -1,4 +1,4 @@
-"""Intensities of tissues on CT and MR."""
+"""Random intensities of tissues on CT and MR."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OUTSIDE_HU = -1024.0
 
 
 def ct_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and texture (standard deviation) in HU for the 256 codes, drawn around adult values.
+    """Return mean and texture (standard deviation) in HU for the 256 tissue labels, drawn around adult values.
 
-    The figures are ours, from textbooks' ranges, made wider; a quarter of the samples has bone of any density.
+    The values are ours, from textbooks' ranges, made wider; a quarter of the samples has bone of any density.
     """
     mean = rng.normal(45, 12, 256)
     texture = np.full(256, 10.0)
@@ -61,9 +61,9 @@ def ct_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mr_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and texture (standard deviation) for the 256 codes: T1-like, T2-like or any contrast at all.
+    """Return mean and texture (standard deviation) for the 256 tissue labels: T1-like, T2-like or any contrast at all.
 
-    Without unit, fat on T1 being about 1; our own figures.
+    Without unit, fat on T1 being about 1; our own values.
     """
     mean = rng.uniform(0, 1, 256)
     texture = np.full(256, rng.uniform(0.02, 0.08))

@@ -1,4 +1,4 @@
-"""Rough surroundings for a bare spine: skin, fat, muscle, lungs, ribs, vessels, organs, neck and skull.
+"""Generate rough surroundings for a bare spine: skin, fat, muscle, lungs, ribs, vessels, organs, neck and skull.
 
 All positions are relative to the column's own centre line and all sizes are drawn at random around adult proportions
 (our own, by eye). They need not be right, only various: the network must not learn that a vertebra floats in nothing.
@@ -38,12 +38,12 @@ from segmamba.training.synthesis.tissue_labels import (
 
 
 class _Body:
-    """The canvas, and for each of its slices where the column and the body's outline are.
+    """The generated tissues, and for each slice the positions of the column and of the body's outline.
 
     Attributes
     ----------
-    codes, spine : ndarray of uint8 (z, y, x)
-        What has been drawn so far, and the vertebrae, which are put over it at the end.
+    tissues, spine : ndarray of uint8 (z, y, x)
+        Tissue labels so far, and the vertebrae, which are put over them at the end.
     head : int
         Slices above C1; 0 where C1 is not in the labels.
     x, y, level : ndarray (z,)
@@ -72,7 +72,7 @@ class _Body:
         self.y = centre[:, 1] - y0
         self.level = centre[:, 2]
         self.head = head
-        self.codes = np.zeros_like(self.spine)
+        self.tissues = np.zeros_like(self.spine)
         level, scale = self.level, rng.uniform(0.85, 1.15)
         self.rx = np.interp(level, [1, 6, 8, 10, 19, 24], [65, 68, 140, 170, 160, 168]) * scale / SPACING
         self.ry = np.interp(level, [1, 6, 8, 10, 19, 24], [72, 70, 90, 110, 112, 115]) * scale / SPACING
@@ -91,12 +91,12 @@ class _Body:
 
     def plane(self, z: int) -> tuple[np.ndarray, np.ndarray]:
         """Return x and y of a slice's voxels relative to the column, in mm (left and posterior positive)."""
-        y, x = np.ogrid[: self.codes.shape[1], : self.codes.shape[2]]
+        y, x = np.ogrid[: self.tissues.shape[1], : self.tissues.shape[2]]
         return (x - self.x[z]) * SPACING, (y - self.y[z]) * SPACING
 
     def ellipse(self, z: int, inset: float) -> np.ndarray:
         """Return the slice's body outline, ``inset`` voxels inside the skin."""
-        y, x = np.ogrid[: self.codes.shape[1], : self.codes.shape[2]]
+        y, x = np.ogrid[: self.tissues.shape[1], : self.tissues.shape[2]]
         rx, ry = max(self.rx[z] - inset, 1.0), max(self.ry[z] - inset, 1.0)
         return np.abs((x - self.x[z]) / rx) ** 2.4 + np.abs((y - self.cy[z]) / ry) ** 2.4 <= 1
 
@@ -104,29 +104,29 @@ class _Body:
         """Return the slice nearest to a level."""
         return int(np.abs(self.level[: len(self.level) - self.head] - level).argmin())
 
-    def tube(self, points: np.ndarray, radius_mm: float, code: int) -> None:
+    def tube(self, points: np.ndarray, radius_mm: float, label: int) -> None:
         """Draw a chain of balls at (n, 3) points in voxels (z, y, x)."""
         r = int(np.ceil(radius_mm / SPACING))
         ball = np.argwhere(np.linalg.norm(np.mgrid[-r : r + 1, -r : r + 1, -r : r + 1], axis=0) <= radius_mm / SPACING)
         voxels = (np.round(points).astype(int)[:, None] + (ball - r)[None]).reshape(-1, 3)
-        inside = ((voxels >= 0) & (voxels < self.codes.shape)).all(axis=1)
-        self.codes[tuple(voxels[inside].T)] = code
+        inside = ((voxels >= 0) & (voxels < self.tissues.shape)).all(axis=1)
+        self.tissues[tuple(voxels[inside].T)] = label
 
-    def ellipsoid(self, centre: tuple[float, float, float], radii_mm: tuple[float, float, float], code: int) -> None:
+    def ellipsoid(self, centre: tuple[float, float, float], radii_mm: tuple[float, float, float], label: int) -> None:
         """Draw an ellipsoid; centre (z, y, x) in voxels; only over soft tissue."""
         lo = [max(0, int(c - r / SPACING)) for c, r in zip(centre, radii_mm, strict=True)]
         hi = [int(c + r / SPACING) + 1 for c, r in zip(centre, radii_mm, strict=True)]
         box = tuple(slice(a, max(a, b)) for a, b in zip(lo, hi, strict=True))
-        grid = np.ogrid[tuple(slice(s.start, min(s.stop, n)) for s, n in zip(box, self.codes.shape, strict=True))]
+        grid = np.ogrid[tuple(slice(s.start, min(s.stop, n)) for s, n in zip(box, self.tissues.shape, strict=True))]
         distance = sum(((g - c) * SPACING / r) ** 2 for g, c, r in zip(grid, centre, radii_mm, strict=True))
-        view = self.codes[box]
-        view[(distance <= 1) & (view == SOFT)] = code
+        view = self.tissues[box]
+        view[(distance <= 1) & (view == SOFT)] = label
 
 
 def procedural_body(vertebrae: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return tissue codes (z, y, x), uint8, around a bare spine, without its discs and canal.
+    """Return tissue labels (z, y, x), uint8, around a bare spine, without its discs and canal.
 
-    The canvas has its own size: from the lowest slice with a vertebra to the highest, or to the head above C1.
+    The result has its own size: from the lowest slice with a vertebra to the highest, or to the head above C1.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def procedural_body(vertebrae: np.ndarray, rng: np.random.Generator) -> np.ndarr
         Decides all proportions.
     """
     body = _Body(vertebrae, rng)
-    for z in range(len(body.codes)):
+    for z in range(len(body.tissues)):
         _soft_tissue(body, z)
     _trunk(body)
     _neck(body)
@@ -144,17 +144,17 @@ def procedural_body(vertebrae: np.ndarray, rng: np.random.Generator) -> np.ndarr
     _scapulae(body)
     if body.head:
         _skull(body)
-    codes = body.codes
-    codes[body.spine > 0] = body.spine[body.spine > 0]
-    return codes
+    tissues = body.tissues
+    tissues[body.spine > 0] = body.spine[body.spine > 0]
+    return tissues
 
 
 def _soft_tissue(body: _Body, z: int) -> None:
-    plane, level = body.codes[z], body.level[z]
+    plane, level = body.tissues[z], body.level[z]
     x, y = body.plane(z)
     plane[body.ellipse(z, 0)] = FAT
     plane[body.ellipse(z, body.fat[z])] = SOFT
-    if z >= len(body.codes) - body.head:
+    if z >= len(body.tissues) - body.head:
         return
     width = np.interp(level, [1, 8, 20], [18, 22, 28])
     plane[((np.abs(x) - width) / width) ** 2 + ((y - 20) / 19) ** 2 <= 1] = MUSCLE
@@ -170,17 +170,17 @@ def _soft_tissue(body: _Body, z: int) -> None:
 
 def _trunk(body: _Body) -> None:
     rng, level = body.rng, body.level[: len(body.level) - body.head]
-    for code, highest_level, left, radius in ((AORTA, 11.5, 14, 11), (CAVA, 19, -20, 11)):
+    for label, highest_level, left, radius in ((AORTA, 11.5, 14, 11), (CAVA, 19, -20, 11)):
         z = np.flatnonzero(level > highest_level)
         if len(z):
             points = np.stack([z, body.y[z] - 40 / SPACING, body.x[z] + left / SPACING], axis=1)
-            body.tube(points, radius * rng.uniform(0.8, 1.2), code)
+            body.tube(points, radius * rng.uniform(0.8, 1.2), label)
     if level.min() < 15 < level.max():
         at = body.height_of(15)
-        lung = body.codes == LUNG
-        body.codes[lung] = SOFT
+        lung = body.tissues == LUNG
+        body.tissues[lung] = SOFT
         body.ellipsoid((at, body.y[at] - 95 / SPACING, body.x[at] + 20 / SPACING), (60, 50, 62), HEART)
-        body.codes[lung & (body.codes == SOFT)] = LUNG
+        body.tissues[lung & (body.tissues == SOFT)] = LUNG
     # Code, level, and in mm: left and posterior of the column, size.
     organs = ((LIVER, 19, -75, -80, 75), (SPLEEN, 19, 95, -30, 42), (STOMACH, 20, 60, -100, 50))
     kidneys = ((KIDNEY, 20.5, -62, -12, 42), (KIDNEY, 20.2, 62, -12, 42))
@@ -188,12 +188,12 @@ def _trunk(body: _Body) -> None:
         (int(rng.choice([SMALL_BOWEL, COLON])), rng.uniform(20, 25), rng.uniform(-120, 120), rng.uniform(-150, -60), 28)
         for _ in range(14)
     )
-    for code, at_level, x, y, size in organs + kidneys + bowel:
+    for label, at_level, x, y, size in organs + kidneys + bowel:
         if level.min() - 1 < at_level < level.max() + 1:
             at = body.height_of(at_level)
             centre = (at + rng.normal(0, 8), body.y[at] + y / SPACING, body.x[at] + x / SPACING)
             radii = tuple(size * rng.uniform(0.7, 1.2, 3) * (1.0, 0.75, 0.7))
-            body.ellipsoid(centre, radii, code)
+            body.ellipsoid(centre, radii, label)
 
 
 def _neck(body: _Body) -> None:
@@ -241,7 +241,7 @@ def _scapulae(body: _Body) -> None:
     for z in map(int, np.flatnonzero((body.level > 8.5) & (body.level < 14))):
         x, y = body.plane(z)
         shell = body.ellipse(z, body.fat[z] + 2) & ~body.ellipse(z, body.fat[z] + 5)
-        body.codes[z][shell & (np.abs(x) > 62) & (np.abs(x) < 62 + (14 - body.level[z]) * 14) & (y > -25)] = SCAPULA
+        body.tissues[z][shell & (np.abs(x) > 62) & (np.abs(x) < 62 + (14 - body.level[z]) * 14) & (y > -25)] = SCAPULA
 
 
 def _skull(body: _Body) -> None:
@@ -251,13 +251,13 @@ def _skull(body: _Body) -> None:
     top, cy, cx = z.max(), y.mean() - 22 / SPACING, x.mean()
     radii = np.array((72, 88, 70)) * rng.uniform(0.9, 1.1)
     centre = np.array((top + (radii[0] - rng.uniform(2, 8)) / SPACING, cy, cx))
-    grid = np.ogrid[tuple(slice(0, n) for n in body.codes.shape)]
+    grid = np.ogrid[tuple(slice(0, n) for n in body.tissues.shape)]
     distance = np.sqrt(sum(((g - c) * SPACING / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)))
-    body.codes[(distance <= 1.08) & (body.codes == 0)] = FAT
-    body.codes[distance <= 1] = SKULL
-    body.codes[distance <= 1 - 6 / radii.mean()] = BRAIN
+    body.tissues[(distance <= 1.08) & (body.tissues == 0)] = FAT
+    body.tissues[distance <= 1] = SKULL
+    body.tissues[distance <= 1 - 6 / radii.mean()] = BRAIN
     foramen = ((grid[1] - y.mean()) ** 2 + (grid[2] - cx) ** 2) * SPACING**2 < 14**2
-    body.codes[foramen & (grid[0] >= top) & (grid[0] < centre[0]) & (body.codes == SKULL)] = CORD
+    body.tissues[foramen & (grid[0] >= top) & (grid[0] < centre[0]) & (body.tissues == SKULL)] = CORD
     _skull_base(body, np.stack([z, y, x], axis=1))
     t = np.linspace(-1, 1, 240)
     jaw = np.stack([top - (10 + 40 * (1 - np.abs(t) ** 3)) / SPACING, cy - (62 * (1 - t**2) - 5) / SPACING,
@@ -287,9 +287,9 @@ def _skull_base(body: _Body, atlas: np.ndarray) -> None:
     )
     clivus = np.linspace(basion, basion + np.array((rng.uniform(25, 40), -rng.uniform(12, 25), 0)) / SPACING, 40)
     body.tube(clivus, rng.uniform(5, 9), SKULL)
-    near = np.zeros(body.codes.shape, bool)
+    near = np.zeros(body.tissues.shape, bool)
     near[tuple(atlas.T)] = True
     low, high = np.maximum(atlas.min(axis=0) - 3, 0), atlas.max(axis=0) + 4
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    joint = ndimage.binary_dilation(near[box], iterations=1) & (body.codes[box] == SKULL)
-    body.codes[box][joint] = SOFT
+    joint = ndimage.binary_dilation(near[box], iterations=1) & (body.tissues[box] == SKULL)
+    body.tissues[box][joint] = SOFT

@@ -1,11 +1,11 @@
-"""Label maps to maps of tissue codes: what the synthesis paints, one code a voxel.
+"""Label maps to tissue label maps, the input of the synthesis.
 
-``python -m segmamba.training.vertebrae.label_maps LABELS_FOLDER OUT_FOLDER`` does it for a folder.
+``python -m segmamba.training.vertebrae.label_maps LABELS_FOLDER OUT_FOLDER`` converts a folder.
 
-The codes are those of `segmamba.training.synthesis.tissue_labels`. What no label covers (fat, muscle, discs, spinal
-canal and, for maps that hold nothing but a spine, ribs, lungs, skull, vessels and organs) is filled in by procedure:
-rough anatomy, so that a network meets realistic surroundings. No vertebra is ever invented: where the labels end, the
-field of view ends. Our own construction.
+The tissue labels are those of `segmamba.training.synthesis.tissue_labels`. Unlabelled tissues (fat, muscle, discs,
+spinal canal and, for maps of a spine alone, ribs, lungs, skull, vessels and organs) are generated procedurally: rough
+anatomy, so that a network sees realistic surroundings. Vertebrae are never generated: where the labels end, the field
+of view ends. Our own construction.
 """
 
 from __future__ import annotations
@@ -53,50 +53,50 @@ BODY_DEPTH_MM, JOINT_MM, LONGEST_NECK_MM, RIB_RADIUS_MM = 6.0, 1.5, 15.0, 5.0
 BODY_CLOSING_MM = 45.0
 
 
-def tissue_codes(vertebrae_path: Path, organs_path: Path | None, rng: np.random.Generator) -> np.ndarray:
-    """Return the tissue codes (z, y, x), uint8, of one subject on a grid of ``SPACING`` (LPS axes).
+def tissue_label_map(vertebrae_path: Path, organs_path: Path | None, rng: np.random.Generator) -> np.ndarray:
+    """Return the tissue labels (z, y, x), uint8, of one subject on a grid of ``SPACING`` (LPS axes).
 
     Parameters
     ----------
     vertebrae_path : Path
         Label map in VerSe numbering.
     organs_path : Path or None
-        TotalSegmentator v2 classes on the same grid; None for a spine alone, whose surroundings are then invented.
+        TotalSegmentator v2 classes on the same grid; None for a spine alone, whose surroundings are then generated.
     rng : numpy.random.Generator
-        Decides the proportions of what is invented.
+        Decides the proportions of generated tissues.
 
     Raises
     ------
     InputError
-        A file is no such label map, or the two lie on different grids.
+        A file is not such a label map, or the two lie on different grids.
     """
     vertebrae = _read(vertebrae_path, VERTEBRAE)
     if not vertebrae.any():
         raise InputError(f"{vertebrae_path} holds no vertebra of {SPACING} mm or more: leave it out.")
     if organs_path is None:
-        codes = procedural_body(vertebrae, rng)
-        free = np.isin(codes, (SOFT, FAT, MUSCLE))
-        fill_soft_spine(codes, free)
-        add_rib_heads(codes, free)
-        return codes
+        tissues = procedural_body(vertebrae, rng)
+        free = np.isin(tissues, (SOFT, FAT, MUSCLE))
+        fill_soft_spine(tissues, free)
+        add_rib_heads(tissues, free)
+        return tissues
     organs = _read(organs_path, LAST_ORGAN)
     if organs.shape != vertebrae.shape:
         raise InputError(f"{organs_path} lies on another grid than {vertebrae_path}: resample one of them.")
     kept = (organs > 0) & ~np.isin(organs, VERTEBRA_CLASSES)
-    codes = np.where(kept, organs + ORGAN_OFFSET, 0).astype(np.uint8)
-    codes[vertebrae > 0] = vertebrae[vertebrae > 0]
-    unlabelled = codes == 0
-    _fill_body(codes, rng)
-    fill_soft_spine(codes, unlabelled)
-    add_rib_heads(codes, unlabelled)
+    tissues = np.where(kept, organs + ORGAN_OFFSET, 0).astype(np.uint8)
+    tissues[vertebrae > 0] = vertebrae[vertebrae > 0]
+    unlabelled = tissues == 0
+    _fill_body(tissues, rng)
+    fill_soft_spine(tissues, unlabelled)
+    add_rib_heads(tissues, unlabelled)
     if 1 not in vertebrae:
         top = int(np.flatnonzero((vertebrae > 0).any(axis=(1, 2))).max())
-        codes[top + 1 :] = OUTSIDE  # vertebrae above are in the scan but not in the labels
-    return codes
+        tissues[top + 1 :] = OUTSIDE  # vertebrae above are in the scan but not in the labels
+    return tissues
 
 
 def prepare(folder: Path, output: Path, variants: int = 3, seed: int = 0) -> list[str]:
-    """Write one compressed ``.npz`` of tissue codes a subject (several for a bare spine) and return their names.
+    """Write one compressed ``.npz`` of tissue labels per subject (several for a bare spine) and return their names.
 
     Parameters
     ----------
@@ -105,9 +105,9 @@ def prepare(folder: Path, output: Path, variants: int = 3, seed: int = 0) -> lis
     output : Path
         Folder for the ``NAME_K.npz`` files, made where missing.
     variants : int
-        How many different surroundings a bare spine gets.
+        Number of different surroundings of a bare spine.
     seed : int
-        Of what is invented.
+        Of generated tissues.
 
     Raises
     ------
@@ -129,35 +129,35 @@ def prepare(folder: Path, output: Path, variants: int = 3, seed: int = 0) -> lis
         organs = folder / f"{name}{ORGANS_SUFFIX}"
         organs_path = organs if organs.is_file() else None
         for variant in range(variants if organs_path is None else 1):
-            codes = tissue_codes(path, organs_path, np.random.default_rng([seed, variant, len(names)]))
+            tissues = tissue_label_map(path, organs_path, np.random.default_rng([seed, variant, len(names)]))
             with atomic_write(output / f"{name}_{variant}.npz", (".npz",)) as file:
-                np.savez_compressed(file, codes=codes)
+                np.savez_compressed(file, tissues=tissues)
             names.append(f"{name}_{variant}")
     return names
 
 
-def fill_soft_spine(codes: np.ndarray, free: np.ndarray) -> None:
+def fill_soft_spine(tissues: np.ndarray, free: np.ndarray) -> None:
     """Fill discs, ligaments and the spinal canal in place, (z, y, x), in voxels that are ``free``."""
-    vertebrae = (codes > 0) & (codes <= VERTEBRAE)
+    vertebrae = (tissues > 0) & (tissues <= VERTEBRAE)
     box = ndimage.find_objects(vertebrae.astype(np.uint8))[0]
     closed = closing(vertebrae[box], SOFT_SPINE_MM, SPACING)
     canal = np.stack([ndimage.binary_fill_holes(plane) for plane in closed]) & ~closed
-    view = codes[box]
+    view = tissues[box]
     view[free[box] & closed] = DISC
     view[free[box] & canal] = CORD
 
 
-def add_rib_heads(codes: np.ndarray, free: np.ndarray) -> None:
+def add_rib_heads(tissues: np.ndarray, free: np.ndarray) -> None:
     """Lengthen each rib in place, (z, y, x), to the body of the vertebra that bears it, in voxels that are ``free``.
 
     TotalSegmentator's rib labels end up to a centimetre beside the column: without heads and necks, a network takes
     those of real ribs for vertebra. A narrow gap, the joint, is left.
     """
-    thorax = (codes >= FIRST_THORACIC) & (codes <= LAST_THORACIC)
+    thorax = (tissues >= FIRST_THORACIC) & (tissues <= LAST_THORACIC)
     if not thorax.any():
         return
     box = _grown_box(thorax, LONGEST_NECK_MM + RIB_RADIUS_MM)
-    view, thorax = codes[box], thorax[box]
+    view, thorax = tissues[box], thorax[box]
     depth = ndimage.distance_transform_edt(thorax, sampling=SPACING)
     open_space = free[box] & ~within((view > 0) & (view <= VERTEBRAE), JOINT_MM, SPACING) & (view != CORD)
     for rib in RIBS:
@@ -211,22 +211,22 @@ def _read(path: Path, highest: int) -> np.ndarray:
     return sitk.GetArrayFromImage(resampled)
 
 
-def _fill_body(codes: np.ndarray, rng: np.random.Generator) -> None:
+def _fill_body(tissues: np.ndarray, rng: np.random.Generator) -> None:
     """Fill skin, fat and unlabelled soft tissue around labelled organs in place."""
     step = 3  # a 4.5 mm grid is fine enough for an outline, and 27 times faster
-    coarse = ndimage.maximum_filter(codes, step)[::step, ::step, ::step] > 0
+    coarse = ndimage.maximum_filter(tissues, step)[::step, ::step, ::step] > 0
     hull = closing(coarse, BODY_CLOSING_MM, SPACING * step)
     skin = within(hull, rng.uniform(8.0, 30.0), SPACING * step)
-    zoom = [n / m for n, m in zip(codes.shape, hull.shape, strict=True)]
-    empty = codes == 0
-    codes[empty & (ndimage.zoom(skin.astype(np.float32), zoom, order=1) > 0.5)] = FAT
-    codes[empty & (ndimage.zoom(hull.astype(np.float32), zoom, order=1) > 0.5)] = SOFT
+    zoom = [n / m for n, m in zip(tissues.shape, hull.shape, strict=True)]
+    empty = tissues == 0
+    tissues[empty & (ndimage.zoom(skin.astype(np.float32), zoom, order=1) > 0.5)] = FAT
+    tissues[empty & (ndimage.zoom(hull.astype(np.float32), zoom, order=1) > 0.5)] = SOFT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m segmamba.training.vertebrae.label_maps", description="Make maps of tissues from label maps."
+        prog="python -m segmamba.training.vertebrae.label_maps", description="Make tissue label maps from label maps."
     )
     help_text = f"holds NAME{VERTEBRAE_SUFFIX} (VerSe numbering) and perhaps NAME{ORGANS_SUFFIX} (TotalSegmentator v2)"
     parser.add_argument("labels", metavar="LABELS_FOLDER", type=Path, help=help_text)
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{len(names)} maps of tissues are in {options.output}.")
+    print(f"{len(names)} tissue label maps are in {options.output}.")
     return 0
 
 

@@ -28,8 +28,8 @@ from segmamba.io.volume import Volume, to_image
 from segmamba.models.manifest import Channel, Model, load_manifest
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET
 from segmamba.training.synthesis.npz import read_arrays
+from segmamba.training.synthesis.synthesizer import normalize
 from segmamba.training.synthesis.tissue_labels import VERTEBRAE
-from segmamba.training.vertebrae.samples import normalised
 from segmamba.utils.arrays import as_labels
 from segmamba.utils.atomic import atomic_write, check_output
 
@@ -45,7 +45,7 @@ def evaluate(
     patch: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> dict[str, dict[str, float]]:
-    """Return figures for each case, without any post-processing.
+    """Return metrics of each case, without any post-processing.
 
     "dice_all": Dice of all vertebrae and the sacrum against the background. "level_accuracy", where the network
     answers levels: the part of the reference's voxels whose most probable level is right.
@@ -74,7 +74,7 @@ def evaluate(
         intensities, reference = read_arrays(
             file, ["image", "labels"], "'python -m segmamba.training.vertebrae.validation'"
         )
-        image = normalised(torch.from_numpy(intensities.astype(np.float32))[None], channels)
+        image = normalize(torch.from_numpy(intensities.astype(np.float32))[None], channels)
         answer = predict(network, image, Windows(patch), RunContext(device, dtype), identity).values.cpu()
         results[file.stem] = {"dice_all": dice_foreground(answer[MASK].argmax(dim=0).numpy(), reference)}
         if len(answer) > OFFSET.stop:

@@ -8,7 +8,7 @@ from helpers import small_bowel
 from scipy import ndimage
 
 from segmamba.training.colorectal.centreline import lengths_along
-from segmamba.training.colorectal.course import KEPT_MM, RADII_MM, _tube, reinvented
+from segmamba.training.colorectal.course import KEPT_MM, RADII_MM, _tube, random_course
 from segmamba.training.colorectal.label_maps import bowel_arrays
 from segmamba.training.colorectal.labels import LARGE
 from segmamba.training.synthesis.tissue_labels import AIR, COLON, LIVER, SMALL_BOWEL, SOFT, SPACING, VERTEBRAE
@@ -16,12 +16,12 @@ from segmamba.training.synthesis.tissue_labels import AIR, COLON, LIVER, SMALL_B
 
 @pytest.fixture(scope="module")
 def cavity() -> np.ndarray:
-    return ndimage.binary_erosion(small_bowel.codes() != AIR, iterations=4)
+    return ndimage.binary_erosion(small_bowel.tissues() != AIR, iterations=4)
 
 
 @pytest.fixture(scope="module")
-def invented(cavity: np.ndarray) -> list[np.ndarray]:
-    return [reinvented(small_bowel.codes(), cavity, np.random.default_rng(seed)) for seed in range(4)]
+def courses(cavity: np.ndarray) -> list[np.ndarray]:
+    return [random_course(small_bowel.tissues(), cavity, np.random.default_rng(seed)) for seed in range(4)]
 
 
 def lengths_of(bowel: np.ndarray) -> np.ndarray:
@@ -29,32 +29,32 @@ def lengths_of(bowel: np.ndarray) -> np.ndarray:
 
 
 def test_the_course_is_another_one_for_each_seed_and_the_same_for_one(
-    invented: list[np.ndarray], cavity: np.ndarray
+    courses: list[np.ndarray], cavity: np.ndarray
 ) -> None:
-    masks = [small_bowel.codes() == COLON, *(codes == COLON for codes in invented)]
+    masks = [small_bowel.tissues() == COLON, *(tissues == COLON for tissues in courses)]
     for number, one in enumerate(masks):
         for other in masks[:number]:
             assert 2 * (one & other).sum() / (one.sum() + other.sum()) < 0.9
-    again = reinvented(small_bowel.codes(), cavity, np.random.default_rng(0))
-    np.testing.assert_array_equal(again, invented[0])
+    again = random_course(small_bowel.tissues(), cavity, np.random.default_rng(0))
+    np.testing.assert_array_equal(again, courses[0])
 
 
-def test_it_takes_the_place_of_soft_tissue_and_small_bowel_only(invented: list[np.ndarray], cavity: np.ndarray) -> None:
-    before = small_bowel.codes()
-    for codes in invented:
+def test_it_takes_the_place_of_soft_tissue_and_small_bowel_only(courses: list[np.ndarray], cavity: np.ndarray) -> None:
+    before = small_bowel.tissues()
+    for tissues in courses:
         for organ in (LIVER, VERTEBRAE, AIR):
-            np.testing.assert_array_equal(codes == organ, before == organ)
-        new = (codes == COLON) & (before != COLON)
+            np.testing.assert_array_equal(tissues == organ, before == organ)
+        new = (tissues == COLON) & (before != COLON)
         assert set(np.unique(before[new])) <= {SOFT, SMALL_BOWEL}
         assert cavity[new].all()
-        assert set(np.unique(codes[before == COLON])) <= {COLON, SOFT}
+        assert set(np.unique(tissues[before == COLON])) <= {COLON, SOFT}
 
 
-def test_it_is_a_long_bowel_whose_lower_end_is_what_it_was(invented: list[np.ndarray]) -> None:
-    before = small_bowel.codes() == COLON
+def test_it_is_a_long_bowel_whose_lower_end_is_what_it_was(courses: list[np.ndarray]) -> None:
+    before = small_bowel.tissues() == COLON
     lowest = before & (lengths_of(before) <= KEPT_MM)
-    for codes in invented:
-        bowel = codes == COLON
+    for tissues in courses:
+        bowel = tissues == COLON
         assert bowel[lowest].all()
         pieces, _ = ndimage.label(bowel, np.ones((3, 3, 3)))
         assert np.bincount(pieces[bowel]).max() > 0.8 * bowel.sum()
@@ -73,7 +73,9 @@ def test_loops_that_meet_keep_a_gap() -> None:
 
 
 def test_a_map_can_be_made_of_it(cavity: np.ndarray) -> None:
-    real, other = (bowel_arrays(small_bowel.codes(), np.random.default_rng(3), invented=how) for how in (False, True))
-    assert not np.array_equal(real.codes, other.codes)
+    real, other = (
+        bowel_arrays(small_bowel.tissues(), np.random.default_rng(3), new_course=how) for how in (False, True)
+    )
+    assert not np.array_equal(real.tissues, other.tissues)
     assert len(other.seeds) > 50
-    assert other.place[np.isin(other.codes, LARGE)].max() > 20
+    assert other.centreline_index[np.isin(other.tissues, LARGE)].max() > 20

@@ -32,7 +32,7 @@ def test_each_kind_of_tumour_is_shown_where_it_is_and_bowel_without_any() -> Non
 def test_the_command_draws_a_page_of_maps_and_says_what_is_no_map(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arrays = bowel_arrays(small_bowel.codes(), np.random.default_rng(0))
+    arrays = bowel_arrays(small_bowel.tissues(), np.random.default_rng(0))
     np.savez_compressed(tmp_path / "small_0.npz", **vars(arrays))
     assert examples.main([str(tmp_path), str(tmp_path / "page.png")]) == 0
     drawn = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))

@@ -14,7 +14,7 @@ from segmamba.training.colorectal import label_maps as anatomy
 from segmamba.training.colorectal.centreline import lengths_along
 from segmamba.training.colorectal.label_maps import BowelArrays, bowel_arrays, fill_cavity, prepare
 from segmamba.training.colorectal.labels import LARGE, MESENTERY, RECTUM
-from segmamba.training.colorectal.map_format import load_bowel_maps, unpacked
+from segmamba.training.colorectal.map_format import load_bowel_maps, unpack
 from segmamba.training.colorectal.seeds import ALONG, IN_RECTUM, INWARD, POSITION, RADIUS, STEP
 from segmamba.training.synthesis.tissue_labels import AIR, COLON, LIVER, SMALL_BOWEL, SPACING, VERTEBRAE
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def arrays() -> BowelArrays:
-    return bowel_arrays(small_bowel.codes(), np.random.default_rng(0))
+    return bowel_arrays(small_bowel.tissues(), np.random.default_rng(0))
 
 
 def lengths_of(mask: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def lengths_of(mask: np.ndarray) -> np.ndarray:
 
 
 def test_lengths_grow_along_the_bowel_to_its_far_end() -> None:
-    mask = small_bowel.codes() == COLON
+    mask = small_bowel.tissues() == COLON
     length = lengths_of(mask)
     assert np.isfinite(length[mask]).all()
     assert np.isnan(length[~mask]).all()
@@ -62,20 +62,20 @@ def test_the_path_goes_on_beyond_a_gap_but_not_into_specks() -> None:
 
 
 def test_the_rectum_is_the_lower_end_below_the_promontory(arrays: BowelArrays) -> None:
-    z, _, x = np.nonzero(arrays.codes == RECTUM)
+    z, _, x = np.nonzero(arrays.tissues == RECTUM)
     assert z.max() < small_bowel.PROMONTORY <= z.max() + 3
     assert x.max() < small_bowel.SHAPE[2] / 2
-    assert (arrays.codes == COLON).sum() > 2 * len(z)
-    long = small_bowel.codes()
+    assert (arrays.tissues == COLON).sum() > 2 * len(z)
+    long = small_bowel.tissues()
     long[:, 58:68, 44:56] = VERTEBRAE
-    z, _, _ = np.nonzero(bowel_arrays(long, np.random.default_rng(0)).codes == RECTUM)
+    z, _, _ = np.nonzero(bowel_arrays(long, np.random.default_rng(0)).tissues == RECTUM)
     assert (z.max() - small_bowel.LOWEST) * SPACING < anatomy.RECTUM_MM + 20
 
 
 def test_depth_grows_from_the_surface_inwards(arrays: BowelArrays) -> None:
-    fields = unpacked(small_bowel.small_map().packed)
-    depth, large = fields.depth.numpy(), np.isin(arrays.codes, LARGE)
-    other = arrays.codes == SMALL_BOWEL
+    fields = unpack(small_bowel.small_map().packed)
+    depth, large = fields.depth.numpy(), np.isin(arrays.tissues, LARGE)
+    other = arrays.tissues == SMALL_BOWEL
     assert depth[large | other].min() > 0
     assert depth[~large & ~other].max() <= 0
     y, x = small_bowel.LEGS[0]
@@ -106,12 +106,12 @@ def test_seeds_lie_on_the_surface_and_point_into_the_bowel_and_along_it(arrays: 
     assert np.quantile(np.abs(leg[:, ALONG][:, 0]), 0.05) > 0.85
     assert np.median(leg[:, RADIUS]) == pytest.approx(small_bowel.RADIUS * SPACING, abs=1.0)
     assert (seeds[:, STEP] >= 4).all()
-    inside = arrays.codes[tuple(seeds[:, POSITION].astype(int).T)] == RECTUM
+    inside = arrays.tissues[tuple(seeds[:, POSITION].astype(int).T)] == RECTUM
     assert (inside == (seeds[:, IN_RECTUM] > 0)).all()
 
 
 def test_the_cavity_is_filled_with_fat_and_no_organ_is_changed() -> None:
-    before, after = small_bowel.codes(), small_bowel.codes()
+    before, after = small_bowel.tissues(), small_bowel.tissues()
     fill_cavity(after)
     organs = np.isin(before, (AIR, LIVER, COLON, SMALL_BOWEL, VERTEBRAE))
     assert (after[organs] == before[organs]).all()
@@ -119,10 +119,10 @@ def test_the_cavity_is_filled_with_fat_and_no_organ_is_changed() -> None:
 
 
 def test_a_map_without_a_colon_is_refused() -> None:
-    codes = small_bowel.codes()
-    codes[codes == COLON] = LIVER
+    tissues = small_bowel.tissues()
+    tissues[tissues == COLON] = LIVER
     with pytest.raises(InputError, match="no colon"):
-        bowel_arrays(codes, np.random.default_rng(0))
+        bowel_arrays(tissues, np.random.default_rng(0))
 
 
 def test_label_maps_become_files_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,15 +137,15 @@ def test_label_maps_become_files_that_can_be_read(tmp_path: Path, capsys: pytest
     assert set(np.unique(bowel.packed.numpy() & 255)) >= {COLON}
     assert anatomy.main([str(labels), str(tmp_path / "none"), "--without", "whole"]) == 3
     assert "with a colon" in capsys.readouterr().err
-    with pytest.raises(InputError, match="no map of the bowel to train on"):
+    with pytest.raises(InputError, match="no bowel map to train on"):
         load_bowel_maps([], CPU)
     (tmp_path / "bad.npz").write_bytes(b"x")
     with pytest.raises(InputError, match="make it again"):
         load_bowel_maps([tmp_path / "bad.npz"], CPU)
-    assert prepare(labels, tmp_path / "again", invented=1) == ["whole"]
-    real, invented = (tmp_path / "again" / f"whole_{number}.npz" for number in range(2))
+    assert prepare(labels, tmp_path / "again", random_courses=1) == ["whole"]
+    real, random = (tmp_path / "again" / f"whole_{number}.npz" for number in range(2))
     assert real.read_bytes() == (tmp_path / "maps" / "whole_0.npz").read_bytes()
-    first, second = load_bowel_maps([real, invented], CPU)
+    first, second = load_bowel_maps([real, random], CPU)
     assert first.subject == second.subject == "whole"
-    bodies = [(codes.packed.numpy() & 255 != AIR).sum() for codes in (first, second)]
+    bodies = [(tissues.packed.numpy() & 255 != AIR).sum() for tissues in (first, second)]
     assert bodies[0] != bodies[1]  # another layer of fat

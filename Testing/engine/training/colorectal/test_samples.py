@@ -13,12 +13,13 @@ from scipy import ndimage
 
 from segmamba.models.manifest import Channel
 from segmamba.training.colorectal import labels as c
-from segmamba.training.colorectal import parameters as plan
-from segmamba.training.colorectal.bowel import Tissues, shaped
-from segmamba.training.colorectal.ct import HOUNSFIELD, PHASE_SHARES, PHASES, painted, phase_priors
-from segmamba.training.colorectal.map_format import BowelMap, unpacked
+from segmamba.training.colorectal import parameters
+from segmamba.training.colorectal.bowel import Scene, build_tissues
+from segmamba.training.colorectal.ct import HOUNSFIELD, PHASE_SHARES, PHASES, phase_priors, render_ct
+from segmamba.training.colorectal.map_format import BowelMap, unpack
 from segmamba.training.colorectal.parameters import (
     KINDS,
+    Row,
     Tumour,
     draw_seed,
     draw_tumour,
@@ -26,9 +27,9 @@ from segmamba.training.colorectal.parameters import (
     large_bowel,
     other_bowel,
 )
-from segmamba.training.colorectal.samples import BEYOND, BowelPainter, arms, crop_centre, scan
+from segmamba.training.colorectal.samples import BEYOND, BowelSynthesizer, arms, crop_centre, synthesize_ct
 from segmamba.training.colorectal.seeds import IN_RECTUM, POSITION, RADIUS, STEP
-from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.tissue_labels import AORTA, COLON, FAT, KIDNEY, SOFT, SPACING
 
 CPU = torch.device("cpu")
@@ -42,34 +43,34 @@ def bowel() -> BowelMap:
     return small_bowel.small_map()
 
 
-def canvas_of(seed: int) -> Canvas:
-    return Canvas(PATCH, SPACING, CPU, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+def context_of(seed: int) -> SamplingContext:
+    return SamplingContext(PATCH, SPACING, CPU, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
 
 
-def sample(bowel: BowelMap, kind: str, seed: int) -> tuple[Tumour, torch.Tensor, Tissues]:
-    """Return a tumour, the CT around it and its tissues."""
-    canvas = canvas_of(seed)
-    row = draw_seed(bowel.seeds, canvas.rng)
-    tumour = draw_tumour(row, float(bowel.seeds[row, RADIUS]), canvas.rng, kind)
-    image, tissues = scan(bowel, [tumour], bowel.seeds[row, POSITION], canvas, cut=False)
-    return tumour, image, tissues
+def sample(bowel: BowelMap, kind: str, seed: int) -> tuple[Tumour, torch.Tensor, Scene]:
+    """Return a tumour, the CT around it and its scene."""
+    context = context_of(seed)
+    row = draw_seed(bowel.seeds, context.rng)
+    tumour = draw_tumour(row, float(bowel.seeds[row, RADIUS]), context.rng, kind)
+    image, scene = synthesize_ct(bowel, [tumour], bowel.seeds[row, POSITION], context, cut=False)
+    return tumour, image, scene
 
 
 @pytest.fixture(scope="module")
-def grown(bowel: BowelMap) -> dict[str, list[tuple[Tumour, torch.Tensor, Tissues]]]:
+def grown(bowel: BowelMap) -> dict[str, list[tuple[Tumour, torch.Tensor, Scene]]]:
     return {kind: [sample(bowel, kind, seed) for seed in range(4)] for kind in KINDS}
 
 
-def of_all(grown: dict[str, list[tuple[Tumour, torch.Tensor, Tissues]]]) -> Iterator[tuple[str, Tumour, Tissues]]:
+def of_all(grown: dict[str, list[tuple[Tumour, torch.Tensor, Scene]]]) -> Iterator[tuple[str, Tumour, Scene]]:
     for kind, samples in grown.items():
-        for tumour, _, tissues in samples:
-            yield kind, tumour, tissues
+        for tumour, _, scene in samples:
+            yield kind, tumour, scene
 
 
 def test_every_tumour_touches_the_wall_and_is_one_piece(grown: dict) -> None:
-    for kind, tumour, tissues in of_all(grown):
-        mask = tissues.labels.numpy() == c.TUMOUR_LABEL
-        bowel = np.isin(tissues.labels.numpy(), (c.COLON_LABEL, c.RECTUM_LABEL))
+    for kind, tumour, scene in of_all(grown):
+        mask = scene.labels.numpy() == c.TUMOUR_LABEL
+        bowel = np.isin(scene.labels.numpy(), (c.COLON_LABEL, c.RECTUM_LABEL))
         assert (ndimage.binary_dilation(mask, CONNECTIVITY_26) & bowel).any(), (kind, tumour)
         pieces, _ = ndimage.label(mask, CONNECTIVITY_26)
         sizes = np.bincount(pieces.ravel())[1:]
@@ -84,36 +85,38 @@ def test_volumes_are_those_of_tumours(grown: dict) -> None:
 
 
 def test_labels_and_tissues_are_the_same_thing(grown: dict) -> None:
-    for _, _, tissues in of_all(grown):
-        solid = torch.isin(tissues.codes, torch.tensor([c.TUMOUR, c.NECROSIS]))
-        assert torch.equal(solid, tissues.labels == c.TUMOUR_LABEL)
-        hollow = torch.isin(tissues.codes, torch.tensor([c.WALL, c.LUMEN]))
-        assert torch.equal(hollow, (tissues.labels == c.COLON_LABEL) | (tissues.labels == c.RECTUM_LABEL))
+    for _, _, scene in of_all(grown):
+        solid = torch.isin(scene.tissues, torch.tensor([c.TUMOUR, c.NECROSIS]))
+        assert torch.equal(solid, scene.labels == c.TUMOUR_LABEL)
+        hollow = torch.isin(scene.tissues, torch.tensor([c.WALL, c.LUMEN]))
+        assert torch.equal(hollow, (scene.labels == c.COLON_LABEL) | (scene.labels == c.RECTUM_LABEL))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tumours_take_bowel_and_fat_only(bowel: BowelMap, kind: str) -> None:
     shape = small_bowel.SHAPE
-    canvas = Canvas(shape, SPACING, CPU, np.random.default_rng(3), torch.Generator().manual_seed(3))
-    fields = unpacked(bowel.packed)
+    context = SamplingContext(shape, SPACING, CPU, np.random.default_rng(3), torch.Generator().manual_seed(3))
+    fields = unpack(bowel.packed)
     taken = torch.zeros(256, dtype=torch.int64)
     for row in range(0, len(bowel.seeds), len(bowel.seeds) // 3):
         seed = bowel.seeds[row]
-        tumour = replace(draw_tumour(row, float(seed[RADIUS]), canvas.rng, kind), outward=plan.LARGEST_OUTWARD_MM)
-        tables = large_bowel(bowel.radii, bowel.seeds, [tumour], canvas.rng), other_bowel(canvas.rng)
+        tumour = replace(
+            draw_tumour(row, float(seed[RADIUS]), context.rng, kind), outward=parameters.LARGEST_OUTWARD_MM
+        )
+        tables = large_bowel(bowel.radii, bowel.seeds, [tumour], context.rng), other_bowel(context.rng)
         points = torch.from_numpy(np.stack(arms(seed))).float()
         grown = [(tumour, float(seed[RADIUS]), int(seed[STEP]), points)]
-        tissues = shaped(fields, tables, grown, torch.zeros(0, 6), canvas)
-        taken += torch.bincount(fields.codes[tissues.labels == c.TUMOUR_LABEL], minlength=256)
+        scene = build_tissues(fields, tables, grown, torch.zeros(0, 6), context)
+        taken += torch.bincount(fields.tissues[scene.labels == c.TUMOUR_LABEL], minlength=256)
     assert set(taken.nonzero().flatten().tolist()) <= {COLON, c.RECTUM, c.MESENTERY, SOFT}
     assert taken[COLON] > 100 and taken[c.MESENTERY] > 0
 
 
 def test_a_circumferential_tumour_surrounds_a_lumen(bowel: BowelMap) -> None:
     for seed in range(3):
-        tumour, _, tissues = sample(bowel, "circumferential", seed)
+        tumour, _, scene = sample(bowel, "circumferential", seed)
         assert tumour.half_angle == np.pi
-        mask, hollow = tissues.labels.numpy() == c.TUMOUR_LABEL, tissues.codes.numpy() == c.LUMEN
+        mask, hollow = scene.labels.numpy() == c.TUMOUR_LABEL, scene.tissues.numpy() == c.LUMEN
         surrounded = 0
         for axis in range(3):
             filled = [ndimage.binary_fill_holes(plane) for plane in np.moveaxis(mask, axis, 0)]
@@ -122,23 +125,23 @@ def test_a_circumferential_tumour_surrounds_a_lumen(bowel: BowelMap) -> None:
 
 
 def test_an_apple_core_narrows_the_bowel_from_outside(bowel: BowelMap) -> None:
-    tumour, _, tissues = sample(bowel, "apple core", 1)
+    tumour, _, scene = sample(bowel, "apple core", 1)
     table = large_bowel(bowel.radii, bowel.seeds, [tumour], np.random.default_rng(0))
     step = int(bowel.seeds[tumour.seed, STEP])
-    assert table[plan.SHRINK, step] == pytest.approx(tumour.narrowing)
+    assert table[Row.SHRINK, step] == pytest.approx(tumour.narrowing)
     assert 0.05 < tumour.narrowing / bowel.seeds[tumour.seed, RADIUS] < 0.45
-    assert (tissues.labels == c.TUMOUR_LABEL).any()
+    assert (scene.labels == c.TUMOUR_LABEL).any()
 
 
 def test_an_ulcer_takes_from_the_inner_side_and_necrosis_from_the_core(bowel: BowelMap) -> None:
     def volumes(**changes: float) -> tuple[int, int]:
-        canvas = canvas_of(3)
+        context = context_of(3)
         tumour = Tumour(
             int(np.argmax(bowel.seeds[:, RADIUS])), "circumferential", 25.0, 20.0, 10.0, 4.0, np.pi, 3.0, 0.2, 0.05,
             **({"crater": 0.0, "necrosis": 0.0} | changes), narrowing=0.0,
         )  # fmt: skip
-        tissues = scan(bowel, [tumour], bowel.seeds[tumour.seed, POSITION], canvas, cut=False)[1]
-        return int((tissues.labels == c.TUMOUR_LABEL).sum()), int((tissues.codes == c.NECROSIS).sum())
+        scene = synthesize_ct(bowel, [tumour], bowel.seeds[tumour.seed, POSITION], context, cut=False)[1]
+        return int((scene.labels == c.TUMOUR_LABEL).sum()), int((scene.tissues == c.NECROSIS).sum())
 
     whole, none = volumes()
     ulcerated, _ = volumes(crater=0.7)
@@ -159,7 +162,7 @@ def test_sizes_follow_the_literature(bowel: BowelMap) -> None:
     assert 10 <= lengths.min() < lengths.max() <= 90
     thick = np.array([t.inward + t.outward for t in drawn if t.kind != "polypoid"])
     assert 6 <= np.quantile(thick, 0.05) < np.quantile(thick, 0.95) < 26
-    assert all(0 <= t.outward <= plan.LARGEST_OUTWARD_MM for t in drawn)
+    assert all(0 <= t.outward <= parameters.LARGEST_OUTWARD_MM for t in drawn)
     assert 0.1 < np.mean([t.crater > 0 for t in drawn]) < 0.4
     assert 0.05 < np.mean([t.necrosis > 0 for t in drawn]) < 0.5
 
@@ -167,28 +170,28 @@ def test_sizes_follow_the_literature(bowel: BowelMap) -> None:
 def test_shares_of_samples_without_tumour_and_in_the_rectum(bowel: BowelMap) -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_tumours(bowel.seeds, rng) for _ in range(600)]
-    assert np.mean([not tumours for tumours in drawn]) == pytest.approx(1 - plan.TUMOUR_SHARE, abs=0.06)
+    assert np.mean([not tumours for tumours in drawn]) == pytest.approx(1 - parameters.TUMOUR_SHARE, abs=0.06)
     rectal = [bowel.seeds[t.seed, IN_RECTUM] > 0 for tumours in drawn for t in tumours[:1]]
-    assert np.mean(rectal) == pytest.approx(plan.RECTUM_SHARE, abs=0.07)
+    assert np.mean(rectal) == pytest.approx(parameters.RECTUM_SHARE, abs=0.07)
 
 
 def test_more_tumours_lie_apart(bowel: BowelMap, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "APART", 4)  # this bowel is short
+    monkeypatch.setattr(parameters, "APART", 4)  # this bowel is short
     rng = np.random.default_rng(0)
     drawn = [draw_tumours(bowel.seeds, rng, more=3) for _ in range(200)]
     assert max(len(tumours) for tumours in drawn) > 2
     for tumours in drawn:
         steps = np.sort([bowel.seeds[tumour.seed, STEP] for tumour in tumours])
-        assert (np.diff(steps) > plan.APART).all()
+        assert (np.diff(steps) > parameters.APART).all()
 
 
 def test_a_good_part_of_the_crops_with_and_without_tumours_lies_elsewhere(bowel: BowelMap) -> None:
-    canvas = Canvas((8, 8, 8), SPACING, CPU, np.random.default_rng(0), torch.Generator())
-    tumours = [draw_tumour(draw_seed(bowel.seeds, canvas.rng), 12.0, canvas.rng)]
+    context = SamplingContext((8, 8, 8), SPACING, CPU, np.random.default_rng(0), torch.Generator())
+    tumours = [draw_tumour(draw_seed(bowel.seeds, context.rng), 12.0, context.rng)]
     at = bowel.seeds[tumours[0].seed, POSITION]
-    far = np.array([np.linalg.norm(crop_centre(bowel, tumours, canvas) - at) > 8 for _ in range(300)])
+    far = np.array([np.linalg.norm(crop_centre(bowel, tumours, context) - at) > 8 for _ in range(300)])
     assert 0.25 < far.mean() < 0.45
-    bare = [crop_centre(bowel, [], canvas) for _ in range(300)]
+    bare = [crop_centre(bowel, [], context) for _ in range(300)]
     assert all(((centre >= 0) & (centre <= bowel.packed.shape)).all() for centre in bare)
     near_bowel = np.array([np.linalg.norm(bowel.seeds[:, POSITION] - centre, axis=1).min() < 6 for centre in bare])
     assert 0.6 < near_bowel.mean() < 0.9
@@ -197,12 +200,12 @@ def test_a_good_part_of_the_crops_with_and_without_tumours_lies_elsewhere(bowel:
 def test_a_crop_lies_in_the_body_like_a_window_of_a_scan(bowel: BowelMap) -> None:
     shape = np.array(bowel.packed.shape)
     patch = shape // 2
-    canvas = Canvas(tuple(patch.tolist()), SPACING, CPU, np.random.default_rng(0), torch.Generator())
-    tumours = [draw_tumour(draw_seed(bowel.seeds, canvas.rng), 12.0, canvas.rng)]
-    centres = np.array([crop_centre(bowel, tumours, canvas) for _ in range(300)])
+    context = SamplingContext(tuple(patch.tolist()), SPACING, CPU, np.random.default_rng(0), torch.Generator())
+    tumours = [draw_tumour(draw_seed(bowel.seeds, context.rng), 12.0, context.rng)]
+    centres = np.array([crop_centre(bowel, tumours, context) for _ in range(300)])
     beyond = np.maximum(patch / 2 - centres, centres + patch / 2 - shape)
     assert (beyond <= BEYOND * patch + 1e-6).all() and (beyond > 0).any()
-    wide = Canvas(tuple((2 * shape).tolist()), SPACING, CPU, np.random.default_rng(0), torch.Generator())
+    wide = SamplingContext(tuple((2 * shape).tolist()), SPACING, CPU, np.random.default_rng(0), torch.Generator())
     np.testing.assert_allclose([crop_centre(bowel, tumours, wide) for _ in range(3)], [shape / 2] * 3)
     place = (bowel.seeds[tumours[0].seed, POSITION] - centres) / patch
     assert (place.min(axis=0) < 0).all() and (place.max(axis=0) > 0).all()  # to either side of the middle
@@ -213,19 +216,19 @@ def test_all_contents_occur_and_a_tumour_is_not_in_a_collapsed_part(bowel: Bowel
     step = int(bowel.seeds[0, STEP])
     tables = [large_bowel(bowel.radii, bowel.seeds, [tumour], np.random.default_rng(seed)) for seed in range(80)]
     table = np.concatenate(tables, axis=1)
-    assert (table[plan.LEVEL] < 0.1).any() and (table[plan.LEVEL] > 1).any()  # gas, and filled
-    assert (table[plan.MOTTLE] > 0.3).any() and (table[plan.FILLING] > 150).any()  # stool, contrast
-    thick = (table[plan.FILLING] > 25) & (table[plan.FILLING] < 80) & (table[plan.MOTTLE] < 0.05)
-    assert (thick & (table[plan.LEVEL] < 0.75)).any()  # paste under gas
-    assert (table[plan.SHRINK] > 3).any()  # collapsed
-    assert all(t[plan.SHRINK, step] < 3 for t in tables)
-    assert (table[plan.STRANDS] > 0.3).any()
+    assert (table[Row.LEVEL] < 0.1).any() and (table[Row.LEVEL] > 1).any()  # gas, and filled
+    assert (table[Row.MOTTLE] > 0.3).any() and (table[Row.FILLING] > 150).any()  # stool, contrast
+    thick = (table[Row.FILLING] > 25) & (table[Row.FILLING] < 80) & (table[Row.MOTTLE] < 0.05)
+    assert (thick & (table[Row.LEVEL] < 0.75)).any()  # paste under gas
+    assert (table[Row.SHRINK] > 3).any()  # collapsed
+    assert all(t[Row.SHRINK, step] < 3 for t in tables)
+    assert (table[Row.STRANDS] > 0.3).any()
 
 
 def test_tissues_enhance_together() -> None:
     phases = [phase for phase, share in enumerate(PHASE_SHARES) for _ in range(round(150 * share))]
     drawn = [phase_priors(phase, np.random.default_rng(seed))[0] for seed, phase in enumerate(phases)]
-    aorta, tumour, wall, kidney = (np.array([m[code] for m in drawn]) for code in (AORTA, c.TUMOUR, c.WALL, KIDNEY))
+    aorta, tumour, wall, kidney = (np.array([m[label] for m in drawn]) for label in (AORTA, c.TUMOUR, c.WALL, KIDNEY))
     plain, arterial, delayed = aorta < 65, aorta > 210, (aorta > 65) & (aorta < 110)
     assert 0.1 < plain.mean() < 0.3 and 0.08 < arterial.mean() < 0.3 and 0.03 < delayed.mean() < 0.2
     assert np.median(tumour[plain]) == pytest.approx(42.6, abs=4)  # Oto et al. 2003, without contrast
@@ -233,19 +236,19 @@ def test_tissues_enhance_together() -> None:
     assert np.median(tumour[delayed]) < np.median(tumour[~plain & ~arterial & ~delayed])  # it washes out
     assert np.median(kidney[~plain]) > 120 and np.median(kidney[plain]) < 45
     assert abs(np.median(wall - tumour)) < 15  # a tumour is no brighter than a wall: shape tells
-    assert all(len(figures) == len(PHASES) for figures in HOUNSFIELD.values())
+    assert all(len(by_phase) == len(PHASES) for by_phase in HOUNSFIELD.values())
 
 
 def test_a_kidney_has_a_medulla_within_its_cortex() -> None:
     shape = (24, 24, 24)
     z, y, x = np.indices(shape) - 11.5
-    codes = torch.from_numpy(np.where(z**2 + y**2 + x**2 < 8**2, KIDNEY, FAT)).long()
+    tissues = torch.from_numpy(np.where(z**2 + y**2 + x**2 < 8**2, KIDNEY, FAT)).long()
     differences = []
     for seed in range(40):
-        canvas = Canvas(shape, 3.0, CPU, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+        context = SamplingContext(shape, 3.0, CPU, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
         nothing = torch.zeros(shape)
-        tissues = Tissues(codes, codes * 0, torch.zeros((plan.ROWS, *shape)), nothing, nothing)
-        image = painted(tissues, torch.zeros((0, 3)), canvas)
+        scene = Scene(tissues, tissues * 0, torch.zeros((len(Row), *shape)), nothing, nothing)
+        image = render_ct(scene, torch.zeros((0, 3)), context)
         cortex, medulla = image[12, 12, 5:7].mean(), image[9:15, 9:15, 8].mean()
         differences.append(float(cortex - medulla))
     assert np.quantile(differences, 0.9) > 60  # arterial
@@ -256,20 +259,20 @@ def test_a_kidney_has_a_medulla_within_its_cortex() -> None:
 def test_gas_lies_above_fluid(bowel: BowelMap) -> None:
     found = 0
     for seed in range(6):
-        canvas = canvas_of(seed)
-        row = draw_seed(bowel.seeds, canvas.rng)
-        image, tissues = scan(bowel, [], bowel.seeds[row, POSITION], canvas, cut=False)
-        lumen = tissues.codes == c.LUMEN
+        context = context_of(seed)
+        row = draw_seed(bowel.seeds, context.rng)
+        image, scene = synthesize_ct(bowel, [], bowel.seeds[row, POSITION], context, cut=False)
+        lumen = scene.tissues == c.LUMEN
         gas, fluid = lumen & (image < -600), lumen & (image > -60)
         if min(int(gas.sum()), int(fluid.sum())) > 200:
             found += 1
-            assert tissues.height[gas].mean() > tissues.height[fluid].mean()
+            assert scene.height[gas].mean() > scene.height[fluid].mean()
     assert found
 
 
 def test_the_seed_decides_everything(bowel: BowelMap) -> None:
     def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        made = BowelPainter([bowel], (24, 32, 32), 3.0, CHANNELS, seed).batch(2)
+        made = BowelSynthesizer([bowel], (24, 32, 32), 3.0, CHANNELS, seed).batch(2)
         return made.image, made.labels
 
     first, again, other = batch(5), batch(5), batch(6)

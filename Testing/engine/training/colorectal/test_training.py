@@ -23,10 +23,10 @@ from segmamba.networks.mamba import TriOrientedMamba
 from segmamba.training import loop
 from segmamba.training.colorectal.label_maps import bowel_arrays
 from segmamba.training.colorectal.labels import LABELS
-from segmamba.training.colorectal.samples import BowelBatch, BowelPainter
+from segmamba.training.colorectal.samples import BowelBatch, BowelSynthesizer
 from segmamba.training.colorectal.validation import evaluate_bowel, tumours_found
 from segmamba.training.config import Config, read_config
-from segmamba.training.sample_source import painter_maker
+from segmamba.training.sample_source import synthesizer_maker
 
 CPU = torch.device("cpu")
 RECIPE = REPOSITORY / "Resources" / "Training" / "segmamba-v2-colorectal.json"
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("colorectal")
     for name in ("bowels", "held-out"):
         (folder / name).mkdir()
-    arrays = bowel_arrays(small_bowel.codes(), np.random.default_rng(0))
+    arrays = bowel_arrays(small_bowel.tissues(), np.random.default_rng(0))
     np.savez_compressed(folder / "bowels" / "small_0.npz", **vars(arrays))
     labels = np.zeros((20, 20, 20), np.uint8)
     labels[4:16, 4:16, 4:16], labels[8:12, 8:12, 8:12] = LABELS["colon"], LABELS["tumour"]
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "iterations": 2,
         "warmup": 1,
         "log_every": 1,
-        "painters": 1,
+        "synthesizers": 1,
     }
     (folder / "config.json").write_text(json.dumps(content | {"device": "cpu", "compile": False}), encoding="utf-8")
     return folder
@@ -78,15 +78,15 @@ def test_the_command_trains_and_logs_the_overlap_of_each_label(folder: Path) -> 
 def test_repeating_one_sample_lowers_its_loss(config: Config) -> None:
     config = replace(config, warmup=0, learning_rate=5e-3, iterations=100)
     run = loop.Run(config, CPU)
-    painter = painter_maker(config, CPU)(0)
-    sample = painter.batch(1)
-    painter.batch = lambda size: sample  # type: ignore[method-assign]
-    losses = [float(loop.step(run, loop.make_gradients(run), painter)) for _ in range(8)]
+    synthesizer = synthesizer_maker(config, CPU)(0)
+    sample = synthesizer.batch(1)
+    synthesizer.batch = lambda size: sample  # type: ignore[method-assign]
+    losses = [float(loop.step(run, loop.make_gradients(run), synthesizer)) for _ in range(8)]
     assert losses[-1] < losses[0] - 0.15
 
 
 def test_a_resumed_run_paints_other_samples(config: Config) -> None:
-    make = painter_maker(config, CPU)
+    make = synthesizer_maker(config, CPU)
     first, again, later = (make(seed).batch(1) for seed in (0, 0, 7))
     assert isinstance(first, BowelBatch)
     assert torch.equal(first.image, again.image)
@@ -99,7 +99,7 @@ def test_a_resumed_run_paints_other_samples(config: Config) -> None:
         (lambda c: c.update(task="liver"), "task must be"),
         (lambda c: c["arguments"].update(out_channels=3), "out_channels must be 4"),
         (lambda c: c.update(mr_share=0.5, mr_channels=c["channels"]), "no MR|kind relative"),
-        (lambda c: c.update(anatomies="none/*.npz"), "no map of the bowel to train on"),
+        (lambda c: c.update(anatomies="none/*.npz"), "no bowel map to train on"),
     ],
 )
 def test_a_bad_configuration_is_one_sentence(folder: Path, change: Callable[[Any], None], expected: str) -> None:
@@ -171,23 +171,23 @@ def test_an_evaluation_measures_each_label_on_its_own(folder: Path) -> None:
 
     case = folder / "held-out" / "case.npz"
     channel = Channel("clip", -1000.0, 1000.0, 0.0, 1.0)
-    (figures,) = evaluate_bowel(Known(), [case], [channel], (32, 32, 32), torch.float32).values()
-    assert figures["dice_tumour"] == 0
-    assert figures["dice_colon"] == pytest.approx(2 * (12**3 - 4**3) / (2 * 12**3 - 4**3))
+    (results,) = evaluate_bowel(Known(), [case], [channel], (32, 32, 32), torch.float32).values()
+    assert results["dice_tumour"] == 0
+    assert results["dice_colon"] == pytest.approx(2 * (12**3 - 4**3) / (2 * 12**3 - 4**3))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_painting_never_waits_for_the_gpu() -> None:
+def test_synthesis_never_waits_for_the_gpu() -> None:
     device = torch.device("cuda:0")
-    arrays = vars(bowel_arrays(small_bowel.codes(), np.random.default_rng(0)))
-    bowel = small_bowel.bowel_map("small", **arrays, device=device)
+    arrays = bowel_arrays(small_bowel.tissues(), np.random.default_rng(0))
+    bowel = small_bowel.pack_bowel_map("small", arrays, device)
     channels = read_config(RECIPE).channels
-    painter = BowelPainter([bowel], (32, 32, 32), 3.0, channels)
-    painter.batch(2)
+    synthesizer = BowelSynthesizer([bowel], (32, 32, 32), 3.0, channels)
+    synthesizer.batch(2)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batch = painter.batch(12)
+        batch = synthesizer.batch(12)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert batch.image.isfinite().all()

@@ -7,16 +7,16 @@ import pytest
 import torch
 from helpers.small_spine import block
 
-from segmamba.training.synthesis.context import Canvas
-from segmamba.training.synthesis.elastic import choose, cut_field_of_view, deformed, rotation
+from segmamba.training.synthesis.context import SamplingContext
+from segmamba.training.synthesis.elastic import choose_crop, cut_field_of_view, random_deformation, rotation
 from segmamba.training.synthesis.tissue_labels import AIR, OUTSIDE
 from segmamba.training.vertebrae.tissue_maps import Anatomy
 
 CPU = torch.device("cpu")
 
 
-def canvas(patch: tuple[int, int, int] = (8, 8, 8), spacing: float = 1.5, seed: int = 0) -> Canvas:
-    return Canvas(patch, spacing, CPU, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+def context(patch: tuple[int, int, int] = (8, 8, 8), spacing: float = 1.5, seed: int = 0) -> SamplingContext:
+    return SamplingContext(patch, spacing, CPU, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
 
 
 class NoChance:
@@ -40,9 +40,11 @@ class NoChance:
         return value if size is None else np.full(size, value)
 
 
-def without_chance(patch: tuple[int, int, int], spacing: float, chance: float = 0.9, bend: float = 0.0) -> Canvas:
+def without_chance(
+    patch: tuple[int, int, int], spacing: float, chance: float = 0.9, bend: float = 0.0
+) -> SamplingContext:
     generator = torch.Generator().manual_seed(1)
-    return Canvas(patch, spacing, CPU, NoChance(chance, bend), generator)  # type: ignore[arg-type]
+    return SamplingContext(patch, spacing, CPU, NoChance(chance, bend), generator)  # type: ignore[arg-type]
 
 
 def numbered(shape: tuple[int, int, int] = (20, 18, 16)) -> np.ndarray:
@@ -50,18 +52,18 @@ def numbered(shape: tuple[int, int, int] = (20, 18, 16)) -> np.ndarray:
 
 
 def test_all_levels_are_met_equally_often_whoever_has_them() -> None:
-    codes = np.zeros((8, 8, 8), dtype=np.uint8)
-    rare, common = block(codes, v20=(4, 4, 4)), block(codes, v21=(4, 4, 4))
-    chosen = canvas()
-    met = sum(choose([rare, common, common, common, common], chosen)[0] is rare for _ in range(400))
+    tissues = np.zeros((8, 8, 8), dtype=np.uint8)
+    rare, common = block(tissues, v20=(4, 4, 4)), block(tissues, v21=(4, 4, 4))
+    chosen = context()
+    met = sum(choose_crop([rare, common, common, common, common], chosen)[0] is rare for _ in range(400))
     assert 160 < met < 240
 
 
 @pytest.mark.parametrize("spacing", [1.0, 1.5])
 def test_crops_lie_around_the_chosen_vertebra(spacing: float) -> None:
-    codes = np.zeros((400, 400, 400), dtype=np.uint8)
-    anatomy, chosen = block(codes, spacing, v20=(300, 100, 150)), canvas((40, 40, 40), 2.0)
-    centres = np.array([choose([anatomy], chosen)[1] for _ in range(300)])
+    tissues = np.zeros((400, 400, 400), dtype=np.uint8)
+    anatomy, chosen = block(tissues, spacing, v20=(300, 100, 150)), context((40, 40, 40), 2.0)
+    centres = np.array([choose_crop([anatomy], chosen)[1] for _ in range(300)])
     assert np.median(centres, axis=0) == pytest.approx((300, 100, 150), abs=3)
     # The same width in mm whatever the map's grid: a part of the patch.
     spread = spacing * np.diff(np.percentile(centres, (16, 84), axis=0), axis=0)[0] / 2
@@ -69,34 +71,34 @@ def test_crops_lie_around_the_chosen_vertebra(spacing: float) -> None:
 
 
 def test_a_map_that_changes_nothing_gives_the_crop_and_its_centres() -> None:
-    codes = numbered()
-    anatomy = block(codes, v20=(4.25, 5.5, 6.0), v21=(-3.0, 40.0, 9.0))
-    found, centres = deformed(anatomy, np.array([9.5, 8.5, 7.5]), without_chance((8, 6, 4), 1.5))
-    assert torch.equal(found, torch.from_numpy(codes[6:14, 6:12, 6:10]))
+    tissues = numbered()
+    anatomy = block(tissues, v20=(4.25, 5.5, 6.0), v21=(-3.0, 40.0, 9.0))
+    found, centres = random_deformation(anatomy, np.array([9.5, 8.5, 7.5]), without_chance((8, 6, 4), 1.5))
+    assert torch.equal(found, torch.from_numpy(tissues[6:14, 6:12, 6:10]))
     assert centres.shape == (27, 3)
     assert centres[20].tolist() == pytest.approx([-1.75, -0.5, 0.0])
     assert centres[21].tolist() == pytest.approx([-9.0, 34.0, 3.0])
 
 
 def test_a_mirrored_map_mirrors_the_centres() -> None:
-    codes = numbered()
-    anatomy = block(codes, v20=(4.25, 5.5, 6.0))
-    found, centres = deformed(anatomy, np.array([9.5, 8.5, 7.5]), without_chance((8, 6, 4), 1.5, 0.1))
-    assert torch.equal(found, torch.from_numpy(codes[6:14, 6:12, 6:10]).flip(2))
+    tissues = numbered()
+    anatomy = block(tissues, v20=(4.25, 5.5, 6.0))
+    found, centres = random_deformation(anatomy, np.array([9.5, 8.5, 7.5]), without_chance((8, 6, 4), 1.5, 0.1))
+    assert torch.equal(found, torch.from_numpy(tissues[6:14, 6:12, 6:10]).flip(2))
     assert centres[20].tolist() == pytest.approx([-1.75, -0.5, 3.0])
 
 
 def test_coarser_samples_take_every_second_voxel_of_the_map() -> None:
-    codes = numbered()
-    anatomy = block(codes, 1.0, v20=(6.0, 9.0, 12.0))
-    found, centres = deformed(anatomy, np.array([9.0, 8.0, 7.0]), without_chance((5, 5, 5), 2.0))
-    assert torch.equal(found, torch.from_numpy(codes[5:14:2, 4:13:2, 3:12:2]))
+    tissues = numbered()
+    anatomy = block(tissues, 1.0, v20=(6.0, 9.0, 12.0))
+    found, centres = random_deformation(anatomy, np.array([9.0, 8.0, 7.0]), without_chance((5, 5, 5), 2.0))
+    assert torch.equal(found, torch.from_numpy(tissues[5:14:2, 4:13:2, 3:12:2]))
     assert centres[20].tolist() == pytest.approx([0.5, 2.5, 4.5])
 
 
 def test_beyond_the_map_nothing_is_known_above_and_below_and_there_is_air_to_the_sides() -> None:
     anatomy = block(numbered((4, 4, 4)), v20=(2, 2, 2))
-    found, _ = deformed(anatomy, np.array([1.5, 1.5, 1.5]), without_chance((8, 8, 8), 1.5))
+    found, _ = random_deformation(anatomy, np.array([1.5, 1.5, 1.5]), without_chance((8, 8, 8), 1.5))
     assert (found[:2] == OUTSIDE).all()
     assert (found[6:] == OUTSIDE).all()
     assert (found[2:6, :2] == AIR).all()
@@ -107,7 +109,7 @@ def test_a_bend_is_as_large_in_mm_whatever_the_grid_of_the_map() -> None:
     moved = []
     for spacing in (1.0, 1.5):
         anatomy = block(np.full((9, 9, 9), 20, dtype=np.uint8), spacing, v20=(4, 4, 4))
-        _, centres = deformed(anatomy, np.array([4.0, 4.0, 4.0]), without_chance((32, 32, 32), 1.5, bend=1.0))
+        _, centres = random_deformation(anatomy, np.array([4.0, 4.0, 4.0]), without_chance((32, 32, 32), 1.5, bend=1.0))
         moved.append(1.5 * (centres[20] - 15.5))
     assert 1 < moved[0].norm() < 20
     assert torch.allclose(moved[0], moved[1], atol=1e-3)
@@ -116,20 +118,20 @@ def test_a_bend_is_as_large_in_mm_whatever_the_grid_of_the_map() -> None:
 def ellipsoid() -> Anatomy:
     """Return a map with one vertebra that has no symmetry: an ellipsoid with a horn."""
     z, y, x = np.mgrid[:100, :100, :100]
-    codes = np.where(((z - 50) / 7) ** 2 + ((y - 45) / 11) ** 2 + ((x - 52) / 14) ** 2 < 1, 20, 151).astype(np.uint8)
-    codes[46:50, 50:70, 50:54] = 20
-    return block(codes, v20=tuple(np.argwhere(codes == 20).mean(axis=0)))
+    tissues = np.where(((z - 50) / 7) ** 2 + ((y - 45) / 11) ** 2 + ((x - 52) / 14) ** 2 < 1, 20, 151).astype(np.uint8)
+    tissues[46:50, 50:70, 50:54] = 20
+    return block(tissues, v20=tuple(np.argwhere(tissues == 20).mean(axis=0)))
 
 
 @pytest.mark.parametrize("spacing", [1.25, 2.0])
 def test_the_centre_under_the_map_is_the_mean_position_of_an_uncut_vertebra(spacing: float) -> None:
-    anatomy, drawn = ellipsoid(), canvas((64, 60, 56), spacing, seed=1)
+    anatomy, drawn = ellipsoid(), context((64, 60, 56), spacing, seed=1)
     errors = []
     for _ in range(12):
         centre = np.array(anatomy.centres[20]) + drawn.rng.normal(0, 6, 3)
-        codes, centres = deformed(anatomy, centre, drawn)
-        voxels = (codes == 20).nonzero().float()
-        if voxels.min() > 0 and (voxels.amax(dim=0) < torch.tensor(codes.shape) - 1).all():
+        tissues, centres = random_deformation(anatomy, centre, drawn)
+        voxels = (tissues == 20).nonzero().float()
+        if voxels.min() > 0 and (voxels.amax(dim=0) < torch.tensor(tissues.shape) - 1).all():
             errors.append(float((voxels.mean(dim=0) - centres[20]).norm() * spacing))
     assert len(errors) >= 8
     assert max(errors) < 2.0
@@ -137,11 +139,11 @@ def test_the_centre_under_the_map_is_the_mean_position_of_an_uncut_vertebra(spac
 
 
 def test_a_field_of_view_is_only_ever_cut() -> None:
-    codes, drawn = torch.full((24, 40, 40), 20, dtype=torch.uint8), canvas((24, 40, 40), 5.0)
-    cuts = [cut_field_of_view(codes, drawn) for _ in range(60)]
-    assert (codes == 20).all()
+    tissues, drawn = torch.full((24, 40, 40), 20, dtype=torch.uint8), context((24, 40, 40), 5.0)
+    cuts = [cut_field_of_view(tissues, drawn) for _ in range(60)]
+    assert (tissues == 20).all()
     kept = [float((cut == 20).float().mean()) for cut in cuts]
-    assert {int(code) for cut in cuts for code in cut.unique()} == {20, OUTSIDE}
+    assert {int(label) for cut in cuts for label in cut.unique()} == {20, OUTSIDE}
     assert min(kept) > 0.05
     assert 0.3 < np.mean([share == 1 for share in kept]) < 0.7
 

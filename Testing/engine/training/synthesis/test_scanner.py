@@ -42,11 +42,11 @@ def test_thick_slices_leave_an_edge_where_it_is(size: int) -> None:
 
 
 def test_the_surface_is_on_both_sides_of_a_change_of_code() -> None:
-    codes = torch.full((6, 6, 6), 20, dtype=torch.uint8)
-    codes[4:] = 255
+    tissues = torch.full((6, 6, 6), 20, dtype=torch.uint8)
+    tissues[4:] = 255
     expected = torch.zeros(6, 6, 6, dtype=torch.bool)
     expected[3:5] = True
-    assert torch.equal(surface(codes), expected)
-    codes[0, 0, 0] = 21
+    assert torch.equal(surface(tissues), expected)
+    tissues[0, 0, 0] = 21
     expected[:2, :2, :2] = True
-    assert torch.equal(surface(codes), expected)
+    assert torch.equal(surface(tissues), expected)

@@ -14,7 +14,7 @@ def thorax(top: int) -> np.ndarray:
     return procedural_body(small_spine.vertebrae(top), np.random.default_rng(0))
 
 
-def middle(codes: np.ndarray, where: np.ndarray) -> np.ndarray:
+def middle(tissues: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Return the centre (z, y, x) of what is there; axes run to superior, posterior, left."""
     assert where.any()
     return np.argwhere(where).mean(axis=0)
@@ -22,26 +22,26 @@ def middle(codes: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("top", [8, 14])
 def test_each_thoracic_vertebra_has_a_rib_on_either_side_and_no_other_has(top: int) -> None:
-    codes = thorax(top)
+    tissues = thorax(top)
     for label in range(8, 20):
-        left, right = (codes == ribs[label - 8] for ribs in (LEFT_RIBS, RIGHT_RIBS))
+        left, right = (tissues == ribs[label - 8] for ribs in (LEFT_RIBS, RIGHT_RIBS))
         assert left.any() == right.any() == (top <= label < top + 3)
         if left.any():
-            column = middle(codes, codes == label)
-            assert middle(codes, right)[2] < column[2] < middle(codes, left)[2]
+            column = middle(tissues, tissues == label)
+            assert middle(tissues, right)[2] < column[2] < middle(tissues, left)[2]
 
 
 def test_shoulder_blades_lie_behind_the_lungs_and_collar_bones_and_windpipe_before_the_column() -> None:
-    codes = thorax(8)
-    column = middle(codes, (codes >= 8) & (codes < 11))
-    assert middle(codes, codes == SCAPULA)[1] > middle(codes, codes == LUNG)[1]
-    assert middle(codes, codes == CLAVICLE)[1] < column[1]
-    assert middle(codes, codes == TRACHEA)[1] < column[1]
+    tissues = thorax(8)
+    column = middle(tissues, (tissues >= 8) & (tissues < 11))
+    assert middle(tissues, tissues == SCAPULA)[1] > middle(tissues, tissues == LUNG)[1]
+    assert middle(tissues, tissues == CLAVICLE)[1] < column[1]
+    assert middle(tissues, tissues == TRACHEA)[1] < column[1]
 
 
 def test_the_heart_lies_before_the_column_between_the_lungs_and_to_the_left() -> None:
-    codes = thorax(14)
-    column, heart = middle(codes, codes == 15), middle(codes, codes == HEART)
+    tissues = thorax(14)
+    column, heart = middle(tissues, tissues == 15), middle(tissues, tissues == HEART)
     assert heart[1] < column[1] and heart[2] > column[2]
     at = round(heart[0])
-    assert (codes[at, :, : int(column[2])] == LUNG).any() and (codes[at, :, int(column[2]) :] == LUNG).any()
+    assert (tissues[at, :, : int(column[2])] == LUNG).any() and (tissues[at, :, int(column[2]) :] == LUNG).any()

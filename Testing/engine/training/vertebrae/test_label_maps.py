@@ -1,4 +1,4 @@
-"""Maps of tissues: the vertebrae are those of the labels, and all the rest is invented around them."""
+"""Tissue label maps: the vertebrae are those of the labels, and all the rest is invented around them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bare(folder: Path) -> np.ndarray:
 
 
 def codes_of(vertebrae: Path, organs: Path | None, seed: int = 0) -> np.ndarray:
-    return anatomy.tissue_codes(vertebrae, organs, np.random.default_rng(seed))
+    return anatomy.tissue_label_map(vertebrae, organs, np.random.default_rng(seed))
 
 
 def counts(labels: np.ndarray) -> dict[int, int]:
@@ -74,17 +74,17 @@ def test_organs_keep_their_classes_and_the_data_sets_own_vertebrae_are_left_out(
 
 @pytest.mark.parametrize("subject", ["with_organs", "bare"])
 def test_discs_and_a_canal_appear_between_the_vertebrae(subject: str, request: pytest.FixtureRequest) -> None:
-    codes = request.getfixturevalue(subject)
+    tissues = request.getfixturevalue(subject)
     gap = slice(slices_of(0).stop, slices_of(1).start)
     if subject == "bare":  # its canvas starts at the lowest vertebra and is placed around the column
-        z, y, x = np.nonzero((codes > 0) & (codes <= VERTEBRAE))
+        z, y, x = np.nonzero((tissues > 0) & (tissues <= VERTEBRAE))
         shift = np.array((y.min() - (BODY[0] - 8), x.min() - (CANAL[1] - 9)))
         gap = slice(gap.start - LOWEST, gap.stop - LOWEST)
     else:
         shift = np.array((0, 0))
     body, canal = BODY + shift, CANAL + shift
-    assert (codes[gap, body[0], body[1]] == DISC).all()
-    assert (codes[gap, canal[0], canal[1]] == CORD).all()
+    assert (tissues[gap, body[0], body[1]] == DISC).all()
+    assert (tissues[gap, canal[0], canal[1]] == CORD).all()
 
 
 def test_nothing_is_invented_above_the_top_vertebra(with_organs: np.ndarray, bare: np.ndarray) -> None:
@@ -96,11 +96,11 @@ def test_nothing_is_invented_above_the_top_vertebra(with_organs: np.ndarray, bar
 
 def test_a_head_is_drawn_above_c1(tmp_path: Path) -> None:
     path = small_spine.write(tmp_path / "neck_vertebrae.nii.gz", small_spine.vertebrae(top=1))
-    codes = codes_of(path, None)
-    above = codes[slices_of(2).stop - LOWEST :]
+    tissues = codes_of(path, None)
+    above = tissues[slices_of(2).stop - LOWEST :]
     assert SKULL in above
     assert BRAIN in above
-    assert counts(codes) == counts(small_spine.vertebrae(top=1))
+    assert counts(tissues) == counts(small_spine.vertebrae(top=1))
     organs = small_spine.write(tmp_path / "neck_organs.nii.gz", small_spine.organs())
     assert OUTSIDE not in codes_of(path, organs)
 
@@ -115,7 +115,7 @@ def test_the_command_writes_three_surroundings_for_a_bare_spine(folder: Path, tm
     assert anatomy.main([str(folder), str(tmp_path / "maps")]) == 0
     names = sorted(path.name for path in (tmp_path / "maps").iterdir())
     assert names == ["bare_0.npz", "bare_1.npz", "bare_2.npz", "whole_0.npz"]
-    first, second = (np.load(tmp_path / "maps" / name)["codes"] for name in names[:2])
+    first, second = (np.load(tmp_path / "maps" / name)["tissues"] for name in names[:2])
     assert counts(first) == counts(second)
     assert not np.array_equal(first, second)
 
@@ -139,26 +139,26 @@ def test_organs_on_another_grid_are_refused(folder: Path, tmp_path: Path) -> Non
 
 
 def test_ribs_reach_the_vertebral_body_but_for_the_joint() -> None:
-    codes = np.full((40, 60, 80), SOFT, dtype=np.uint8)
-    codes[10:26, 20:40, 30:50] = 12  # T5
+    tissues = np.full((40, 60, 80), SOFT, dtype=np.uint8)
+    tissues[10:26, 20:40, 30:50] = 12  # T5
     fifth = RIBS[4]
-    codes[12:15, 42:45, 58:78] = fifth
-    free = codes == SOFT
-    before = codes.copy()
-    add_rib_heads(codes, free)
-    assert np.array_equal(codes[~free], before[~free])
-    gap = ndimage.distance_transform_edt(codes != 12, sampling=SPACING)[codes == fifth]
-    assert ndimage.distance_transform_edt(codes != 12, sampling=SPACING)[before == fifth].min() > 10
+    tissues[12:15, 42:45, 58:78] = fifth
+    free = tissues == SOFT
+    before = tissues.copy()
+    add_rib_heads(tissues, free)
+    assert np.array_equal(tissues[~free], before[~free])
+    gap = ndimage.distance_transform_edt(tissues != 12, sampling=SPACING)[tissues == fifth]
+    assert ndimage.distance_transform_edt(tissues != 12, sampling=SPACING)[before == fifth].min() > 10
     assert JOINT_MM < gap.min() < 2 * JOINT_MM + SPACING
-    _, pieces = ndimage.label(codes == fifth)
+    _, pieces = ndimage.label(tissues == fifth)
     assert pieces == 1
 
 
 def test_far_ribs_those_of_other_vertebrae_and_columns_without_a_thorax_stay_as_they_are() -> None:
     for level, x, rib in ((12, 58 + 12, RIBS[4]), (22, 58, RIBS[4]), (12, 58, RIBS[5])):
-        codes = np.full((40, 60, 90), SOFT, dtype=np.uint8)
-        codes[10:26, 20:40, 30:50] = level
-        codes[12:15, 22:25, x:88] = rib
-        before = codes.copy()
-        add_rib_heads(codes, codes == SOFT)
-        assert np.array_equal(codes, before)
+        tissues = np.full((40, 60, 90), SOFT, dtype=np.uint8)
+        tissues[10:26, 20:40, 30:50] = level
+        tissues[12:15, 22:25, x:88] = rib
+        before = tissues.copy()
+        add_rib_heads(tissues, tissues == SOFT)
+        assert np.array_equal(tissues, before)

@@ -14,16 +14,17 @@ from helpers.small_spine import block
 from segmamba.inference.preprocess import bright_mean
 from segmamba.models.manifest import Channel
 from segmamba.training.synthesis import mr
-from segmamba.training.synthesis.context import Canvas
+from segmamba.training.synthesis.context import SamplingContext
+from segmamba.training.synthesis.synthesizer import normalize
 from segmamba.training.synthesis.tissue_labels import AIR, FAT, LUNG, MUSCLE, OUTSIDE, VERTEBRAE
 from segmamba.training.synthesis.tissue_priors import OUTSIDE_HU, ct_priors, mr_priors
 from segmamba.training.vertebrae.label_maps import prepare
-from segmamba.training.vertebrae.samples import Batch, Painter, normalised
+from segmamba.training.vertebrae.samples import Batch, VertebraSynthesizer
 from segmamba.training.vertebrae.tissue_maps import Anatomy, load_anatomies
 
 CPU = torch.device("cpu")
 PATCH = (32, 24, 20)
-# Both leave the painted intensities as they are.
+# Both leave the synthetic intensities as they are.
 CHANNELS = {
     "CT": (Channel("clip", -5000.0, 5000.0, 0.0, 1.0),),
     "MR": (Channel("relative", -1.0, 1000.0, 0.0, 1.0),),
@@ -31,8 +32,8 @@ CHANNELS = {
 both_modalities = pytest.mark.parametrize("modality", ["CT", "MR"])
 
 
-def painter(anatomies: list[Anatomy], patch: tuple[int, int, int] = PATCH, **keywords: Any) -> Painter:
-    return Painter(anatomies, patch, **({"spacing": 2.0, "channels": CHANNELS} | keywords))
+def synthesizer(anatomies: list[Anatomy], patch: tuple[int, int, int] = PATCH, **keywords: Any) -> VertebraSynthesizer:
+    return VertebraSynthesizer(anatomies, patch, **({"spacing": 2.0, "channels": CHANNELS} | keywords))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def anatomies(tmp_path_factory: pytest.TempPathFactory) -> list[Anatomy]:
 
 @pytest.fixture(scope="module")
 def samples(anatomies: list[Anatomy]) -> dict[str, Batch]:
-    return {name: painter(anatomies, mr_share=float(name == "MR"), seed=3).batch(16) for name in ("CT", "MR")}
+    return {name: synthesizer(anatomies, mr_share=float(name == "MR"), seed=3).batch(16) for name in ("CT", "MR")}
 
 
 @both_modalities
@@ -60,7 +61,7 @@ def test_levels_are_vertebrae_only(samples: dict[str, Batch], modality: str) -> 
 @both_modalities
 def test_all_voxels_of_a_vertebra_point_to_its_centre(anatomies: list[Anatomy], modality: str) -> None:
     patch = (56, 48, 48)
-    batch = painter(anatomies, patch, mr_share=float(modality == "MR")).batch(8)
+    batch = synthesizer(anatomies, patch, mr_share=float(modality == "MR")).batch(8)
     assert batch.offsets.shape == (8, 3, *patch)
     assert batch.offsets.dtype == torch.float32
     grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in patch), indexing="ij"))
@@ -117,7 +118,7 @@ def test_mr_contrasts_differ_but_a_column_has_one_marrow_and_air_no_signal() -> 
 
 @pytest.mark.parametrize("mr_share", [0.0, 0.5, 1.0])
 def test_the_seed_decides_every_sample(anatomies: list[Anatomy], mr_share: float) -> None:
-    first, again, other = (painter(anatomies, mr_share=mr_share, seed=seed).batch(3) for seed in (5, 5, 6))
+    first, again, other = (synthesizer(anatomies, mr_share=mr_share, seed=seed).batch(3) for seed in (5, 5, 6))
     for name in ("image", "levels", "offsets"):
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert not torch.equal(first.image, other.image)
@@ -128,17 +129,17 @@ def test_the_seed_decides_every_sample(anatomies: list[Anatomy], mr_share: float
 def test_a_share_of_the_samples_is_mr(mr_share: float) -> None:
     constant = {"CT": (Channel("clip", 7.0, 7.0, 0.0, 1.0),), "MR": (Channel("relative", -7.0, -7.0, 0.0, 1.0),)}
     anatomy = block(np.full((20, 20, 20), 20, dtype=np.uint8), v20=(10, 10, 10))
-    images = painter([anatomy], (6, 6, 6), channels=constant, mr_share=mr_share).batch(150).image
+    images = synthesizer([anatomy], (6, 6, 6), channels=constant, mr_share=mr_share).batch(150).image
     assert set(images.unique().tolist()) <= {7.0, -7.0}
     assert (images[:, 0, 0, 0, 0] < 0).float().mean() == pytest.approx(mr_share, abs=0.12 if mr_share == 0.3 else 0)
 
 
 @both_modalities
 def test_outside_the_field_of_view_is_constant_and_unlabelled(modality: str) -> None:
-    codes = np.full((120, 120, 120), 20, dtype=np.uint8)
-    codes[62:] = OUTSIDE
+    tissues = np.full((120, 120, 120), 20, dtype=np.uint8)
+    tissues[62:] = OUTSIDE
     # Wide enough that MR's sagittal slabs are cut too.
-    wide = painter([block(codes, v20=(60, 60, 60))], (12, 12, 60), spacing=1.5, mr_share=float(modality == "MR"))
+    wide = synthesizer([block(tissues, v20=(60, 60, 60))], (12, 12, 60), spacing=1.5, mr_share=float(modality == "MR"))
     batch = wide.batch(12)
     image = batch.image[:, 0]
     unlabelled = image[batch.levels == 0]
@@ -148,14 +149,14 @@ def test_outside_the_field_of_view_is_constant_and_unlabelled(modality: str) -> 
 
 
 def test_an_mr_slab_is_sagittal_and_as_wide_as_sagittal_series_are() -> None:
-    canvas = Canvas((2, 2, 200), 1.0, CPU, np.random.default_rng(0), torch.Generator())
-    codes = torch.full((2, 2, 200), 20, dtype=torch.uint8)
+    context = SamplingContext((2, 2, 200), 1.0, CPU, np.random.default_rng(0), torch.Generator())
+    tissues = torch.full((2, 2, 200), 20, dtype=torch.uint8)
     widths = []
     for _ in range(60):
-        known = mr.cut_to_slab(codes, canvas) != OUTSIDE
+        known = mr.cut_to_slab(tissues, context) != OUTSIDE
         assert torch.equal(known, known[:1, :1].expand_as(known))
         widths.append(int(known[0, 0].sum()))
-    assert (codes == 20).all()
+    assert (tissues == 20).all()
     assert 0.2 < np.mean([width == 200 for width in widths]) < 0.6
     assert all(width == 200 or 44 <= width <= 150 for width in widths)
 
@@ -179,10 +180,10 @@ def test_a_sample_is_scaled_as_a_channel_of_kind_relative_is() -> None:
     assert torch.allclose(mr.relative(image), image / bright_mean(image.numpy()))
 
 
-@pytest.mark.parametrize("code", [AIR, OUTSIDE, 20])
-def test_a_sample_of_one_code_is_finite_on_mr(code: int) -> None:
-    anatomy = block(np.full((9, 9, 9), code, dtype=np.uint8), v20=(4, 4, 4))
-    batch = painter([anatomy], (6, 6, 6), mr_share=1.0).batch(20)
+@pytest.mark.parametrize("label", [AIR, OUTSIDE, 20])
+def test_a_sample_of_one_code_is_finite_on_mr(label: int) -> None:
+    anatomy = block(np.full((9, 9, 9), label, dtype=np.uint8), v20=(4, 4, 4))
+    batch = synthesizer([anatomy], (6, 6, 6), mr_share=1.0).batch(20)
     assert batch.image.isfinite().all()
     assert batch.image.min() >= 0
     assert batch.offsets.isfinite().all()
@@ -191,19 +192,19 @@ def test_a_sample_of_one_code_is_finite_on_mr(code: int) -> None:
 def test_channels_are_clipped_shifted_and_scaled() -> None:
     image = torch.tensor([-2000.0, 0.0, 200.0, 5000.0]).view(1, 1, 1, 4)
     bone = Channel("clip", -1000.0, 1000.0, 100.0, 50.0)
-    assert normalised(image, [bone, replace(bone, high=0.0)]).flatten().tolist() == [-22, -2, 2, 18, -22, -2, -2, -2]
+    assert normalize(image, [bone, replace(bone, high=0.0)]).flatten().tolist() == [-22, -2, 2, 18, -22, -2, -2, -2]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @both_modalities
 def test_painting_never_waits_for_the_gpu(anatomies: list[Anatomy], modality: str) -> None:
-    on_gpu = [replace(anatomy, codes=anatomy.codes.to("cuda")) for anatomy in anatomies]
-    painting = painter(on_gpu, mr_share=float(modality == "MR"))
-    painting.batch(8)  # libraries start up
+    on_gpu = [replace(anatomy, tissues=anatomy.tissues.to("cuda")) for anatomy in anatomies]
+    synthesis = synthesizer(on_gpu, mr_share=float(modality == "MR"))
+    synthesis.batch(8)  # libraries start up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batch = painting.batch(8)
+        batch = synthesis.batch(8)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert batch.image.isfinite().all()
@@ -215,8 +216,8 @@ def test_texture_is_as_coarse_in_a_small_sample_as_in_a_whole_scan() -> None:
     """A network that learned from crops must not meet larger blobs in scans."""
 
     def roughness(patch: tuple[int, int, int]) -> float:
-        canvas = Canvas(patch, 2.0, CPU, np.random.default_rng(0), torch.Generator().manual_seed(0))
-        noise = canvas.smooth_noise(8, 16.0)
+        context = SamplingContext(patch, 2.0, CPU, np.random.default_rng(0), torch.Generator().manual_seed(0))
+        noise = context.smooth_noise(8, 16.0)
         return float(noise.diff(dim=3).std() / noise.std())
 
     assert roughness((32, 32, 64)) == pytest.approx(roughness((32, 64, 160)), rel=0.15)
