@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
 from segmamba.labels import Code, Label
@@ -22,11 +23,8 @@ STRAIGHT = Geometry((76, 68, 88), (1.5, 1.5, 2.0), (-52.0, -61.0, 13.0), (1.0, 0
 
 
 def rotation(x_degrees: float, y_degrees: float) -> tuple[float, ...]:
-    """Return the direction of axes turned about x, then about y."""
-    a, b = np.radians([x_degrees, y_degrees])
-    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    return tuple((about_y @ about_x).ravel())
+    """Return the direction of axes rotated about x, then about y."""
+    return tuple(Rotation.from_euler("xy", (x_degrees, y_degrees), degrees=True).as_matrix().ravel())
 
 
 def grid_around_patient(spacing: tuple[float, float, float], direction: tuple[float, ...]) -> Geometry:
