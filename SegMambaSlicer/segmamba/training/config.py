@@ -28,11 +28,11 @@ class Config:
         offsets, levels, ribs: the first of two stages) or 6 (without levels and ribs: the second); for colorectal
         cancer 4 (background, tumour, colon, rectum).
     task : str
-        "vertebrae" or "colorectal": what samples are painted and which loss is taken.
+        "vertebrae" or "colorectal": which samples are synthesized and which loss is used.
     channels : tuple of Channel
-        How the network's input is made from HU; of kind "clip".
+        Normalization of the network's input from HU, of kind "clip".
     mr_channels : tuple of Channel
-        How it is made from MR; of kind "relative", as many as ``channels``.
+        Normalization from MR, of kind "relative", as many as ``channels``.
     mr_share : float
         Part of the samples that is MR, 0 to 1.
     anatomies : str
@@ -41,7 +41,7 @@ class Config:
     patch, spacing
         Voxels of a sample along z, y, x, and their size in mm.
     folder : str
-        Gets ``state.pt``, ``weights.safetensors`` and ``log.jsonl``; where it has a state, the run goes on from it.
+        Gets ``state.pt``, ``weights.safetensors`` and ``log.jsonl``; if it has a state, the run resumes from it.
     evaluation : str
         Pattern of evaluation cases, or empty.
     start_from : str
@@ -55,9 +55,9 @@ class Config:
     device : str
         "auto" is CUDA if there is any, else the processor.
     compile : bool
-        Compile network and loss on CUDA and record a step: takes one to two minutes, and pays on long runs.
-    painters : int
-        Processes that paint samples ahead of the training; 0: it paints them itself.
+        Compile network and loss on CUDA and capture a step as a CUDA graph: takes one to two minutes, for long runs.
+    num_workers : int
+        Processes that synthesize samples ahead of the training; 0: the training process does it.
     base : Path
         What relative paths start from.
     """
@@ -86,7 +86,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     compile: bool = False
-    painters: int = 0
+    num_workers: int = 0
     base: Path = Path(".")
 
     def __post_init__(self) -> None:
@@ -117,8 +117,8 @@ class Config:
         for name in ("batch", "iterations", "log_every", "checkpoint_every", "evaluate_every"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1")
-        if not isinstance(self.painters, int) or self.painters < 0:
-            raise ValueError("painters must be a whole number of at least 0")
+        if not isinstance(self.num_workers, int) or self.num_workers < 0:
+            raise ValueError("num_workers must be a whole number of at least 0")
         if not (self.spacing > 0 and self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0):
             raise ValueError("spacing, learning_rate, weight_decay and warmup must not be negative")
         if not 0 <= self.ema < 1:
@@ -153,7 +153,7 @@ def read_config(path: Path) -> Config:
 
 def _check_keys(content: Any) -> None:
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     fields = {field.name: field for field in dataclasses.fields(Config) if field.name != "base"}
     for key in content:
         if key not in fields:

@@ -1,4 +1,4 @@
-"""Loss and gradients of a batch: computed kernel by kernel, or recorded once as a CUDA graph and replayed."""
+"""Loss and gradients of a batch: computed kernel by kernel, or captured once as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# Until everything is compiled, chosen and allocated that is not to be recorded.
+# Steps before the capture: compilation, choice of algorithms and allocations must not be captured.
 WARM_UP = 3
 
 # From the fields of a batch, the image first, to the loss.
@@ -30,11 +30,11 @@ def gradients_of(objective: Objective, network: nn.Module, device: torch.device)
     return compute
 
 
-class Recorded:
-    """What `gradients_of` returns as one CUDA graph, for batches of one shape.
+class CudaGraphStep:
+    """A function from `gradients_of` as one CUDA graph, for batches of one shape.
 
-    A small network's step has a thousand kernels that take the processor longer to launch than the GPU to run: a
-    colorectal one 60 ms on an H200, which computes for 34. What cannot be recorded is computed as ever, with a warning.
+    A small network's step has a thousand kernels that take the CPU longer to launch than the GPU to run: a colorectal
+    one 60 ms on an H200, which computes for 34. A step that cannot be captured is computed as usual, with a warning.
 
     Parameters
     ----------
@@ -45,18 +45,18 @@ class Recorded:
     def __init__(self, compute: Objective) -> None:
         self.compute = compute
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._batch: list[Tensor] = []  # what is recorded reads this one
+        self._batch: list[Tensor] = []  # the input of the graph
         self._loss = torch.empty(0)
 
     @property
     def replays(self) -> bool:
-        """Whether a step has been recorded."""
+        """Whether a step has been captured."""
         return self._graph is not None
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """Return the loss of a batch and leave its gradients in the network."""
         if not self._batch:
-            self._record(batch)
+            self._capture(batch)
         if self._graph is None:
             return self.compute(*batch)
         for kept, given in zip(self._batch, batch, strict=True):
@@ -64,7 +64,7 @@ class Recorded:
         self._graph.replay()
         return self._loss.clone()
 
-    def _record(self, batch: tuple[Tensor, ...]) -> None:
+    def _capture(self, batch: tuple[Tensor, ...]) -> None:
         self._batch = [field.clone() for field in batch]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -74,10 +74,10 @@ class Recorded:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads go on calling CUDA meanwhile: they bring batches, and watch over a team.
+            # Other threads call CUDA meanwhile: they upload batches and watch over the process group.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._loss = self.compute(*self._batch)
         except RuntimeError as error:
-            logger.warning("A training step cannot be recorded as a CUDA graph, but computed: %s", error)
+            logger.warning("A training step cannot be captured as a CUDA graph, so it is slower: %s", error)
             return
         self._graph = graph

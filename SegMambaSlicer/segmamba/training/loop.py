@@ -1,7 +1,7 @@
 """The training loop: ``segmamba train CONFIG``.
 
-A run stops when its time or its iterations are up, and goes on from its state when called again, so that training can
-be cut into pieces. Everything it reports is one JSON object a line in ``log.jsonl``.
+A run stops when its time or its iterations are used up, and resumes from its state when called again, so that training
+can be divided into sessions. Its log is ``log.jsonl``, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from segmamba.networks.checkpoint import load_state_dict, load_weights, save_saf
 from segmamba.tasks import COLORECTAL_TASK
 from segmamba.training.colorectal.validation import evaluate_bowel
 from segmamba.training.config import Config, read_config
-from segmamba.training.cuda_graph import Objective, Recorded, gradients_of
-from segmamba.training.distributed import ALONE, Team, join_team
+from segmamba.training.cuda_graph import CudaGraphStep, Objective, gradients_of
+from segmamba.training.distributed import SINGLE, ProcessGroup, join_process_group
 from segmamba.training.losses import dice_cross_entropy, vertebra_loss
-from segmamba.training.sample_source import Source, source_maker
+from segmamba.training.sample_source import Source, source_factory
 from segmamba.training.vertebrae.validation import evaluate
 from segmamba.utils.atomic import atomic_write
 
@@ -39,7 +39,7 @@ LARGEST_GRADIENT_NORM = 1.0
 
 
 class Run:
-    """The state of a training run: network, averaged network, optimizer, iteration; the same in all of a team.
+    """The state of a training run: network, averaged network, optimizer, iteration; equal in all processes of a group.
 
     Raises
     ------
@@ -51,11 +51,11 @@ class Run:
         The folder cannot be made.
     """
 
-    def __init__(self, config: Config, device: torch.device, team: Team = ALONE) -> None:
+    def __init__(self, config: Config, device: torch.device, group: ProcessGroup = SINGLE) -> None:
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device
-        self.team = team
+        self.group = group
         self.folder = config.base / config.folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def state_path(self) -> Path:
-        """What the run goes on from."""
+        """The state that the run resumes from."""
         return self.folder / "state.pt"
 
     @property
@@ -105,7 +105,7 @@ class Run:
 
     def save(self) -> None:
         """Write the state and the averaged weights; each file replaces the old one only when it is complete."""
-        if not self.team.leads:
+        if not self.group.is_main_process:
             return
         state = {
             "network": self.network.state_dict(),
@@ -120,7 +120,7 @@ class Run:
 
     def log(self, **entry: Any) -> None:
         """Print one JSON object and append it to the log."""
-        if not self.team.leads:
+        if not self.group.is_main_process:
             return
         line = json.dumps({"iteration": self.iteration, **entry})
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -155,18 +155,18 @@ def train(config: Config, minutes: float = math.inf) -> Path:
         See `Run`, and `segmamba.inference.device.choose_device`.
     """
     end = time.monotonic() + 60 * minutes
-    team, device = join_team(_device(config.device))
+    group, device = join_process_group(_device(config.device))
     cases = config.files(config.evaluation) if config.evaluation else []
     if config.evaluation and not cases:
         raise InputError(f"No evaluation case matches '{config.evaluation}': correct it, or leave the key out.")
-    make_source = source_maker(config, device)
-    run = Run(config, device, team)
-    # A resumed run must not draw again what it has drawn, nor two of a team the same.
-    source = make_source((config.seed + run.iteration) * team.size + team.rank)
+    make_source = source_factory(config, device)
+    run = Run(config, device, group)
+    # Neither a resumed run nor two processes of a group may draw the same samples.
+    source = make_source((config.seed + run.iteration) * group.size + group.rank)
     gradients = make_gradients(run)
     losses: list[Tensor] = []
     last = time.monotonic()
-    while run.iteration < config.iterations and team.all_go_on(time.monotonic() < end, run.iteration, device):
+    while run.iteration < config.iterations and group.agree_to_continue(time.monotonic() < end, run.iteration, device):
         losses.append(step(run, gradients, source))
         run.iteration += 1
         if run.iteration % config.log_every == 0:
@@ -178,7 +178,7 @@ def train(config: Config, minutes: float = math.inf) -> Path:
             _evaluate(run, cases)
             last = time.monotonic()
     run.save()
-    team.wait(device)
+    group.wait(device)
     if cases:
         _evaluate(run, cases)
     return run.weights_path
@@ -200,7 +200,7 @@ def step(run: Run, gradients: Objective, source: Source) -> Tensor:
     for group in run.optimizer.param_groups:
         group["lr"] = run.learning_rate()
     loss = gradients(*vars(batch).values())
-    run.team.average([p.grad for p in run.network.parameters() if p.grad is not None])
+    run.group.average([p.grad for p in run.network.parameters() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), LARGEST_GRADIENT_NORM)
     # Half precision may overflow: such a step changes nothing. The fused optimizer looks at this flag on the device.
     run.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
@@ -230,21 +230,21 @@ def make_objective(run: Run) -> Objective:
 
 
 def make_gradients(run: Run) -> Objective:
-    """Return the function from a batch to its loss that leaves the gradients; recorded where it is compiled."""
+    """Return the function from a batch to its loss that leaves the gradients; a CUDA graph if it is compiled."""
     compute = gradients_of(make_objective(run), run.network, run.device)
-    return Recorded(compute) if run.compiles else compute
+    return CudaGraphStep(compute) if run.compiles else compute
 
 
 def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:
     loss = float(torch.stack(list(losses)).mean())
     if not math.isfinite(loss):
-        raise InputError("The loss is no longer finite: lower learning_rate and go on from the last state.")
+        raise InputError("The loss is no longer finite: lower learning_rate and resume from the last state.")
     speed = len(losses) / (time.monotonic() - since)
     run.log(loss=round(loss, 4), lr=run.learning_rate(), per_second=round(speed, 2))
 
 
 def _evaluate(run: Run, cases: Sequence[Path]) -> None:
-    if not run.team.leads:
+    if not run.group.is_main_process:
         return
     config = run.config
     dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32

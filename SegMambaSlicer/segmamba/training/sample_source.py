@@ -48,15 +48,15 @@ def synthesizer_factory(
     return lambda seed: VertebraSynthesizer(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
 
 
-def source_maker(config: Config, device: torch.device) -> Callable[[int], Source]:
+def source_factory(config: Config, device: torch.device) -> Callable[[int], Source]:
     """Return a function from a seed to a source of batches; parameters and errors as `synthesizer_factory`."""
-    if config.painters and config.files(config.anatomies):
+    if config.num_workers and config.files(config.anatomies):
         return lambda seed: PrefetchedSource(config, device, seed)
     return synthesizer_factory(config, device)  # which raises if there are no maps
 
 
 class PrefetchedSource:
-    """Batches that ``config.painters`` worker processes synthesize on ``device``; they end with this object.
+    """Batches that ``config.num_workers`` worker processes synthesize on ``device``; they end with this object.
 
     Synthesis is bound by the CPU: a single core for it and the training limits the GPU. Images are in half precision.
     The same seed gives the same batches for the same number of processes.
@@ -73,7 +73,7 @@ class PrefetchedSource:
         loader = DataLoader(
             _Stream(config, device, seed),
             batch_size=None,
-            num_workers=config.painters,
+            num_workers=config.num_workers,
             multiprocessing_context="spawn",  # a forked process cannot use CUDA
             prefetch_factor=AHEAD,
             pin_memory=device.type == "cuda",

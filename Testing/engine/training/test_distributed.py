@@ -22,14 +22,14 @@ from pathlib import Path
 from segmamba.training import distributed, loop, sample_source
 folder = Path(sys.argv[1])
 config = replace(loop.read_config(folder / "config.json"), evaluation="", folder="steps")
-mine, device = distributed.join_team(torch.device("cpu"))
-run = loop.Run(config, device, mine)
-source = sample_source.painter_maker(config, device)(mine.rank)
+group, device = distributed.join_process_group(torch.device("cpu"))
+run = loop.Run(config, device, group)
+source = sample_source.synthesizer_factory(config, device)(group.rank)
 gradients = loop.make_gradients(run)
 losses = [loop.step(run, gradients, source) for _ in range(2)]
-going = [mine.all_go_on(mine.rank == 0, step, device) for step in (1, 10)]
+going = [group.agree_to_continue(group.rank == 0, step, device) for step in (1, 10)]
 loop.train(replace(config, folder="run"))
-torch.save({"losses": losses, "weights": run.network.state_dict(), "going": going}, folder / f"{mine.rank}.pt")
+torch.save({"losses": losses, "weights": run.network.state_dict(), "going": going}, folder / f"{group.rank}.pt")
 """
 
 

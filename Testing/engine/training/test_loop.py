@@ -24,7 +24,7 @@ from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.training import loop, sample_source
 from segmamba.training.config import Config, read_config
-from segmamba.training.cuda_graph import Recorded, gradients_of
+from segmamba.training.cuda_graph import CudaGraphStep, gradients_of
 from segmamba.training.losses import vertebra_loss
 from segmamba.training.vertebrae import validation as evaluation
 from segmamba.training.vertebrae.label_maps import prepare
@@ -168,7 +168,7 @@ def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monke
 
 @pytest.mark.slow
 def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Config) -> None:
-    config = replace(config, painters=2, batch=1)
+    config = replace(config, num_workers=2, batch=1)
     source, make = sample_source.PrefetchedSource(config, CPU, 7), sample_source.synthesizer_factory(config, CPU)
     alone = [make(seed) for seed in (14, 15)]
     for synthesizer in (alone[0], alone[1], alone[0]):
@@ -181,14 +181,14 @@ def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Conf
 
 @pytest.mark.slow
 def test_a_run_with_painting_processes_trains(config: Config) -> None:
-    loop.train(replace(config, painters=1, iterations=2))
+    loop.train(replace(config, num_workers=1, iterations=2))
     (entry,) = log_of(Path(config.folder))
     assert math.isfinite(entry["loss"])
 
 
 def test_without_maps_the_painting_processes_are_not_begun(config: Config) -> None:
     with pytest.raises(InputError, match="no tissue label map to train on"):
-        loop.train(replace(config, painters=1, anatomies="none/*.npz"))
+        loop.train(replace(config, num_workers=1, anatomies="none/*.npz"))
 
 
 def test_a_run_stops_when_its_time_is_up(config: Config) -> None:
@@ -376,7 +376,7 @@ def test_a_recorded_step_has_the_gradients_of_one_that_is_not(config: Config) ->
     device = torch.device("cuda:0")
     run, other = loop.Run(config, device), loop.Run(config, device)
     plain = gradients_of(loop.make_objective(run), run.network, device)
-    recorded = Recorded(gradients_of(loop.make_objective(other), other.network, device))
+    recorded = CudaGraphStep(gradients_of(loop.make_objective(other), other.network, device))
     synthesizer = synthesizer_of(config, device)
     for _ in range(3):  # recorded with the first, replayed with the others
         batch = list(vars(synthesizer.batch(1)).values())
