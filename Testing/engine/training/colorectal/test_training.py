@@ -26,7 +26,7 @@ from segmamba.training.colorectal.labels import LABELS
 from segmamba.training.colorectal.samples import BowelBatch, BowelSynthesizer
 from segmamba.training.colorectal.validation import evaluate_bowel, tumours_found
 from segmamba.training.config import Config, read_config
-from segmamba.training.sample_source import synthesizer_maker
+from segmamba.training.sample_source import synthesizer_factory
 
 CPU = torch.device("cpu")
 RECIPE = REPOSITORY / "Resources" / "Training" / "segmamba-v2-colorectal.json"
@@ -78,7 +78,7 @@ def test_the_command_trains_and_logs_the_overlap_of_each_label(folder: Path) -> 
 def test_repeating_one_sample_lowers_its_loss(config: Config) -> None:
     config = replace(config, warmup=0, learning_rate=5e-3, iterations=100)
     run = loop.Run(config, CPU)
-    synthesizer = synthesizer_maker(config, CPU)(0)
+    synthesizer = synthesizer_factory(config, CPU)(0)
     sample = synthesizer.batch(1)
     synthesizer.batch = lambda size: sample  # type: ignore[method-assign]
     losses = [float(loop.step(run, loop.make_gradients(run), synthesizer)) for _ in range(8)]
@@ -86,7 +86,7 @@ def test_repeating_one_sample_lowers_its_loss(config: Config) -> None:
 
 
 def test_a_resumed_run_paints_other_samples(config: Config) -> None:
-    make = synthesizer_maker(config, CPU)
+    make = synthesizer_factory(config, CPU)
     first, again, later = (make(seed).batch(1) for seed in (0, 0, 7))
     assert isinstance(first, BowelBatch)
     assert torch.equal(first.image, again.image)
