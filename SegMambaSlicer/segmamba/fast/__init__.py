@@ -1,4 +1,4 @@
-"""The fast way through the networks: the same weights and answers, by kernels of our own on CUDA."""
+"""Fast inference on CUDA: the same networks, weights and results with kernels of our own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a trained network to an equivalent fast one."""
+"""Make an equivalent fast network from a trained one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segmamba.networks.segmamba_v2 import SegMambaV2
 from segmamba.networks.segmamba_v2_paper import SegMambaV2Paper
 from segmamba.networks.spine_mamba import SpineMamba
 
-# Half precision alone makes up to 0.003 of difference; kernels that a GPU or compiler gets wrong make 0.1 and more.
+# Relative difference: half precision alone gives up to 0.003, a kernel that a GPU or compiler gets wrong 0.1 and more.
 LARGEST_DIFFERENCE = 0.05
 
 FAST: dict[type[nn.Module], type] = {
@@ -31,10 +31,10 @@ FAST: dict[type[nn.Module], type] = {
 
 
 class FastNetwork:
-    """A network for inference in half precision, as a CUDA graph for each shape where the device has them.
+    """A network for inference in half precision, on CUDA as a CUDA graph for each shape.
 
-    Called with images (B, C, D, H, W) of any floating type; gives logits (B, classes, D, H, W), which the next call
-    with that shape overwrites.
+    It maps images (B, C, D, H, W) of any floating type to logits (B, classes, D, H, W), which the next call with that
+    shape overwrites.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], dtype: torch.dtype, graphs: bool) -> None:
@@ -52,7 +52,7 @@ class FastNetwork:
             return self.forward(image)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Autocast, for the layers that are as they were: their norms and scans stay in float32."""
+        """Autocast for the layers that are not replaced: their norms and scans stay in float32."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(device.type, self.dtype)
 
     def _replay(self, image: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ class FastNetwork:
         return graph, given, answer
 
 
-# With the state of the weights that it was made for; None where it did not give what the network gives.
-_made: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], FastNetwork | None]] = WeakKeyDictionary()
+# Fast networks with the state of their weights; None if its output differed from the network's.
+_fast_networks: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], FastNetwork | None]] = WeakKeyDictionary()
 
 
 def accelerate(
@@ -89,18 +89,18 @@ def accelerate(
     graphs: bool = True,
     device: torch.device | None = None,
 ) -> FastNetwork:
-    """Return a network that gives what ``network`` gives, to half precision, and is several times faster on CUDA.
+    """Return a network with the output of ``network``, to half precision, that is several times faster on CUDA.
 
     Parameters
     ----------
     network : Module
-        A trained `SegMambaV2`, `SegMambaV2Paper` or `SpineMamba`, on its device; which is left as it is.
+        A trained `SegMambaV2`, `SegMambaV2Paper` or `SpineMamba`, on its device; it is not changed.
     dtype : dtype
         float16 or bfloat16.
     graphs : bool
-        Record the kernels of a shape once as a CUDA graph and replay them.
+        Capture the kernels of a shape once as a CUDA graph and replay them.
     device : device, optional
-        Where the fast network runs; by default where the network is.
+        Of the fast network; by default that of ``network``.
     """
     half = _converted(network, dtype).to(device)
     if type(half) not in FAST:
@@ -111,10 +111,10 @@ def accelerate(
 def fast_network(
     network: nn.Module, device: torch.device, dtype: torch.dtype, window: Sequence[int], notes: list[str]
 ) -> FastNetwork | None:
-    """Return the fast form of a network on a CUDA device, or None where there is none.
+    """Return the fast form of a network on a CUDA device, or None if there is none.
 
-    It is made once for its weights, and compared with the network on one ``window`` (channels, z, y, x) of noise.
-    ``notes`` gets a sentence if only the kernels are what is missing, or if they give something else.
+    It is made once for its weights, and compared with the network on one ``window`` (channels, z, y, x) of noise. A
+    sentence is appended to ``notes`` if the kernels are not available, or if their output differs.
     """
     if device.type != "cuda" or dtype == torch.float32 or type(network) not in FAST:
         return None
@@ -122,23 +122,23 @@ def fast_network(
     if missing:
         notes.extend([missing] if missing not in notes else [])
         return None
-    # The weights may have been trained on since the last call.
+    # The weights may have been trained since the last call.
     state = (str(device), dtype, *(parameter._version for parameter in network.parameters()))
-    known = _made.get(network)
+    known = _fast_networks.get(network)
     if known is None or known[0] != state:
         forget(network)
         fast = accelerate(network, dtype, device=device)
-        known = _made[network] = state, fast if agrees(network, fast, window, device) else None
+        known = _fast_networks[network] = state, fast if agrees(network, fast, window, device) else None
     if known[1] is None:
-        notes.append("The fast kernels give other answers on this GPU: the network ran in PyTorch's own operations.")
+        notes.append("The fast kernels give other results on this GPU: the network ran in PyTorch's own operations.")
     return known[1]
 
 
 @torch.no_grad()
 def agrees(network: nn.Module, fast: FastNetwork, window: Sequence[int], device: torch.device) -> bool:
-    """Tell whether a fast network gives what the network gives, on a window of noise; yes if memory is short for it.
+    """Say whether a fast network has the output of the network on a window of noise; True if memory does not suffice.
 
-    ``window`` is (channels, z, y, x). ``network`` stays where it is: a copy of it runs on ``device``.
+    ``window`` is (channels, z, y, x). A copy of ``network`` runs on ``device``.
     """
     noise = torch.randn((1, *window), generator=torch.Generator().manual_seed(0)).to(device)
     try:
@@ -155,12 +155,12 @@ def agrees(network: nn.Module, fast: FastNetwork, window: Sequence[int], device:
 
 
 def forget(network: nn.Module) -> None:
-    """Free the memory that the fast form of a network takes."""
-    _made.pop(network, None)
+    """Free the memory of the fast form of a network."""
+    _fast_networks.pop(network, None)
 
 
 def _converted(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy in that precision, but for the layer norms and what sets the pace of the scans."""
+    """Return a copy in a precision, except for layer norms and the step sizes of the scans."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     kept = set()
     for module in network.modules():

@@ -16,7 +16,7 @@ from segmamba.networks.blocks import pad_to_stride
 
 
 class Downsampling:
-    """`HierarchicalDownsampling` or `StridedDownsampling`: the branches write beside each other into one buffer."""
+    """`HierarchicalDownsampling` or `StridedDownsampling`: the branches share one buffer."""
 
     border = 2
 

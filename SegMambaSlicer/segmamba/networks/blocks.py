@@ -60,7 +60,7 @@ def instance_norm(
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """Instance norm over the window that is there: no running figures. See `instance_norm`."""
+    """Instance norm over the window itself, without running statistics. See `instance_norm`."""
 
     def forward(self, volume: Tensor) -> Tensor:
         return instance_norm(volume, self.weight, self.bias, self.eps)

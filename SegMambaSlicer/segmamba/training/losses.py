@@ -1,4 +1,4 @@
-"""The training losses: of a vertebra network (mask, way to the centre, level, rib) and of a colorectal one."""
+"""The training losses of a vertebra network (mask, offset, level, rib) and of a colorectal one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, 
 from segmamba.training.synthesis.tissue_labels import VERTEBRAE
 
 SMOOTHING = 1.0
-# Below this an error of the offset counts by its square, in units of `OFFSET_UNIT_MM`: 1 mm.
+# Below this, errors of the offset are squared, in units of `OFFSET_UNIT_MM`: 1 mm.
 OFFSET_BETA = 1.0 / OFFSET_UNIT_MM
 
 
 def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor, ribs: Tensor) -> Tensor:
-    """Return the sum of the losses of the mask, the offsets and, where the network answers them, levels and ribs.
+    """Return the sum of the losses of the mask, the offsets and, where the network predicts them, levels and ribs.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""A checkpoint in half the space of float16: ``python -m segmamba.training.quantize CHECKPOINT OUT.safetensors``."""
+"""Quantize a checkpoint to int8.
+
+``python -m segmamba.training.quantize CHECKPOINT OUT.safetensors``
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ EXTENSIONS = (".safetensors",)
 
 
 def quantize(checkpoint: Path, output: Path) -> None:
-    """Write the weights of a checkpoint in eight bits.
+    """Write the weights of a checkpoint, quantized to int8.
 
     Raises
     ------
     ModelError
-        The file is no checkpoint, or its weights are not finite.
+        The file is not a checkpoint, or its weights are not finite.
     OutputError
         The result cannot be written.
     """

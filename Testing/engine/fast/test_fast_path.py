@@ -123,7 +123,7 @@ def test_one_that_gives_other_answers_is_not_used_and_the_report_says_so(monkeyp
         notes: list[str] = []
         assert fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), notes) is None
         assert len(notes) == 1
-        assert notes[0].startswith("The fast kernels give other answers on this GPU")
+        assert notes[0].startswith("The fast kernels give other results on this GPU")
     forget(plain)
 
 

@@ -136,7 +136,7 @@ def _contents(scene: Scene, context: SamplingContext) -> Tensor:
 
 
 def _stranded(image: Tensor, scene: Scene, context: SamplingContext) -> Tensor:
-    """Return the image with strands of soft tissue in the fat beside the bowel."""
+    """Return the image with strands of soft tissue in the fat around the bowel."""
     fat = context.members((FAT, MESENTERY))[scene.tissues]
     noise = context.smooth_noise(1, STRAND_SPACING_MM)[0]
     strand = torch.exp(-((noise / 0.35) ** 2)) * 0.8 + 0.2

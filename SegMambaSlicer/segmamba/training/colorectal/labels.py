@@ -1,4 +1,4 @@
-"""Tissue labels and labels of the colorectal samples, beside those of `segmamba.training.synthesis.tissue_labels`."""
+"""Tissue labels and labels of colorectal samples, in addition to `segmamba.training.synthesis.tissue_labels`."""
 
 from __future__ import annotations
 

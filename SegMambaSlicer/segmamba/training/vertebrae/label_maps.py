@@ -150,7 +150,7 @@ def fill_soft_spine(tissues: np.ndarray, free: np.ndarray) -> None:
 def add_rib_heads(tissues: np.ndarray, free: np.ndarray) -> None:
     """Lengthen each rib in place, (z, y, x), to the body of the vertebra that bears it, in voxels that are ``free``.
 
-    TotalSegmentator's rib labels end up to a centimetre beside the column: without heads and necks, a network takes
+    TotalSegmentator's rib labels end up to a centimetre from the column: without heads and necks, a network takes
     those of real ribs for vertebra. A narrow gap, the joint, is left.
     """
     thorax = (tissues >= FIRST_THORACIC) & (tissues <= LAST_THORACIC)

@@ -23,7 +23,7 @@ def merge(coarse: Path, fine: Path, output: Path) -> None:
     Raises
     ------
     ModelError
-        A file is no checkpoint.
+        A file is not a checkpoint.
     OutputError
         The result cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Learn what vertebrae look like.
+"""Learn the shape model of vertebrae.
 
 ``python -m segmamba.training.vertebrae.shape_model LABELS_FOLDER OUT.safetensors --licence ...``
 
@@ -36,11 +36,11 @@ from segmamba.training.vertebrae.label_maps import VERTEBRAE_SUFFIX
 from segmamba.utils.arrays import as_labels, label_boxes
 from segmamba.utils.atomic import atomic_write
 
-# Of the file: of what the arrays in it mean.
+# In the file's metadata: content, and version of the format.
 CONTENT, VERSION = "shapes of vertebrae (segmamba.spine.shape_model)", "1"
 SPACING = 1.5
 MODES = 6
-# Vertebrae of less than this part of the others' volume at their level are cut.
+# Vertebrae of less than this part of their neighbours' volume are truncated.
 WHOLE = 0.6
 # Free space around the largest vertebra in its grid, in local mm.
 MARGIN = 5.0
@@ -57,12 +57,12 @@ def learn(maps: Sequence[np.ndarray], spacing_mm: float, modes: int = MODES) -> 
     spacing_mm : float
         Of their isotropic grids.
     modes : int
-        How many a region gets at most.
+        Largest number for a region.
 
     Raises
     ------
     InputError
-        A level from C1 to L5 is whole in none of them.
+        No label map has a whole vertebra of a level from C1 to L5.
     """
     found = [(level, labels == level, frame) for labels in maps for level, frame in _whole(labels, spacing_mm)]
     missing = set(range(1, L5 + 1)) - {level for level, _, _ in found}
@@ -71,14 +71,14 @@ def learn(maps: Sequence[np.ndarray], spacing_mm: float, modes: int = MODES) -> 
     half_extents = _half_extents(found, spacing_mm)
     nothing = tuple(np.zeros((0, *GRID), np.float32) for _ in REGIONS)
     frames = [frame for _, _, frame in found]
-    for turn in range(ROUNDS + 1):
+    for number in range(ROUNDS + 1):
         shapes = [
             _local(mask, frame, half_extents[region_of(level)], spacing_mm)
             for (level, mask, _), frame in zip(found, frames, strict=True)
         ]
         means = _means([level for level, _, _ in found], shapes)
         model = ShapeModel(means, nothing, half_extents)
-        if turn < ROUNDS:
+        if number < ROUNDS:
             frames = [
                 fit(mask, level, model, frame, spacing_mm).frame
                 for (level, mask, _), frame in zip(found, frames, strict=True)
@@ -94,7 +94,7 @@ def save_shapes(model: ShapeModel, path: Path, subjects: Sequence[str], licence:
     model : ShapeModel
     path : Path
     subjects : sequence of str
-        What it was learned from, for the file's metadata.
+        Whose label maps it was learned from, for the file's metadata.
     licence : str
         Of the file, for its metadata.
 
@@ -139,10 +139,10 @@ def _whole(labels: np.ndarray, spacing_mm: float) -> list[tuple[int, Frame]]:
     sizes = np.bincount(labels.ravel(), minlength=SACRUM + 1)
     whole = []
     for level, frame in column_frames(labels, spacing_mm).items():
-        beside = [sizes[other] for other in (level - 1, level + 1) if other in boxes and 0 < other < SACRUM]
+        neighbours = [sizes[other] for other in (level - 1, level + 1) if other in boxes and 0 < other < SACRUM]
         box = boxes[level]
         cut = any(part.start == 0 or part.stop == size for part, size in zip(box, labels.shape, strict=True))
-        if beside and not cut and sizes[level] > WHOLE * min(beside):
+        if neighbours and not cut and sizes[level] > WHOLE * min(neighbours):
             whole.append((level, frame))
     return whole
 

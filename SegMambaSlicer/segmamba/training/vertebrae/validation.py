@@ -66,7 +66,7 @@ def evaluate(
     Raises
     ------
     InputError
-        A file is no such case.
+        A file is not such a case.
     """
     device = next(network.parameters()).device
     results = {}
@@ -103,7 +103,7 @@ def evaluation_case(image: Volume, labels: Volume, model: Model) -> tuple[np.nda
     Raises
     ------
     InputError
-        The volume is no CT with a body in it, the labels are not in VerSe numbering, or none lies on the volume.
+        The volume is not a CT with a body in it, the labels are not in VerSe numbering, or none lies on the volume.
     """
     in_hounsfield = replace(model, modalities=(CT,), preprocessing=replace(model.preprocessing, channels=(HOUNSFIELD,)))
     check_modality(image, in_hounsfield)
