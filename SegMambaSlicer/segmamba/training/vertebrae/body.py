@@ -266,7 +266,7 @@ def _skull(body: _Body) -> None:
 
 
 def _skull_base(body: _Body, atlas: np.ndarray) -> None:
-    """Bone next to C1 (voxels (n, 3)), but not of a vertebra: condyles on its facets, clivus, petrous bones, mastoids."""
+    """Bone next to C1 (voxels (n, 3)) of no vertebra: condyles on its facets, clivus, petrous bones, mastoids."""
     rng, middle = body.rng, atlas.mean(axis=0)
     for side in (-1, 1):
         across = side * (atlas[:, 2] - middle[2]) * SPACING
