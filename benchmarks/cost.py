@@ -51,7 +51,7 @@ def run(request: Request) -> dict[str, object]:
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / 2**30, 2)
     told = forecast(read_volume(request.input), requested_model(request), request.options)
     made, seconds = report["run"], report["timings_s"]
-    flips = 2 ** len(made["mirror_axes"])
+    flips = 2 ** len(made["flip_axes"])
     on_gpu = made["device"].startswith("cuda")
     figures: dict[str, object] = {
         "volume": report["volume"]["size"],

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
 from segmamba.labels import Code, Label
-from segmamba.models.manifest import Channel, Model, ModelFile, Postprocessing, Preprocessing
+from segmamba.models.manifest import IntensityNormalization, Model, ModelFile, Postprocessing, Preprocessing
 
 AIR, WATER, BONE = -1000, 40, 500
 BODY_CENTRE, BODY_AXES = (5.0, -10.0, 100.0), (46.0, 42.0, 70.0)
@@ -114,9 +114,9 @@ def spine_model(orientation: str = "LPS", **preprocessing: object) -> Model:
     defaults = {
         "spacing": (2.0, 2.0, 2.0),
         "interpolation": "linear",
-        "crop_above": -500.0,
-        "fill": -1024.0,
-        "channels": (Channel("clip", -1000.0, 1000.0, 0.0, 500.0),),
+        "crop_threshold": -500.0,
+        "fill_value": -1024.0,
+        "normalization": (IntensityNormalization("clip", -1000.0, 1000.0, 0.0, 500.0),),
     }
     return Model(
         id="test-spine",
@@ -131,7 +131,7 @@ def spine_model(orientation: str = "LPS", **preprocessing: object) -> Model:
         preprocessing=Preprocessing(orientation, **(defaults | preprocessing)),  # type: ignore[arg-type]
         patch=(32, 32, 32),
         overlap=0.5,
-        mirror_axes=(),
+        flip_axes=(),
         postprocessing=Postprocessing.LARGEST_COLUMN,
         file=ModelFile("none", None, None, None),
         entry={},

@@ -32,7 +32,7 @@ def write_manifest(folder: Path, *urls: str, content: bytes = CONTENT) -> Path:
     }
     entry = tiny.model_entry(file)
     path = folder / "manifest.json"
-    path.write_text(json.dumps({"schema_version": 1, "label_sets": {"three": tiny.LABELS}, "models": [entry]}))
+    path.write_text(json.dumps({"schema_version": 2, "label_sets": {"three": tiny.LABELS}, "models": [entry]}))
     return path
 
 

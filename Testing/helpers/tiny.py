@@ -11,8 +11,8 @@ ARGUMENTS = {"in_channels": 1, "out_channels": 4, "features": [8, 8, 8, 16, 16],
 TRAINING: dict[str, Any] = {
     "architecture": "spine_mamba",
     "arguments": ARGUMENTS | {"out_channels": 33, "prior_tokens": 5},
-    "channels": [{"kind": "clip", "low": -1000.0, "high": 1000.0, "mean": 0.0, "std": 500.0}],
-    "mr_channels": [{"kind": "relative", "low": 0.0, "high": 2.0, "mean": 1.0, "std": 1.0}],
+    "channels": [{"scheme": "clip", "low": -1000.0, "high": 1000.0, "mean": 0.0, "std": 500.0}],
+    "mr_channels": [{"scheme": "relative", "low": 0.0, "high": 2.0, "mean": 1.0, "std": 1.0}],
     "mr_share": 0.5,
     "anatomies": "maps/*.npz",
     "evaluation": "cases/*.npz",
@@ -70,7 +70,7 @@ def write_model(folder: Path, empty: bool = False, **changes: Any) -> Path:
     entry = model_entry(file) | changes
     missing = model_entry({"name": "missing.pt", "size": None, "sha256": None, "bundled": None}) | {"id": MISSING_ID}
     manifest = folder / "manifest.json"
-    manifest.write_text(json.dumps({"schema_version": 1, "label_sets": {"three": LABELS}, "models": [entry, missing]}))
+    manifest.write_text(json.dumps({"schema_version": 2, "label_sets": {"three": LABELS}, "models": [entry, missing]}))
     return manifest
 
 
@@ -99,12 +99,12 @@ def write_bowel_model(folder: Path) -> Path:
         "arguments": BOWEL_ARGUMENTS,
         "label_set": "colorectal",
         "channel_values": [0, 1, 2, 3],
-        "keep": "bowel",
-        "certainty": {"value": 1, "lead": 0.1},
+        "postprocessing": "bowel",
+        "margin_threshold": {"label": 1, "high": 0.1},
         "caution": CAUTION,
     }
     manifest = folder / "bowel.json"
-    manifest.write_text(json.dumps({"schema_version": 1, "label_sets": {"colorectal": labels}, "models": [entry]}))
+    manifest.write_text(json.dumps({"schema_version": 2, "label_sets": {"colorectal": labels}, "models": [entry]}))
     return manifest
 
 
@@ -123,15 +123,15 @@ def model_entry(file: dict[str, Any]) -> dict[str, Any]:
             "orientation": "LPS",
             "spacing_mm": [4.0, 4.0, 4.0],
             "interpolation": "linear",
-            "crop_above": -500.0,
-            "fill": -1024.0,
-            "channels": [{"kind": "clip", "low": -1000.0, "high": 1000.0, "mean": 0.0, "std": 500.0}],
+            "crop_threshold": -500.0,
+            "fill_value": -1024.0,
+            "normalization": [{"scheme": "clip", "low": -1000.0, "high": 1000.0, "mean": 0.0, "std": 500.0}],
             "estimated": "the weights are random",
         },
         "patch": [32, 32, 32],
         "overlap": 0.5,
-        "mirror_axes": [0],
-        "keep": "all",
+        "flip_axes": [0],
+        "postprocessing": "none",
         "file": file,
         "limits": ["It knows nothing."],
     }

@@ -291,7 +291,7 @@ def test_steps_that_the_model_does_not_have_are_greyed_and_say_so(panel, a_ct, t
     assert [box.enabled for box in boxes] == [True, False]
     assert "loose pieces" in ui.refineCheckBox.toolTip
     screenshot("steps")
-    panel.useManifest(tiny.write_model(tmp_path, keep="largest_column"))
+    panel.useManifest(tiny.write_model(tmp_path, postprocessing="largest_column"))
     assert [box.enabled for box in boxes] == [False, True]
     assert "largest column" in ui.postprocessCheckBox.toolTip
 

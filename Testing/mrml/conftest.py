@@ -109,7 +109,7 @@ def a_tiny_model(tmp_path_factory):
     entry |= {"id": "tiny", "arguments": arguments, "channel_values": [0, 19, 20, 26], "patch": [16, 16, 16]}
     entry["architecture"] = "spine_mamba"
     del entry["fine"], entry["preprocessing_mr"]
-    entry["preprocessing"]["channels"] = entry["preprocessing"]["channels"][:1]
+    entry["preprocessing"]["normalization"] = entry["preprocessing"]["normalization"][:1]
     entry["file"] = {"name": "tiny.safetensors", "size": None, "sha256": None, "bundled": "tiny.safetensors"}
     path = folder / "manifest.json"
     path.write_text(json.dumps({**content, "models": [entry]}), encoding="utf-8")

@@ -127,7 +127,7 @@ class ModelSection:
         combo.clear()
         for quality, title in QUALITY_TITLES.items():
             # A model without axes to mirror would run the same as with the standard.
-            if quality != "tta" or (model is not None and model.mirror_axes):
+            if quality != "tta" or (model is not None and model.flip_axes):
                 combo.addItem(title, quality)
         _select(combo, chosen, "standard")
 

@@ -35,7 +35,7 @@ class Forecast:
     size : tuple of int
         Voxels of the model's grid along x, y, z.
     windows : int
-        Times that the network runs, mirrorings included; of a model with two stages the first one, for only its
+        Times that the network runs, flips included; of a model with two stages the first one, for only its
         answer tells where the second one runs.
     work : float
         The time of the networks, in windows of the first stage: those of a second one are estimated from the height
@@ -80,7 +80,7 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     grid = model_grid(volume, model.preprocessing, Box(*options.roi) if options.roi else None)
     size = grid.geometry.size
     overlap = model.overlap if options.overlap is None else options.overlap
-    mirrorings = 2 ** len(model.mirror_axes) if options.tta else 1
+    flips = 2 ** len(model.flip_axes) if options.tta else 1
     window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
     windows = window_count(size[::-1], model.patch, overlap)
     memory, beside_gpu = (
@@ -88,8 +88,8 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     )
     return Forecast(
         size,
-        mirrorings * windows,
-        mirrorings * windows + FINE_TIME * fine_windows(size, model, options),
+        flips * windows,
+        flips * windows + FINE_TIME * fine_windows(size, model, options),
         memory,
         beside_gpu,
         window_memory,
@@ -123,7 +123,7 @@ def main_memory(
         length, width = max((max(pair), pair[1]) for pair in zip(size, reversed(model.patch), strict=True))
         answer = channel * _answer(model)
         running = answer + max(running + answer * width / length, channel * BESIDE_FIRST_ANSWER)
-    running += channel * len(model.preprocessing.channels)
+    running += channel * len(model.preprocessing.normalization)
     weights = FLOAT * (model.entry.get("parameters") or 0)
     return round(base + weights + FLOAT * input_voxels + max(PREPARING * input_voxels, running))
 

@@ -79,7 +79,7 @@ def model_grid(
     ----------
     volume : Volume
     preprocessing : Preprocessing
-        Of the model. With ``crop_above``, the volume is first cropped to the voxels above it, plus 10 mm; with
+        Of the model. With ``crop_threshold``, the volume is first cropped to the voxels above it, plus 10 mm; with
         ``crop_nonzero``, to those that are not zero.
     roi : Box, optional
         Limits the grid to this box and its surroundings, which the network sees and which are not labelled.
@@ -89,13 +89,13 @@ def model_grid(
     Raises
     ------
     InputError
-        Nothing is above ``crop_above``, all is zero, or the ROI lies outside the volume.
+        Nothing is above ``crop_threshold``, all is zero, or the ROI lies outside the volume.
     ModelError
         The model's orientation is none.
     """
     crop = tuple(slice(0, size) for size in volume.array.shape)
-    if preprocessing.crop_above is not None:
-        crop = _box_above(volume, preprocessing.crop_above)
+    if preprocessing.crop_threshold is not None:
+        crop = _box_above(volume, preprocessing.crop_threshold)
     elif preprocessing.crop_nonzero:
         crop = _box_of_nonzero(volume)
     if roi is not None:

@@ -127,7 +127,7 @@ def segment(
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
         labels, confidence = resample_to_input(
-            prediction.probabilities, prediction.grid, prediction.label_values, where, model.interpolates_logits
+            prediction.probabilities, prediction.grid, prediction.label_values, where, model.resamples_logits
         )
         del prediction  # its probabilities are the most memory of a run
         stages.progress("postprocess", 0.5)
@@ -216,10 +216,10 @@ def _predict_single_stage(
     threshold: LogitMarginThreshold | None,
     context: RunContext,
 ) -> Prediction:
-    flip_axes = model.mirror_axes if context.tta else ()
+    flip_axes = model.flip_axes if context.tta else ()
     pad_values = padding_values(model.preprocessing, image)
     windows = Windows(model.patch, context.overlap_of(model), flip_axes, pad_values)
-    output = predict(network, image, windows, context, identity if model.interpolates_logits else softmax)
+    output = predict(network, image, windows, context, identity if model.resamples_logits else softmax)
     if threshold is not None:
         suppress_below_margin(output.values, model.channel_values.index(threshold.label), threshold.high)
     passes = (NetworkPass(grid, output.device),)
@@ -307,7 +307,7 @@ def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple
     run = {
         **_describe_device(engine, passes[0].device),
         **_describe_windows(passes[0].grid, model, options),
-        "mirror_axes": list(model.mirror_axes) if options.tta else [],
+        "flip_axes": list(model.flip_axes) if options.tta else [],
         "refine": list(model.refinement) if options.refine else [],
         "keep": (model.postprocessing if options.postprocess else Postprocessing.NONE).value,
         "margin_threshold": asdict(model.margin_threshold) if options.postprocess and model.margin_threshold else None,

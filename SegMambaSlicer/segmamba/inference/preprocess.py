@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from segmamba.inference.model_grid import ROI_CONTEXT_MM, Box, ModelGrid, cropped_geometry, model_grid
 from segmamba.inference.separable_resample import is_axis_aligned, separable_resample, smooth
 from segmamba.io.volume import Geometry, Volume, to_image
-from segmamba.models.manifest import Channel, Model, Preprocessing
+from segmamba.models.manifest import IntensityNormalization, Model, Preprocessing
 
 if TYPE_CHECKING:
     import torch
@@ -62,18 +62,21 @@ def resample_to_model(
     grid = model_grid(volume, preprocessing, roi, context_mm)
     image = to_image(volume.array[grid.crop], cropped_geometry(volume.geometry, grid.crop))
     if preprocessing.interpolation == "cubic":
-        resolved = [resolve(channel, image) for channel in preprocessing.channels]
+        resolved = [resolve(channel, image) for channel in preprocessing.normalization]
         images = [
             _resample(
-                normalise(image, channel), grid.geometry, sitk.sitkBSpline3, _normalised(channel, preprocessing.fill)
+                normalise(image, channel),
+                grid.geometry,
+                sitk.sitkBSpline3,
+                _normalised(channel, preprocessing.fill_value),
             )
             for channel in resolved
         ]
     else:
         low, high = intensity_range(preprocessing)
-        fill = min(max(preprocessing.fill, low), high)
+        fill = min(max(preprocessing.fill_value, low), high)
         image = _resample_without_aliasing(sitk.Clamp(image, sitk.sitkFloat32, low, high), grid.geometry, fill)
-        images = [normalise(image, resolve(channel, image)) for channel in preprocessing.channels]
+        images = [normalise(image, resolve(channel, image)) for channel in preprocessing.normalization]
     return np.stack([sitk.GetArrayViewFromImage(image) for image in images]), grid
 
 
@@ -83,26 +86,28 @@ def intensity_range(preprocessing: Preprocessing) -> tuple[float, float]:
     The volume is clamped to them first, so that neither metal nor a filler value of -2048 or -32768 outside the
     field of view leaks into its surroundings when the volume is smoothed or interpolated.
     """
-    if any(channel.kind != "clip" for channel in preprocessing.channels):
+    if any(channel.scheme != "clip" for channel in preprocessing.normalization):
         return -float(np.finfo(np.float32).max), float(np.finfo(np.float32).max)
-    return min(c.low for c in preprocessing.channels), max(c.high for c in preprocessing.channels)
+    return min(c.low for c in preprocessing.normalization), max(c.high for c in preprocessing.normalization)
 
 
-def resolve(channel: Channel, image: sitk.Image) -> Channel:
-    """Return a "clip" channel with all figures known: those of other kinds are measured on ``image``."""
-    if channel.kind == "clip":
+def resolve(channel: IntensityNormalization, image: sitk.Image) -> IntensityNormalization:
+    """Return a "clip" normalization with all parameters known: those of other schemes are measured on ``image``."""
+    if channel.scheme == "clip":
         return channel
     array = sitk.GetArrayViewFromImage(image)
-    if channel.kind == "relative":
+    if channel.scheme == "relative":
         assert channel.mean is not None and channel.std is not None
         unit = bright_mean(array)
-        return Channel("clip", channel.low * unit, channel.high * unit, channel.mean * unit, channel.std * unit)
+        return IntensityNormalization(
+            "clip", channel.low * unit, channel.high * unit, channel.mean * unit, channel.std * unit
+        )
     inside = array[array != 0]
     low, high = np.percentile(inside, (channel.low, channel.high)) if inside.size else (0.0, 0.0)
     clipped = np.clip(array, low, high)
     # A flat volume becomes zeros.
     std = float(clipped.std(dtype=np.float64)) or 1.0
-    return Channel("clip", float(low), float(high), float(clipped.mean(dtype=np.float64)), std)
+    return IntensityNormalization("clip", float(low), float(high), float(clipped.mean(dtype=np.float64)), std)
 
 
 def bright_mean(array: np.ndarray) -> float:
@@ -111,25 +116,25 @@ def bright_mean(array: np.ndarray) -> float:
     return max(float(bright.mean(dtype=np.float64)), SMALLEST_UNIT) if bright.size else 1.0
 
 
-def normalise(image: sitk.Image, channel: Channel) -> sitk.Image:
+def normalise(image: sitk.Image, channel: IntensityNormalization) -> sitk.Image:
     """Clip, subtract the mean and divide by the standard deviation of a resolved channel; gives float32."""
     assert channel.mean is not None and channel.std is not None
     clipped = sitk.Clamp(image, sitk.sitkFloat32, channel.low, channel.high)
     return sitk.ShiftScale(clipped, -channel.mean, 1 / channel.std)
 
 
-def _normalised(channel: Channel, value: float) -> float:
+def _normalised(channel: IntensityNormalization, value: float) -> float:
     assert channel.mean is not None and channel.std is not None
     return (min(max(value, channel.low), channel.high) - channel.mean) / channel.std
 
 
 def padding_values(preprocessing: Preprocessing, image: torch.Tensor) -> tuple[float, ...]:
     """Return what each channel (first axis) of a network's input holds outside the volume."""
-    if preprocessing.padding is not None:
-        return (preprocessing.padding,) * len(image)
+    if preprocessing.pad_value is not None:
+        return (preprocessing.pad_value,) * len(image)
     return tuple(
-        _normalised(channel, preprocessing.fill) if channel.kind == "clip" else float(values.min())
-        for channel, values in zip(preprocessing.channels, image, strict=True)
+        _normalised(channel, preprocessing.fill_value) if channel.scheme == "clip" else float(values.min())
+        for channel, values in zip(preprocessing.normalization, image, strict=True)
     )
 
 

@@ -145,7 +145,7 @@ def _fine_pass(
 def _fine_model(model: Model) -> Model:
     """Return a model with two stages as if it were its second one; where that looks is known, so nothing is cropped."""
     assert model.fine is not None
-    preprocessing = replace(model.preprocessing, spacing=model.fine.spacing, crop_above=None)
+    preprocessing = replace(model.preprocessing, spacing=model.fine.spacing, crop_threshold=None)
     return replace(model, preprocessing=preprocessing, patch=model.fine.patch, overlap=model.fine.overlap)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from segmamba.errors import Cancelled, ModelError
 from segmamba.models import store
 from segmamba.models.install import PARTIAL, add, changing, check_space, file_name
-from segmamba.models.manifest import Channel, ListedModel, Manifest, Model
+from segmamba.models.manifest import IntensityNormalization, ListedModel, Manifest, Model
 from segmamba.models.record import Record
 
 if TYPE_CHECKING:
@@ -159,15 +159,17 @@ def _check_version(path: Path, digest: str, model: ListedModel) -> None:
         )
 
 
-def estimated_channel(model: ListedModel) -> Channel | None:
+def estimated_channel(model: ListedModel) -> IntensityNormalization | None:
     """Return the channel with estimated normalization parameters, which an import may replace, or None."""
     if not isinstance(model, Model) or model.preprocessing.estimated is None:
         return None
-    channels = model.preprocessing.channels
-    return channels[0] if len(channels) == 1 and channels[0].kind == "clip" else None
+    channels = model.preprocessing.normalization
+    return channels[0] if len(channels) == 1 and channels[0].scheme == "clip" else None
 
 
-def _channels(model: ListedModel, normalization: NormalizationParameters | None) -> tuple[Channel, ...] | None:
+def _channels(
+    model: ListedModel, normalization: NormalizationParameters | None
+) -> tuple[IntensityNormalization, ...] | None:
     if normalization is None:
         return None
     estimate = estimated_channel(model)

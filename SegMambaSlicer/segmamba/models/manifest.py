@@ -13,28 +13,28 @@ from segmamba.errors import ModelError
 from segmamba.labels import Code, Label
 from segmamba.models.resources import MANIFEST_NAME, resource_root
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Postprocessing(Enum):
     """The rules of `segmamba.inference.postprocessing`, by their names in the manifest."""
 
-    NONE = "all"
+    NONE = "none"
     LARGEST_COLUMN = "largest_column"
     BOWEL = "bowel"
 
 
 @dataclass(frozen=True)
-class Channel:
-    """How one input channel of a network is made from the volume: clip, subtract ``mean``, divide by ``std``.
+class IntensityNormalization:
+    """How one input channel of a network is made from the intensities: clip, subtract ``mean``, divide by ``std``.
 
-    ``kind`` "clip": ``low`` and ``high`` are intensities (HU for CT).
-    ``kind`` "percentile": ``low`` and ``high`` are percentiles of the non-zero voxels, and mean and standard
+    ``scheme`` "clip": ``low`` and ``high`` are intensities (HU for CT).
+    ``scheme`` "percentile": ``low`` and ``high`` are percentiles of the non-zero voxels, and mean and standard
     deviation are those of the clipped volume (``mean`` and ``std`` are None).
-    ``kind`` "relative": all four are in units of the mean of the voxels that are brighter than the volume's mean.
+    ``scheme`` "relative": all four are in units of the mean of the voxels that are brighter than the volume's mean.
     """
 
-    kind: str
+    scheme: str
     low: float
     high: float
     mean: float | None = None
@@ -53,28 +53,29 @@ class Preprocessing:
         Millimetres along x, y, z.
     interpolation : str
         "linear" (with a gaussian against aliasing) or "cubic" (none).
-    crop_above : float or None
+    crop_threshold : float or None
         The volume is cropped to the box of voxels above this intensity (air is cut off).
-    fill : float
+    fill_value : float
         Intensity outside the volume.
-    channels : tuple of Channel
+    normalization : tuple of IntensityNormalization
+        One for each input channel.
     estimated : str or None
-        What of these figures is an estimate, in words that are shown with each result.
+        Which of these values are estimates, in words that are shown with each result.
     crop_nonzero : bool
         The volume is cropped to the box of voxels that are not zero.
-    padding : float or None
-        What windows that reach beyond the volume hold there, after normalisation; None stands for ``fill``.
+    pad_value : float or None
+        What windows that reach beyond the volume hold there, after normalization; None stands for ``fill_value``.
     """
 
     orientation: str
     spacing: tuple[float, float, float]
     interpolation: str
-    crop_above: float | None
-    fill: float
-    channels: tuple[Channel, ...]
+    crop_threshold: float | None
+    fill_value: float
+    normalization: tuple[IntensityNormalization, ...]
     estimated: str | None = None
     crop_nonzero: bool = False
-    padding: float | None = None
+    pad_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ class ListedModel:
 class Model(ListedModel):
     """An entry that this version can segment with.
 
-    ``interpolates_logits``: on the way back to the volume logits are interpolated, not probabilities.
+    ``flip_axes``: what test-time augmentation flips along, 0, 1, 2 for z, y, x.
+    ``resamples_logits``: logits are resampled to the volume, not probabilities.
     ``margin_threshold``: part of the post-processing, as ``postprocessing``.
     """
 
@@ -163,11 +165,11 @@ class Model(ListedModel):
     preprocessing: Preprocessing
     patch: tuple[int, int, int]
     overlap: float
-    mirror_axes: tuple[int, ...]
+    flip_axes: tuple[int, ...]
     postprocessing: Postprocessing
     fine: FineStage | None = None
     mr_preprocessing: Preprocessing | None = None
-    interpolates_logits: bool = False
+    resamples_logits: bool = False
     margin_threshold: LogitMarginThreshold | None = None
 
     @property
@@ -260,7 +262,7 @@ def load_manifest(path: Path | None = None) -> Manifest:
     Raises
     ------
     ModelError
-        The file is not a manifest, or is one from a newer version of the software.
+        The file is not a manifest, or is one of another schema version.
     """
     advice = "check the file" if path else "install SegMambaSlicer again"
     path = path or resource_root() / MANIFEST_NAME
@@ -268,10 +270,12 @@ def load_manifest(path: Path | None = None) -> Manifest:
         raise ModelError(f"The manifest {path} does not exist: check the path.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema_version"] != SCHEMA_VERSION:
+        version = content["schema_version"]
+        if version != SCHEMA_VERSION:
+            newer = version > SCHEMA_VERSION
+            cure = "update SegMambaSlicer" if newer else "rename its keys as in the software's own manifest"
             raise ModelError(
-                f"{path.name} has schema version {content['schema_version']} and this software reads "
-                f"{SCHEMA_VERSION}: update SegMambaSlicer."
+                f"{path.name} has schema version {version} and this software reads {SCHEMA_VERSION}: {cure}."
             )
         label_sets = {name: tuple(map(_label, labels)) for name, labels in content["label_sets"].items()}
         return Manifest(tuple(_listed(entry, label_sets) for entry in content["models"]))
@@ -348,8 +352,8 @@ def _listed(entry: Mapping[str, Any], label_sets: Mapping[str, tuple[Label, ...]
 def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> Model:
     entry = listed.entry
     values = tuple(entry["channel_values"])
-    threshold = _margin_threshold(entry["certainty"]) if entry.get("certainty") else None
-    if threshold and (threshold.label not in values or entry.get("fine") or entry.get("interpolated") == "logits"):
+    threshold = LogitMarginThreshold(**entry["margin_threshold"]) if entry.get("margin_threshold") else None
+    if threshold and (threshold.label not in values or entry.get("fine") or entry.get("resample") == "logits"):
         raise ModelError(
             f"The model '{listed.id}' has a margin threshold for a label that it does not give, or together with two "
             "stages or resampled logits, which is not supported: correct its manifest entry."
@@ -361,17 +365,13 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
         preprocessing=_preprocessing(entry["preprocessing"]),
         patch=_triple(entry["patch"]),
         overlap=entry["overlap"],
-        mirror_axes=tuple(entry["mirror_axes"]),
-        postprocessing=_postprocessing(listed, entry["keep"]),
+        flip_axes=tuple(entry["flip_axes"]),
+        postprocessing=_postprocessing(listed, entry["postprocessing"]),
         fine=_fine(entry["fine"]) if entry.get("fine") else None,
         mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
-        interpolates_logits=entry.get("interpolated") == "logits",
+        resamples_logits=entry.get("resample") == "logits",
         margin_threshold=threshold,
     )
-
-
-def _margin_threshold(entry: Mapping[str, Any]) -> LogitMarginThreshold:
-    return LogitMarginThreshold(entry["value"], entry["lead"])
 
 
 def _postprocessing(listed: ListedModel, name: str) -> Postprocessing:
@@ -390,12 +390,12 @@ def _preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
         orientation=entry["orientation"],
         spacing=_triple(entry["spacing_mm"]),
         interpolation=entry["interpolation"],
-        crop_above=entry["crop_above"],
-        fill=entry["fill"],
-        channels=tuple(Channel(**channel) for channel in entry["channels"]),
+        crop_threshold=entry["crop_threshold"],
+        fill_value=entry["fill_value"],
+        normalization=tuple(IntensityNormalization(**channel) for channel in entry["normalization"]),
         estimated=entry["estimated"],
         crop_nonzero=entry.get("crop_nonzero", False),
-        padding=entry.get("padding"),
+        pad_value=entry.get("pad_value"),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import ModelError
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 
 RECORD_NAME = "installed.json"
 RECORD_VERSION = 1
@@ -32,7 +32,7 @@ class Record:
         Its origin, in words.
     source_sha256 : str or None
         SHA-256 of the file it was converted from.
-    channels : tuple of Channel or None
+    channels : tuple of IntensityNormalization or None
         Normalization parameters given at the import, which replace the manifest's.
     """
 
@@ -41,7 +41,7 @@ class Record:
     sha256: str
     origin: str
     source_sha256: str | None = None
-    channels: tuple[Channel, ...] | None = None
+    channels: tuple[IntensityNormalization, ...] | None = None
 
     def to_json(self) -> str:
         """Return the record as text."""
@@ -83,7 +83,10 @@ def read_record(path: Path) -> Record | None:
 
 
 def _record(channels: list[dict[str, Any]] | None = None, **content: Any) -> Record:
-    record = Record(**content, channels=None if channels is None else tuple(Channel(**channel) for channel in channels))
+    record = Record(
+        **content,
+        channels=None if channels is None else tuple(IntensityNormalization(**channel) for channel in channels),
+    )
     # The file must be in the folder of the record.
     if not isinstance(record.file, str) or Path(record.file).name != record.file or "\\" in record.file:
         raise ValueError(f"it names the file {record.file!r}")

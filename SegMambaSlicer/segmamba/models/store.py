@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from segmamba.errors import ModelError
-from segmamba.models.manifest import Channel, ListedModel, Model
+from segmamba.models.manifest import IntensityNormalization, ListedModel, Model
 from segmamba.models.record import RECORD_NAME, read_record
 from segmamba.models.resources import resource_root
 from segmamba.models.settings import MODELS, SHARED_MODELS, setting, user_folder
@@ -40,7 +40,7 @@ class Installed:
         Expected size in bytes and hash; None if unknown.
     source_sha256 : str or None
         SHA-256 of the file it was converted from.
-    channels : tuple of Channel or None
+    channels : tuple of IntensityNormalization or None
         Normalization parameters given at the import.
     """
 
@@ -51,7 +51,7 @@ class Installed:
     size: int | None
     sha256: str | None
     source_sha256: str | None = None
-    channels: tuple[Channel, ...] | None = None
+    channels: tuple[IntensityNormalization, ...] | None = None
 
 
 def models_folder() -> Path:
@@ -155,7 +155,7 @@ def configured(model: Model, found: Installed) -> Model:
     """Return a model with the normalization parameters given at the import, if any."""
     if found.channels is None:
         return model
-    return replace(model, preprocessing=replace(model.preprocessing, channels=found.channels, estimated=None))
+    return replace(model, preprocessing=replace(model.preprocessing, normalization=found.channels, estimated=None))
 
 
 def checkpoint_location(model: ListedModel, root: Path | None = None) -> Path:

@@ -132,7 +132,7 @@ def display_window(model: Model, planes: Sequence[Plane]) -> tuple[float, float]
     They are the clip limits of the model's narrowest channel with fixed limits (HU on CT), else the 1st and 99th
     percentile of the planes.
     """
-    fixed = [channel for channel in model.preprocessing.channels if channel.kind == "clip"]
+    fixed = [channel for channel in model.preprocessing.normalization if channel.scheme == "clip"]
     if fixed:
         narrowest = min(fixed, key=lambda channel: channel.high - channel.low)
         return narrowest.low, narrowest.high

@@ -82,7 +82,7 @@ def describe_model(model: Model, checkpoint: Path, digest: str) -> dict[str, Any
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": digest,
         "checkpoint_in_manifest": model.file.sha256 == digest,
-        "intensities": [asdict(channel) for channel in model.preprocessing.channels],
+        "intensities": [asdict(channel) for channel in model.preprocessing.normalization],
         "estimated": model.preprocessing.estimated,
         "caution": model.caution,
         "limits": list(model.entry.get("limits", [])),

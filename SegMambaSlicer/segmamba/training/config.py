@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.networks.spine_mamba import OFFSET, RIB
 from segmamba.tasks import COLORECTAL_TASK, VERTEBRAE_TASK
 from segmamba.training.colorectal.labels import LABELS
@@ -29,10 +29,10 @@ class Config:
         cancer 4 (background, tumour, colon, rectum).
     task : str
         "vertebrae" or "colorectal": which samples are synthesized and which loss is used.
-    channels : tuple of Channel
-        Normalization of the network's input from HU, of kind "clip".
-    mr_channels : tuple of Channel
-        Normalization from MR, of kind "relative", as many as ``channels``.
+    channels : tuple of IntensityNormalization
+        Normalization of the network's input from HU, of scheme "clip".
+    mr_channels : tuple of IntensityNormalization
+        Normalization from MR, of scheme "relative", as many as ``channels``.
     mr_share : float
         Part of the samples that is MR, 0 to 1.
     anatomies : str
@@ -64,13 +64,13 @@ class Config:
 
     architecture: str
     arguments: dict[str, Any]
-    channels: tuple[Channel, ...]
+    channels: tuple[IntensityNormalization, ...]
     anatomies: str
     patch: tuple[int, int, int]
     spacing: float
     folder: str
     task: str = VERTEBRAE_TASK
-    mr_channels: tuple[Channel, ...] = ()
+    mr_channels: tuple[IntensityNormalization, ...] = ()
     mr_share: float = 0.0
     evaluation: str = ""
     start_from: str = ""
@@ -99,10 +99,10 @@ class Config:
             raise ValueError(f"arguments.out_channels must be {1 + len(LABELS)}")
         if self.task == VERTEBRAE_TASK and classes not in (OFFSET.stop, RIB.stop):
             raise ValueError(f"arguments.out_channels must be {RIB.stop}, or {OFFSET.stop} without levels and ribs")
-        if any(channel.kind != "clip" for channel in self.channels):
-            raise ValueError("channels must be of kind clip")
-        if any(channel.kind != "relative" for channel in self.mr_channels):
-            raise ValueError("mr_channels must be of kind relative")
+        if any(channel.scheme != "clip" for channel in self.channels):
+            raise ValueError("channels must be of scheme clip")
+        if any(channel.scheme != "relative" for channel in self.mr_channels):
+            raise ValueError("mr_channels must be of scheme relative")
         if self.task == COLORECTAL_TASK and self.mr_share:
             raise ValueError("mr_share must be 0: there is no MR of colorectal cancer")
         if not 0 <= self.mr_share <= 1:
@@ -142,7 +142,7 @@ def read_config(path: Path) -> Config:
         _check_keys(content)
         for key in ("channels", "mr_channels"):
             if key in content:
-                content[key] = tuple(Channel(**channel) for channel in content[key])
+                content[key] = tuple(IntensityNormalization(**channel) for channel in content[key])
         content["patch"] = tuple(content["patch"])
         return Config(**content, base=path.resolve().parent)
     except OSError as error:

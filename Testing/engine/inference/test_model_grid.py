@@ -25,7 +25,7 @@ def volume(*inside: tuple[int, int, int]) -> Volume:
 
 
 def preprocessing(**changes: object):
-    return replace(spine_model().preprocessing, **({"spacing": (5.0, 5.0, 5.0), "crop_above": None} | changes))
+    return replace(spine_model().preprocessing, **({"spacing": (5.0, 5.0, 5.0), "crop_threshold": None} | changes))
 
 
 def test_a_box_grows_on_all_sides() -> None:
@@ -79,20 +79,20 @@ def test_less_than_a_hundredth_of_a_voxel_is_left_out(length: float, count: int)
 
 def test_the_body_is_cropped_with_ten_millimetres_around_in_whole_voxels() -> None:
     body = volume((4, 9, 14), (5, 10, 15), (6, 11, 16))
-    grid = model_grid(body, preprocessing(crop_above=-500.0))
+    grid = model_grid(body, preprocessing(crop_threshold=-500.0))
     # 10 mm are 3 voxels of 4 mm, 5 of 2 mm, 10 of 1 mm.
     assert grid.crop == (slice(1, 10), slice(4, 17), slice(4, 27))
     assert grid.geometry.size == (5, 6, 8)
 
 
 def test_the_crop_ends_with_the_volume() -> None:
-    grid = model_grid(volume((0, 0, 0), (9, 19, 29)), preprocessing(crop_above=-500.0))
+    grid = model_grid(volume((0, 0, 0), (9, 19, 29)), preprocessing(crop_threshold=-500.0))
     assert grid.crop == (slice(0, 10), slice(0, 20), slice(0, 30))
 
 
 def test_only_what_is_above_the_threshold_is_body() -> None:
     with pytest.raises(InputError, match="nothing above 0, so there is no body in it: check that it is a CT"):
-        model_grid(volume((5, 9, 14)), preprocessing(crop_above=0.0))
+        model_grid(volume((5, 9, 14)), preprocessing(crop_threshold=0.0))
 
 
 def test_a_region_of_interest_is_covered_with_what_the_network_sees_around_it() -> None:

@@ -204,8 +204,8 @@ def test_nothing_outside_the_region_of_interest_is_labelled(volume: Volume, mode
 
 
 def test_mirroring_is_off_unless_asked_for(volume: Volume, model: Model, manifest_path: Path) -> None:
-    assert segment(volume, model, manifest_path.parent).report["run"]["mirror_axes"] == []
-    assert segment(volume, model, manifest_path.parent, tta=True).report["run"]["mirror_axes"] == [0]
+    assert segment(volume, model, manifest_path.parent).report["run"]["flip_axes"] == []
+    assert segment(volume, model, manifest_path.parent, tta=True).report["run"]["flip_axes"] == [0]
 
 
 def test_a_network_that_finds_nothing_gives_an_empty_result_that_says_so(volume: Volume, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from segmamba.inference.preprocess import normalise, padding_values, resample_to
 from segmamba.inference.resample_back import resample_to_input
 from segmamba.io.modality import check_modality, modality_warning, model_for_modality, resolve_modality
 from segmamba.io.volume import Geometry, Volume
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 
 MODEL = spine_model()
 SAGITTAL = grid_around_patient((1.6, 1.9, 3.1), (0, 0, 1.0, 1.0, 0, 0, 0, -1.0, 0))
@@ -97,7 +97,7 @@ def test_flipped_and_permuted_copies_give_the_same_input_to_the_network(name: st
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_network_sees_the_patient_where_the_grid_says(name: str) -> None:
     image, grid = resample_to_model(phantom(GRIDS[name]), MODEL)
-    channel = MODEL.preprocessing.channels[0]
+    channel = MODEL.preprocessing.normalization[0]
     expected = sitk.GetArrayFromImage(normalise(sitk.GetImageFromArray(phantom(grid.geometry).array), channel))
     # Away from surfaces, where the resolution of the input does not matter.
     flat = ndimage.maximum_filter(expected, 5) == ndimage.minimum_filter(expected, 5)
@@ -152,7 +152,7 @@ def test_a_grid_can_leave_out_the_zeros_around_a_volume_and_nothing_there_is_lab
     inside = (slice(10, 70), slice(5, 60), slice(8, 66))
     array[inside] = whole.array[inside]
     array[40, 30, 30] = 0  # a hole
-    model = spine_model(crop_above=None, crop_nonzero=True)
+    model = spine_model(crop_threshold=None, crop_nonzero=True)
     _, grid = resample_to_model(Volume(array, whole.geometry), model)
     assert grid.crop == inside
     everything = torch.zeros(4, *grid.geometry.size[::-1])
@@ -166,11 +166,11 @@ def test_a_grid_can_leave_out_the_zeros_around_a_volume_and_nothing_there_is_lab
 
 
 def test_windows_beyond_the_volume_hold_air_or_what_the_model_says() -> None:
-    channels = (Channel("clip", -57.0, 175.0, 65.0, 30.0),) * 2
+    channels = (IntensityNormalization("clip", -57.0, 175.0, 65.0, 30.0),) * 2
     image = torch.zeros(2, 4, 4, 4)
     air = (-57.0 - 65.0) / 30.0
-    assert padding_values(spine_model(channels=channels).preprocessing, image) == (pytest.approx(air),) * 2
-    assert padding_values(spine_model(channels=channels, padding=0.0).preprocessing, image) == (0.0, 0.0)
+    assert padding_values(spine_model(normalization=channels).preprocessing, image) == (pytest.approx(air),) * 2
+    assert padding_values(spine_model(normalization=channels, pad_value=0.0).preprocessing, image) == (0.0, 0.0)
 
 
 def test_an_roi_beside_the_patient_is_refused() -> None:
@@ -238,7 +238,9 @@ def test_fine_stripes_average_out_on_a_coarse_grid() -> None:
     array = np.full((40, 40, 40), 100, np.int16)
     array[:, :, ::2] = 300
     fine = Geometry((40, 40, 40), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), STRAIGHT.direction)
-    image, _ = resample_to_model(Volume(array, fine), spine_model(channels=(Channel("clip", 0.0, 400.0, 0.0, 1.0),)))
+    image, _ = resample_to_model(
+        Volume(array, fine), spine_model(normalization=(IntensityNormalization("clip", 0.0, 400.0, 0.0, 1.0),))
+    )
     np.testing.assert_allclose(image[0][:, :, 2:-2], 200, atol=5)
 
 
@@ -251,8 +253,8 @@ def test_a_filler_value_outside_the_scanner_looks_like_air() -> None:
 
 
 def test_cubic_interpolation_is_applied_to_normalised_intensities_and_not_clipped() -> None:
-    channel = Channel("clip", -57.0, 175.0, 65.175, 32.651)
-    model = spine_model(interpolation="cubic", crop_above=None, spacing=(1.0, 1.0, 3.0), channels=(channel,))
+    channel = IntensityNormalization("clip", -57.0, 175.0, 65.175, 32.651)
+    model = spine_model(interpolation="cubic", crop_threshold=None, spacing=(1.0, 1.0, 3.0), normalization=(channel,))
     image, grid = resample_to_model(phantom(), model)
     highest = (channel.high - channel.mean) / channel.std
     assert image.max() > highest + 0.05
@@ -266,15 +268,18 @@ def test_a_percentile_channel_is_measured_on_the_voxels_that_are_not_zero() -> N
     array = np.zeros((10, 10, 20), np.float32)
     array[:, :, 10:] = np.linspace(1, 101, 1000).reshape(10, 10, 10)
     image = sitk.GetImageFromArray(array)
-    resolved = resolve(Channel("percentile", 1.0, 99.0), image)
+    resolved = resolve(IntensityNormalization("percentile", 1.0, 99.0), image)
     assert (resolved.low, resolved.high) == (pytest.approx(2.0), pytest.approx(100.0))
     normalised = sitk.GetArrayFromImage(normalise(image, resolved))
     assert abs(normalised.mean()) < 1e-4 and normalised.std() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_two_channels_show_two_windows_of_one_volume() -> None:
-    windows = (Channel("clip", -1000.0, 1600.0, 300.0, 1300.0), Channel("clip", -150.0, 450.0, 150.0, 300.0))
-    image, _ = resample_to_model(phantom(), spine_model(channels=windows))
+    windows = (
+        IntensityNormalization("clip", -1000.0, 1600.0, 300.0, 1300.0),
+        IntensityNormalization("clip", -150.0, 450.0, 150.0, 300.0),
+    )
+    image, _ = resample_to_model(phantom(), spine_model(normalization=windows))
     assert image.dtype == np.float32 and image.shape[0] == 2
     assert image[1].min() == pytest.approx(-1.0) and image[1].max() == pytest.approx(1.0)
     assert image[0].min() == pytest.approx(-1.0) and image[0].max() < 0.2
@@ -305,7 +310,7 @@ def test_a_volume_that_is_no_ct_is_refused_by_a_model_for_ct(
         check_modality(Volume(array, STRAIGHT, modality), MODEL)
 
 
-BOTH = replace(MODEL, modalities=("CT", "MR"), mr_preprocessing=replace(MODEL.preprocessing, fill=0.0))
+BOTH = replace(MODEL, modalities=("CT", "MR"), mr_preprocessing=replace(MODEL.preprocessing, fill_value=0.0))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +332,7 @@ def test_a_model_for_both_prepares_a_volume_as_what_it_is_and_says_when_it_had_t
     resolved = resolve_modality(volume)
     assert (resolved.modality, resolved.modality_inferred) == (taken, modality is None)
     assert resolve_modality(resolved) is resolved
-    assert (model_for_modality(volume, BOTH).preprocessing.fill == 0.0) == (taken == "MR")
+    assert (model_for_modality(volume, BOTH).preprocessing.fill_value == 0.0) == (taken == "MR")
     assert (modality_warning(volume, BOTH) is not None) == said
 
 

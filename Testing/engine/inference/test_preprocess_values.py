@@ -17,10 +17,10 @@ from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.preprocess import bright_mean, intensity_range, padding_values, resolve
 from segmamba.inference.resample_back import resample_to_input
 from segmamba.io.volume import Geometry, Volume
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 
 IDENTITY = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)
-AS_IT_IS = Channel("clip", -1e6, 1e6, 0.0, 1.0)
+AS_IT_IS = IntensityNormalization("clip", -1e6, 1e6, 0.0, 1.0)
 FWHM_SQUARED = 8 * np.log(2)
 
 
@@ -29,8 +29,8 @@ def volume_of(geometry: Geometry, formula: Callable[[np.ndarray], np.ndarray]) -
     return Volume(formula(np.moveaxis(positions(geometry), -1, 0)).astype(np.float32), geometry)
 
 
-def model_of(*channels: Channel, **changes: object):
-    return spine_model(channels=channels or (AS_IT_IS,), **({"crop_above": None} | changes))
+def model_of(*channels: IntensityNormalization, **changes: object):
+    return spine_model(normalization=channels or (AS_IT_IS,), **({"crop_threshold": None} | changes))
 
 
 def inner(array: np.ndarray, margin: int) -> np.ndarray:
@@ -56,7 +56,10 @@ def test_each_voxel_of_the_input_has_the_intensity_of_its_place_in_each_channel(
     interpolation: str, orientation: str
 ) -> None:
     geometry = Geometry((14, 15, 16), (1.0, 1.2, 1.4), (-3.0, 4.0, 50.0), rotation(10, -15))
-    channels = (Channel("clip", -4000.0, 9000.0, 300.0, 50.0), Channel("clip", -9000.0, 4000.0, -20.0, 10.0))
+    channels = (
+        IntensityNormalization("clip", -4000.0, 9000.0, 300.0, 50.0),
+        IntensityNormalization("clip", -9000.0, 4000.0, -20.0, 10.0),
+    )
     model = model_of(*channels, interpolation=interpolation, orientation=orientation, spacing=(0.9, 1.0, 1.1))
     image, grid = preprocess.resample_to_model(volume_of(geometry, ramp), model)
     assert image.dtype == np.float32 and image.shape == (2, *grid.geometry.size[::-1])
@@ -95,8 +98,8 @@ def test_outside_the_volume_lies_the_filler_within_the_channels_limits(
 ) -> None:
     turned = Geometry((9, 9, 9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), rotation(40, 40))
     volume = volume_of(turned, lambda position: np.full(position.shape[1:], 100.0))
-    channel, spacing = Channel("clip", -100.0, 200.0, 0.0, 10.0), (1.0, 1.0, 1.0)
-    model = model_of(channel, interpolation=interpolation, fill=fill, spacing=spacing)
+    channel, spacing = IntensityNormalization("clip", -100.0, 200.0, 0.0, 10.0), (1.0, 1.0, 1.0)
+    model = model_of(channel, interpolation=interpolation, fill_value=fill, spacing=spacing)
     image, _ = preprocess.resample_to_model(volume, model)
     assert image[0, 0, 0, 0] == pytest.approx(expected)
     assert centre_of(image[0]) == pytest.approx(10.0, rel=1e-3)
@@ -104,7 +107,7 @@ def test_outside_the_volume_lies_the_filler_within_the_channels_limits(
 
 def test_cubic_channels_of_other_kinds_are_measured_before_resampling() -> None:
     volume = volume_of(Geometry((8, 8, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY), lambda p: p[0] + 1)
-    model = model_of(Channel("percentile", 0.0, 100.0), interpolation="cubic", spacing=(1.0, 1.0, 1.0))
+    model = model_of(IntensityNormalization("percentile", 0.0, 100.0), interpolation="cubic", spacing=(1.0, 1.0, 1.0))
     image, _ = preprocess.resample_to_model(volume, model)
     along_x = (np.arange(8) - 3.5) / np.arange(8).std()
     np.testing.assert_allclose(inner(image[0], 2), np.broadcast_to(along_x[2:-2], (4, 4, 4)), atol=1e-3)
@@ -164,17 +167,20 @@ def test_nothing_is_smoothed_for_a_finer_grid() -> None:
 
 
 def test_the_intensities_that_matter_are_those_of_all_channels() -> None:
-    windows = (Channel("clip", -1000.0, 300.0, 0.0, 1.0), Channel("clip", -150.0, 450.0, 0.0, 1.0))
+    windows = (
+        IntensityNormalization("clip", -1000.0, 300.0, 0.0, 1.0),
+        IntensityNormalization("clip", -150.0, 450.0, 0.0, 1.0),
+    )
     assert intensity_range(model_of(*windows).preprocessing) == (-1000.0, 450.0)
-    low, high = intensity_range(model_of(windows[0], Channel("percentile", 1.0, 99.0)).preprocessing)
+    low, high = intensity_range(model_of(windows[0], IntensityNormalization("percentile", 1.0, 99.0)).preprocessing)
     assert low == -high and high == np.finfo(np.float32).max
 
 
 def test_a_relative_channel_is_in_units_of_the_bright_voxels_mean() -> None:
     array = np.array([0.0, 0.0, 10.0, 30.0]).reshape(1, 2, 2)  # mean 10: only 30 is brighter
     assert bright_mean(array) == 30.0
-    resolved = resolve(Channel("relative", -0.5, 2.0, 0.25, 0.5), sitk.GetImageFromArray(array))
-    assert resolved == Channel("clip", -15.0, 60.0, 7.5, 15.0)
+    resolved = resolve(IntensityNormalization("relative", -0.5, 2.0, 0.25, 0.5), sitk.GetImageFromArray(array))
+    assert resolved == IntensityNormalization("clip", -15.0, 60.0, 7.5, 15.0)
 
 
 def test_the_unit_of_a_constant_volume_is_one_and_a_unit_of_noise_is_not_divided_by() -> None:
@@ -183,15 +189,15 @@ def test_the_unit_of_a_constant_volume_is_one_and_a_unit_of_noise_is_not_divided
 
 
 def test_a_clip_channel_is_what_it_is() -> None:
-    channel = Channel("clip", 1.0, 2.0, 3.0, 4.0)
+    channel = IntensityNormalization("clip", 1.0, 2.0, 3.0, 4.0)
     assert resolve(channel, sitk.GetImageFromArray(np.zeros((2, 2, 2)))) == channel
 
 
 def test_a_percentile_channel_clips_at_percentiles_and_has_the_clipped_volumes_moments() -> None:
     array = np.concatenate([np.zeros(50), np.arange(1.0, 102.0), np.zeros(9)]).reshape(4, 4, 10)
-    resolved = resolve(Channel("percentile", 10.0, 80.0), sitk.GetImageFromArray(array))
+    resolved = resolve(IntensityNormalization("percentile", 10.0, 80.0), sitk.GetImageFromArray(array))
     clipped = np.clip(array, 11.0, 81.0)
-    assert resolved.kind == "clip"
+    assert resolved.scheme == "clip"
     assert (resolved.low, resolved.high) == (pytest.approx(11.0), pytest.approx(81.0))
     assert (resolved.mean, resolved.std) == (pytest.approx(clipped.mean()), pytest.approx(clipped.std()))
 
@@ -199,12 +205,18 @@ def test_a_percentile_channel_clips_at_percentiles_and_has_the_clipped_volumes_m
 @pytest.mark.parametrize("value", [0.0, 5.0])
 def test_a_flat_volume_has_a_percentile_channel_that_makes_zeros(value: float) -> None:
     flat = sitk.GetImageFromArray(np.full((3, 3, 3), value))
-    assert resolve(Channel("percentile", 1.0, 99.0), flat) == Channel("clip", value, value, value, 1.0)
+    assert resolve(IntensityNormalization("percentile", 1.0, 99.0), flat) == IntensityNormalization(
+        "clip", value, value, value, 1.0
+    )
 
 
 def test_outside_of_a_channel_without_fixed_limits_lies_its_lowest_value() -> None:
     image = torch.arange(16.0).reshape(2, 2, 2, 2)
-    model = model_of(Channel("percentile", 1.0, 99.0), Channel("clip", -100.0, 100.0, 50.0, 25.0), fill=75.0)
+    model = model_of(
+        IntensityNormalization("percentile", 1.0, 99.0),
+        IntensityNormalization("clip", -100.0, 100.0, 50.0, 25.0),
+        fill_value=75.0,
+    )
     assert padding_values(model.preprocessing, image) == (0.0, 1.0)
 
 

@@ -92,8 +92,13 @@ def test_crop_clip_normalise_pad_slide_mirror_and_argmax_are_the_authors(
 
 def test_the_manifest_has_the_authors_figures() -> None:
     given = OFFICIAL.preprocessing
-    assert (given.interpolation, given.crop_above, given.crop_nonzero, given.padding) == ("cubic", None, True, 0.0)
+    assert (given.interpolation, given.crop_threshold, given.crop_nonzero, given.pad_value) == (
+        "cubic",
+        None,
+        True,
+        0.0,
+    )
     assert given.spacing == (0.79296899, 0.79296899, 3.75)
-    assert (OFFICIAL.patch, OFFICIAL.overlap, OFFICIAL.mirror_axes) == ((128, 128, 128), 0.5, (0, 1, 2))
-    assert OFFICIAL.interpolates_logits and OFFICIAL.postprocessing is Postprocessing.NONE
+    assert (OFFICIAL.patch, OFFICIAL.overlap, OFFICIAL.flip_axes) == ((128, 128, 128), 0.5, (0, 1, 2))
+    assert OFFICIAL.resamples_logits and OFFICIAL.postprocessing is Postprocessing.NONE
     assert given.estimated is not None

@@ -64,7 +64,7 @@ def truth(shared: Path) -> sitk.Image:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tiny.write_model(tmp_path_factory.mktemp("model"))
     found = load_manifest(path).model(tiny.MODEL_ID)
-    preprocessing = replace(found.preprocessing, spacing=(2.0, 2.0, 2.0), crop_above=None, orientation="LPS")
+    preprocessing = replace(found.preprocessing, spacing=(2.0, 2.0, 2.0), crop_threshold=None, orientation="LPS")
     fine = FineStage((1.25, 1.25, 1.25), (32, 32, 32), 0.3, ("pieces",))
     return replace(found, preprocessing=preprocessing, fine=fine)
 

@@ -229,10 +229,10 @@ def test_given_intensities_are_kept_used_and_reported_and_an_estimate_is_marked(
     assert estimate["estimated"] == "the weights are random"
     assert estimate["normalization"][0]["low"] == -1000.0
     found = import_checkpoint(path, manifest, tiny.MISSING_ID, NORMALIZATION)
-    assert store.configured(model, found).preprocessing.channels[0].low == NORMALIZATION.low
+    assert store.configured(model, found).preprocessing.normalization[0].low == NORMALIZATION.low
     given = segment(a_volume(), model).report["model"]
     assert given["estimated"] is None
-    assert given["normalization"] == [{"kind": "clip", "low": -100.0, "high": 200.0, "mean": 50.0, "std": 40.0}]
+    assert given["normalization"] == [{"scheme": "clip", "low": -100.0, "high": 200.0, "mean": 50.0, "std": 40.0}]
 
 
 def test_intensities_that_cannot_be_right_are_refused(manifest: Manifest, tmp_path: Path) -> None:

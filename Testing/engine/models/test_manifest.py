@@ -55,10 +55,10 @@ def test_a_bundled_file_without_a_hash_is_refused_by_the_schema() -> None:
         jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
 
 
-@pytest.mark.parametrize("change", [{"certainty": {"value": 4, "lead": 9.0}}, {"interpolated": "logits"}])
-def test_certainty_of_what_cannot_be_had_is_refused_when_a_manifest_is_loaded(change: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"margin_threshold": {"label": 4, "high": 9.0}}, {"resample": "logits"}])
+def test_a_margin_threshold_that_cannot_work_is_refused_when_a_manifest_is_loaded(change: Any, tmp_path: Path) -> None:
     broken = copy.deepcopy(CONTENT)
-    next(entry for entry in broken["models"] if "certainty" in entry).update(change)
+    next(entry for entry in broken["models"] if "margin_threshold" in entry).update(change)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(broken), encoding="utf-8")
     with pytest.raises(ModelError, match="a margin threshold for a label that it does not give"):
@@ -92,7 +92,7 @@ def test_released_brats_checkpoint_is_listed_with_its_inputs_and_cannot_be_chose
     (listed,) = (model for model in manifest.listed if model.unsupported)
     assert manifest.entry(BRATS) is listed
     assert (listed.id, listed.file.name) == (BRATS, "final_model_0.8388.pt")
-    assert listed.entry["inputs"] == ["t2w", "t2f", "t1n", "t1c"]
+    assert [channel["name"] for channel in listed.entry["input_channels"]] == ["t2w", "t2f", "t1n", "t1c"]
     assert listed.arguments == {"in_channels": 4, "out_channels": 4}
     assert listed not in manifest.models and listed.task not in manifest.tasks
     with pytest.raises(ModelError, match="cannot be used: it needs four co-registered MR volumes"):
@@ -163,12 +163,19 @@ def test_each_task_has_a_model_and_unknown_names_are_refused_with_the_known_ones
 
 def test_a_manifest_from_the_future_asks_for_an_update(tmp_path: Path) -> None:
     path = tmp_path / "weights_manifest.json"
-    path.write_text(json.dumps(CONTENT | {"schema_version": 2}))
-    with pytest.raises(ModelError, match="update"):
+    path.write_text(json.dumps(CONTENT | {"schema_version": 3}))
+    with pytest.raises(ModelError, match="has schema version 3 and this software reads 2: update"):
         load_manifest(path)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 1}'])
+def test_a_manifest_of_an_older_version_is_one_clear_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "weights_manifest.json"
+    path.write_text(json.dumps({"schema_version": 1, "label_sets": {}, "models": [{"keep": "all"}]}))
+    with pytest.raises(ModelError, match="has schema version 1 and this software reads 2: rename its keys"):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 2}'])
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "weights_manifest.json"
     path.write_text(text)
@@ -185,13 +192,13 @@ def test_a_file_that_is_no_text_is_one_short_sentence(tmp_path: Path) -> None:
 
 
 def test_an_unknown_post_processing_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    path = tiny.write_model(tmp_path, keep="best")
+    path = tiny.write_model(tmp_path, postprocessing="best")
     with pytest.raises(ModelError, match=r"'tiny-spine' asks for the post-processing 'best'.*largest_column, bowel"):
         load_manifest(path)
 
 
 def test_the_schema_names_every_post_processing() -> None:
-    names = SCHEMA["$defs"]["model"]["properties"]["keep"]["enum"]
+    names = SCHEMA["$defs"]["model"]["properties"]["postprocessing"]["enum"]
     assert set(names) == {rule.value for rule in Postprocessing} | {None}
 
 

@@ -133,9 +133,12 @@ def test_an_empty_segmentation_still_gives_a_picture() -> None:
 
 
 def test_the_window_is_the_models_narrowest_and_else_of_percentiles() -> None:
-    from segmamba.models.manifest import Channel
+    from segmamba.models.manifest import IntensityNormalization
 
     planes = choose_planes(phantom(), true_labels(STRAIGHT))
-    wide, narrow = Channel("clip", -1000, 1000, 0, 1), Channel("clip", -150, 450, 0, 1)
-    assert display_window(spine_model(channels=(wide, narrow)), planes) == (-150, 450)
-    assert display_window(spine_model(channels=(Channel("percentile", 1, 99),)), planes) == (-1000, 500)
+    wide, narrow = IntensityNormalization("clip", -1000, 1000, 0, 1), IntensityNormalization("clip", -150, 450, 0, 1)
+    assert display_window(spine_model(normalization=(wide, narrow)), planes) == (-150, 450)
+    assert display_window(spine_model(normalization=(IntensityNormalization("percentile", 1, 99),)), planes) == (
+        -1000,
+        500,
+    )

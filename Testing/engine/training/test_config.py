@@ -45,8 +45,11 @@ BAD_CONFIGURATIONS: dict[str, tuple[Change, str]] = {
     "classes": (lambda c: c["arguments"].update(out_channels=27), "out_channels must be 33, or 6 without levels"),
     "no classes": (lambda c: c["arguments"].pop("out_channels"), "out_channels must be 33"),
     "channels": (lambda c: c["arguments"].update(in_channels=2), "in_channels must be"),
-    "kind of a channel": (lambda c: c["channels"][0].update(kind="relative"), "channels must be of kind clip"),
-    "kind of an MR channel": (lambda c: c["mr_channels"][0].update(kind="clip"), "mr_channels must be of kind rel"),
+    "scheme of a channel": (lambda c: c["channels"][0].update(scheme="relative"), "channels must be of scheme clip"),
+    "scheme of an MR channel": (
+        lambda c: c["mr_channels"][0].update(scheme="clip"),
+        "mr_channels must be of scheme rel",
+    ),
     "MR without channels": (lambda c: c.pop("mr_channels"), "mr_channels must be as many as channels"),
     "more MR channels": (lambda c: c["mr_channels"].append(c["mr_channels"][0]), "mr_channels must be as many"),
     "field of an MR channel": (lambda c: c["mr_channels"][0].pop("high"), "high"),
@@ -100,8 +103,8 @@ def test_a_recipe_is_that_of_a_stage_of_the_bundled_model(stage: str) -> None:
     grid = model if stage == "coarse" else model.fine
     spacing = model.preprocessing.spacing if stage == "coarse" else model.fine.spacing
     assert recipe.arguments == dict(model.arguments[stage])
-    assert recipe.channels == model.preprocessing.channels
-    assert recipe.mr_channels == model.mr_preprocessing.channels
+    assert recipe.channels == model.preprocessing.normalization
+    assert recipe.mr_channels == model.mr_preprocessing.normalization
     assert recipe.patch == grid.patch
     assert (recipe.spacing,) * 3 == spacing
 

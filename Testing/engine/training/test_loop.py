@@ -19,7 +19,7 @@ from segmamba import scan
 from segmamba.cli.main import main
 from segmamba.errors import InputError, ModelError
 from segmamba.io.volume import Geometry, Volume, to_image
-from segmamba.models.manifest import Channel, load_manifest
+from segmamba.models.manifest import IntensityNormalization, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.training import loop, sample_source
@@ -114,7 +114,7 @@ def test_an_evaluation_measures_mask_and_levels_each_on_its_own(folder: Path, ch
             return answer
 
     case = folder / "cases" / "phantom.npz"
-    channel = Channel("clip", -1000.0, 1000.0, 0.0, 500.0)
+    channel = IntensityNormalization("clip", -1000.0, 1000.0, 0.0, 500.0)
     (results,) = evaluation.evaluate(Known(), [case], [channel], (32, 32, 32), torch.float32).values()
     with np.load(case) as content:
         labels = content["labels"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.colorectal.bowel import Scene, build_tissues
 from segmamba.training.colorectal.ct import render_ct
 from segmamba.training.colorectal.map_format import BowelMap, unpack
@@ -59,8 +59,8 @@ class BowelSynthesizer(SampleSynthesizer[BowelBatch]):
         On the device of the samples.
     patch, spacing, seed
         As for `SampleSynthesizer`.
-    channels : sequence of Channel
-        Normalization of the input, of kind "clip".
+    channels : sequence of IntensityNormalization
+        Normalization of the input, of scheme "clip".
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class BowelSynthesizer(SampleSynthesizer[BowelBatch]):
         maps: Sequence[BowelMap],
         patch: tuple[int, int, int],
         spacing: float,
-        channels: Sequence[Channel],
+        channels: Sequence[IntensityNormalization],
         seed: int = 0,
     ) -> None:
         super().__init__(BowelBatch, patch, spacing, maps[0].packed.device, seed)

@@ -14,7 +14,7 @@ from segmamba.evaluation.metrics import confusion_matrix, dice_from_confusion
 from segmamba.inference.context import RunContext
 from segmamba.inference.sliding_window import identity, predict
 from segmamba.inference.windows import Windows
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.colorectal.labels import LABELS, TUMOUR_LABEL
 from segmamba.training.synthesis.npz import read_arrays
 from segmamba.training.synthesis.synthesizer import normalize
@@ -28,7 +28,7 @@ COUNTED_ML = 1.0
 def evaluate_bowel(
     network: nn.Module,
     files: Sequence[Path],
-    channels: Sequence[Channel],
+    channels: Sequence[IntensityNormalization],
     patch: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> dict[str, dict[str, float]]:
@@ -64,7 +64,7 @@ def read_scan(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def predicted_labels(
     network: nn.Module,
     intensities: np.ndarray,
-    channels: Sequence[Channel],
+    channels: Sequence[IntensityNormalization],
     patch: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> np.ndarray:
@@ -76,7 +76,7 @@ def predicted_labels(
 def predicted_logits(
     network: nn.Module,
     intensities: np.ndarray,
-    channels: Sequence[Channel],
+    channels: Sequence[IntensityNormalization],
     patch: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> torch.Tensor:

@@ -70,7 +70,7 @@ def _simulate_scanner(image: Tensor, tissues: Tensor, context: SamplingContext) 
 
 
 def relative(image: Tensor) -> Tensor:
-    """Divide an image by the mean of its voxels brighter than its mean, as a channel of kind "relative".
+    """Divide an image by the mean of its voxels brighter than its mean, as a channel of scheme "relative".
 
     See `segmamba.inference.preprocess.bright_mean`.
     """

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.synthesis.context import SamplingContext
 
 Batch = TypeVar("Batch")
@@ -54,7 +54,7 @@ class SampleSynthesizer(ABC, Generic[Batch]):
         return self._batch_type(*(torch.stack(field) for field in fields))
 
 
-def normalize(image: Tensor, channels: Sequence[Channel]) -> Tensor:
+def normalize(image: Tensor, channels: Sequence[IntensityNormalization]) -> Tensor:
     """Return (channels, z, y, x) from intensities (1, z, y, x): clip, subtract the mean, divide by the deviation."""
     parts = [(image.clamp(c.low, c.high) - (c.mean or 0.0)) / (c.std or 1.0) for c in channels]
     return torch.cat(parts)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.synthesis import ct, mr
 from segmamba.training.synthesis.elastic import choose_crop, cut_field_of_view, random_deformation
 from segmamba.training.synthesis.synthesizer import SampleSynthesizer, normalize
@@ -55,8 +55,8 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         On the device of the samples.
     patch, spacing, seed
         As for `SampleSynthesizer`.
-    channels : mapping of str to sequence of Channel
-        Normalization of "CT" (of kind "clip") and, where there is MR, of "MR" (of kind "relative").
+    channels : mapping of str to sequence of IntensityNormalization
+        Normalization of "CT" (of scheme "clip") and, where there is MR, of "MR" (of scheme "relative").
     mr_share : float
         Part of the samples that is MR.
     """
@@ -66,7 +66,7 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         anatomies: Sequence[Anatomy],
         patch: tuple[int, int, int],
         spacing: float,
-        channels: Mapping[str, Sequence[Channel]],
+        channels: Mapping[str, Sequence[IntensityNormalization]],
         mr_share: float = 0.0,
         seed: int = 0,
     ) -> None:

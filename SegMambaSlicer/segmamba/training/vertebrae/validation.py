@@ -25,7 +25,7 @@ from segmamba.inference.windows import Windows
 from segmamba.io.modality import CT, check_modality
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Volume, to_image
-from segmamba.models.manifest import Channel, Model, load_manifest
+from segmamba.models.manifest import IntensityNormalization, Model, load_manifest
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET
 from segmamba.training.synthesis.npz import read_arrays
 from segmamba.training.synthesis.synthesizer import normalize
@@ -35,13 +35,13 @@ from segmamba.utils.atomic import atomic_write, check_output
 
 CASE_EXTENSIONS = (".npz",)
 # A case keeps CT's own intensities, so that it outlives a change of the normalisation.
-HOUNSFIELD = Channel("clip", low=-1024.0, high=3071.0, mean=0.0, std=1.0)
+HOUNSFIELD = IntensityNormalization("clip", low=-1024.0, high=3071.0, mean=0.0, std=1.0)
 
 
 def evaluate(
     network: nn.Module,
     files: Sequence[Path],
-    channels: Sequence[Channel],
+    channels: Sequence[IntensityNormalization],
     patch: tuple[int, int, int],
     dtype: torch.dtype,
 ) -> dict[str, dict[str, float]]:
@@ -56,7 +56,7 @@ def evaluate(
         In evaluation mode; it runs where its parameters are.
     files : sequence of Path
         ``.npz`` with ``image`` (intensities) and ``labels``, (z, y, x), on the network's grid.
-    channels : sequence of Channel
+    channels : sequence of IntensityNormalization
         How the network's input is made from the intensities.
     patch : tuple of int
         Window in voxels along z, y, x; windows overlap by half.
@@ -105,7 +105,9 @@ def evaluation_case(image: Volume, labels: Volume, model: Model) -> tuple[np.nda
     InputError
         The volume is not a CT with a body in it, the labels are not in VerSe numbering, or none lies on the volume.
     """
-    in_hounsfield = replace(model, modalities=(CT,), preprocessing=replace(model.preprocessing, channels=(HOUNSFIELD,)))
+    in_hounsfield = replace(
+        model, modalities=(CT,), preprocessing=replace(model.preprocessing, normalization=(HOUNSFIELD,))
+    )
     check_modality(image, in_hounsfield)
     intensities, grid = resample_to_model(image, in_hounsfield)
     on_grid = sitk.Resample(

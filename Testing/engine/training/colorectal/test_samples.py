@@ -11,7 +11,7 @@ import torch
 from helpers import small_bowel
 from scipy import ndimage
 
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.colorectal import labels as c
 from segmamba.training.colorectal import parameters
 from segmamba.training.colorectal.bowel import Scene, build_tissues
@@ -34,7 +34,7 @@ from segmamba.training.synthesis.tissue_labels import AORTA, COLON, FAT, KIDNEY,
 
 CPU = torch.device("cpu")
 PATCH = (48, 56, 56)
-CHANNELS = (Channel("clip", -5000.0, 5000.0, 0.0, 1.0),)
+CHANNELS = (IntensityNormalization("clip", -5000.0, 5000.0, 0.0, 1.0),)
 CONNECTIVITY_26 = np.ones((3, 3, 3), dtype=bool)
 
 

@@ -17,7 +17,7 @@ from helpers.repository import REPOSITORY
 
 from segmamba.cli.main import main
 from segmamba.errors import InputError
-from segmamba.models.manifest import Channel, load_manifest
+from segmamba.models.manifest import IntensityNormalization, load_manifest
 from segmamba.networks import build_network, parameter_count
 from segmamba.networks.mamba import TriOrientedMamba
 from segmamba.training import loop
@@ -98,7 +98,7 @@ def test_a_resumed_run_paints_other_samples(config: Config) -> None:
     [
         (lambda c: c.update(task="liver"), "task must be"),
         (lambda c: c["arguments"].update(out_channels=3), "out_channels must be 4"),
-        (lambda c: c.update(mr_share=0.5, mr_channels=c["channels"]), "no MR|kind relative"),
+        (lambda c: c.update(mr_share=0.5, mr_channels=c["channels"]), "no MR|scheme relative"),
         (lambda c: c.update(anatomies="none/*.npz"), "no bowel map to train on"),
     ],
 )
@@ -170,7 +170,7 @@ def test_an_evaluation_measures_each_label_on_its_own(folder: Path) -> None:
             return torch.cat([1 - colon, 0 * colon, colon, 0 * colon], dim=1)
 
     case = folder / "held-out" / "case.npz"
-    channel = Channel("clip", -1000.0, 1000.0, 0.0, 1.0)
+    channel = IntensityNormalization("clip", -1000.0, 1000.0, 0.0, 1.0)
     (results,) = evaluate_bowel(Known(), [case], [channel], (32, 32, 32), torch.float32).values()
     assert results["dice_tumour"] == 0
     assert results["dice_colon"] == pytest.approx(2 * (12**3 - 4**3) / (2 * 12**3 - 4**3))

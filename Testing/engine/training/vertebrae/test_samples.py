@@ -12,7 +12,7 @@ from helpers import small_spine
 from helpers.small_spine import block
 
 from segmamba.inference.preprocess import bright_mean
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.synthesis import mr
 from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.synthesizer import normalize
@@ -26,8 +26,8 @@ CPU = torch.device("cpu")
 PATCH = (32, 24, 20)
 # Both leave the synthetic intensities as they are.
 CHANNELS = {
-    "CT": (Channel("clip", -5000.0, 5000.0, 0.0, 1.0),),
-    "MR": (Channel("relative", -1.0, 1000.0, 0.0, 1.0),),
+    "CT": (IntensityNormalization("clip", -5000.0, 5000.0, 0.0, 1.0),),
+    "MR": (IntensityNormalization("relative", -1.0, 1000.0, 0.0, 1.0),),
 }
 both_modalities = pytest.mark.parametrize("modality", ["CT", "MR"])
 
@@ -127,7 +127,10 @@ def test_the_seed_decides_every_sample(anatomies: list[Anatomy], mr_share: float
 
 @pytest.mark.parametrize("mr_share", [0.0, 0.3, 1.0])
 def test_a_share_of_the_samples_is_mr(mr_share: float) -> None:
-    constant = {"CT": (Channel("clip", 7.0, 7.0, 0.0, 1.0),), "MR": (Channel("relative", -7.0, -7.0, 0.0, 1.0),)}
+    constant = {
+        "CT": (IntensityNormalization("clip", 7.0, 7.0, 0.0, 1.0),),
+        "MR": (IntensityNormalization("relative", -7.0, -7.0, 0.0, 1.0),),
+    }
     anatomy = block(np.full((20, 20, 20), 20, dtype=np.uint8), v20=(10, 10, 10))
     images = synthesizer([anatomy], (6, 6, 6), channels=constant, mr_share=mr_share).batch(150).image
     assert set(images.unique().tolist()) <= {7.0, -7.0}
@@ -191,7 +194,7 @@ def test_a_sample_of_one_code_is_finite_on_mr(label: int) -> None:
 
 def test_channels_are_clipped_shifted_and_scaled() -> None:
     image = torch.tensor([-2000.0, 0.0, 200.0, 5000.0]).view(1, 1, 1, 4)
-    bone = Channel("clip", -1000.0, 1000.0, 100.0, 50.0)
+    bone = IntensityNormalization("clip", -1000.0, 1000.0, 100.0, 50.0)
     assert normalize(image, [bone, replace(bone, high=0.0)]).flatten().tolist() == [-22, -2, 2, 18, -22, -2, -2, -2]
 
 
