@@ -58,7 +58,7 @@ def print_table(report: dict, labels: np.ndarray, reference: np.ndarray, names: 
     if shift:
         step = f"{abs(shift)} level{'s' if abs(shift) > 1 else ''} {'lower' if shift > 0 else 'higher'}"
         print(f"\nThe numbers are off: with all of them {step} the mean would be {moved:.3f}.")
-    print("\n'-': not in the result, or not in the reference. " + report["notice"])
+    print("\n'-': not in the result, or not in the reference. " + report["disclaimer"])
 
 
 def main(folder: Path) -> int:

@@ -217,7 +217,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.sections.forecast.learn(job.report, self.sections.devices.device)
             self._parameterNode.resultSegmentation = job.node
             self.sections.results.show(job.node)
-            self.showStatus(" ".join([job.report["summary"], *job.report["run"]["fallbacks"]]))
+            self.showStatus(" ".join([job.report["summary"], *job.report["run"]["warnings"]]))
         elif isinstance(job.error, SegMambaError):
             self.showStatus(str(job.error), problem=True)
         else:

@@ -51,14 +51,14 @@ def run(request: Request) -> dict[str, object]:
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / 2**30, 2)
     told = forecast(read_volume(request.input), requested_model(request), request.options)
     made, seconds = report["run"], report["timings_s"]
-    flips = 2 ** len(made["flip_axes"])
+    flips = 2 ** len(made["tta_axes"])
     on_gpu = made["device"].startswith("cuda")
     figures: dict[str, object] = {
         "volume": report["volume"]["size"],
         "model grid": made["model_grid"]["size"],
         "device": made["device_title"],
         "precision": made["precision"],
-        "fallbacks": made["fallbacks"],
+        "warnings": made["warnings"],
         "windows": made["windows"] * flips,
         "s a window": round(seconds["predict"] / made["windows"] / flips, 2),
         "s": seconds,

@@ -52,7 +52,7 @@ class ReadyWorker:
         self._labels = folder / "ready.nrrd"
         write_labelmap(self._labels, labels, geometry, model.labels)
         self._report = {"model": {"id": model.id}, "summary": "Ready.", "segments": rows}
-        self._report |= {"timings_s": {"predict": 1.0}, "run": {"fallbacks": [], "windows": 1, "flip_axes": []}}
+        self._report |= {"timings_s": {"predict": 1.0}, "run": {"warnings": [], "windows": 1, "tta_axes": []}}
         self._messages = queue.Queue()
 
     def start(self):

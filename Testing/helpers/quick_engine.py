@@ -36,7 +36,7 @@ def quick_run(request: Request) -> dict[str, Any]:
     Image.new("RGB", (640, 320)).save(request.preview)
     checkpoint = Path(str(request.manifest)).with_name("tiny.safetensors")
     segment = {"name": "L1 vertebra", "value": 20, "volume_ml": 1.5, "mean_confidence": 0.9, "at_border": False}
-    used = {"device": "cpu", "precision": "float32", "scan_backend": "torch", "fallbacks": []}
+    used = {"device": "cpu", "precision": "float32", "scan_backend": "torch", "warnings": []}
     return {
         "model": {"checkpoint_sha256": sha256(checkpoint)},
         "software": {"segmamba": "0"},

@@ -72,7 +72,7 @@ def flags(report: Mapping[str, Any], attempts: int) -> list[str]:
         found.append(LEVELS_UNCERTAIN)
     if any(segment["at_border"] for segment in report["segments"]):
         found.append(AT_BORDER)
-    if report["run"]["fallbacks"]:
+    if report["run"]["warnings"]:
         found.append(WARNING)
     if attempts > 1:
         found.append(REPEATED)

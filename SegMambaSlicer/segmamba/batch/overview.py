@@ -14,7 +14,7 @@ from segmamba.batch.layout import OVERVIEW, PREVIEW, REPORT, THUMBNAIL
 from segmamba.batch.outcome import DONE, FAILED, SKIPPED, Row
 from segmamba.batch.plan import Plan
 from segmamba.batch.table import UNPRINTABLE, read_rows
-from segmamba.reporting.disclaimer import NOTICE
+from segmamba.reporting import DISCLAIMER
 from segmamba.utils.atomic import atomic_write
 
 # With overview.css and overview.js in the same folder.
@@ -46,7 +46,7 @@ def write_overview(rows: Path, folder: Path, plan: Plan) -> None:
         name=folder.absolute().name,
         counts=", ".join(f"{statuses[status]} {status}" for status in (DONE, FAILED, SKIPPED) if statuses[status]),
         model=f"{plan.model['id']} {plan.model['version']}, checkpoint {plan.model['checkpoint_sha256'][:12]}",
-        notice=NOTICE,
+        notice=DISCLAIMER,
         statuses=sorted(statuses.items()),
         flags=sorted(flags.items()),
         cards=_cards(rows, folder),

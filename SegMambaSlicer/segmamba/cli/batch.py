@@ -12,7 +12,7 @@ from segmamba.cli.interrupt import stop_signal
 from segmamba.cli.options import add_options, read_request
 from segmamba.cli.progress import CaseProgress
 from segmamba.errors import InputError
-from segmamba.reporting.disclaimer import NOTICE
+from segmamba.reporting import DISCLAIMER
 from segmamba.request import SETTINGS
 
 # Exit status of a run that went through, but not for every case.
@@ -79,5 +79,5 @@ def _run(options: argparse.Namespace) -> int:
         )
     overview, table = options.output / OVERVIEW, options.output / TABLE
     log(f"{progress.summary()}. Look at {overview}; the figures are in {table}")
-    log(NOTICE)
+    log(DISCLAIMER)
     return SOME_FAILED if progress.counts[FAILED] else 0

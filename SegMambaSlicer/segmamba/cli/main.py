@@ -22,7 +22,7 @@ from segmamba.errors import (
     WorkerError,
     package_problem,
 )
-from segmamba.reporting.disclaimer import NOTICE
+from segmamba.reporting import DISCLAIMER
 
 USAGE_ERROR = 2
 EXIT_CODES = (
@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES)
     parser = Parser(
         prog="segmamba",
-        description=f"Segment vertebrae or colorectal tumours in medical images. {NOTICE}",
+        description=f"Segment vertebrae or colorectal tumours in medical images. {DISCLAIMER}",
         epilog=f"exit status:\n{codes}\n\nWith {DEBUG_VARIABLE}=1 an error shows its traceback.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

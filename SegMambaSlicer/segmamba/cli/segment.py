@@ -12,7 +12,7 @@ from segmamba.cli.interrupt import stop_signal
 from segmamba.cli.options import add_options, help_of, read_request
 from segmamba.cli.progress import ProgressBar
 from segmamba.errors import DEBUG_VARIABLE
-from segmamba.reporting.disclaimer import NOTICE
+from segmamba.reporting import DISCLAIMER
 from segmamba.request import SETTINGS, Request
 from segmamba.worker.client import Worker
 
@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
 def _print_result(report: Mapping[str, Any], request: Request) -> None:
     run = report["run"]
     print(report["summary"])
-    for sentence in run["fallbacks"]:
+    for sentence in run["warnings"]:
         print(f"Note: {sentence}")
     for sentence in filter(None, (report["model"]["estimated"], report["model"]["caution"])):
         print(f"Note: {sentence}.")
@@ -57,7 +57,7 @@ def _print_result(report: Mapping[str, Any], request: Request) -> None:
     print(f"Written: {', '.join(path for path in written if path)}")
     devices = " and ".join(dict.fromkeys((run["device"], run.get("fine", run)["device"])))
     print(f"{devices}, {run['precision']}, scan {run['scan_backend']}, {report['timings_s']['total']:.1f} s")
-    print(NOTICE)
+    print(DISCLAIMER)
 
 
 def _print_log(line: str) -> None:

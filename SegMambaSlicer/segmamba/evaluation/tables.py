@@ -7,7 +7,7 @@ from typing import Any
 
 from segmamba.evaluation.names import NATIVE, PLAIN
 from segmamba.evaluation.statistics import eligible
-from segmamba.reporting.disclaimer import NOTICE
+from segmamba.reporting import DISCLAIMER
 
 MEASURE_TITLES = {
     "dice": "Dice, mean over structures",
@@ -33,7 +33,7 @@ def to_markdown(evaluation: Mapping[str, Any], pictures: str) -> str:
     subject = evaluation["subject"]
     parts = [
         "# Evaluation",
-        f"{subject.get('title') or subject['id']}, {evaluation['compared']}. {NOTICE}",
+        f"{subject.get('title') or subject['id']}, {evaluation['compared']}. {DISCLAIMER}",
         "Means are over the eligible structures; [brackets] contain the 95% confidence interval of a mean "
         f"(bootstrap over {evaluation['resample']}; {NONE} where there is only one).",
         _summary(evaluation["summary"], evaluation["compared"] != PLAIN),

@@ -38,8 +38,8 @@ from segmamba.models import store
 from segmamba.models.manifest import FineStage, LogitMarginThreshold, Model, Postprocessing, chosen_labels
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
+from segmamba.reporting import DISCLAIMER
 from segmamba.reporting import report as reporting
-from segmamba.reporting.disclaimer import NOTICE
 from segmamba.request import Options
 from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.arrays import bounding_box
@@ -137,7 +137,7 @@ def segment(
     if engine.device.kind == "cuda":
         torch.cuda.empty_cache()
     segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
-    run = _describe_run(engine, model, options, passes) | {"fallbacks": list(dict.fromkeys(warnings))}
+    run = _describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings))}
     report = _report(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
     return Result(labels, report | {"summary": reporting.summary(report)}, model, volume.geometry)
 
@@ -290,13 +290,13 @@ def _report(
     engine: _Engine, volume: Volume, model: Model, run: dict[str, Any], timings: dict[str, float]
 ) -> dict[str, Any]:
     """Return what was used and how it ran: the report without what was found."""
-    taken = {"modality": None if volume.modality_inferred else volume.modality, "taken_for": volume.modality}
+    modality = {"modality": volume.modality, "modality_inferred": volume.modality_inferred}
     return {
         "report_version": reporting.REPORT_VERSION,
-        "notice": NOTICE,
+        "disclaimer": DISCLAIMER,
         "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
         "software": reporting.describe_software(),
-        "volume": reporting.describe_grid(volume.geometry) | taken,
+        "volume": reporting.describe_grid(volume.geometry) | modality,
         "run": run,
         "timings_s": timings,
     }
@@ -307,9 +307,9 @@ def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple
     run = {
         **_describe_device(engine, passes[0].device),
         **_describe_windows(passes[0].grid, model, options),
-        "flip_axes": list(model.flip_axes) if options.tta else [],
+        "tta_axes": list(model.flip_axes) if options.tta else [],
         "refine": list(model.refinement) if options.refine else [],
-        "keep": (model.postprocessing if options.postprocess else Postprocessing.NONE).value,
+        "postprocessing": (model.postprocessing if options.postprocess else Postprocessing.NONE).value,
         "margin_threshold": asdict(model.margin_threshold) if options.postprocess and model.margin_threshold else None,
         "options": asdict(options),
     }

@@ -19,7 +19,7 @@ from segmamba.models.manifest import Model
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.atomic import atomic_write
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 def measure_segments(
@@ -82,7 +82,7 @@ def describe_model(model: Model, checkpoint: Path, digest: str) -> dict[str, Any
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": digest,
         "checkpoint_in_manifest": model.file.sha256 == digest,
-        "intensities": [asdict(channel) for channel in model.preprocessing.normalization],
+        "normalization": [asdict(channel) for channel in model.preprocessing.normalization],
         "estimated": model.preprocessing.estimated,
         "caution": model.caution,
         "limits": list(model.entry.get("limits", [])),

@@ -125,11 +125,11 @@ def test_the_overview_holds_one_picture_at_a_time(tmp_path: Path, plan: Plan, mo
 
 
 def test_flags_say_what_to_look_at() -> None:
-    report = {"segments": [{"at_border": False}], "run": {"fallbacks": []}}
+    report = {"segments": [{"at_border": False}], "run": {"warnings": []}}
     doubt = {"numbering": {"certain": False, "reason": "no landmark is in view."}}
     assert flags(report, 1) == []
     assert flags(report | doubt, 1) == [LEVELS_UNCERTAIN]
-    assert flags({"segments": [], "run": {"fallbacks": ["memory ran out"]}}, 2) == [
+    assert flags({"segments": [], "run": {"warnings": ["memory ran out"]}}, 2) == [
         "nothing found",
         "warning",
         "repeated",

@@ -75,11 +75,11 @@ def test_the_report_says_what_ran_on_what(result: pipeline.Result, model: Model)
     assert report["model"]["limits"] == ["It knows nothing."]
     run = report["run"]
     assert (run["device"], run["precision"], run["scan_backend"]) == ("cpu", "float32", "torch")
-    assert run["fallbacks"] == []
+    assert run["warnings"] == []
     assert run["windows"] > 1
     assert set(report["timings_s"]) == {"load", "preprocess", "predict", "postprocess"}
     assert report["software"]["torch"]
-    assert "not a medical device" in report["notice"]
+    assert "not a medical device" in report["disclaimer"]
 
 
 def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
@@ -136,9 +136,9 @@ def test_refinement_and_post_processing_are_chosen_apart_and_reported(
     monkeypatch.setattr(two_stage, "predict_two_stage", predict)
     fine = FineStage((4.0, 4.0, 4.0), (16, 16, 16), 0.3, ("pieces", "close"))
     two = replace(model, fine=fine, postprocessing=Postprocessing.LARGEST_COLUMN)
-    for refine, keep, steps, rule in ((True, False, ["pieces", "close"], "all"), (False, True, [], "largest_column")):
+    for refine, keep, steps, rule in ((True, False, ["pieces", "close"], "none"), (False, True, [], "largest_column")):
         run = segment(volume, two, manifest_path.parent, refine=refine, postprocess=keep).report["run"]
-        assert (run["refine"], run["keep"]) == (steps, rule)
+        assert (run["refine"], run["postprocessing"]) == (steps, rule)
         assert asked[-1] == refine
 
 
@@ -171,10 +171,13 @@ def test_a_modality_that_is_not_stated_is_inferred_once_a_run(
     asked: list[np.ndarray] = []
     infer = modality.infer_modality
     monkeypatch.setattr(modality, "infer_modality", lambda array: asked.append(array) or infer(array))
-    segment(replace(volume, modality=None), model, manifest_path.parent)
+    unstated = segment(replace(volume, modality=None), model, manifest_path.parent)
     assert len(asked) == 1
-    segment(replace(volume, modality="CT"), model, manifest_path.parent)
+    stated = segment(replace(volume, modality="CT"), model, manifest_path.parent)
     assert len(asked) == 1
+    for result, inferred in ((unstated, True), (stated, False)):
+        about = result.report["volume"]
+        assert (about["modality"], about["modality_inferred"]) == ("CT", inferred)
 
 
 def test_only_the_structures_asked_for_are_kept(
@@ -204,8 +207,8 @@ def test_nothing_outside_the_region_of_interest_is_labelled(volume: Volume, mode
 
 
 def test_mirroring_is_off_unless_asked_for(volume: Volume, model: Model, manifest_path: Path) -> None:
-    assert segment(volume, model, manifest_path.parent).report["run"]["flip_axes"] == []
-    assert segment(volume, model, manifest_path.parent, tta=True).report["run"]["flip_axes"] == [0]
+    assert segment(volume, model, manifest_path.parent).report["run"]["tta_axes"] == []
+    assert segment(volume, model, manifest_path.parent, tta=True).report["run"]["tta_axes"] == [0]
 
 
 def test_a_network_that_finds_nothing_gives_an_empty_result_that_says_so(volume: Volume, tmp_path: Path) -> None:
