@@ -12,7 +12,7 @@ import torch
 from helpers.phantoms import positions, rotation, spine_model
 from scipy import ndimage
 
-from segmamba.inference import preprocess
+from segmamba.inference import preprocess, resample_back
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.preprocess import bright_mean, intensity_range, padding_values, resolve
 from segmamba.inference.resample_back import resample_to_input
@@ -275,7 +275,7 @@ BACK = {
 def test_labels_and_confidence_are_those_of_interpolated_probabilities(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess, "BLOCK", block)
+    monkeypatch.setattr(resample_back, "BLOCK", block)
     grid, probabilities = BACK[name], random_probabilities()
     labels, confidence = resample_to_input(probabilities, grid, VALUES, "cpu")
     assert labels.dtype == confidence.dtype == np.uint8
@@ -293,7 +293,7 @@ def test_logits_are_interpolated_before_they_become_probabilities(name: str) -> 
 
 @pytest.mark.parametrize("name", ["finer", "turned"])
 def test_nothing_but_the_voxels_in_the_region_is_labelled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocess, "BLOCK", 7)
+    monkeypatch.setattr(resample_back, "BLOCK", 7)
     roi = Box((-4.0, -2.0, -5.0), (3.0, 5.0, 1.0))
     grid = replace(BACK[name], roi=roi)
     certain = torch.zeros(2, *MODEL_GRID.size[::-1])
@@ -352,7 +352,7 @@ def test_the_model_grids_outer_voxels_reach_beyond_it_by_no_more_than_one(corner
 
 
 def test_blocks_with_nothing_but_background_between_two_labels_stay_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocess, "BLOCK", 4)
+    monkeypatch.setattr(resample_back, "BLOCK", 4)
     probabilities = torch.zeros(2, *MODEL_GRID.size[::-1])
     probabilities[0] = 1
     for place in ((2, 2, 2), (10, 9, 8)):
