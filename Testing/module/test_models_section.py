@@ -223,7 +223,7 @@ def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     assert "Note" not in done()
     assert "estimate" not in section.modelSummaryLabel.text
     record = json.loads((models_folder / tiny.MISSING_ID / "installed.json").read_text())
-    assert record["channels"] == [{"scheme": "clip", "low": -57.5, "high": 175.0, "mean": 65.175, "std": 32.651}]
+    assert record["normalization"] == [{"scheme": "clip", "low": -57.5, "high": 175.0, "mean": 65.175, "std": 32.651}]
 
     section.clipHighSpinBox.value = -100.0
     click(section.importButton)

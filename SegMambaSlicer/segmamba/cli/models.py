@@ -199,7 +199,7 @@ def _notes(found: store.Installed) -> Iterator[str]:
     model = found.model
     if not isinstance(model, Model):
         yield f"It is kept, but cannot be used: {model.unsupported}"
-    elif found.channels is None and model.preprocessing.estimated:
+    elif found.normalization is None and model.preprocessing.estimated:
         yield (
             f"{model.preprocessing.estimated}; if you know them, import again with them (--clip LOW HIGH --mean M "
             "--std S, or in the panel 'Import as')."

@@ -54,7 +54,7 @@ def write_bundle(path: Path, models: Sequence[store.Installed], progress: Progre
             digest = store.verify(found)
             size = found.path.stat().st_size
             name = file_name(found.model, found.path.suffix, digest)
-            record = Record(name, size, digest, found.origin, found.source_sha256, found.channels)
+            record = Record(name, size, digest, found.origin, found.source_sha256, found.normalization)
             archive.write(found.path, f"{found.model.id}/{record.file}")
             archive.writestr(f"{found.model.id}/{RECORD_NAME}", record.to_json())
 

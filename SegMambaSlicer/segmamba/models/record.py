@@ -15,7 +15,7 @@ from segmamba.errors import ModelError
 from segmamba.models.manifest import IntensityNormalization
 
 RECORD_NAME = "installed.json"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Record:
     origin : str
         Its origin, in words.
     source_sha256 : str or None
-        SHA-256 of the file it was converted from.
-    channels : tuple of IntensityNormalization or None
-        Normalization parameters given at the import, which replace the manifest's.
+        SHA-256 of the file that it was converted from.
+    normalization : tuple of IntensityNormalization or None
+        Parameters that the user gave in the place of the manifest's.
     """
 
     file: str
@@ -41,7 +41,7 @@ class Record:
     sha256: str
     origin: str
     source_sha256: str | None = None
-    channels: tuple[IntensityNormalization, ...] | None = None
+    normalization: tuple[IntensityNormalization, ...] | None = None
 
     def to_json(self) -> str:
         """Return the record as text."""
@@ -54,7 +54,7 @@ def record_from_json(text: str, place: str) -> Record:
     Raises
     ------
     ModelError
-        It is damaged, or written by a newer version of the software.
+        It is not a record, or one from another version of the software.
     """
     try:
         content = json.loads(text)
@@ -63,6 +63,8 @@ def record_from_json(text: str, place: str) -> Record:
             return _record(**content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{place} is damaged ({error}): import or fetch the model again.") from error
+    if isinstance(version, int) and version < RECORD_VERSION:
+        raise ModelError(f"{place} is from an older version of SegMambaSlicer: import or fetch the model again.")
     raise ModelError(f"{place} has version {version} and this software reads {RECORD_VERSION}: update SegMambaSlicer.")
 
 
@@ -82,12 +84,10 @@ def read_record(path: Path) -> Record | None:
         raise ModelError(f"{path} cannot be read ({error}): import or fetch the model again.") from error
 
 
-def _record(channels: list[dict[str, Any]] | None = None, **content: Any) -> Record:
-    record = Record(
-        **content,
-        channels=None if channels is None else tuple(IntensityNormalization(**channel) for channel in channels),
-    )
-    # The file must be in the folder of the record.
+def _record(normalization: list[dict[str, Any]] | None = None, **content: Any) -> Record:
+    given = None if normalization is None else tuple(IntensityNormalization(**channel) for channel in normalization)
+    record = Record(**content, normalization=given)
+    # The name leads to a file: it must not lead out of the folder.
     if not isinstance(record.file, str) or Path(record.file).name != record.file or "\\" in record.file:
         raise ValueError(f"it names the file {record.file!r}")
     if not isinstance(record.size, int) or not isinstance(record.sha256, str):

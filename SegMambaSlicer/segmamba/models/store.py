@@ -39,9 +39,9 @@ class Installed:
     size, sha256
         Expected size in bytes and hash; None if unknown.
     source_sha256 : str or None
-        SHA-256 of the file it was converted from.
-    channels : tuple of IntensityNormalization or None
-        Normalization parameters given at the import.
+        SHA-256 of the file that it was converted from.
+    normalization : tuple of IntensityNormalization or None
+        The parameters that the user gave at the import.
     """
 
     model: ListedModel
@@ -51,7 +51,7 @@ class Installed:
     size: int | None
     sha256: str | None
     source_sha256: str | None = None
-    channels: tuple[IntensityNormalization, ...] | None = None
+    normalization: tuple[IntensityNormalization, ...] | None = None
 
 
 def models_folder() -> Path:
@@ -143,7 +143,7 @@ def in_folder(model: ListedModel, folder: Path, place: str) -> Installed | None:
     if record is not None and os.path.isfile(folder / record.file):
         path = folder / record.file
         return Installed(
-            model, path, place, record.origin, record.size, record.sha256, record.source_sha256, record.channels
+            model, path, place, record.origin, record.size, record.sha256, record.source_sha256, record.normalization
         )
     path = folder / model.file.name
     if os.path.isfile(path):
@@ -152,10 +152,10 @@ def in_folder(model: ListedModel, folder: Path, place: str) -> Installed | None:
 
 
 def configured(model: Model, found: Installed) -> Model:
-    """Return a model with the normalization parameters given at the import, if any."""
-    if found.channels is None:
+    """Return a model with the normalization parameters that the user gave at the import, where that was so."""
+    if found.normalization is None:
         return model
-    return replace(model, preprocessing=replace(model.preprocessing, normalization=found.channels, estimated=None))
+    return replace(model, preprocessing=replace(model.preprocessing, normalization=found.normalization, estimated=None))
 
 
 def checkpoint_location(model: ListedModel, root: Path | None = None) -> Path:

@@ -57,7 +57,11 @@ def test_bundle_brings_a_model_to_another_computer_with_all_that_is_known_of_it(
     elsewhere(monkeypatch, tmp_path)
     (there,) = import_bundle(tmp_path / "b.zip", manifest)
     assert there.path.read_bytes() == content
-    assert (there.origin, there.channels, there.source_sha256) == (found.origin, found.channels, found.source_sha256)
+    assert (there.origin, there.normalization, there.source_sha256) == (
+        found.origin,
+        found.normalization,
+        found.source_sha256,
+    )
     assert there == store.installed(manifest.model(tiny.MISSING_ID))
 
 
@@ -89,7 +93,7 @@ def test_models_folder_of_another_computer_is_accepted_as_it_is(
         assert len(import_bundle(copied, manifest)) == 1
     there = store.installed(manifest.model(tiny.MISSING_ID))
     assert store.verify(there) == found.sha256
-    assert there.channels == found.channels
+    assert there.normalization == found.normalization
 
 
 def test_command_line_writes_and_imports_bundles(
@@ -152,7 +156,8 @@ def rewritten(source: Path, target: Path, **changes: object) -> None:
         ({"size": 0}, "damaged"),
         ({"sha256": "0" * 64}, "damaged"),
         ({"version": 9}, "update"),
-        ({"channels": [{"kind": "clip"}]}, "damaged"),
+        ({"version": 1}, "from an older version"),
+        ({"normalization": [{"scheme": "clip"}]}, "damaged"),
     ],
     ids=lambda value: str(value),
 )
