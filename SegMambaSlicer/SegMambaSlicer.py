@@ -87,7 +87,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for widget in (self.ui.progressBar, self.ui.statusLabel, self.ui.forecastLabel):
             widget.visible = False
         self.ui.segmentButton.connect("clicked(bool)", self.onSegmentButton)
-        self.sections.checkpoints.onChanged = self.onParametersChanged
+        self.sections.checkpoints.changed.connect(self.onParametersChanged)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneLoaded)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneLoaded)
@@ -226,11 +226,9 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def showStatus(self, text, problem=False):
         """Show a sentence below the button, and keep it in the log."""
-        from SegMambaSlicerLib.messages import PROBLEM_STYLE
+        from SegMambaSlicerLib.widgets import showSentence
 
-        self.ui.statusLabel.text = text
-        self.ui.statusLabel.styleSheet = PROBLEM_STYLE if problem else ""
-        self.ui.statusLabel.visible = bool(text)
+        showSentence(self.ui.statusLabel, text, problem)
         self._refused = False
         self.sections.forecast.show()
         if text:
@@ -307,10 +305,13 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         if allItems and output is not None:
             raise InputError("All items of a sequence go into a new sequence: choose no output segmentation.")
 
-        def start(node, whenDone):
-            return SegmentationJob(worker, Case(node, request, output), onProgress, whenDone, self._log, onLog)
+        def start(node):
+            return SegmentationJob(worker, Case(node, request, output), self._log)
 
-        self._job = SequenceJob(start, volumeNode, onDone) if allItems else start(volumeNode, onDone)
+        self._job = SequenceJob(start, volumeNode) if allItems else start(volumeNode)
+        self._job.progressed.connect(onProgress)
+        self._job.logged.connect(onLog)
+        self._job.ended.connect(onDone)
         return self._job
 
     def segmentFolder(self, inputFolder, outputFolder, task=None, **more):
@@ -320,12 +321,14 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         """
         return self.segmentFolderAsync(inputFolder, outputFolder, task=task, **more).wait()
 
-    def segmentFolderAsync(self, inputFolder, outputFolder, **more):
+    def segmentFolderAsync(self, inputFolder, outputFolder, onProgress=None, onDone=None, **more):
         """Start that, and return the job at once: see ``SegMambaSlicerLib.folder_job.FolderJob``."""
         from SegMambaSlicerLib.folder_job import FolderJob
 
         self._freeWorker()
         self._job = FolderJob(inputFolder, outputFolder, **more)
+        self._job.progressed.connect(onProgress)
+        self._job.ended.connect(onDone)
         return self._job
 
     def renumber(self, segmentationNode, vertebra, level, below=False):

@@ -17,7 +17,7 @@ from SegMambaSlicerLib.sections.dependency import DependencySection
 from SegMambaSlicerLib.sections.device import DeviceSection
 from SegMambaSlicerLib.sections.forecast import ForecastSection
 from SegMambaSlicerLib.sections.log import LogSection
-from SegMambaSlicerLib.sections.measurement import MeasuringSection
+from SegMambaSlicerLib.sections.measurement import MeasurementSection
 from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
 from SegMambaSlicerLib.sections.result import ResultSection
 
@@ -38,6 +38,7 @@ class Sections:
     devices: DeviceSection
     forecast: ForecastSection
     results: ResultSection
+    correction: CorrectionSection
     checkpoints: CheckpointSection
     dependencies: DependencySection
     log: LogSection
@@ -109,15 +110,12 @@ def buildSections(
         "currentIndexChanged(int)",
         lambda index: slicer.app.userSettings().setValue(OVERWRITE_SETTING, ui.overwriteComboBox.itemData(index)),
     )
-    devices = DeviceSection(ui)
-    forecast = ForecastSection(ui, devices)
-    models = ModelSection(ui, forecast.askLater)
-    forecast.models = models
+    devices, models, results = DeviceSection(ui), ModelSection(ui), ResultSection(ui)
+    forecast = ForecastSection(ui, devices, models)
     log = LogSection(ui)
     checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
     dependencies = DependencySection(ui, requirements, stopWorker)
-    results = ResultSection(ui)
-    # They live as long as the result that they correct and measure.
-    results.onFilled = CorrectionSection(ui, results, say).refresh
-    results.onShown = MeasuringSection(ui, results, say).refresh
-    return Sections(ui, models, devices, forecast, results, checkpoints, dependencies, log)
+    correction, measurement = CorrectionSection(ui, results), MeasurementSection(ui, results)
+    for section in (correction, measurement):
+        section.said.connect(say)
+    return Sections(ui, models, devices, forecast, results, correction, checkpoints, dependencies, log)

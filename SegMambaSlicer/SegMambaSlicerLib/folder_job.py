@@ -9,7 +9,6 @@ import os
 import re
 import tempfile
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from SegMambaSlicerLib.messages import commandOutcome
 from SegMambaSlicerLib.parameters import requestOf
 from SegMambaSlicerLib.sections.dependency import missingForFolders, missingRequirements
 from SegMambaSlicerLib.segmentation_job import waitForEnd
+from SegMambaSlicerLib.signal import Signal
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 # What the command says when it has looked through the folder.
@@ -45,16 +45,16 @@ class FolderJob:
         False does again what is done.
     format : str
         Of the segmentations: "seg.nrrd", "nii.gz" or "dcm".
-    onProgress : callable, optional
-        Called with a text and the fraction of the volumes that are through. If it raises an error, the run stops and
-        ends with that.
-    onDone : callable, optional
-        Called with this job, once, when it has ended in whatever way.
     **parameters
         As for `requestOf`, the same for all volumes.
 
     Attributes
     ----------
+    progressed : Signal
+        Emitted with a text and the fraction of the volumes that are through. If a slot raises an error, the run stops
+        and ends with that.
+    ended : Signal
+        Emitted with this job, once, when it has ended in whatever way.
     finished : bool
     rows : list of dict
         One for each volume that is through, see `segmamba.batch.outcome.done_row`; ``status`` is "done", "failed" (and
@@ -75,8 +75,6 @@ class FolderJob:
         pattern: str | None = None,
         skipExisting: bool = True,
         format: str = "seg.nrrd",
-        onProgress: Callable[[str, float], None] | None = None,
-        onDone: Callable[[FolderJob], None] | None = None,
         **parameters: Any,
     ) -> None:
         if "output" in parameters:
@@ -86,10 +84,10 @@ class FolderJob:
         if missing:
             text = _("For folders packages are missing ({names}): install them in the panel's section Dependencies.")
             raise InstallationError(text.format(names=", ".join(missing)))
+        self.progressed, self.ended = Signal(), Signal()
         self.finished = False
         self.rows: list[dict[str, Any]] = []
         self.error: Exception | None = None
-        self._onProgress, self._onDone = onProgress, onDone
         self._output = Path(outputFolder).absolute()
         self._total = 0
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
@@ -134,10 +132,10 @@ class FolderJob:
             self._lines.append(line)
 
     def _tell(self, text: str) -> None:
-        if self._onProgress is None or self.error is not None:
+        if self.error is not None:
             return
         try:
-            self._onProgress(text, len(self.rows) / max(1, self._total))
+            self.progressed.emit(text, len(self.rows) / max(1, self._total))
         except Exception as error:
             # Raised here it would be lost in the event loop, and the run would go on.
             self.error = error
@@ -151,5 +149,4 @@ class FolderJob:
             kind = next((kind for kind in ERRORS_BY_NAME.values() if kind.exit_code == status), WorkerError)
             self.error = kind(commandOutcome(self._lines, status))
         self.finished = True
-        if self._onDone is not None:
-            self._onDone(self)
+        self.ended.emit(self)

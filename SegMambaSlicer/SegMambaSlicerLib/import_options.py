@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from segmamba.models.bundle import is_bundle
 from segmamba.models.import_checkpoint import estimated_channel
 from segmamba.models.manifest import ListedModel, Model
-from SegMambaSlicerLib.sections.forecast import WARNING_STYLE
+from SegMambaSlicerLib.messages import WARNING_STYLE
 
 BY_WEIGHTS = ""
 

@@ -31,7 +31,7 @@ STAGE_TITLES = {
 }
 TASK_TITLES = {"vertebrae": _("Vertebrae"), "colorectal": _("Colorectal cancer")}
 # Legible on light and on dark grounds.
-PROBLEM_STYLE = "color: #d9480f;"
+WARNING_STYLE = "color: #d9480f;"
 # Below this mean probability of its voxels a segment is marked, and below this one of its level.
 LOW_CONFIDENCE, UNSURE_NUMBER = 0.6, 0.9
 # What refinement does to a mask, by its steps.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,23 +12,28 @@ from slicer.i18n import tr as _
 from segmamba.errors import SegMambaError
 from segmamba.models.settings import MIRROR, MODELS, SHARED_MODELS, setting, settings_file, write_setting
 from segmamba.models.store import default_models_folder
+from SegMambaSlicerLib.signal import Signal
 
 
-class PlaceSettings:
+class ModelLocations:
     """The models folder, the shared folder and the mirror.
 
     Parameters
     ----------
     ui : object
         The panel's widgets by name.
-    say : callable
-        Shows a sentence; its second argument tells whether it is a problem.
-    onChanged : callable
-        Called when a setting has changed.
+
+    Attributes
+    ----------
+    said : Signal
+        Emitted with a sentence for the user, and whether it is about a problem.
+    changed : Signal
+        Emitted when a setting has changed.
     """
 
-    def __init__(self, ui: Any, say: Callable[[str, bool], None], onChanged: Callable[[], None]) -> None:
-        self._ui, self._say, self._onChanged = ui, say, onChanged
+    def __init__(self, ui: Any) -> None:
+        self._ui = ui
+        self.said, self.changed = Signal(), Signal()
         self._edits = {MODELS: ui.modelsFolderEdit, SHARED_MODELS: ui.sharedFolderEdit, MIRROR: ui.mirrorEdit}
         self._shown: dict[str, str] = {}
         for name, edit in self._edits.items():
@@ -43,7 +47,7 @@ class PlaceSettings:
             try:
                 chosen = setting(name)
             except SegMambaError as error:
-                self._say(str(error), True)
+                self.said.emit(str(error), True)
                 self._show(edit, name, "", str(error), False)
                 continue
             source = chosen.source or _("not set; kept in {file}").format(file=settings_file())
@@ -70,8 +74,8 @@ class PlaceSettings:
         try:
             write_setting(name, value)
         except SegMambaError as error:
-            self._say(str(error), True)
+            self.said.emit(str(error), True)
         else:
-            self._say(_("Kept in {file}.").format(file=settings_file()), False)
-            self._onChanged()
+            self.said.emit(_("Kept in {file}.").format(file=settings_file()), False)
+            self.changed.emit()
         self.refresh()

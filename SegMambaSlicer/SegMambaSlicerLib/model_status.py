@@ -15,7 +15,7 @@ from segmamba.models.store import SOFTWARE, USER, Installed, find, model_folder
 
 
 @dataclass(frozen=True)
-class State:
+class ModelStatus:
     """A model and its checkpoint: None where there is none.
 
     ``problem`` says what is damaged, and ``leftovers`` whether the user's own folder of the model is there then.
@@ -49,7 +49,7 @@ class State:
         return self.leftovers
 
 
-def look(model: ListedModel, root: Path | None) -> State:
+def modelStatus(model: ListedModel, root: Path | None) -> ModelStatus:
     """Return what is there of a model; ``root`` as for `segmamba.models.store.find`."""
     found, problem, mirror, leftovers = None, "", False, False
     try:
@@ -60,4 +60,4 @@ def look(model: ListedModel, root: Path | None) -> State:
     with contextlib.suppress(ModelError):
         mirror = bool(setting(MIRROR).value)
         leftovers = bool(problem) and model_folder(model).is_dir()
-    return State(model, found, problem, leftovers, mirror)
+    return ModelStatus(model, found, problem, leftovers, mirror)

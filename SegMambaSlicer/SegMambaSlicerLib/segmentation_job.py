@@ -19,6 +19,7 @@ import slicer
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, SegMambaError, WorkerError
 from segmamba.worker.client import Worker
 from segmamba_mrml.segment import Case
+from SegMambaSlicerLib.signal import Signal
 
 INTERVAL_MS = 50
 # Python's other threads, which read from the worker, only run while the main thread waits or runs Python.
@@ -37,17 +38,17 @@ class SegmentationJob:
     worker : Worker
     case : Case
         What to segment.
-    onProgress : callable, optional
-        Called with the stage's name and the fraction of it that is done.
-    onDone : callable, optional
-        Called with this job, once, when it has ended in whatever way.
     log : deque of str
         What the worker's log thread has written.
-    onLog : callable, optional
-        Called with each line of the worker's log.
 
     Attributes
     ----------
+    progressed : Signal
+        Emitted with the stage's name and the fraction of it that is done.
+    ended : Signal
+        Emitted with this job, once, when it has ended in whatever way.
+    logged : Signal
+        Emitted with each line of the worker's log.
     item, items : int
         A volume is the first of one.
     finished : bool
@@ -64,23 +65,14 @@ class SegmentationJob:
         The run cannot start; nothing was changed.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        case: Case,
-        onProgress: Callable[[str, float], None] | None,
-        onDone: Callable[[SegmentationJob], None] | None,
-        log: deque[str],
-        onLog: Callable[[str], None] | None,
-    ) -> None:
+    def __init__(self, worker: Worker, case: Case, log: deque[str]) -> None:
+        self.progressed, self.ended, self.logged = Signal(), Signal(), Signal()
         self.item, self.items = 0, 1
         self.finished = False
         self.node: Any = None
         self.report: dict[str, Any] | None = None
         self.error: Exception | None = None
-        self._worker, self._log = worker, log
-        self._onProgress, self._onDone, self._onLog = onProgress, onDone, onLog
-        self._case = case
+        self._worker, self._case, self._log = worker, case, log
         self._id: str | None = None
         self._future: Future[None] | None = None
         self._steps: Generator[Any, None, None] | None = None
@@ -136,9 +128,7 @@ class SegmentationJob:
 
     def _lookAtLog(self) -> None:
         while self._log:
-            line = self._log.popleft()
-            if self._onLog is not None:
-                self._onLog(line)
+            self.logged.emit(self._log.popleft())
 
     def _goOn(self) -> None:
         """Do the next piece of work, or hear what the worker says."""
@@ -190,8 +180,8 @@ class SegmentationJob:
                 self._take(message)
 
     def _take(self, message: dict[str, Any]) -> None:
-        if message["type"] == "progress" and self._onProgress is not None:
-            self._onProgress(message["stage"], message["fraction"])
+        if message["type"] == "progress":
+            self.progressed.emit(message["stage"], message["fraction"])
         elif message["type"] == "error":
             self._end(ERRORS_BY_NAME.get(message["error"], WorkerError)(self._case.named(message["message"])))
         elif message["type"] == "result":
@@ -213,8 +203,7 @@ class SegmentationJob:
             waitFor([self._future], THREAD_LISTENING_S)
         self._executor.shutdown(wait=False)
         self._case.close()
-        if self._onDone is not None:
-            self._onDone(self)
+        self.ended.emit(self)
 
 
 def waitForEnd(job: Any) -> None:

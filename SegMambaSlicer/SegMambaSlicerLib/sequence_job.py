@@ -8,6 +8,7 @@ from typing import Any
 from segmamba.errors import InputError
 from segmamba_mrml.sequences import SequenceItems
 from SegMambaSlicerLib.segmentation_job import SegmentationJob, waitForEnd
+from SegMambaSlicerLib.signal import Signal
 
 
 class SequenceJob:
@@ -19,14 +20,14 @@ class SequenceJob:
     Parameters
     ----------
     startItem : callable
-        Starts a `SegmentationJob`; gets the volume node of an item, and what to call at its end.
+        Starts a `SegmentationJob` for the volume node of an item.
     volumeNode : vtkMRMLScalarVolumeNode
         Shows the sequence's current item, which does not change.
-    onDone : callable, optional
-        Called with this job, once, when it has ended in whatever way.
 
     Attributes
     ----------
+    progressed, ended, logged : Signal
+        As for `SegmentationJob`: of the item that is being segmented, but for the end, which is that of this job.
     item, items : int
         The item that is being segmented, from 0 on, and how many there are.
     finished, node, report, error
@@ -39,17 +40,13 @@ class SequenceJob:
         The run cannot start; nothing was changed.
     """
 
-    def __init__(
-        self,
-        startItem: Callable[[Any, Callable[[SegmentationJob], None]], SegmentationJob],
-        volumeNode: Any,
-        onDone: Callable[[SequenceJob], None] | None,
-    ) -> None:
+    def __init__(self, startItem: Callable[[Any], SegmentationJob], volumeNode: Any) -> None:
+        self.progressed, self.ended, self.logged = Signal(), Signal(), Signal()
         self.finished = False
         self.node: Any = None
         self.report: dict[str, Any] | None = None
         self.error: Exception | None = None
-        self._startItem, self._volumeNode, self._onDone = startItem, volumeNode, onDone
+        self._startItem = startItem
         self._sequence = SequenceItems(volumeNode)
         self._last: SegmentationJob | None = None
         self._failures: list[str] = []
@@ -67,9 +64,13 @@ class SequenceJob:
         return self.node
 
     def _start(self) -> SegmentationJob:
-        return self._startItem(self._sequence.volume(self.item), self._onItemDone)
+        job = self._startItem(self._sequence.volume(self.item))
+        job.progressed.connect(self.progressed.emit)
+        job.logged.connect(self.logged.emit)
+        job.ended.connect(self._onItemEnded)
+        return job
 
-    def _onItemDone(self, job: SegmentationJob) -> None:
+    def _onItemEnded(self, job: SegmentationJob) -> None:
         try:
             self._take(job)
             if self.item + 1 < self.items:
@@ -88,8 +89,7 @@ class SequenceJob:
             # Kept for whoever waits, who may be the panel or a script.
             self.error = error
         self.finished = True
-        if self._onDone is not None:
-            self._onDone(self)
+        self.ended.emit(self)
 
     def _take(self, job: SegmentationJob) -> None:
         if job.error is None:

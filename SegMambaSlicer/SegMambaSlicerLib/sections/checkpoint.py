@@ -17,11 +17,11 @@ from segmamba.models.store import model_folder, models_folder
 from SegMambaSlicerLib.cli_process import startCommand
 from SegMambaSlicerLib.import_options import ImportOptions
 from SegMambaSlicerLib.messages import commandOutcome
-from SegMambaSlicerLib.model_locations import PlaceSettings
-from SegMambaSlicerLib.model_status import State, look
-from SegMambaSlicerLib.sections.forecast import WARNING_STYLE
+from SegMambaSlicerLib.model_locations import ModelLocations
+from SegMambaSlicerLib.model_status import ModelStatus, modelStatus
 from SegMambaSlicerLib.sections.model import ModelSection
-from SegMambaSlicerLib.tables import prepareTable
+from SegMambaSlicerLib.signal import Signal
+from SegMambaSlicerLib.widgets import prepareTable, showSentence
 
 COLUMNS = (_("Model"), _("Installed"), _("Size"), _("Origin"))
 FILES = _("Models (*.pt *.pth *.safetensors *.zip);;All files (*)")
@@ -44,16 +44,16 @@ class CheckpointSection:
 
     Attributes
     ----------
-    onChanged : callable
-        Called when a command has ended, for whoever shows what is installed.
+    changed : Signal
+        Emitted when what is installed may have changed.
     """
 
     def __init__(
         self, ui: Any, models: ModelSection, stopWorker: Callable[[], None], log: Callable[[str], None]
     ) -> None:
         self._ui, self._models, self._stopWorker, self._log = ui, models, stopWorker, log
-        self.onChanged: Callable[[], None] = lambda: None
-        self._states: list[State] = []
+        self.changed = Signal()
+        self._states: list[ModelStatus] = []
         self._process: Any = None
         self._locked = False
         table = ui.modelsTable
@@ -66,7 +66,9 @@ class CheckpointSection:
         ui.modelsFolderButton.connect("clicked(bool)", self._onFolder)
         ui.cancelModelsButton.connect("clicked(bool)", self._onCancel)
         self._options = ImportOptions(ui)
-        self._places = PlaceSettings(ui, self._say, self._onPlaces)
+        self._locations = ModelLocations(ui)
+        self._locations.said.connect(self._say)
+        self._locations.changed.connect(self._onLocations)
         self._say("")
         self._setBusy(False)
 
@@ -74,9 +76,9 @@ class CheckpointSection:
         """Look again at what is installed; the model that was selected stays so."""
         chosen = self._chosen()
         wanted = chosen.model if chosen is not None else self._models.model
-        self._states = [look(model, self._models.root) for model in self._models.manifest.listed]
+        self._states = [modelStatus(model, self._models.root) for model in self._models.manifest.listed]
         self._options.offer(self._models.manifest.listed)
-        self._places.refresh()
+        self._locations.refresh()
         table = self._ui.modelsTable
         blocked = table.blockSignals(True)
         table.rowCount = len(self._states)
@@ -104,7 +106,7 @@ class CheckpointSection:
             # Not killed: a launcher, as PythonSlicer may be one, passes this on to its child.
             process.terminate()
 
-    def _fill(self, row: int, state: State) -> None:
+    def _fill(self, row: int, state: ModelStatus) -> None:
         found, size = state.found, state.model.file.size
         if found is not None:
             size = found.path.stat().st_size
@@ -129,7 +131,7 @@ class CheckpointSection:
             if model is not None and state.model.id == model.id:
                 self._ui.modelsTable.selectRow(row)
 
-    def _chosen(self) -> State | None:
+    def _chosen(self) -> ModelStatus | None:
         row = self._ui.modelsTable.currentRow()
         return self._states[row] if 0 <= row < len(self._states) else None
 
@@ -178,9 +180,9 @@ class CheckpointSection:
             return
         qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(folder)))
 
-    def _onPlaces(self) -> None:
+    def _onLocations(self) -> None:
         self.refresh()
-        self.onChanged()
+        self.changed.emit()
 
     def _onCancel(self, _checked: bool = False) -> None:
         self.stop()
@@ -223,7 +225,7 @@ class CheckpointSection:
         self._setBusy(False)
         self._say(text, problem)
         self.refresh()
-        self.onChanged()
+        self.changed.emit()
 
     def _setBusy(self, busy: bool) -> None:
         self._ui.modelsProgressBar.maximum = 0
@@ -231,8 +233,6 @@ class CheckpointSection:
         self._allow()
 
     def _say(self, text: str, problem: bool = False) -> None:
-        self._ui.modelsLabel.text = text
-        self._ui.modelsLabel.styleSheet = WARNING_STYLE if problem else ""
-        self._ui.modelsLabel.visible = bool(text)
+        showSentence(self._ui.modelsLabel, text, problem)
         if text:
             self._log(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as waitFor
 from typing import Any
@@ -16,27 +15,18 @@ from segmamba.errors import SegMambaError
 from segmamba.spine.levels import level_name
 from segmamba_mrml.refinement import Refinement
 from segmamba_mrml.renumber import renumber
-from segmamba_mrml.vertebra_segments import LEVELS, vertebrae_of
+from segmamba_mrml.vertebra_segments import LEVELS
 from SegMambaSlicerLib.messages import changeText
 from SegMambaSlicerLib.sections.result import ResultSection
+from SegMambaSlicerLib.sections.vertebrae import VertebraeSection
 from SegMambaSlicerLib.segmentation_job import THREAD_INTERVAL_MS, THREAD_LISTENING_S
 
 
-class CorrectionSection:
-    """Corrects the vertebra whose row is selected.
+class CorrectionSection(VertebraeSection):
+    """Corrects the vertebra whose row is selected."""
 
-    Parameters
-    ----------
-    ui : object
-        The panel's widgets by name.
-    results : ResultSection
-        Shows the segmentation.
-    say : callable
-        Shows a sentence, and whether it is about a problem.
-    """
-
-    def __init__(self, ui: Any, results: ResultSection, say: Callable[[str, bool], None]) -> None:
-        self._ui, self._results, self._say = ui, results, say
+    def __init__(self, ui: Any, results: ResultSection) -> None:
+        super().__init__(ui, results)
         self._running: tuple[Refinement, Future[None]] | None = None
         self._level: int | None = None
         self._executor = ThreadPoolExecutor(1)
@@ -51,16 +41,16 @@ class CorrectionSection:
         ui.renumberScopeComboBox.addItem(_("from here down"), True)
         ui.resultTable.connect("itemSelectionChanged()", self.refresh)
         ui.levelComboBox.connect("currentIndexChanged(int)", self._allow)
-        ui.renumberButton.connect("clicked(bool)", self._onRenumber)
+        ui.renumberButton.connect("clicked(bool)", lambda _checked: self._say(self._renumber))
         ui.refineButton.connect("clicked(bool)", self._onRefine)
+        results.filled.connect(self.refresh)
         self.refresh()
 
     def refresh(self) -> None:
         """Follow the table: what can be corrected, and of what."""
-        node = self._results.node
-        if node is None:
+        if self._results.node is None:
             self._forget()
-        levels = vertebrae_of(node) if node is not None else {}
+        levels = self._levels()
         self._ui.correctionWidget.visible = bool(levels)
         self._level = levels.get(self._segment())
         if self._level is None:
@@ -83,26 +73,22 @@ class CorrectionSection:
         self._ui.renumberButton.enabled = idle and LEVELS[self._ui.levelComboBox.currentText] != self._level
         self._ui.refineButton.enabled = idle
 
-    def _onRenumber(self, _checked: bool = False) -> None:
+    def _renumber(self) -> str:
         before, after = level_name(self._level), self._ui.levelComboBox.currentText
         below = self._ui.renumberScopeComboBox.currentData
         _saveForUndo(self._results.node)
-        try:
-            renumber(self._results.node, self._segment(), after, below)
-        except SegMambaError as error:
-            self._say(str(error), True)
-            return
+        renumber(self._results.node, self._segment(), after, below)
         if below:
             said = _("{before} is {after} now, and all below moved with it.")
         else:
             said = _("{before} is {after} now, and all others moved with it.")
-        self._say(said.format(before=before, after=after), False)
+        return said.format(before=before, after=after)
 
     def _onRefine(self, _checked: bool = False) -> None:
         try:
             refinement = Refinement(self._results.node, self._segment())
         except SegMambaError as error:
-            self._say(str(error), True)
+            self.said.emit(str(error), True)
             return
         self._running = refinement, self._executor.submit(refinement.compute)
         self._allow()
@@ -116,13 +102,10 @@ class CorrectionSection:
             return
         self._forget()
         try:
-            future.result()
-            self._say(_applied(refinement), False)
-        except SegMambaError as error:
-            self._say(str(error), True)
+            self._say(lambda: _applied(refinement, future))
         except Exception:
             logging.exception("SegMambaSlicer")
-            self._say(_("The vertebra could not be refined: the Python console shows why."), True)
+            self.said.emit(_("The vertebra could not be refined: the Python console shows why."), True)
         self._allow()
 
     def _forget(self) -> None:
@@ -130,8 +113,9 @@ class CorrectionSection:
         self._running = None
 
 
-def _applied(refinement: Refinement) -> str:
-    """Write the new mask, and say what was changed."""
+def _applied(refinement: Refinement, computed: Future[None]) -> str:
+    """Write the new mask, once it is computed, and say what was changed."""
+    computed.result()
     _saveForUndo(refinement.node)
     changes = refinement.apply()
     if not changes:

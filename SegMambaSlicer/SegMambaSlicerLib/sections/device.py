@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from segmamba.utils.memory import gibibytes, system_memory
+from SegMambaSlicerLib.signal import Signal
 
 SETTING = "SegMambaSlicer/Device"
 QUERY = ("--query-gpu=index,name,memory.free", "--format=csv,noheader,nounits")
@@ -38,13 +38,13 @@ class DeviceSection:
 
     Attributes
     ----------
-    onRefreshed : callable
-        Called when the GPUs are known; to be set by whoever needs them.
+    refreshed : Signal
+        Emitted when the GPUs are known.
     """
 
     def __init__(self, ui: Any) -> None:
         self._combo = ui.deviceComboBox
-        self.onRefreshed: Callable[[], None] = lambda: None
+        self.refreshed = Signal()
         self._lines: list[str] = []
         self._gpus: list[Gpu] = []
         self._chosen = slicer.util.settingsValue(SETTING, "auto")
@@ -79,7 +79,7 @@ class DeviceSection:
 
     def _onAnswer(self, status: int) -> None:
         self._show(gpus(self._lines) if status == 0 else [])
-        self.onRefreshed()
+        self.refreshed.emit()
 
     def _show(self, found: list[Gpu]) -> None:
         self._gpus = found

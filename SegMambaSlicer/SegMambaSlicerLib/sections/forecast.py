@@ -15,14 +15,13 @@ from segmamba.io.modality import check_modality
 from segmamba.request import Options
 from segmamba.utils.memory import system_memory
 from segmamba_mrml.volumes import coarse_volume, roi_box
-from SegMambaSlicerLib.messages import forecastText, gpuProblem, memoryProblem, secondsPerWindow
+from SegMambaSlicerLib.messages import WARNING_STYLE, forecastText, gpuProblem, memoryProblem, secondsPerWindow
 from SegMambaSlicerLib.sections.device import DeviceSection
-from SegMambaSlicerLib.sections.model import QUALITIES
+from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
 
 # Many changes in a row, as of a scene that is loaded, are answered once.
 DELAY_MS = 150
 SETTING = "SegMambaSlicer/SecondsPerWindow"
-WARNING_STYLE = "color: #d9480f;"
 
 
 class ForecastSection:
@@ -33,23 +32,22 @@ class ForecastSection:
     ui : object
         The panel's widgets by name.
     devices : DeviceSection
+    models : ModelSection
 
     Attributes
     ----------
-    models : ModelSection
-        Set right after both are made: each needs the other.
     parameters : ParameterNode or None
     """
 
-    def __init__(self, ui: Any, devices: DeviceSection) -> None:
-        self._ui, self._devices = ui, devices
-        self.models: Any = None
+    def __init__(self, ui: Any, devices: DeviceSection, models: ModelSection) -> None:
+        self._ui, self._devices, self._models = ui, devices, models
         self.parameters: Any = None
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(DELAY_MS)
         self._timer.connect("timeout()", self.ask)
-        devices.onRefreshed = self.askLater
+        devices.refreshed.connect(self.askLater)
+        models.changed.connect(self.askLater)
         ui.deviceComboBox.connect("currentIndexChanged(int)", lambda _index: self.askLater())
 
     def follow(self, parameters: Any) -> None:
@@ -96,16 +94,16 @@ class ForecastSection:
 
     def _say(self) -> tuple[str, bool]:
         """Return what to show, and whether it is a warning."""
-        if self.parameters is None or self.models.model is None:
+        if self.parameters is None or self._models.model is None:
             return "", False
         volumeNode = self.parameters.inputVolume
         if volumeNode is None:
             return _("Load a volume to begin; the module Sample Data has some to try."), False
-        problem = self.models.problem()
+        problem = self._models.problem()
         if problem:
             return problem, True
         try:
-            check_modality(coarse_volume(volumeNode), self.models.model)
+            check_modality(coarse_volume(volumeNode), self._models.model)
             told = self._forecast()
         except SegMambaError as error:
             return str(error), True
@@ -115,7 +113,7 @@ class ForecastSection:
         if gpu is not None:
             need, free = told.device_memory, gpu
             shortage = gpuProblem(told.window_memory, need, free) or shortage
-        known = slicer.util.settingsValue(_key(self.models.model.id, self._devices.device), None, float)
+        known = slicer.util.settingsValue(_key(self._models.model.id, self._devices.device), None, float)
         return f"{forecastText(told, need, free, known)} {shortage}".strip(), bool(shortage)
 
     def _mainMemory(self, told: Forecast) -> int:
@@ -130,7 +128,7 @@ class ForecastSection:
         roi = roi_box(roiNode) if roiNode is not None else None
         options = Options(roi=roi, **QUALITIES[self._ui.qualityComboBox.currentData])
         voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))
-        return forecast(volume, self.models.model, options, voxels)
+        return forecast(volume, self._models.model, options, voxels)
 
 
 def _surround(roiNode: Any, volumeNode: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from segmamba.errors import ModelError
 from segmamba.models.manifest import Manifest, Model, Postprocessing, load_manifest
 from segmamba.models.store import checkpoint_location, configured
 from SegMambaSlicerLib.messages import missingCheckpoint, modelDetails, modelSummary, taskTitle
-from SegMambaSlicerLib.model_status import look
+from SegMambaSlicerLib.model_status import modelStatus
+from SegMambaSlicerLib.signal import Signal
 
 # The options of each quality.
 QUALITIES: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "standard": {}, "tta": {"tta": True}}
@@ -41,13 +41,19 @@ class ModelSection:
     ----------
     ui : object
         The panel's widgets by name.
-    onChanged : callable
-        Called after the user's choice has gone into the parameter node.
+
+    Attributes
+    ----------
+    manifestPath : Path or None
+        The manifest; None for the one that comes with the software.
+    manifest : Manifest
+    changed : Signal
+        Emitted after the user's choice has gone into the parameter node.
     """
 
-    def __init__(self, ui: Any, onChanged: Callable[[], None]) -> None:
+    def __init__(self, ui: Any) -> None:
         self._ui = ui
-        self._onChanged = onChanged
+        self.changed = Signal()
         self._parameters: Any = None
         self._updating = False
         self.manifestPath: Path | None = None
@@ -145,10 +151,10 @@ class ModelSection:
     def _describe(self) -> None:
         model, summary = self.model, ""
         if model is not None:
-            state = look(model, self.root)
-            if state.found is not None:
-                model = configured(model, state.found)
-            summary = modelSummary(model, state.origin)
+            status = modelStatus(model, self.root)
+            if status.found is not None:
+                model = configured(model, status.found)
+            summary = modelSummary(model, status.origin)
         self._ui.modelSummaryLabel.text = summary
         self._ui.modelSummaryLabel.toolTip = modelDetails(model) if model else ""
         self._offer(
@@ -192,7 +198,7 @@ class ModelSection:
         # The list of structures is not filled again from within its own signal.
         if set(values) != {"structures"}:
             self.show(self._parameters)
-        self._onChanged()
+        self.changed.emit()
 
     @contextmanager
     def _silently(self) -> Any:

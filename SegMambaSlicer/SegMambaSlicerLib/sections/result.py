@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import qt
@@ -14,14 +13,15 @@ from segmamba.spine.levels import SACRUM, level_name
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, follow_undo, parts, read_report
 from segmamba_mrml.segmentation import segment_ids
 from SegMambaSlicerLib.messages import (
-    PROBLEM_STYLE,
+    WARNING_STYLE,
     bulletList,
     limitsText,
     numberingText,
     refinementText,
     segmentFlags,
 )
-from SegMambaSlicerLib.tables import prepareTable, showRows
+from SegMambaSlicerLib.signal import Signal
+from SegMambaSlicerLib.widgets import prepareTable, showRows
 
 COLUMNS = (_("Segment"), _("Volume (mL)"), _("Confidence"), _("Check"))
 SWATCH_SIZE = 14
@@ -41,8 +41,8 @@ class ResultSection:
 
     Attributes
     ----------
-    onFilled, onShown : callable
-        Called when the table shows something else, and when another node is shown.
+    filled, shown : Signal
+        Emitted when the table shows something else, and when another node is shown.
     """
 
     def __init__(self, ui: Any) -> None:
@@ -50,9 +50,8 @@ class ResultSection:
         self._shown: Any = None
         self._observers: list[int] = []
         self._text: str | None = None
-        self.onFilled: Callable[[], None] = lambda: None
-        self.onShown: Callable[[], None] = lambda: None
-        ui.numberingLabel.styleSheet = PROBLEM_STYLE
+        self.filled, self.shown = Signal(), Signal()
+        ui.numberingLabel.styleSheet = WARNING_STYLE
         table = ui.resultTable
         prepareTable(table, COLUMNS)
         table.connect("cellClicked(int,int)", self._onCell)
@@ -84,7 +83,7 @@ class ResultSection:
         self._ui.show3DButton.blockSignals(blocked)
         title = _("Result: {name}").format(name=node.GetName()) if node is not None else _("Result")
         self._ui.resultSection.text = title
-        self.onShown()
+        self.shown.emit()
 
     def refresh(self) -> None:
         """Show an empty table where the node that was shown has been deleted."""
@@ -116,7 +115,7 @@ class ResultSection:
         self._ui.limitsLabel.text = limitsText(limits, model.get("estimated"))
         self._ui.limitsLabel.toolTip = bulletList(limits)
         self._ui.limitsLabel.visible = bool(self._ui.limitsLabel.text)
-        self.onFilled()
+        self.filled.emit()
 
     def _fill(self, index: int, row: dict[str, Any], report: dict[str, Any], earlier: bool) -> None:
         segment = self._shown.GetSegmentation().GetSegment(row["segment_id"])

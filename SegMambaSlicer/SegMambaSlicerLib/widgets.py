@@ -1,4 +1,4 @@
-"""How the panel's tables look."""
+"""How the panel's tables and sentences look."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import qt
+
+from SegMambaSlicerLib.messages import WARNING_STYLE
 
 ROW_HEIGHT = 22
 
@@ -26,3 +28,10 @@ def showRows(table: Any, rows: int, fewest: int, most: int) -> None:
     """Make a table high enough for its rows, within limits; the rest is scrolled."""
     height = table.horizontalHeader().sizeHint.height() + ROW_HEIGHT * min(max(rows, fewest), most)
     table.minimumHeight = height + 2 * table.frameWidth
+
+
+def showSentence(label: Any, text: str, problem: bool = False) -> None:
+    """Show a sentence in a label, marked if it is about a problem; an empty one hides the label."""
+    label.text = text
+    label.styleSheet = WARNING_STYLE if problem else ""
+    label.visible = bool(text)

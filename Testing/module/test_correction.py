@@ -197,11 +197,11 @@ def test_scene_that_is_closed_meanwhile_ends_the_refinement(panel, show, click, 
     show()
     click(panel.ui.resultTable, 1)
     click(panel.ui.refineButton)
-    running, _future = panel.sections.results.onFilled.__self__._running
+    running, _future = panel.sections.correction._running
     assert running is not None
     slicer.mrmlScene.Clear(0)
     assert not panel.ui.correctionWidget.visible
-    assert panel.sections.results.onFilled.__self__._running is None
+    assert panel.sections.correction._running is None
 
 
 def test_edit_made_while_a_mask_is_refined_wins_and_that_is_said(panel, show, click, wait_until):
