@@ -222,7 +222,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.showStatus(str(job.error), problem=True)
         else:
             logging.error("SegMambaSlicer", exc_info=job.error)
-            self.showStatus(_("The job failed unexpectedly: the Python console shows where."), problem=True)
+            self.showStatus(_("The job failed unexpectedly: see the Python console."), problem=True)
 
     def showStatus(self, text, problem=False):
         """Show a sentence below the button, and keep it in the log."""

@@ -82,7 +82,7 @@ class FolderJob:
         request = requestOf(**{"overwrite": not skipExisting, **parameters})
         missing = [*missingRequirements(REQUIREMENTS), *missingForFolders(REQUIREMENTS)]
         if missing:
-            text = _("For folders packages are missing ({names}): install them in the panel's section Dependencies.")
+            text = _("Packages for folders are missing ({names}): install them in the panel's section Dependencies.")
             raise InstallationError(text.format(names=", ".join(missing)))
         self.progressed, self.ended = Signal(), Signal()
         self.finished = False

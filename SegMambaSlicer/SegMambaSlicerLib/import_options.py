@@ -29,7 +29,7 @@ class ImportOptions:
         self._models: dict[str, ListedModel] = {}
         self._figures = (ui.clipLowSpinBox, ui.clipHighSpinBox, ui.meanSpinBox, ui.stdSpinBox)
         ui.importAsComboBox.connect("currentIndexChanged(int)", self._onModel)
-        ui.ownFiguresCheckBox.connect("toggled(bool)", self._onOwn)
+        ui.ownNormalizationCheckBox.connect("toggled(bool)", self._onOwn)
         self._onModel()
 
     def offer(self, models: tuple[ListedModel, ...]) -> None:
@@ -40,7 +40,7 @@ class ImportOptions:
         blocked = combo.blockSignals(True)
         self._models = {model.id: model for model in models}
         combo.clear()
-        combo.addItem(_("The model that the weights fit"), BY_WEIGHTS)
+        combo.addItem(_("Detect from the weights"), BY_WEIGHTS)
         for model in models:
             combo.addItem(model.title, model.id)
         combo.blockSignals(blocked)
@@ -57,13 +57,13 @@ class ImportOptions:
         return ["--as", model, "--clip", low, high, "--mean", mean, "--std", std]
 
     def _own(self) -> bool:
-        return not self._ui.figuresBox.isHidden() and self._ui.ownFiguresCheckBox.checked
+        return not self._ui.normalizationBox.isHidden() and self._ui.ownNormalizationCheckBox.checked
 
     def _onModel(self, _index: int = 0) -> None:
         model = self._models.get(self._ui.importAsComboBox.currentData or BY_WEIGHTS)
         estimate = estimated_channel(model) if model is not None else None
-        self._ui.figuresBox.visible = estimate is not None
-        self._ui.ownFiguresCheckBox.checked = False
+        self._ui.normalizationBox.visible = estimate is not None
+        self._ui.ownNormalizationCheckBox.checked = False
         if estimate is not None:
             for box, value in zip(
                 self._figures, (estimate.low, estimate.high, estimate.mean, estimate.std), strict=True
@@ -73,15 +73,15 @@ class ImportOptions:
 
     def _onOwn(self, _checked: bool = False) -> None:
         """Let the figures be changed, or say that they are an estimate."""
-        own = self._ui.ownFiguresCheckBox.checked
+        own = self._ui.ownNormalizationCheckBox.checked
         for box in self._figures:
             box.enabled = own
         model = self._models.get(self._ui.importAsComboBox.currentData or BY_WEIGHTS)
         if own:
-            text = _("Your figures are kept beside the checkpoint and written in each report.")
+            text = _("Your values are stored with the checkpoint and written to each report.")
         elif isinstance(model, Model) and model.preprocessing.estimated:
-            text = _("Estimate: {text}. Each result is marked so.").format(text=model.preprocessing.estimated)
+            text = _("Estimate: {text}. Each result says so.").format(text=model.preprocessing.estimated)
         else:
             text = ""
-        self._ui.figuresLabel.text = text
-        self._ui.figuresLabel.styleSheet = "" if own else WARNING_STYLE
+        self._ui.normalizationLabel.text = text
+        self._ui.normalizationLabel.styleSheet = "" if own else WARNING_STYLE

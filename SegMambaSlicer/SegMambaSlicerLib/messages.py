@@ -36,12 +36,12 @@ WARNING_STYLE = "color: #d9480f;"
 LOW_CONFIDENCE, UNSURE_NUMBER = 0.6, 0.9
 # What refinement does to a mask, by its steps.
 REFINEMENT_STEPS = {
-    "pieces": _("loose pieces and holes"),
-    "split": _("cut from its neighbour"),
-    "remove": _("looked like no vertebra"),
+    "pieces": _("loose pieces and holes removed"),
+    "split": _("separated from its neighbour"),
+    "remove": _("removed: not shaped like a vertebra"),
     "trim": _("trimmed to the shape of a vertebra"),
     "close": _("gaps closed"),
-    "edit": _("tidied after an edit"),
+    "edit": _("cleaned after an edit"),
 }
 # What the command line puts before its errors, and the lines that say what it did.
 COMMAND_ERROR = re.compile(r"segmamba: error: |FAIL  [^:]+: ")
@@ -115,10 +115,10 @@ def limitsText(limits: Sequence[str], estimated: str | None = None) -> str:
     """Return what of a model is an estimate, the first of its limits, which is the gravest, and how many there are."""
     lines = [_("Estimate: {what}.").format(what=estimated)] if estimated else []
     if len(limits) > 1:
-        text = _("Know the limits: {first} ({number} more: hold the mouse here)")
+        text = _("Limitations: {first} (hover for {number} more)")
         lines.append(text.format(first=limits[0], number=len(limits) - 1))
     elif limits:
-        lines.append(_("Know the limits: {first}").format(first=limits[0]))
+        lines.append(_("Limitations: {first}").format(first=limits[0]))
     return "\n".join(lines)
 
 
@@ -190,8 +190,8 @@ def gpuProblem(window: int, need: int, free: int) -> str:
         return text.format(need=gibibytes(window), free=gibibytes(free))
     if need > free:
         text = _(
-            "The answer takes about {need} on the GPU and {free} are free: it is put together in main memory, which "
-            "takes longer."
+            "The result needs about {need} on the GPU and {free} are free: it will be assembled in main memory, which "
+            "is slower."
         )
         return text.format(need=gibibytes(need), free=gibibytes(free))
     return ""
@@ -221,7 +221,7 @@ def segmentFlags(
     """Return what is to be looked at in a segment of the report; ``numbering`` is the report's, where it has one."""
     flags = [_("earlier run")] if earlier else []
     if (numbering or {}).get("levels", {}).get(str(row["value"]), 1.0) < UNSURE_NUMBER:
-        flags.append(_("number unsure"))
+        flags.append(_("level uncertain"))
     if row.get("mean_confidence", 1.0) < LOW_CONFIDENCE:
         flags.append(_("low confidence"))
     if row.get("at_border"):
@@ -237,10 +237,10 @@ def numberingText(report: Mapping[str, Any]) -> str:
     numbering = report["numbering"]
     sentences = [doubt, *numbering["variants"]]
     if numbering["runner_up"]:
-        text = _("Next best ({probability}): {numbers}.")
+        text = _("Second most likely ({probability}): {numbers}.")
         probability = f"{numbering['runner_up_probability']:.0%}"
         sentences.append(text.format(probability=probability, numbers=_rival(numbering)))
-    return " ".join([*sentences, _("Select a vertebra and renumber if needed.")])
+    return " ".join([*sentences, _("Select a vertebra and renumber it if needed.")])
 
 
 def refinementText(changes: Sequence[Mapping[str, Any]], level: str) -> str:

@@ -50,7 +50,7 @@ class ModelLocations:
                 self.said.emit(str(error), True)
                 self._show(edit, name, "", str(error), False)
                 continue
-            source = chosen.source or _("not set; kept in {file}").format(file=settings_file())
+            source = chosen.source or _("not set; stored in {file}").format(file=settings_file())
             self._show(edit, name, chosen.value or "", _("From {source}.").format(source=source), not chosen.fixed)
         self._ui.chooseFolderButton.enabled = self._ui.modelsFolderEdit.enabled
 
@@ -76,6 +76,6 @@ class ModelLocations:
         except SegMambaError as error:
             self.said.emit(str(error), True)
         else:
-            self.said.emit(_("Kept in {file}.").format(file=settings_file()), False)
+            self.said.emit(_("Saved in {file}.").format(file=settings_file()), False)
             self.changed.emit()
         self.refresh()

@@ -99,7 +99,7 @@ class SegmentationJob:
         """
         if not self.finished:
             self._worker.kill()
-            self._end(Cancelled("The job was cancelled; the scene is as it was."))
+            self._end(Cancelled("The job was cancelled; the scene is unchanged."))
 
     def wait(self) -> Any:
         """Wait for the end, with Slicer's events processed, and return the segmentation node.

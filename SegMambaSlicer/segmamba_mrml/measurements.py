@@ -33,8 +33,8 @@ FIGURES = {
 NAME, CHECK = "Vertebra", "Check"
 CUT_OFF = "cut off"
 DESCRIPTION = (
-    "Research use only. Heights are those of the vertebral body; angles are those to the next lower vertebra: kyphosis "
-    "and leaning to the left are positive."
+    "Research use only. Heights are of the vertebral body. Angles are to the next vertebra below; kyphosis and a tilt "
+    "to the left are positive."
 )
 
 
@@ -66,7 +66,9 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
         segmentation_node.GetReferenceImageGeometryReferenceRole()
     )
     if volume_node is None:
-        raise InputError(f"The volume of '{segmentation_node.GetName()}' is not in the scene: load it, or give it.")
+        raise InputError(
+            f"The volume of '{segmentation_node.GetName()}' is not in the scene: load it, or pass it to the call."
+        )
     names = {value: label.name for value, label in vertebra_labels().items()}
     with needed_packages():
         from segmamba.measurements import vertebrae
@@ -102,7 +104,7 @@ def _masks(node: Any) -> dict[int, Any]:
     """Return the mask of each vertebra by its level."""
     segmentation, levels = node.GetSegmentation(), vertebrae_of(node)
     if segmentation.GetNumberOfSegments() and segmentation.GetSourceRepresentationName() != BINARY_LABELMAP:
-        raise InputError(f"'{node.GetName()}' is not made of voxels: open it in Segment Editor, which converts it.")
+        raise InputError(f"'{node.GetName()}' has no binary labelmap: open it in Segment Editor, which creates one.")
     with needed_packages():
         from segmamba.measurements.vertebral_body import Mask
     to_lps = RAS_TO_LPS @ world_matrix(node)

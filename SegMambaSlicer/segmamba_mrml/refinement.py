@@ -91,7 +91,9 @@ class Refinement:
     def __init__(self, node: Any, segment: str) -> None:
         segmentation = node.GetSegmentation()
         if segmentation.GetSourceRepresentationName() != BINARY_LABELMAP:
-            raise InputError(f"'{node.GetName()}' is not made of voxels: open it in Segment Editor, which converts it.")
+            raise InputError(
+                f"'{node.GetName()}' has no binary labelmap: open it in Segment Editor, which creates one."
+            )
         self.node, self._segment = node, find_vertebra(node, segment)
         self._levels = vertebrae_of(node)
         self._level = self._levels[self._segment]
@@ -143,7 +145,7 @@ class Refinement:
             The segmentation is gone or was changed meanwhile.
         """
         if self.node.GetScene() is None or self._time() != self._changed_at:
-            raise InputError("The segmentation was changed meanwhile: refine the vertebra again.")
+            raise InputError("The segmentation was changed in the meantime: refine the vertebra again.")
         with needed_packages():
             from segmamba.spine.refine import differences
         volume = abs(float(np.linalg.det(self._layers[self._own].to_lps[:3, :3])))

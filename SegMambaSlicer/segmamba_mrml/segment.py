@@ -68,7 +68,7 @@ class Case:
             self._folder = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)
         except OSError as error:
             raise OutputError(
-                f"No temporary folder can be made ({error.strerror}): free some space, or set TMPDIR to another folder."
+                f"No temporary folder can be created ({error.strerror}): free some space, or change TMPDIR."
             ) from error
         folder = Path(self._folder.name)
         files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
@@ -165,7 +165,7 @@ class Case:
     def _check_still_there(*nodes: Any) -> None:
         """Somebody may have deleted a node or closed the scene while the worker was busy, or between two steps."""
         if any(node is not None and node.GetScene() is None for node in nodes):
-            raise InputError("The volume or the output was removed from the scene meanwhile: load it and start again.")
+            raise InputError("The volume or the output was removed from the scene: load it and start again.")
 
 
 def segment_volume_node(

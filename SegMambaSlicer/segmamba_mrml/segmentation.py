@@ -170,9 +170,7 @@ def check_segmentation(node: Any, volume_node: Any) -> None:
     if segmentation.GetNumberOfSegments() == 0:
         return
     if segmentation.GetSourceRepresentationName() != BINARY_LABELMAP:
-        raise InputError(
-            f"'{node.GetName()}' is not made of voxels, so no label map can be added to it: choose a new segmentation."
-        )
+        raise InputError(f"'{node.GetName()}' has no binary labelmap to add segments to: choose a new segmentation.")
     if node.GetTransformNodeID() != volume_node.GetTransformNodeID():
         raise InputError(
             f"'{node.GetName()}' and '{volume_node.GetName()}' are under different transforms: choose a new "

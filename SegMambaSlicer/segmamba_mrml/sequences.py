@@ -39,7 +39,7 @@ class SequenceItems:
         browser = _browser(volume_node)
         if browser is None:
             name = volume_node.GetName() if volume_node is not None else None
-            raise InputError(f"'{name}' does not belong to a sequence: leave out the option for all its items.")
+            raise InputError(f"'{name}' does not belong to a sequence: leave out allItems.")
         self._volume_node, self._browser = volume_node, browser
         self._source = browser.GetSequenceNode(volume_node)
         self._results = slicer.vtkMRMLSequenceNode()
@@ -87,7 +87,7 @@ class SequenceItems:
         """
         scene = self._volume_node.GetScene()
         if scene is None or self._browser.GetScene() is None:
-            raise InputError("The volume or its sequence was removed from the scene meanwhile: load it again.")
+            raise InputError("The volume or its sequence was removed from the scene: load it again.")
         self._results.SetName(name)
         scene.AddNode(self._results)
         self._browser.AddSynchronizedSequenceNode(self._results)

@@ -49,7 +49,7 @@ def check_volume(volume_node: Any) -> None:
         raise InputError(f"{name} has no voxels: load its image again.")
     components = image.GetNumberOfScalarComponents()
     if components != 1:
-        raise InputError(f"{name} has {components} values a voxel: choose a volume with one, as CT and MR have.")
+        raise InputError(f"{name} has {components} values per voxel: choose a volume with one, such as a CT or MR.")
     if min(image.GetDimensions()) < 2:
         raise InputError(f"{name} is a single slice: choose a volume with several slices.")
     world_matrix(volume_node)

@@ -75,9 +75,9 @@ def test_doubt_about_the_numbers_is_said_where_they_stand(panel, show, screensho
     assert ui.numberingLabel.visible and "#d9480f" in ui.numberingLabel.styleSheet
     assert ui.numberingLabel.text == (
         "The numbers are not certain: T12 could be L1, and neither C1, C2 nor the sacrum is in view: check the levels. "
-        "Next best (28%): L1 to L3 instead of T12 to L2. Select a vertebra and renumber if needed."
+        "Second most likely (28%): L1 to L3 instead of T12 to L2. Select a vertebra and renumber it if needed."
     )
-    assert column_of(ui.resultTable, 3) == ["number unsure", "number unsure", ""]
+    assert column_of(ui.resultTable, 3) == ["level uncertain", "level uncertain", ""]
     assert ui.resultTable.item(1, 2).toolTip() == (
         "Refinement of L1\n• gaps closed: +1.23 mL\n• loose pieces and holes: -0.456 mL"
     )
@@ -97,7 +97,7 @@ def test_certain_numbers_and_reports_without_numbering_raise_no_doubt(panel, sho
 def test_all_vertebrae_are_renumbered_with_the_selected_one(panel, show, click, screenshot):
     node = show(numbering=NUMBERING)
     ui = panel.ui
-    assert ui.correctionLabel.text == "To correct a number or a mask, select a vertebra."
+    assert ui.correctionLabel.text == "Select a vertebra to correct its level or mask."
     assert not ui.renumberButton.visible and not ui.refineButton.visible
     click(ui.resultTable, 0)
     assert ui.correctionLabel.text == "T12 is:"
@@ -106,7 +106,7 @@ def test_all_vertebrae_are_renumbered_with_the_selected_one(panel, show, click, 
     click(ui.renumberButton)
     assert column_of(ui.resultTable, 0) == ["L1 vertebra", "L2 vertebra", "L3 vertebra"]
     assert segment_ids(node) == ["L1_vertebra", "L2_vertebra", "L3_vertebra"]
-    assert ui.statusLabel.text == "T12 is L1 now, and all others moved with it."
+    assert ui.statusLabel.text == "T12 is now L1; all other vertebrae were renumbered too."
     # A person has said what they are, and may say it again.
     assert not ui.numberingLabel.visible and set(column_of(ui.resultTable, 3)) == {""}
     assert ui.correctionLabel.text == "L1 is:" and not ui.renumberButton.enabled
@@ -124,7 +124,7 @@ def test_only_what_is_below_can_be_renumbered_with_the_selected_one(panel, show,
     assert "there would be T12 twice" in ui.statusLabel.text
     ui.levelComboBox.currentIndex = ui.levelComboBox.findText("L2")
     click(ui.renumberButton)
-    assert ui.statusLabel.text == "L1 is L2 now, and all below moved with it."
+    assert ui.statusLabel.text == "L1 is now L2; all vertebrae below were renumbered too."
     assert segment_ids(node) == ["T12_vertebra", "L2_vertebra", "L3_vertebra"]
     assert column_of(ui.resultTable, 0) == ["T12 vertebra", "L2 vertebra", "L3 vertebra"]
 
@@ -177,7 +177,7 @@ def test_mask_is_refined_without_holding_slicer_up_and_can_be_undone(
     assert panel.ui.statusLabel.text.startswith("L1 was refined: +")
     volume = abs(np.linalg.det(a_column.matrix[:3, :3])) / 1000
     assert panel.ui.resultTable.item(1, 1).text() == f"{(a_column.labels == L1).sum() * volume:.1f}"
-    assert "• tidied after an edit: +" in panel.ui.resultTable.item(1, 0).toolTip()
+    assert "• cleaned after an edit: +" in panel.ui.resultTable.item(1, 0).toolTip()
     screenshot("refined")
     editor.undo()
     np.testing.assert_array_equal(voxels(node, "L1_vertebra"), edited == L1)
@@ -189,7 +189,7 @@ def test_clean_mask_is_said_to_be_clean(panel, show, click, wait_until):
     before = voxels(node, "T12_vertebra")
     click(panel.ui.refineButton)
     wait_until(lambda: panel.ui.refineButton.enabled)
-    assert panel.ui.statusLabel.text == "The mask is clean already: nothing was changed."
+    assert panel.ui.statusLabel.text == "The mask is already clean: nothing was changed."
     np.testing.assert_array_equal(voxels(node, "T12_vertebra"), before)
 
 
@@ -213,7 +213,7 @@ def test_edit_made_while_a_mask_is_refined_wins_and_that_is_said(panel, show, cl
     drawn[3:9, 3:9, 3:9] = 1
     slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, node, "L1_vertebra", volume_node)
     wait_until(lambda: panel.ui.refineButton.enabled)
-    assert "changed meanwhile" in panel.ui.statusLabel.text
+    assert "changed in the meantime" in panel.ui.statusLabel.text
     np.testing.assert_array_equal(voxels(node, "L1_vertebra"), drawn > 0)
 
 

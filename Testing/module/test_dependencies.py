@@ -222,5 +222,7 @@ def test_requirements_name_all_that_the_engine_imports_and_slicer_lacks():
 def test_requirements_of_folders_name_all_that_batches_import_besides():
     # Packages that bring others, which they could not do without.
     brings = {"PIL": "matplotlib"}
-    imported = {brings.get(name, name) for name in imported_packages(PACKAGES / "segmamba" / "batch")}
+    # The command line shows a batch's progress.
+    folders = (PACKAGES / "segmamba" / "batch", PACKAGES / "segmamba" / "cli")
+    imported = {brings.get(name, name) for folder in folders for name in imported_packages(folder)}
     assert imported - CLUSTERS - OF_SLICER - required("requirements.txt") == required("requirements-batch.txt")

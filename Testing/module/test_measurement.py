@@ -55,7 +55,7 @@ def test_button_makes_the_table_once_and_shows_it(panel, show, click, screenshot
     table = node.GetNodeReference(TABLE_ROLE)
     assert table.GetNumberOfRows() == 2
     assert panel.ui.statusLabel.text == (
-        "The measurements are in the table 'Measurements of case 7 vertebrae': after an edit, measure again."
+        "The measurements are in the table 'Measurements of case 7 vertebrae'. After an edit, measure again."
     )
     assert slicer.app.applicationLogic().GetSelectionNode().GetActiveTableID() == table.GetID()
     assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpTableView

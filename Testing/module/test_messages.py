@@ -76,7 +76,7 @@ def test_memory_that_is_short_warns_and_memory_that_is_not_there_refuses(texts):
     assert "limit the region" in refusal and hopeless
     assert texts.memoryProblem(need, 0, 0) == ("", False)
     assert texts.gpuProblem(2**30, need, need) == ""
-    assert "about 4.0 GiB on the GPU and 2.0 GiB are free: it is put together" in texts.gpuProblem(2**30, need, 2**31)
+    assert "about 4.0 GiB on the GPU and 2.0 GiB are free: it will be assembled" in texts.gpuProblem(2**30, need, 2**31)
     assert "about 4.0 GiB on the GPU and 1.0 GiB are free: close other" in texts.gpuProblem(need, 2 * need, 2**30)
 
 
@@ -85,7 +85,7 @@ def test_segments_to_look_at_are_flagged(texts):
     bad = {"value": 20, "mean_confidence": 0.4, "at_border": True}
     assert texts.segmentFlags(row) == []
     assert texts.segmentFlags(bad) == ["low confidence", "cut off"]
-    for probability, flags in ((0.9, []), (0.89, ["number unsure"])):
+    for probability, flags in ((0.9, []), (0.89, ["level uncertain"])):
         assert texts.segmentFlags(row, {"levels": {"20": probability}}) == flags
     assert texts.segmentFlags(row, {"levels": {"19": 0.1}}) == []
 
@@ -94,17 +94,17 @@ def test_segments_to_look_at_are_flagged(texts):
     ("rival", "said"),
     [
         (None, ""),
-        (["T11", "T12", "L1"], " Next best (12%): T11 to L1 instead of T12 to L2."),
-        (["T12", "L1", "L3"], " Next best (12%): L3 instead of L2."),
-        (["L1", "L2"], " Next best (12%): L1 to L2."),
-        (["L1"], " Next best (12%): L1."),
-        (["T12", "L1", "L2"], " Next best (12%): T12 to L2."),
+        (["T11", "T12", "L1"], " Second most likely (12%): T11 to L1 instead of T12 to L2."),
+        (["T12", "L1", "L3"], " Second most likely (12%): L3 instead of L2."),
+        (["L1", "L2"], " Second most likely (12%): L1 to L2."),
+        (["L1"], " Second most likely (12%): L1."),
+        (["T12", "L1", "L2"], " Second most likely (12%): T12 to L2."),
     ],
 )
 def test_doubt_about_numbers_names_the_rival_where_there_is_one(texts, rival, said):
     numbering = {"certain": False, "reason": "Check.", "variants": ["L6 is there."]}
     numbering |= {"levels": {"19": 0.8, "20": 0.8, "21": 0.8}, "runner_up": rival, "runner_up_probability": 0.12}
-    end = "Select a vertebra and renumber if needed."
+    end = "Select a vertebra and renumber it if needed."
     assert texts.numberingText({"numbering": numbering}) == (
         f"The numbers are not certain: Check. L6 is there.{said} {end}"
     )
@@ -127,8 +127,8 @@ def test_steps_of_the_refinement_are_said_in_words(texts):
 
 def test_gravest_limit_is_said_and_the_others_are_counted(texts):
     assert texts.limitsText([]) == ""
-    assert texts.limitsText(["Not for MR."]) == "Know the limits: Not for MR."
-    assert texts.limitsText(["Not for MR.", "b", "c"]).endswith("Not for MR. (2 more: hold the mouse here)")
+    assert texts.limitsText(["Not for MR."]) == "Limitations: Not for MR."
+    assert texts.limitsText(["Not for MR.", "b", "c"]).endswith("Not for MR. (hover for 2 more)")
     assert texts.bulletList(["a", "b " * 60]).count("\n") == 2
 
 

@@ -39,7 +39,7 @@ def test_folders_and_mirror_are_kept_in_the_settings_file_and_used(
     monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", staticmethod(lambda *_arguments: str(chosen)))
     click(section.chooseFolderButton)
     assert section.modelsFolderEdit.text == str(chosen)
-    assert f"Kept in {settings}" in section.modelsLabel.text
+    assert f"Saved in {settings}" in section.modelsLabel.text
     answer(a_weights_file)
     click(section.importButton)
     assert str(chosen) in done()

@@ -116,7 +116,7 @@ def test_download_can_be_cancelled_and_goes_on(section, use, done, click, wait_u
         assert server.requests[-1][1] is not None
     assert row(section, 1)[1] == "yes"
     click(section.verifyButton)
-    assert done() == "Model to get: size and SHA-256 are right."
+    assert done() == "Model to get: size and SHA-256 match."
 
 
 def test_damaged_file_is_found_by_verify(section, use, done, click, models_folder, panel):
@@ -168,7 +168,7 @@ def test_folder_is_made_and_opened_or_the_reason_is_said(section, click, models_
     models_folder.rmdir()
     models_folder.write_text("in the way")
     click(section.modelsFolderButton)
-    assert "cannot be made" in section.modelsLabel.text and len(opened) == 1
+    assert "cannot be created" in section.modelsLabel.text and len(opened) == 1
 
 
 def test_child_that_cannot_start_or_breaks_is_a_sentence(section, click, done, monkeypatch, tmp_path):
@@ -201,21 +201,21 @@ def test_models_that_come_with_the_software_have_no_remove(the_module, click, sc
 def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     section, answer, done, click, a_weights_file, models_folder, screenshot
 ):
-    assert section.importAsComboBox.visible and not section.figuresBox.visible
+    assert section.importAsComboBox.visible and not section.normalizationBox.visible
     section.importAsComboBox.currentIndex = section.importAsComboBox.findData(tiny.MISSING_ID)
     boxes = (section.clipLowSpinBox, section.clipHighSpinBox, section.meanSpinBox, section.stdSpinBox)
-    assert section.figuresBox.visible and [box.value for box in boxes] == [-1000.0, 1000.0, 0.0, 500.0]
+    assert section.normalizationBox.visible and [box.value for box in boxes] == [-1000.0, 1000.0, 0.0, 500.0]
     assert not any(box.enabled for box in boxes)
-    assert section.figuresLabel.text.startswith("Estimate: the weights are random")
-    assert "d9480f" in section.figuresLabel.styleSheet
+    assert section.normalizationLabel.text.startswith("Estimate: the weights are random")
+    assert "d9480f" in section.normalizationLabel.styleSheet
     screenshot("import-estimate")
     answer(a_weights_file)
     click(section.importButton)
     assert "Note: the weights are random; if you know them" in done()
     assert "estimate: the weights are random" in section.modelSummaryLabel.text
 
-    click(section.ownFiguresCheckBox)
-    assert all(box.enabled for box in boxes) and not section.figuresLabel.styleSheet
+    click(section.ownNormalizationCheckBox)
+    assert all(box.enabled for box in boxes) and not section.normalizationLabel.styleSheet
     for box, value in zip(boxes, (-57.5, 175.0, 65.175, 32.651), strict=True):
         box.value = value
     screenshot("import-own-figures")
@@ -229,7 +229,7 @@ def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     click(section.importButton)
     assert "are not valid" in done()
     section.importAsComboBox.currentIndex = 0
-    assert not section.figuresBox.visible
+    assert not section.normalizationBox.visible
 
 
 @pytest.mark.slow
@@ -273,5 +273,5 @@ def test_released_colorectal_checkpoint_is_offered_the_documented_estimate(the_m
     ui.importAsComboBox.currentIndex = ui.importAsComboBox.findData("segmamba-v2-colorectal-official")
     boxes = (ui.clipLowSpinBox, ui.clipHighSpinBox, ui.meanSpinBox, ui.stdSpinBox)
     assert [box.value for box in boxes] == [-57.0, 175.0, 65.175, 32.651]
-    assert "the authors' own figures are not public" in ui.figuresLabel.text
+    assert "the authors' own figures are not public" in ui.normalizationLabel.text
     screenshot("import-official")

@@ -58,7 +58,7 @@ def test_segment_gives_segments_with_names_colours_and_terms(panel, a_ct, segmen
     assert panel.ui.statusLabel.text.startswith(f"{len(rows)} structure")
     assert panel.ui.resultSection.text == "Result: case 7 vertebrae"
     assert panel.ui.limitsLabel.visible
-    assert panel.ui.limitsLabel.text == "Estimate: the weights are random.\nKnow the limits: It knows nothing."
+    assert panel.ui.limitsLabel.text == "Estimate: the weights are random.\nLimitations: It knows nothing."
     assert panel.ui.limitsLabel.toolTip == "• It knows nothing."
     assert not panel.ui.progressBar.visible
     assert panel.ui.segmentButton.text == "Segment"

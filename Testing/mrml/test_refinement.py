@@ -181,11 +181,11 @@ def test_edit_made_meanwhile_is_not_lost(columns, an_edit):
     refinement = Refinement(node, "L1")
     refinement.compute()
     slicer.util.updateSegmentBinaryLabelmapFromArray(piece.astype(np.uint8), node, "L1_vertebra", volume_node)
-    with pytest.raises(InputError, match="changed meanwhile"):
+    with pytest.raises(InputError, match="changed in the meantime"):
         refinement.apply()
     np.testing.assert_array_equal(voxels(node, L1, volume_node), piece)
     node.GetScene().RemoveNode(node)
-    with pytest.raises(InputError, match="changed meanwhile"):
+    with pytest.raises(InputError, match="changed in the meantime"):
         refinement.apply()
 
 
@@ -204,7 +204,7 @@ def test_what_cannot_be_refined_is_one_sentence(columns, an_edit, a_warp):
     node.CreateClosedSurfaceRepresentation()
     surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
     node.GetSegmentation().SetSourceRepresentationName(surface)
-    with pytest.raises(InputError, match="not made of voxels"):
+    with pytest.raises(InputError, match="no binary labelmap"):
         refine(node, "T12")
 
 

@@ -100,7 +100,7 @@ def test_nodes_that_are_no_image_are_refused_by_kind(a_slicer_scene, class_name,
 
 def test_vector_volume_is_refused(a_slicer_scene):
     node = slicer.util.addVolumeFromArray(np.zeros((4, 5, 6, 3), np.uint8), nodeClassName="vtkMRMLVectorVolumeNode")
-    with pytest.raises(InputError, match="3 values a voxel"):
+    with pytest.raises(InputError, match="3 values per voxel"):
         check_volume(node)
 
 

@@ -155,9 +155,9 @@ class CheckpointSection:
 
     def _onVerify(self, _checked: bool = False) -> None:
         state = self._chosen()
-        done = _("{title}: size and SHA-256 are right.")
+        done = _("{title}: size and SHA-256 match.")
         if state.found is not None and state.found.sha256 is None:
-            done = _("{title}: it can be read; its SHA-256 is not known, so there is nothing to compare with.")
+            done = _("{title}: readable; its SHA-256 is unknown, so nothing could be compared.")
         title = state.model.title
         self._run(_("Checking {title}...").format(title=title), "verify", state.model.id, done=done.format(title=title))
 
@@ -176,7 +176,12 @@ class CheckpointSection:
             self._say(str(error), True)
             return
         except OSError as error:
-            self._say(_("{folder} cannot be made: {reason}.").format(folder=folder, reason=error.strerror), True)
+            self._say(
+                _("{folder} cannot be created ({reason}): choose another folder.").format(
+                    folder=folder, reason=error.strerror
+                ),
+                True,
+            )
             return
         qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(folder)))
 
@@ -186,7 +191,7 @@ class CheckpointSection:
 
     def _onCancel(self, _checked: bool = False) -> None:
         self.stop()
-        self._end(_("Cancelled: what was installed is as it was; a download goes on from there the next time."), False)
+        self._end(_("Cancelled: installed models are unchanged. A download resumes next time."), False)
 
     def _run(self, text: str, *arguments: str, done: str = "") -> None:
         """Start a command, and say at its end what it said, or ``done``."""

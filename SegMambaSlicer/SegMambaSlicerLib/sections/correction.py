@@ -54,7 +54,7 @@ class CorrectionSection(VertebraeSection):
         self._ui.correctionWidget.visible = bool(levels)
         self._level = levels.get(self._segment())
         if self._level is None:
-            self._ui.correctionLabel.text = _("To correct a number or a mask, select a vertebra.")
+            self._ui.correctionLabel.text = _("Select a vertebra to correct its level or mask.")
         else:
             name = level_name(self._level)
             self._ui.correctionLabel.text = _("{level} is:").format(level=name)
@@ -79,9 +79,9 @@ class CorrectionSection(VertebraeSection):
         _saveForUndo(self._results.node)
         renumber(self._results.node, self._segment(), after, below)
         if below:
-            said = _("{before} is {after} now, and all below moved with it.")
+            said = _("{before} is now {after}; all vertebrae below were renumbered too.")
         else:
-            said = _("{before} is {after} now, and all others moved with it.")
+            said = _("{before} is now {after}; all other vertebrae were renumbered too.")
         return said.format(before=before, after=after)
 
     def _onRefine(self, _checked: bool = False) -> None:
@@ -105,7 +105,7 @@ class CorrectionSection(VertebraeSection):
             self._say(lambda: _applied(refinement, future))
         except Exception:
             logging.exception("SegMambaSlicer")
-            self.said.emit(_("The vertebra could not be refined: the Python console shows why."), True)
+            self.said.emit(_("The vertebra could not be refined: see the Python console."), True)
         self._allow()
 
     def _forget(self) -> None:
@@ -119,7 +119,7 @@ def _applied(refinement: Refinement, computed: Future[None]) -> str:
     _saveForUndo(refinement.node)
     changes = refinement.apply()
     if not changes:
-        return _("The mask is clean already: nothing was changed.")
+        return _("The mask is already clean: nothing was changed.")
     return _("{level} was refined: {change}.").format(level=changes[0]["level"], change=changeText(changes[0]))
 
 

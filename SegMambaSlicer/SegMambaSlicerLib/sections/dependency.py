@@ -111,7 +111,7 @@ class DependencySection:
         if status == 0:
             self._show(_("Everything works."))
         else:
-            self._show(_("Something does not work: the lines with FAIL say what to do."))
+            self._show(_("Something does not work: see the lines with FAIL."))
             self._ui.cleanButton.enabled = any(line.startswith("FAIL  torch") for line in self._lines)
 
     def _run(self, steps: list[Callable[[Callable[[str], None], Callable[[int], None]], None]]) -> None:
@@ -122,7 +122,9 @@ class DependencySection:
             missing = [*self.missing, *self.missingForFolders]
             if missing:
                 self._show(
-                    _("pip reported no error, yet these are still missing: {names}.").format(names=", ".join(missing))
+                    _("pip reported no error, but these packages are still missing: {names}.").format(
+                        names=", ".join(missing)
+                    )
                 )
             else:
                 self._show(_("Done. Press 'Check installation' to be sure."))
@@ -207,9 +209,9 @@ def installationText(missing: list[str], forFolders: list[str]) -> str:
         names=", ".join(names), folder=folder, free=gibibytes(free)
     )
     if complete:
-        text = f"{complete} {_('Folders of volumes (segmentFolder in the Python console) need more.')} {text}"
+        text = f"{complete} {_('Segmenting folders (segmentFolder in the Python console) needs more packages.')} {text}"
     elif free < DISK_WANTED:
-        text += " " + _("That may be too little: free {wanted}.").format(wanted=gibibytes(DISK_WANTED))
+        text += " " + _("This may not be enough: {wanted} should be free.").format(wanted=gibibytes(DISK_WANTED))
     if sys.platform == "win32" and len(str(folder)) > LONGEST_WINDOWS_FOLDER:
         text += " " + _("This folder's path is long: install Slicer in a shorter one, for example C:\\Slicer.")
     return text

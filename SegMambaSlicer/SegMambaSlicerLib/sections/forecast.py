@@ -98,7 +98,7 @@ class ForecastSection:
             return "", False
         volumeNode = self.parameters.inputVolume
         if volumeNode is None:
-            return _("Load a volume to begin; the module Sample Data has some to try."), False
+            return _("Load a volume to begin, for example from the module Sample Data."), False
         problem = self._models.problem()
         if problem:
             return problem, True

@@ -19,12 +19,10 @@ from SegMambaSlicerLib.signal import Signal
 # The options of each quality.
 QUALITIES: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "standard": {}, "tta": {"tta": True}}
 POSTPROCESSING_TIPS = {
-    Postprocessing.LARGEST_COLUMN: _(
-        "Drop what is not connected to the largest column of vertebrae and is no piece of it."
-    ),
+    Postprocessing.LARGEST_COLUMN: _("Remove components that do not belong to the largest column of vertebrae."),
     Postprocessing.BOWEL: _(
-        "Relabel tumours that the network is nowhere sure of as what is next likely there, drop pieces in the lungs, "
-        "give those under 0.2 mL to the structure that they touch most, and fill small holes."
+        "Replace uncertain tumours by the second most likely structure, remove components in the lungs, merge "
+        "components under 0.2 mL into the structure that they touch most, and fill small holes."
     ),
 }
 QUALITY_TITLES = {
@@ -160,7 +158,7 @@ class ModelSection:
         self._offer(
             self._ui.refineCheckBox,
             model is not None and bool(model.refinement),
-            _("Clean the masks by what vertebrae look like: loose pieces, holes, parts of ribs, gaps."),
+            _("Clean the masks with a shape model of vertebrae: loose pieces, holes, parts of ribs, gaps."),
         )
         self._offer(
             self._ui.postprocessCheckBox,

@@ -18,31 +18,34 @@ from segmamba.request import SETTINGS
 # Exit status of a run that went through, but not for every case.
 SOME_FAILED = 9
 DESCRIPTION = """
-Segment many volumes. OUT gets a folder for each case with its segmentation, report.json and preview.png, and for all
-together table.csv, table.parquet and overview.html. The same command again goes on where the last one ended: what is
-done is not done again unless its input, the model or the settings are others. See Docs/batches.md.
+Segment many volumes. OUT gets a folder for each case with segmentation, report.json and preview.png, and for all cases
+together table.csv, table.parquet and overview.html. The same command resumes an interrupted run: finished cases
+are skipped unless their input, the model or the settings have changed. See Docs/batches.md.
 """
 
 
 def add_command(commands: Any) -> None:
     """Add ``batch`` to the command line."""
-    parser = commands.add_parser("batch", help="segment many volumes, on many GPUs", description=DESCRIPTION)
+    parser = commands.add_parser("batch", help="segment many volumes, on one or more GPUs", description=DESCRIPTION)
     parser.set_defaults(run=_run)
-    text = "folders (looked through whole), files or patterns in quotes: NIfTI, NRRD, MetaImage, DICOM series"
+    text = "folders (searched recursively), files, or patterns in quotes: NIfTI, NRRD, MetaImage, DICOM series"
     parser.add_argument("inputs", metavar="IN", nargs="+", help=text)
     parser.add_argument("output", metavar="OUT", type=Path, help="folder of the results")
-    parser.add_argument("--format", default="seg.nrrd", help="of the segmentations: seg.nrrd (default), nii.gz or dcm")
+    parser.add_argument(
+        "--format", default="seg.nrrd", help="format of the segmentations: seg.nrrd (default), nii.gz or dcm"
+    )
     add_options(parser, SETTINGS)
     text = "address or file of a Dask scheduler whose workers do the cases; without it they run on this computer"
     parser.add_argument("--scheduler", metavar="ADDRESS|FILE", help=text)
-    text = "number of workers on this computer; default one per GPU, or one without a GPU"
-    parser.add_argument("--workers", type=int, metavar="N", help=text)
     parser.add_argument(
-        "--retries", type=int, default=3, metavar="N", help="after a crash or lack of memory (default 3)"
+        "--workers", type=int, metavar="N", help="number of local workers (default: one per GPU, or one without a GPU)"
     )
-    text = "go on only while FILE is there: without it the run stops as with Ctrl-C"
+    parser.add_argument(
+        "--retries", type=int, default=3, metavar="N", help="attempts after a crash or lack of memory (default 3)"
+    )
+    text = "run only while FILE exists; removing it stops the run like Ctrl-C"
     parser.add_argument("--while", dest="while_file", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--json", action="store_true", help="print one JSON line a case on standard output")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per case on standard output")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 
 
@@ -78,6 +81,6 @@ def _run(options: argparse.Namespace) -> int:
             make_progress,
         )
     overview, table = options.output / OVERVIEW, options.output / TABLE
-    log(f"{progress.summary()}. Look at {overview}; the figures are in {table}")
+    log(f"{progress.summary()}. Look at {overview}; the values are in {table}")
     log(DISCLAIMER)
     return SOME_FAILED if progress.counts[FAILED] else 0

@@ -11,7 +11,7 @@ from segmamba.errors import InstallationError
 
 def add_command(commands: Any) -> None:
     """Add ``doctor`` to the command line."""
-    parser = commands.add_parser("doctor", help="check this installation and say what to do")
+    parser = commands.add_parser("doctor", help="check this installation and say how to fix it")
     parser.set_defaults(run=_run)
     add_options(parser, ("device",))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REPORT, TABLE, PICTURES = "evaluation.json", "evaluation.md", "pictures"
 DESCRIPTION = """
-Segment images, compare the results with references, and write figures, a table and pictures; or compare two such
+Segment images, compare the results with references, and write metrics, a table and pictures; or compare two such
 evaluations. A folder of PAIRS holds NAME_ct.nii.gz, NAME_mr.nii.gz or NAME_image.nii.gz with NAME_TASK.nii.gz, for
 example NAME_vertebrae.nii.gz.
 """
@@ -29,20 +29,24 @@ example NAME_vertebrae.nii.gz.
 
 def add_command(commands: Any) -> None:
     """Add ``evaluate`` to the command line."""
-    text = "measure a model, or any tool's label maps, against references"
+    text = "evaluate a model, or label maps of any tool, against references"
     parser = commands.add_parser("evaluate", help=text, description=DESCRIPTION)
     parser.set_defaults(run=_run)
     parser.add_argument("pairs", metavar="PAIRS", type=Path, nargs="*", help="folders of images and references")
     add_options(parser, (name for name in SETTINGS if name not in ("structures", "roi")))
-    parser.add_argument("--predictions", metavar="FOLDER", type=Path, help="measure the label maps NAME.nii.gz in it")
+    parser.add_argument(
+        "--predictions", metavar="FOLDER", type=Path, help="measure the label maps NAME.nii.gz in this folder instead"
+    )
     parser.add_argument("--bodies", action="store_true", help="compare with NAME_bodies.nii.gz: vertebral bodies only")
-    ids = f"numbering of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one a folder"
+    ids = f"label values of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one a folder"
     parser.add_argument("--reference-ids", metavar="IDS", default=OWN_IDS, help=ids)
     parser.add_argument(
         "--perturbations", metavar="A,B", help=f"perturbed versions to evaluate, too: {', '.join(PERTURBATIONS)}"
     )
     parser.add_argument("--resample", choices=RESAMPLES, default=CASES, help=f"for intervals (default {CASES})")
-    parser.add_argument("--output", "-o", metavar="FOLDER", type=Path, help="gets the results; required with PAIRS")
+    parser.add_argument(
+        "--output", "-o", metavar="FOLDER", type=Path, help="folder of the results; required with PAIRS"
+    )
     text = "print the differences B minus A of two evaluations"
     parser.add_argument("--compare", metavar=("A.json", "B.json"), type=Path, nargs=2, help=text)
 
@@ -115,7 +119,7 @@ def _prepared(folder: Path, overwrite: bool) -> Path:
     try:
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The folder {folder} cannot be made: choose another one.") from error
+        raise OutputError(f"The folder {folder} cannot be created: choose another one.") from error
     return folder
 
 
@@ -153,5 +157,5 @@ def _read(path: Path) -> dict[str, Any]:
         if content["evaluation_version"] == EVALUATION_VERSION:
             return content
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no evaluation: give the {REPORT} of 'segmamba evaluate'.") from error
+        raise InputError(f"{path} is not an evaluation: give the {REPORT} of 'segmamba evaluate'.") from error
     raise InputError(f"{path} is from another version of this software: measure again.")

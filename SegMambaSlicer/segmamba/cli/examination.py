@@ -29,11 +29,11 @@ WORKER_SECONDS = 60.0
 NEEDED = ("numpy", "scipy", "SimpleITK", "nibabel", "safetensors")
 # Package, and what is missing without it.
 USEFUL = (
-    ("matplotlib", "preview"),
-    ("tqdm", "progress bar in a terminal"),
-    ("filelock", "import or download of models"),
-    ("requests", "download of models"),
-    ("pydicom", "search for DICOM series, and no DICOM SEG"),
+    ("matplotlib", "the preview"),
+    ("tqdm", "the progress bar"),
+    ("filelock", "importing and downloading models"),
+    ("requests", "downloading models"),
+    ("pydicom", "finding DICOM series and writing DICOM SEG"),
 )
 
 
@@ -87,7 +87,7 @@ def _packages() -> Iterator[Finding]:
         if find_spec(name) is not None:
             yield Finding(OK, name, metadata.version(name))
         else:
-            yield Finding(WARN, name, f"is missing, so there is no {use}: install it with 'pip install {name}'.")
+            yield Finding(WARN, name, f"is missing, so {use} is unavailable: install it with 'pip install {name}'.")
 
 
 def _torch_and_device(device: str) -> Iterator[Finding]:
@@ -116,10 +116,10 @@ def _torch(version: str) -> Iterator[Finding]:
     else:
         yield Finding(OK, "torch", version)
     if torch.version.cuda is not None and not torch.cuda.is_available():
-        text = f"torch is built for CUDA {torch.version.cuda} and finds no GPU: if there is one, update its driver."
+        text = f"torch is built for CUDA {torch.version.cuda} but finds no GPU: if there is one, update its driver."
         yield Finding(WARN, "CUDA", text)
     elif torch.version.cuda is None and shutil.which("nvidia-smi") is not None:
-        text = "there seems to be an NVIDIA GPU, and torch is built for the CPU only: install torch's CUDA build."
+        text = "an NVIDIA GPU seems to be present, but torch is built for the CPU only: install torch's CUDA build."
         yield Finding(WARN, "CUDA", text)
 
 
@@ -175,7 +175,11 @@ def _worker() -> Finding:
     except SegMambaError as error:
         return Finding(FAIL, "worker", str(error))
     if message is None:
-        return Finding(FAIL, "worker", f"does not answer within {WORKER_SECONDS:.0f} s: look for what blocks Python.")
+        return Finding(
+            FAIL,
+            "worker",
+            f"does not answer within {WORKER_SECONDS:.0f} s: check whether security software blocks Python.",
+        )
     if message["type"] == "ready":
         return Finding(OK, "worker", "starts and answers")
     return Finding(FAIL, "worker", str(message.get("message")))
@@ -201,7 +205,7 @@ def _models() -> Iterator[Finding]:
         except ModelError as error:
             yield Finding(FAIL, subject, str(error))
             continue
-        known = "as it should be" if found.sha256 else "not known before, so not compared"
+        known = "matches" if found.sha256 else "unknown, so not compared"
         yield Finding(OK, subject, f"{found.path.name}, {found.origin}, SHA-256 {digest[:12]} {known}")
 
 

@@ -29,13 +29,13 @@ EXIT_CODES = (
     (0, "done"),
     (SegMambaError.exit_code, "unexpected error"),
     (USAGE_ERROR, "wrong arguments"),
-    (InputError.exit_code, "the input cannot be read or does not suit"),
+    (InputError.exit_code, "the input cannot be read or is not suitable"),
     (ModelError.exit_code, "the model is unknown, not installed or damaged"),
-    (DeviceError.exit_code, "the device is not there or has too little memory"),
+    (DeviceError.exit_code, "the device is not available or has too little memory"),
     (OutputError.exit_code, "the result cannot be written"),
     (WorkerError.exit_code, "the worker process died"),
-    (InstallationError.exit_code, "a package is missing or does not work"),
-    (batch.SOME_FAILED, "some cases of a batch failed, the others are done"),
+    (InstallationError.exit_code, "a package is missing or broken"),
+    (batch.SOME_FAILED, "some cases of a batch failed; the others are done"),
     (Cancelled.exit_code, "cancelled"),
 )
 

@@ -20,11 +20,13 @@ def add_command(commands: Any) -> None:
     """Add ``models`` and what it can do to the command line."""
     description = (
         "List the models, or fetch, import, check and remove their checkpoints. The models folder is that of the user, "
-        f"or what {VARIABLES[MODELS]} names; models in the folder that {VARIABLES[SHARED_MODELS]} names are used and "
-        f"never changed; {VARIABLES[MIRROR]} names a server to download from first. The same can stand in a settings "
-        "file: 'segmamba models path' says where."
+        f"or what {VARIABLES[MODELS]} names; models in the folder that {VARIABLES[SHARED_MODELS]} names are used, "
+        f"but never changed; {VARIABLES[MIRROR]} names a server to download from first. A settings file can set the "
+        "same: 'segmamba models path' says where it is."
     )
-    models = commands.add_parser("models", help="list, fetch, import, check, remove models", description=description)
+    models = commands.add_parser(
+        "models", help="list, download, import, check and remove models", description=description
+    )
     models.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
     models.set_defaults(run=_list)
     actions = models.add_subparsers(title="commands", metavar="COMMAND")
@@ -37,21 +39,23 @@ def add_command(commands: Any) -> None:
         return parser
 
     action("list", _list, "list the models: which are installed, how large, from where")
-    path = action("path", _path, "print where an installed model is or, of none, which folders are used and why")
+    path = action("path", _path, "print where a model is installed or, without MODEL, which folders are used and why")
     path.add_argument("model", metavar="MODEL", nargs="?")
     verify = action("verify", _verify, "compare installed checkpoints with their size and SHA-256")
-    verify.add_argument("models", metavar="MODEL", nargs="*", help="by default all that are installed")
-    fetch = action("fetch", _fetch, "download checkpoints; one that was broken off goes on where it was")
+    verify.add_argument("models", metavar="MODEL", nargs="*", help="default: all installed models")
+    fetch = action("fetch", _fetch, "download checkpoints; an interrupted download is resumed")
     fetch.add_argument("models", metavar="MODEL", nargs="+")
     remove = action("remove", _remove, "remove checkpoints from the models folder")
     remove.add_argument("models", metavar="MODEL", nargs="+")
-    bundle = action("bundle", _bundle, "write installed models into a zip archive for a computer without a network")
+    bundle = action("bundle", _bundle, "write installed models to a zip archive, for a computer without internet")
     bundle.add_argument("output", metavar="OUT.zip", type=Path)
-    bundle.add_argument("models", metavar="MODEL", nargs="*", help="by default all that do not come with the software")
-    importing = action("import", _import, "bring in a .pt, .pth or .safetensors file, or a zip or folder of models")
+    bundle.add_argument(
+        "models", metavar="MODEL", nargs="*", help="default: all except those that come with the software"
+    )
+    importing = action("import", _import, "import a .pt, .pth or .safetensors file, or a zip or folder of models")
     importing.add_argument("file", metavar="FILE", type=Path)
-    importing.add_argument("--as", dest="model", metavar="MODEL", help="the model; by default what the weights fit")
-    importing.add_argument("--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="normalization (HU) to clip to")
+    importing.add_argument("--as", dest="model", metavar="MODEL", help="the model (default: detected from the weights)")
+    importing.add_argument("--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="intensities (HU) to clip to")
     importing.add_argument("--mean", type=float, metavar="M", help="intensity that becomes 0, after clipping")
     importing.add_argument("--std", type=float, metavar="S", help="intensity difference that becomes 1")
 
@@ -105,7 +109,7 @@ def _places() -> int:
         else:
             print(f"{title}: {defaults.get(name, 'none')}; {VARIABLES[name]} or the settings file can name another")
     path = settings_file()
-    print(f"Settings file: {path}{'' if path.is_file() else ', which is not there'}")
+    print(f"Settings file: {path}{'' if path.is_file() else ', which does not exist'}")
     return 0
 
 
@@ -122,7 +126,7 @@ def _verify(options: argparse.Namespace) -> int:
             print(f"FAIL  {model.id}: {error}")
             status = error.exit_code
             continue
-        known = "" if found.sha256 else ", not known before, so not compared"
+        known = "" if found.sha256 else ", unknown, so not compared"
         print(f"OK    {model.id}: {found.path}, SHA-256 {digest}{known}")
     return status
 
@@ -158,7 +162,7 @@ def _bundle(options: argparse.Namespace) -> int:
         present = [store.find(model, root) for model in manifest.listed]
         wanted = [found for found in present if found is not None and found.place != store.SOFTWARE]
     if not wanted:
-        raise ModelError("No model is installed beyond those of the software: name those that the bundle is to have.")
+        raise ModelError("Only the models of the software are installed: name the models for the bundle.")
     with ProgressBar(sys.stderr) as bar:
         write_bundle(options.output, wanted, bar.update)
     print(f"Written: {options.output} with {', '.join(found.model.id for found in wanted)}")
@@ -172,16 +176,16 @@ def _import(options: argparse.Namespace) -> int:
     manifest, _ = _manifest(options)
     parameters = (options.clip, options.mean, options.std)
     if None in parameters and parameters != (None, None, None):
-        raise ModelError(
-            "The normalization parameters belong together: give --clip, --mean and --std, or none of them."
-        )
+        raise ModelError("--clip, --mean and --std belong together: give all three, or none of them.")
     normalization = None
     if options.clip is not None:
         low, high = options.clip
         normalization = NormalizationParameters(low, high, options.mean, options.std)
     bundle = is_bundle(options.file)
     if bundle and (options.model or normalization):
-        raise ModelError("A zip or folder of models says itself what it has: leave out --as, --clip, --mean and --std.")
+        raise ModelError(
+            "A zip or folder of models describes its own content: leave out --as, --clip, --mean and --std."
+        )
     with ProgressBar(sys.stderr) as bar, stop_signal() as stopped:
         if bundle:
             imported = import_bundle(options.file, manifest, bar.update, stopped)
@@ -198,7 +202,7 @@ def _notes(found: store.Installed) -> Iterator[str]:
     """Say what the user has to know of an imported model."""
     model = found.model
     if not isinstance(model, Model):
-        yield f"It is kept, but cannot be used: {model.unsupported}"
+        yield f"It is stored, but cannot be used: {model.unsupported}"
     elif found.normalization is None and model.preprocessing.estimated:
         yield (
             f"{model.preprocessing.estimated}; if you know them, import again with them (--clip LOW HIGH --mean M "

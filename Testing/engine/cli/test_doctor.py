@@ -65,7 +65,7 @@ def test_a_pytorch_that_does_not_go_with_numpy_fails(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("cuda", "tool", "says"),
-    [("13.0", None, "built for CUDA 13.0 and finds no GPU"), (None, "/bin/nvidia-smi", "install torch's CUDA build")],
+    [("13.0", None, "built for CUDA 13.0 but finds no GPU"), (None, "/bin/nvidia-smi", "install torch's CUDA build")],
 )
 def test_a_gpu_that_torch_cannot_use_is_warned_of(
     cuda: str | None, tool: str | None, says: str, monkeypatch: pytest.MonkeyPatch
@@ -137,7 +137,7 @@ class FakeWorker:
 @pytest.mark.parametrize(
     ("says", "text"),
     [
-        (None, "does not answer within 60 s: look for what blocks Python."),
+        (None, "does not answer within 60 s: check whether security software blocks Python."),
         ({"type": "error", "message": "It died: do this."}, "It died: do this."),
         (WorkerError("The worker cannot be started: check."), "The worker cannot be started: check."),
     ],

@@ -298,7 +298,7 @@ def test_brats_checkpoint_is_recognised_kept_carried_and_refused_for_a_run(
     assert main([*run, "import", str(checkpoint)]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"Installed: {BRATS}, imported from final_model.pt")
-    assert "Note: It is kept, but cannot be used: it needs four co-registered MR volumes" in said
+    assert "Note: It is stored, but cannot be used: it needs four co-registered MR volumes" in said
     kept = load_state_dict(store.installed(listed).path)
     assert kept.keys() == weights.keys()
     assert all(torch.equal(kept[name], value) for name, value in weights.items())
