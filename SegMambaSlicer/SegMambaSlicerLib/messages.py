@@ -150,9 +150,9 @@ def forecastText(forecast: Forecast, need: int, free: int, secondsPerWindow: flo
     grid = _("grid {size}").format(size=" × ".join(map(str, forecast.size)))
     said = [grid, _("1 window") if forecast.windows == 1 else _("{number} windows").format(number=forecast.windows)]
     if need and free:
-        said.append(_("about {need} memory of {free} free").format(need=gibibytes(need), free=gibibytes(free)))
+        said.append(_("about {need} of {free} free memory").format(need=gibibytes(need), free=gibibytes(free)))
     elif need:
-        said.append(_("about {need} memory").format(need=gibibytes(need)))
+        said.append(_("about {need} of memory").format(need=gibibytes(need)))
     if secondsPerWindow is None:
         said.append(_("time unknown until the first run"))
     else:

@@ -19,7 +19,8 @@ from segmamba_mrml.segmentation import segment_ids
 
 def test_panel_names_the_model_its_limits_and_its_licence(the_module, a_ct, wait_until, screenshot):
     ui = the_module.ui
-    wait_until(lambda: ui.forecastLabel.text)
+    # On a slow computer it asks for a volume first.
+    wait_until(lambda: ui.forecastLabel.text.startswith("Forecast"))
     assert "CC-BY-SA-4.0" in ui.modelSummaryLabel.text
     model = load_manifest().default("vertebrae")
     assert f"{'/'.join(model.modalities)} · 2 × 2 × 2 mm" in ui.modelSummaryLabel.text

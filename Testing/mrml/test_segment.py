@@ -87,7 +87,7 @@ def test_temporary_files_are_the_users_own(a_volume_node, a_tiny_model):
 
 def test_without_a_place_for_temporary_files_the_run_ends_in_a_sentence(a_volume_node, a_tiny_model, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere at all")
-    with pytest.raises(OutputError, match="No temporary folder can be made .*: free some space"):
+    with pytest.raises(OutputError, match="No temporary folder can be created .*: free some space"):
         Case(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
 
 
