@@ -295,7 +295,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         went, and ``onLog`` with each line of the worker's log. One job at a time.
         """
         from segmamba.errors import InputError
-        from segmamba_mrml.segment import Case
+        from segmamba_mrml.segment import SegmentationCase
         from SegMambaSlicerLib.parameters import requestOf
         from SegMambaSlicerLib.segmentation_job import SegmentationJob
         from SegMambaSlicerLib.sequence_job import SequenceJob
@@ -306,7 +306,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
             raise InputError("All items of a sequence go into a new sequence: choose no output segmentation.")
 
         def start(node):
-            return SegmentationJob(worker, Case(node, request, output), self._log)
+            return SegmentationJob(worker, SegmentationCase(node, request, output), self._log)
 
         self._job = SequenceJob(start, volumeNode) if allItems else start(volumeNode)
         self._job.progressed.connect(onProgress)

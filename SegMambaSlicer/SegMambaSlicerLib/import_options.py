@@ -1,4 +1,4 @@
-"""What the panel asks of an import: the model of the file, and normalization parameters that are an estimate."""
+"""The options of an import in the panel: the model, and its normalization parameters where they are an estimate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BY_WEIGHTS = ""
 
 
 class ImportOptions:
-    """The choices beside the button *Import*.
+    """The options next to the button *Import*.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class ImportOptions:
     def __init__(self, ui: Any) -> None:
         self._ui = ui
         self._models: dict[str, ListedModel] = {}
-        self._figures = (ui.clipLowSpinBox, ui.clipHighSpinBox, ui.meanSpinBox, ui.stdSpinBox)
+        self._parameters = (ui.clipLowSpinBox, ui.clipHighSpinBox, ui.meanSpinBox, ui.stdSpinBox)
         ui.importAsComboBox.connect("currentIndexChanged(int)", self._onModel)
         ui.ownNormalizationCheckBox.connect("toggled(bool)", self._onOwn)
         self._onModel()
@@ -53,7 +53,7 @@ class ImportOptions:
             return []
         if not self._own():
             return ["--as", model]
-        low, high, mean, std = (str(box.value) for box in self._figures)
+        low, high, mean, std = (str(box.value) for box in self._parameters)
         return ["--as", model, "--clip", low, high, "--mean", mean, "--std", std]
 
     def _own(self) -> bool:
@@ -66,15 +66,15 @@ class ImportOptions:
         self._ui.ownNormalizationCheckBox.checked = False
         if estimate is not None:
             for box, value in zip(
-                self._figures, (estimate.low, estimate.high, estimate.mean, estimate.std), strict=True
+                self._parameters, (estimate.low, estimate.high, estimate.mean, estimate.std), strict=True
             ):
                 box.value = value
         self._onOwn()
 
     def _onOwn(self, _checked: bool = False) -> None:
-        """Let the figures be changed, or say that they are an estimate."""
+        """Let the parameters be changed, or say that they are an estimate."""
         own = self._ui.ownNormalizationCheckBox.checked
-        for box in self._figures:
+        for box in self._parameters:
             box.enabled = own
         model = self._models.get(self._ui.importAsComboBox.currentData or BY_WEIGHTS)
         if own:

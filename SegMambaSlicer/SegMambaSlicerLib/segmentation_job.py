@@ -18,7 +18,7 @@ import slicer
 
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, SegMambaError, WorkerError
 from segmamba.worker.client import Worker
-from segmamba_mrml.segment import Case
+from segmamba_mrml.segment import SegmentationCase
 from SegMambaSlicerLib.signal import Signal
 
 INTERVAL_MS = 50
@@ -36,7 +36,7 @@ class SegmentationJob:
     Parameters
     ----------
     worker : Worker
-    case : Case
+    case : SegmentationCase
         What to segment.
     log : deque of str
         What the worker's log thread has written.
@@ -65,7 +65,7 @@ class SegmentationJob:
         The run cannot start; nothing was changed.
     """
 
-    def __init__(self, worker: Worker, case: Case, log: deque[str]) -> None:
+    def __init__(self, worker: Worker, case: SegmentationCase, log: deque[str]) -> None:
         self.progressed, self.ended, self.logged = Signal(), Signal(), Signal()
         self.item, self.items = 0, 1
         self.finished = False

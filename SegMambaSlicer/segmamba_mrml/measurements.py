@@ -17,8 +17,8 @@ from segmamba_mrml.volumes import RAS_TO_LPS, volume_of, world_matrix
 # The segmentation's reference to its table, and the table's to its segmentation: a copy of a segmentation has the first
 # one too, but is not what the second one says.
 TABLE_ROLE, SEGMENTATION_ROLE = "SegMamba.Measurements", "SegMamba.Segmentation"
-# The table's columns after the names, and what they are in `segmamba.measurements.vertebrae`.
-FIGURES = {
+# Titles of the table's columns after the names, and their keys in `segmamba.measurements.vertebrae`.
+COLUMNS = {
     "Volume (mL)": "volume_ml",
     "R (mm)": "right_mm",
     "A (mm)": "anterior_mm",
@@ -76,10 +76,10 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
 
 
 def measurements_table(segmentation_node: Any, volume_node: Any = None) -> Any:
-    """Measure the vertebrae of a segmentation, and return the table node with the figures.
+    """Measure the vertebrae of a segmentation, and return the table node with the values.
 
     The node is made once for each segmentation, beside it in the subject hierarchy, and filled again by later calls. A
-    figure that there is not is NaN; the column "Check" says why.
+    missing value is NaN; the column "Check" says why.
 
     Parameters and errors are those of `measure`; on an error the scene stays as it was.
     """
@@ -129,12 +129,12 @@ def _masks(node: Any) -> dict[int, Any]:
 def _fill(node: Any, rows: list[dict[str, Any]]) -> None:
     with needed_packages():
         from segmamba.measurements.vertebrae import flat
-    figures_of = [flat(row) for row in rows]
+    flat_rows = [flat(row) for row in rows]
     node.RemoveAllColumns()
     _add(node, vtk.vtkStringArray(), NAME, [row["name"] for row in rows])
-    for title, figure in FIGURES.items():
-        figures = [float("nan") if row[figure] is None else row[figure] for row in figures_of]
-        _add(node, vtk.vtkDoubleArray(), title, figures)
+    for title, key in COLUMNS.items():
+        values = [float("nan") if row[key] is None else row[key] for row in flat_rows]
+        _add(node, vtk.vtkDoubleArray(), title, values)
     _add(node, vtk.vtkStringArray(), CHECK, [row["note"] or (CUT_OFF if row["at_border"] else "") for row in rows])
     node.SetUseColumnTitleAsColumnHeader(True)
 

@@ -1,7 +1,7 @@
 """The whole job in the scene: a volume node goes to the worker process, a segmentation node comes back.
 
-`Case` holds its parts, before and after the worker, for callers that do not wait in between; `segment_volume_node`
-does all of it.
+`SegmentationCase` holds its parts, before and after the worker, for callers that do not wait in between;
+`segment_volume_node` does all of it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from segmamba_mrml.segmentation import LabelBox, check_segmentation, label_box, 
 from segmamba_mrml.terminology import load_terminology
 from segmamba_mrml.volumes import check_volume, roi_box, volume_of, write_volume
 
-__all__ = ["REPORT_ATTRIBUTE", "Case", "segment_volume_node"]
+__all__ = ["REPORT_ATTRIBUTE", "SegmentationCase", "segment_volume_node"]
 
 
-class Case:
+class SegmentationCase:
     """One volume node on its way to a segmentation node; the files in between live as long as this object.
 
     Parameters
@@ -208,7 +208,7 @@ def segment_volume_node(
     """
     if roi_node is not None:
         options["roi"] = roi_box(roi_node)
-    case = Case(volume_node, Request.of(task=task, **options), output_node)
+    case = SegmentationCase(volume_node, Request.of(task=task, **options), output_node)
     try:
         case.export()
         with Worker(python=worker_python()) as worker:

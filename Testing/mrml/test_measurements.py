@@ -20,7 +20,7 @@ from segmamba.request import Request
 from segmamba_mrml.measurements import CHECK, NAME, TABLE_ROLE, measure, measurements_table
 from segmamba_mrml.renumber import renumber
 from segmamba_mrml.reports import read_report
-from segmamba_mrml.segment import Case
+from segmamba_mrml.segment import SegmentationCase
 from segmamba_mrml.segmentation import segmentation_from_labels
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -143,7 +143,7 @@ def test_renumbered_vertebrae_have_their_new_names(a_result):
 
 def test_a_run_leaves_no_measurements_in_the_scene_that_edits_would_make_wrong(a_result, a_spine):
     _, volume_node = a_result
-    case = Case(volume_node, Request(input="", output="", task="vertebrae"))
+    case = SegmentationCase(volume_node, Request(input="", output="", task="vertebrae"))
     labels, ct = a_spine
     write_labelmap(case.request.output, labels, ct.geometry, load_manifest().default("vertebrae").labels)
     report = read_report(case.finish({"summary": "2 found", "segments": [], "measurements": [{"value": 20}]}))

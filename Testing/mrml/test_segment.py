@@ -21,7 +21,7 @@ from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
 from segmamba_mrml import segment
 from segmamba_mrml.reports import parts, read_report
-from segmamba_mrml.segment import REPORT_ATTRIBUTE, Case, segment_volume_node
+from segmamba_mrml.segment import REPORT_ATTRIBUTE, SegmentationCase, segment_volume_node
 from segmamba_mrml.segmentation import segment_ids
 from segmamba_mrml.volumes import index_to_lps, volume_of, write_volume
 
@@ -78,7 +78,7 @@ def test_temporary_files_are_gone_afterwards(a_volume_node, a_fake_worker):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 def test_temporary_files_are_the_users_own(a_volume_node, a_tiny_model):
-    case = Case(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
+    case = SegmentationCase(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
     try:
         assert Path(case.request.input).parent.stat().st_mode & 0o777 == 0o700
     finally:
@@ -88,13 +88,13 @@ def test_temporary_files_are_the_users_own(a_volume_node, a_tiny_model):
 def test_without_a_place_for_temporary_files_the_run_ends_in_a_sentence(a_volume_node, a_tiny_model, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere at all")
     with pytest.raises(OutputError, match="No temporary folder can be created .*: free some space"):
-        Case(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
+        SegmentationCase(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
 
 
 def test_voxels_are_held_only_until_the_end(a_volume_node, a_tiny_model):
     scalars = a_volume_node.GetImageData().GetPointData().GetScalars()
     before = sys.getrefcount(scalars)
-    case = Case(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
+    case = SegmentationCase(a_volume_node, Request("", "", "vertebrae", manifest=str(a_tiny_model)))
     assert sys.getrefcount(scalars) > before
     case.close()
     gc.collect()
@@ -102,7 +102,7 @@ def test_voxels_are_held_only_until_the_end(a_volume_node, a_tiny_model):
 
 
 def test_segment_that_a_person_adds_meanwhile_is_not_taken_for_one_of_the_report(a_volume_node, labels, vertebrae):
-    case = Case(a_volume_node, Request("", "", "vertebrae"))
+    case = SegmentationCase(a_volume_node, Request("", "", "vertebrae"))
     write_labelmap(case.request.output, labels, volume_of(a_volume_node).geometry, vertebrae)
     case.read()
     rows = [{"value": 19}, {"value": 20}, {"value": 26}]
@@ -204,7 +204,7 @@ def test_real_worker_gives_the_node_what_it_gives_a_file(a_slicer_scene, oblique
 def test_segments_of_an_output_are_replaced_only_if_that_was_chosen(a_volume_node, a_fake_worker):
     first = segment_volume_node(a_volume_node, "vertebrae")
     for chosen, count in ((False, 2), (True, 1)):
-        case = Case(a_volume_node, Request.of(task="vertebrae", overwrite=chosen), first)
+        case = SegmentationCase(a_volume_node, Request.of(task="vertebrae", overwrite=chosen), first)
         case.export()
         report = FakeWorker(None).run(case.request, None, None)
         case.finish({**report, "segments": [{"value": 20, "name": "L1 vertebra"}]})
@@ -231,7 +231,9 @@ def test_import_that_is_broken_off_leaves_the_scene_as_it_was(
 ):
     existing = segment_volume_node(a_volume_node, "vertebrae")
     nodes, segments = a_slicer_scene.GetNumberOfNodes(), segment_ids(existing)
-    case = Case(a_volume_node, Request.of(task="vertebrae", overwrite=True), existing if into_existing else None)
+    case = SegmentationCase(
+        a_volume_node, Request.of(task="vertebrae", overwrite=True), existing if into_existing else None
+    )
     case.export()
     report = FakeWorker(None).run(case.request, None, None)
     case.read()
@@ -263,7 +265,7 @@ def test_empty_output_is_as_it_was_after_an_import_that_is_broken_off(
     a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
     empty = a_slicer_scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
     before, nodes = settings_of(empty), a_slicer_scene.GetNumberOfNodes()
-    case = Case(a_volume_node, Request("", "", task="vertebrae"), empty)
+    case = SegmentationCase(a_volume_node, Request("", "", task="vertebrae"), empty)
     case.export()
     report = FakeWorker(None).run(case.request, None, None)
     case.read()
@@ -279,7 +281,7 @@ def test_empty_output_is_as_it_was_after_an_import_that_is_broken_off(
 def test_report_of_a_run_whose_segments_are_kept_is_kept(a_volume_node, a_fake_worker):
     node = None
     for number, (kept, expected) in enumerate([(True, [0]), (True, [1, 0]), (True, [2, 1, 0]), (False, [3])]):
-        case = Case(a_volume_node, Request.of(task="vertebrae", overwrite=not kept), node)
+        case = SegmentationCase(a_volume_node, Request.of(task="vertebrae", overwrite=not kept), node)
         case.export()
         FakeWorker(None).run(case.request, None, None)
         node = case.finish({"run": number, "segments": [{"value": 20, "name": "L1 vertebra"}]})
@@ -296,7 +298,7 @@ def test_report_of_a_run_that_found_nothing_is_the_last_one_and_stays(a_volume_n
     found = segment_ids(node)
     monkeypatch.setitem(globals(), "BRIGHT", 10**6)
     for replaced in (False, True):
-        case = Case(a_volume_node, Request.of(task="vertebrae", overwrite=replaced), node)
+        case = SegmentationCase(a_volume_node, Request.of(task="vertebrae", overwrite=replaced), node)
         case.export()
         FakeWorker(None).run(case.request, None, None)
         case.finish({"run": replaced, "segments": []})
@@ -306,7 +308,7 @@ def test_report_of_a_run_that_found_nothing_is_the_last_one_and_stays(a_volume_n
 
 
 def test_volume_removed_between_two_segments_ends_in_a_sentence(a_volume_node, a_fake_worker, a_slicer_scene):
-    case = Case(a_volume_node, Request("", "", task="vertebrae"))
+    case = SegmentationCase(a_volume_node, Request("", "", task="vertebrae"))
     case.export()
     report = FakeWorker(None).run(case.request, None, None)
     case.read()

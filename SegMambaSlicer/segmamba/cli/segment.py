@@ -56,7 +56,7 @@ def _print_result(report: Mapping[str, Any], request: Request) -> None:
     written = (request.output, request.report, request.preview, request.measurements)
     print(f"Written: {', '.join(path for path in written if path)}")
     devices = " and ".join(dict.fromkeys((run["device"], run.get("fine", run)["device"])))
-    print(f"{devices}, {run['precision']}, scan {run['scan_backend']}, {report['timings_s']['total']:.1f} s")
+    print(f"{devices}, {run['precision']}, scan backend {run['scan_backend']}, {report['timings_s']['total']:.1f} s")
     print(DISCLAIMER)
 
 
