@@ -57,8 +57,8 @@ def runtime_dependencies() -> list[str]:
 
 def test_everything_but_the_networks_can_be_imported_without_torch(folder: Path) -> None:
     modules = (
-        "cli.main cli.doctor inference.file_to_file inference.forecast worker.client worker.server io.read io.labelmap "
-        "io.dicom models.store models.download batch.run evaluation.run"
+        "api cli.main cli.doctor worker.client worker.server inference.file_to_file inference.forecast io.read "
+        "io.labelmap io.dicom io.convert models.store models.download batch.run evaluation.run"
     )
     code = "; ".join(f"import segmamba.{name}" for name in modules.split())
     done = run(folder, "torch", "-c", code)
