@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def keep(rows: list[dict[str, Any]], machine: str) -> None:
     for row in rows:
         print("  ".join(f"{key}: {_shown(value)}" for key, value in row.items()))
     RESULTS.mkdir(exist_ok=True)
-    day = datetime.now(timezone.utc).date().isoformat()
+    day = datetime.now(UTC).date().isoformat()
     name = "-".join(machine.lower().replace("(r)", "").replace("(", "").replace(")", "").replace(",", "").split())
     record = {"day": day, "machine": machine, "torch": torch.__version__, "python": platform.python_version()}
     path = RESULTS / f"{day}-{name}.json"

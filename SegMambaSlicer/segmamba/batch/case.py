@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: 
         how: dict[str, Any] = {
             "seconds": round(time.perf_counter() - started, 3),
             "timings_s": timings,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "attempts": attempt,
             "host": platform.node(),
         }

@@ -21,7 +21,7 @@ from segmamba.utils.memory import gibibytes, system_memory
 from segmamba.worker.client import Worker
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = (3, 11)
 # A chest CT of 512 x 512 x 133 voxels takes about 3 GiB with 27 classes.
 MEMORY_WANTED = 4 * 2**30
 DISK_WANTED = 2**30

@@ -211,7 +211,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=worker_environment() | self._environment,
-                # Python 3.10 imports from the folder it is started in, and a user's folder may hold a numpy.py.
+                # Python imports from the folder it is started in, and a user's folder may hold a numpy.py.
                 cwd=PACKAGES,
                 # Ctrl-C in the terminal is the parent's affair, which then cancels politely.
                 start_new_session=True,
