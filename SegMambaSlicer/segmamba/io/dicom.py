@@ -129,7 +129,7 @@ def _check_names(folder: Path) -> None:
 
 def _series_files(folder: Path, uid: str) -> tuple[str, ...]:
     with quiet():
-        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+        files: tuple[str, ...] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
     _check_none_is_lost(folder, uid, files)
     return files
 

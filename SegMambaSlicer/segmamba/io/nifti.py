@@ -13,7 +13,7 @@ import math
 import zlib
 from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,11 +111,12 @@ def _header(path: Path) -> Nifti1Header | None:
             content = stream.read(Nifti2Header.sizeof_hdr)
         except gzip.BadGzipFile:
             return None
-    for kind in (Nifti1Header, Nifti2Header):
+    kinds: tuple[Any, ...] = (Nifti1Header, Nifti2Header)
+    for kind in kinds:
         for order in ("little", "big"):
             size = kind.sizeof_hdr
             if len(content) >= size and int.from_bytes(content[:4], order) == size:
-                header = kind(content[:size], "<" if order == "little" else ">", check=False)
+                header: Nifti1Header = kind(content[:size], "<" if order == "little" else ">", check=False)
                 return header if header["magic"].item() in (kind.single_magic, kind.pair_magic) else None
     return None
 
@@ -125,7 +126,8 @@ def _voxel_type(header: Nifti1Header, path: Path) -> np.dtype:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        dtype, shape = header.get_data_dtype(), header.get_data_shape()
+        dtype: np.dtype = header.get_data_dtype()
+        shape = header.get_data_shape()
     except HeaderDataError as error:
         raise InputError(UNKNOWN.format(path)) from error
     if not 1 <= header["dim"][0] <= 7 or min(shape) < 0:

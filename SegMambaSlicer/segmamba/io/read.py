@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -138,11 +139,12 @@ def frame_of(image: sitk.Image) -> sitk.Image:
     if more <= 0:
         return image
     submatrix = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
-    return sitk.Extract(image, [*image.GetSize()[:3], *[0] * more], [0] * image.GetDimension(), submatrix)
+    frame: sitk.Image = sitk.Extract(image, [*image.GetSize()[:3], *[0] * more], [0] * image.GetDimension(), submatrix)
+    return frame
 
 
-def modality_of(source: sitk.Image | sitk.ImageFileReader) -> str | None:
-    """Return the DICOM modality that an image or its header states, or None."""
+def modality_of(source: Any) -> str | None:
+    """Return the DICOM modality that a SimpleITK image, or a reader that has read its header, states; or None."""
     return (source.GetMetaData(MODALITY_KEY).strip() or None) if source.HasMetaDataKey(MODALITY_KEY) else None
 
 
