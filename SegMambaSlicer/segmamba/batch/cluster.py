@@ -25,7 +25,7 @@ PREFIX = "segmamba-engine-"
 LOST = "The connection to the Dask scheduler is lost: give the same command again, what is done stays done."
 
 
-class EnginePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
+class EnginePlugin(distributed.WorkerPlugin):
     """Gives each worker of a cluster an engine.
 
     Parameters
@@ -59,15 +59,15 @@ class ClusterPool:
         with _connection():
             return len(self.client.nthreads())
 
-    def submit(self, function: Callable[[Any], Any], argument: Any) -> distributed.Future:
+    def submit(self, function: Callable[[Any], Any], argument: Any) -> distributed.Future[Any]:
         with _connection():
             return self.client.submit(function, argument, pure=False)
 
-    def submit_case(self, case: BatchCase, plan: Plan, attempt: int, device: str | None) -> distributed.Future:
+    def submit_case(self, case: BatchCase, plan: Plan, attempt: int, device: str | None) -> distributed.Future[Any]:
         with _connection():
             return self.client.submit(_do_case, case, plan, attempt, device, self.client.id, pure=False)
 
-    def finished(self, futures: Sequence[distributed.Future]) -> list[distributed.Future]:
+    def finished(self, futures: Sequence[distributed.Future[Any]]) -> list[distributed.Future[Any]]:
         if not futures:
             time.sleep(POLL)
             return []
@@ -79,7 +79,7 @@ class ClusterPool:
         # One that is "lost" with the worker that had its result is done again by Dask itself.
         return [future for future in over if future.status in ("finished", "error")]
 
-    def result(self, future: distributed.Future) -> Any:
+    def result(self, future: distributed.Future[Any]) -> Any:
         if future.status != "error":
             with _connection():
                 return future.result()

@@ -69,7 +69,8 @@ def column_directions(places: np.ndarray) -> np.ndarray:
     if len(places) == 1:
         return np.array([[0.0, 0.0, 1.0]])
     slopes = np.gradient(places, axis=0, edge_order=2 if len(places) > 2 else 1)
-    return slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
+    directions: np.ndarray = slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
+    return directions
 
 
 def posterior_wall(body: np.ndarray, direction: np.ndarray, step: float) -> tuple[np.ndarray, float]:

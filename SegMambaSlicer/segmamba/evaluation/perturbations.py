@@ -161,7 +161,8 @@ def slab_weights(length: int, step: float, thickness: float) -> np.ndarray:
     first = np.arange(length) * step
     part = np.minimum(low + thickness, first + step) - np.maximum(low, first)
     part = np.clip(part, 0, None)
-    return (part / part.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights: np.ndarray = part / part.sum(axis=1, keepdims=True)
+    return weights.astype(np.float32)
 
 
 def averaged(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
@@ -214,7 +215,8 @@ def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "f":
         return array.astype(dtype)
     limits = np.iinfo(dtype)
-    return np.clip(np.rint(array), limits.min, limits.max).astype(dtype)
+    whole: np.ndarray = np.clip(np.rint(array), limits.min, limits.max)
+    return whole.astype(dtype)
 
 
 def _cropped(volume: Volume, index: tuple[slice, slice, slice]) -> Volume:
