@@ -174,7 +174,9 @@ def _receive(url: str, part: Path, file: ModelFile, progress: Progress, cancelle
             with part.open("ab" if have else "wb") as stream:
                 while True:
                     if cancelled():
-                        raise Cancelled("The download was cancelled; the next one resumes where it stopped.")
+                        raise Cancelled(
+                            "The download was cancelled; what has arrived is kept, and the next one resumes."
+                        )
                     piece = response.raw.read1(PIECE, decode_content=False)
                     if not piece:
                         break

@@ -86,7 +86,7 @@ def test_command_line_tells_which_folders_are_used_and_why(
         ('{"folder": "/a"}', "no setting 'folder': choose from models, shared_models, mirror"),
         ('{"models": 3}', "quotation marks"),
         ('{"models": "here/there"}', "must be an absolute path"),
-        ('{"mirror": "models.hospital.example"}', "begins with https://"),
+        ('{"mirror": "models.hospital.example"}', "must begin with https://"),
     ],
 )
 def test_broken_settings_file_is_one_sentence_and_keeps_nobody_from_the_bundled_model(

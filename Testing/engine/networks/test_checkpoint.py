@@ -51,7 +51,7 @@ def test_wrapped_and_prefixed_torch_files_are_unwrapped(a_network: nn.Module, tm
 
 def test_missing_unexpected_and_misshapen_weights_are_named(a_network: nn.Module) -> None:
     state = dict(a_network.state_dict())
-    with pytest.raises(ModelError, match="weight 'head.weight' has no place"):
+    with pytest.raises(ModelError, match="weight 'head.weight' is not in the network"):
         load_weights(a_network, {**state, "head.weight": torch.zeros(1)})
     with pytest.raises(ModelError, match=r"weight '0.bias' has the shape \(5,\) where the network has \(2,\)"):
         load_weights(a_network, {**state, "0.bias": torch.zeros(5)})

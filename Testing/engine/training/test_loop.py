@@ -167,7 +167,7 @@ def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monke
 
 
 @pytest.mark.slow
-def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Config) -> None:
+def test_other_processes_prefetch_and_each_has_a_seed_of_its_own(config: Config) -> None:
     config = replace(config, num_workers=2, batch=1)
     source, make = sample_source.PrefetchedSource(config, CPU, 7), sample_source.synthesizer_factory(config, CPU)
     alone = [make(seed) for seed in (14, 15)]
@@ -180,13 +180,13 @@ def test_other_processes_paint_ahead_and_each_has_a_seed_of_its_own(config: Conf
 
 
 @pytest.mark.slow
-def test_a_run_with_painting_processes_trains(config: Config) -> None:
+def test_a_run_with_worker_processes_trains(config: Config) -> None:
     loop.train(replace(config, num_workers=1, iterations=2))
     (entry,) = log_of(Path(config.folder))
     assert math.isfinite(entry["loss"])
 
 
-def test_without_maps_the_painting_processes_are_not_begun(config: Config) -> None:
+def test_without_maps_no_worker_process_starts(config: Config) -> None:
     with pytest.raises(InputError, match="no tissue label map to train on"):
         loop.train(replace(config, num_workers=1, anatomies="none/*.npz"))
 
@@ -372,15 +372,15 @@ def test_a_training_step_never_waits_for_the_gpu(config: Config) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_recorded_step_has_the_gradients_of_one_that_is_not(config: Config) -> None:
+def test_a_captured_step_has_the_gradients_of_one_that_is_not(config: Config) -> None:
     device = torch.device("cuda:0")
     run, other = loop.Run(config, device), loop.Run(config, device)
     plain = gradients_of(loop.make_objective(run), run.network, device)
-    recorded = CudaGraphStep(gradients_of(loop.make_objective(other), other.network, device))
+    captured = CudaGraphStep(gradients_of(loop.make_objective(other), other.network, device))
     synthesizer = synthesizer_of(config, device)
-    for _ in range(3):  # recorded with the first, replayed with the others
+    for _ in range(3):  # captured with the first, replayed with the others
         batch = list(vars(synthesizer.batch(1)).values())
-        assert float(recorded(*batch)) == pytest.approx(float(plain(*batch)), rel=1e-2)
-        assert recorded.replays
+        assert float(captured(*batch)) == pytest.approx(float(plain(*batch)), rel=1e-2)
+        assert captured.replays
         for mine, theirs in zip(run.network.parameters(), other.network.parameters(), strict=True):
             assert (mine.grad - theirs.grad).norm() <= 0.05 * mine.grad.norm() + 1e-4

@@ -71,4 +71,4 @@ def test_precision_weighs_twice_as_much(
 
 def test_without_scans_it_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(folder, scans="nowhere") != 0
-    assert "paint some" in capsys.readouterr().err
+    assert "render some" in capsys.readouterr().err

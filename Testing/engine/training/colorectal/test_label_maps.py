@@ -89,7 +89,7 @@ def test_gas_would_rise_to_the_front_and_outside_voxels_know_their_bowel(arrays:
     assert (np.diff(column) < 0).all()
     assert arrays.height[30, y - small_bowel.RADIUS - 3, x] == anatomy.HEIGHTS  # nearest is the large bowel
     assert arrays.height[20, 8, 50] == 0  # nearest is the small one
-    outside, inside = (int(arrays.place[30, y - small_bowel.RADIUS + shift, x]) for shift in (-3, 1))
+    outside, inside = (int(arrays.centreline_index[30, y - small_bowel.RADIUS + shift, x]) for shift in (-3, 1))
     assert abs(outside - inside) <= 1 < inside
 
 

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "iterations": 2,
         "warmup": 1,
         "log_every": 1,
-        "synthesizers": 1,
+        "num_workers": 1,
     }
     (folder / "config.json").write_text(json.dumps(content | {"device": "cpu", "compile": False}), encoding="utf-8")
     return folder
@@ -85,7 +85,7 @@ def test_repeating_one_sample_lowers_its_loss(config: Config) -> None:
     assert losses[-1] < losses[0] - 0.15
 
 
-def test_a_resumed_run_paints_other_samples(config: Config) -> None:
+def test_a_resumed_run_synthesizes_other_samples(config: Config) -> None:
     make = synthesizer_factory(config, CPU)
     first, again, later = (make(seed).batch(1) for seed in (0, 0, 7))
     assert isinstance(first, BowelBatch)

@@ -201,7 +201,7 @@ def test_channels_are_clipped_shifted_and_scaled() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @both_modalities
-def test_painting_never_waits_for_the_gpu(anatomies: list[Anatomy], modality: str) -> None:
+def test_synthesis_never_waits_for_the_gpu(anatomies: list[Anatomy], modality: str) -> None:
     on_gpu = [replace(anatomy, tissues=anatomy.tissues.to("cuda")) for anatomy in anatomies]
     synthesis = synthesizer(on_gpu, mr_share=float(modality == "MR"))
     synthesis.batch(8)  # libraries start up
