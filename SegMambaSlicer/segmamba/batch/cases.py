@@ -16,7 +16,7 @@ from typing import Any
 from segmamba.batch.datafiles import data_files
 from segmamba.batch.layout import SERIES, WORKING
 from segmamba.errors import Cancelled, InputError, OutputError
-from segmamba.io import dicom
+from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_index import Series, group_series
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -169,7 +169,7 @@ def _parts(folder: Path, output: Path) -> Iterator[str]:
     try:
         entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda entry: entry.name)
         others = [entry.path for entry in entries if entry.is_file() and not entry.name.lower().endswith(EXTENSIONS)]
-        whole = any(dicom.is_dicom(Path(path)) for path in others)
+        whole = any(is_dicom(Path(path)) for path in others)
     except OSError:
         # What cannot be read is told when the folder is looked through.
         whole = True
@@ -200,7 +200,7 @@ def _unless_stopped(paths: Iterable[str], stopped: Callable[[], bool] | None) ->
 
 def _is_dicom(path: str) -> bool:
     try:
-        return dicom.is_dicom(Path(path))
+        return is_dicom(Path(path))
     except OSError:
         return False
 

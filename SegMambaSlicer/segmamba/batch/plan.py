@@ -11,7 +11,7 @@ from typing import Any
 from segmamba.batch.fingerprint import digest_of
 from segmamba.errors import InputError, InstallationError
 from segmamba.inference.file_to_file import requested_model
-from segmamba.io.dicom_index import NEEDED
+from segmamba.io.dicom_headers import NEEDED
 from segmamba.models import store
 from segmamba.models.manifest import Model, chosen_labels
 from segmamba.request import Request

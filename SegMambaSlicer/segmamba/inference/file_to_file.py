@@ -18,6 +18,7 @@ from segmamba.errors import (
     package_problem,
 )
 from segmamba.io import dicom
+from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
 from segmamba.io.modality import check_modality, resolve_modality
@@ -150,7 +151,7 @@ def _check_outputs(request: Request) -> None:
     source = Path(request.input)
     check_input(source)
     if _is_dicom_seg(request.output):
-        if not source.is_dir() and not dicom.is_dicom(source):
+        if not source.is_dir() and not is_dicom(source):
             raise OutputError(f"{request.output} needs a DICOM series as input: choose another kind of output.")
         check_sources(dicom.find_files(source))
     outputs = [Path(request.output)]

@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.errors import InputError
+from segmamba.io.dicom_headers import headers, pydicom
 from segmamba.io.read import quiet
 from segmamba.io.volume import Geometry, Volume, check_geometry, nearest_orthonormal
 from segmamba.utils.paths import check_text
@@ -63,12 +64,6 @@ class Slice:
     def normal(self) -> np.ndarray:
         """The LPS direction at right angles to the slice."""
         return np.cross(*self.orientation)
-
-
-def is_dicom(path: Path) -> bool:
-    """Tell whether a file is a DICOM file (by the mark after its preamble)."""
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
 
 
 def read(path: Path) -> Volume:
@@ -138,8 +133,6 @@ def _check_none_is_lost(folder: Path, uid: str, files: Sequence[str]) -> None:
     """Raise InputError where GDCM, which says nothing of damaged files, has passed over one of the series."""
     if find_spec("pydicom") is None:
         return
-    from segmamba.io.dicom_index import headers
-
     listed = {Path(file).name for file in files}
     others = sorted(path for path in folder.iterdir() if path.name not in listed and path.is_file())
     for file, header in headers(others):
@@ -274,8 +267,6 @@ def _read_frames(name: str, file: str) -> Volume:
 
 def _frame_places(file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return where the frames of a multi-frame file lie: positions (n, 3), and the `Slice` directions and spacing."""
-    from segmamba.io.dicom_index import pydicom
-
     header = pydicom().dcmread(file, stop_before_pixels=True)
     try:
         shared, frames = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence

@@ -9,18 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segmamba.errors import InputError, InstallationError
+from segmamba.errors import InputError
 from segmamba.io import dicom
+from segmamba.io.dicom_headers import headers
 from segmamba.io.read import check_values
 from segmamba.io.volume import Volume
 
-NEEDED = "DICOM series and segmentations need pydicom and highdicom: install them with 'pip install highdicom'."
-TAGS = (
-    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "ImageType"),
-    *("SeriesDescription", "SeriesNumber", "PatientID", "StudyDate", "NumberOfFrames", "Rows"),
-)
-# The file DICOMDIR of a disc.
-DIRECTORY = "1.2.840.10008.1.3.10"
 MODALITIES = ("CT", "MR")
 # A sagittal MR of a spine has from about 10 slices; localizers have up to 7.
 FEWEST_SLICES = 8
@@ -133,37 +127,6 @@ def read_series(series: Series) -> Volume:
     volume = dicom.read_files(series.title, series.files)
     check_values(volume.array, series.title)
     return volume
-
-
-def pydicom() -> Any:
-    """Return the package pydicom.
-
-    Raises
-    ------
-    InstallationError
-        It is missing.
-    """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise InstallationError(NEEDED) from error
-    return pydicom
-
-
-def headers(paths: Iterable[Path]) -> Iterator[tuple[str, Any]]:
-    """Give each file that is DICOM, but for the directory of a disc, and its header, or None where that is damaged."""
-    for path in paths:
-        try:
-            if not dicom.is_dicom(path):
-                continue
-            read = pydicom().dcmread
-            header = read(path, stop_before_pixels=True, specific_tags=list(TAGS))
-            if header.file_meta.get("MediaStorageSOPClassUID") != DIRECTORY:
-                yield str(path), header if "SOPClassUID" in header else None
-        except InstallationError:
-            raise
-        except Exception:  # pydicom has no base class for what a damaged file may raise
-            yield str(path), None
 
 
 def _paths_below(folder: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 from segmamba import __version__
 from segmamba.errors import InputError, InstallationError, OutputError
 from segmamba.io.dicom import sorted_slices
-from segmamba.io.dicom_index import NEEDED, pydicom
+from segmamba.io.dicom_headers import NEEDED, pydicom
 from segmamba.labels import Code, Label
 from segmamba.models.manifest import ListedModel
 from segmamba.utils.arrays import label_boxes

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from segmamba.errors import DeviceError, InputError
 from segmamba.io import nifti
+from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.volume import (
     IMPOSSIBLE,
     NO_MEMORY,
@@ -58,7 +59,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
     path = Path(path)
     check_input(path)
-    volume = dicom.read(path) if path.is_dir() or dicom.is_dicom(path) else read_image(path)
+    volume = dicom.read(path) if path.is_dir() or is_dicom(path) else read_image(path)
     check_values(volume.array, str(path))
     return volume
 
