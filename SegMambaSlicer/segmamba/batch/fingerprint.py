@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError
-
-CHUNK = 1 << 20
+from segmamba.utils.hashing import file_sha256
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,10 @@ def file_digest(file: str | Path) -> str:
     InputError
         It cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with open(file, "rb") as stream:
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
+        return file_sha256(file)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): check the file.") from error
-    return digest.hexdigest()
 
 
 def digest_of(content: Any) -> str:

@@ -8,7 +8,6 @@ shared folder. In the latter two it has its own folder, named by its id, with th
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from segmamba.models.manifest import IntensityNormalization, ListedModel, Model
 from segmamba.models.record import RECORD_NAME, read_record
 from segmamba.models.resources import resource_root
 from segmamba.models.settings import MODELS, SHARED_MODELS, setting, user_folder
+from segmamba.utils.hashing import file_sha256
 
 SOFTWARE, USER, SHARED = "software", "user", "shared"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -204,14 +204,10 @@ def sha256(path: Path) -> str:
     ModelError
         The file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+        return file_sha256(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}): check the path of the checkpoint.") from error
-    return digest.hexdigest()
 
 
 def verify(found: Installed) -> str:
