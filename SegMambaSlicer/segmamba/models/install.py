@@ -16,6 +16,7 @@ from segmamba.models import store
 from segmamba.models.manifest import ListedModel
 from segmamba.models.record import RECORD_NAME, Record
 from segmamba.models.settings import MODELS, VARIABLES
+from segmamba.utils.atomic import replacing
 from segmamba.utils.memory import gibibytes
 
 LOCKS = ".locks"
@@ -93,9 +94,8 @@ def file_name(model: ListedModel, suffix: str, sha256: str) -> str:
 def add(folder: Path, temporary: Path, record: Record) -> None:
     """Make a verified file the model's checkpoint, then remove the old one. Call this within `changing`."""
     os.replace(temporary, folder / record.file)
-    draft = folder / f"{RECORD_NAME}{PARTIAL}"
-    draft.write_text(record.to_json(), encoding="utf-8")
-    os.replace(draft, folder / RECORD_NAME)
+    with replacing(folder / RECORD_NAME, PARTIAL) as draft:
+        draft.write_text(record.to_json(), encoding="utf-8")
     for path in folder.iterdir():
         if path.name != record.file and LEFTOVER.search(path.name):
             # Windows does not delete a file that a running job has open: the next change will.

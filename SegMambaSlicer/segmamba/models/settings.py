@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segmamba.errors import ModelError, OutputError
+from segmamba.utils.atomic import replacing
 
 MODELS, SHARED_MODELS, MIRROR = "models", "shared_models", "mirror"
 # The environment variable of each setting.
@@ -120,14 +121,10 @@ def write_setting(name: str, value: str) -> None:
     path = settings_file()
     content = {**read_settings(path), name: value}
     kept = {key: text for key, text in content.items() if text}
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as draft:
             draft.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"The settings file {path} cannot be written ({error.strerror or error}): ask for permission to "

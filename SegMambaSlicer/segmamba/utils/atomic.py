@@ -50,12 +50,27 @@ def atomic_write(path: str | os.PathLike[str], extensions: Sequence[str]) -> Ite
     """
     path = Path(path)
     extension = _extension(path, extensions)
+    try:
+        with replacing(path, extension) as temporary:
+            yield temporary
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{path} cannot be written: check the folder's permissions and free space.") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path, extension: str = ".part") -> Iterator[Path]:
+    """Do what `atomic_write` does, for any name and with the errors as they come.
+
+    Parameters
+    ----------
+    path : Path
+    extension : str
+        End of the temporary name. A process that is killed leaves that file.
+    """
     temporary = path.absolute().with_name(f".{secrets.token_hex(8)}{extension}")
     try:
         yield temporary
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"{path} cannot be written: check the folder's permissions and free space.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
