@@ -6,8 +6,8 @@ imports nothing heavy. Knows nothing of Slicer.
 Examples
 --------
 >>> import segmamba
->>> [model.id for model in segmamba.load_manifest().models]
-['spinemamba', 'segmamba-v2-colorectal']
+>>> segmamba.load_manifest().tasks
+('vertebrae', 'colorectal')
 """
 
 from __future__ import annotations

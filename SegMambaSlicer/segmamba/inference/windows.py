@@ -38,6 +38,13 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
         Voxels of the volume and of a window, ``window <= length``.
     overlap : float
         Part of a window that the next one covers at least, 0 <= overlap < 1.
+
+    Examples
+    --------
+    >>> window_starts(100, 64, 0.25)
+    [0, 36]
+    >>> window_starts(160, 64, 0.5)
+    [0, 32, 64, 96]
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap is {overlap} and must be at least 0 and below 1")
@@ -48,6 +55,12 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def window_count(size: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """Return how many windows `sliding_window.predict` runs over a volume, flips not counted."""
+    """Return how many windows `sliding_window.predict` runs over a volume, flips not counted.
+
+    Examples
+    --------
+    >>> window_count((160, 100, 64), (64, 64, 64), 0.25)
+    6
+    """
     axes = zip(size, patch, strict=True)
     return math.prod(len(window_starts(max(length, width), width, overlap)) for length, width in axes)

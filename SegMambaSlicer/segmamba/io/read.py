@@ -54,6 +54,13 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
         It is not there, cannot be read whole, or is no 3-D scalar volume with a sound geometry and finite values.
     DeviceError
         It does not fit into memory.
+
+    Examples
+    --------
+    >>> read_volume("no-such-file.nii.gz")
+    Traceback (most recent call last):
+    ...
+    segmamba.errors.InputError: no-such-file.nii.gz does not exist: check the path.
     """
     from segmamba.io import dicom
 

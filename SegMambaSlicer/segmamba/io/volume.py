@@ -47,6 +47,16 @@ class Geometry:
         LPS position of the centre of voxel (0, 0, 0), in millimetres.
     direction : tuple of float
         Nine numbers, row-major: column n is the LPS direction in which index n grows.
+
+    Examples
+    --------
+    >>> grid = Geometry((512, 512, 133), (0.7, 0.7, 2.5), (-180.0, -170.0, 30.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> (grid.affine @ [10, 0, 4, 1])[:3].tolist()
+    [-173.0, -170.0, 40.0]
+    >>> round(grid.voxel_volume, 3)
+    1.225
+    >>> Geometry.from_affine(grid.size, grid.affine) == grid
+    True
     """
 
     size: tuple[int, int, int]
@@ -110,6 +120,13 @@ class Volume:
         start (`segmamba.io.modality.resolve_modality`).
     modality_inferred : bool
         The modality was inferred from the values, because the source does not state it.
+
+    Examples
+    --------
+    >>> geometry = Geometry((3, 4, 5), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> volume = Volume(np.zeros((5, 4, 3), np.int16), geometry, "CT")
+    >>> volume.array.shape == volume.geometry.size[::-1]
+    True
     """
 
     array: np.ndarray

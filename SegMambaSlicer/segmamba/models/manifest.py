@@ -263,6 +263,11 @@ def load_manifest(path: Path | None = None) -> Manifest:
     ------
     ModelError
         The file is not a manifest, or is one of another schema version.
+
+    Examples
+    --------
+    >>> load_manifest().default("vertebrae").modalities
+    ('CT', 'MR')
     """
     advice = "check the file" if path else "install SegMambaSlicer again"
     path = path or resource_root() / MANIFEST_NAME
@@ -297,6 +302,12 @@ def chosen_labels(model: Model, structures: Sequence[str] | None) -> tuple[Label
     ------
     ModelError
         The model knows no such structure, or none is named.
+
+    Examples
+    --------
+    >>> model = load_manifest().default("vertebrae")
+    >>> [label.name for label in chosen_labels(model, ["l1", "L2 vertebra", "26"])]
+    ['L1 vertebra', 'L2 vertebra', 'Sacrum']
     """
     if structures is None:
         return model.labels

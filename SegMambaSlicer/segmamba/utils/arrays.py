@@ -9,8 +9,15 @@ from segmamba.errors import InputError
 
 
 def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
-    """Return the bounding box (slices along z, y, x) of every label value that is present."""
+    """Return the bounding box (slices along z, y, x) of every label value that is present.
 
+    Examples
+    --------
+    >>> labels = np.zeros((4, 5, 6), dtype=np.uint8)
+    >>> labels[1:3, 2, 4] = 20
+    >>> label_boxes(labels)
+    {20: (slice(1, 3, None), slice(2, 3, None), slice(4, 5, None))}
+    """
     around = bounding_box(labels > 0)
     if around is None:
         return {}
@@ -24,7 +31,17 @@ def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """Return the box (a slice along each axis) around all that is true in a mask; None where nothing is."""
+    """Return the box (a slice along each axis) around all that is true in a mask; None where nothing is.
+
+    Examples
+    --------
+    >>> mask = np.zeros((4, 5), dtype=bool)
+    >>> mask[1, 2:4] = True
+    >>> bounding_box(mask)
+    (slice(1, 2, None), slice(2, 4, None))
+    >>> bounding_box(mask & False) is None
+    True
+    """
     box: list[slice] = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)

@@ -24,7 +24,13 @@ def system_memory() -> tuple[int, int]:
 
 
 def gibibytes(size: float) -> str:
-    """Write bytes as text, for example ``3.1 GiB``."""
+    """Write bytes as text.
+
+    Examples
+    --------
+    >>> gibibytes(3.1 * 2**30)
+    '3.1 GiB'
+    """
     return f"{size / 2**30:.1f} GiB"
 
 
