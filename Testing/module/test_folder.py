@@ -133,7 +133,7 @@ def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
         logic.segmentFolder(a_folder, tmp_path / "other", **choices)
     logic.stop()
     wait_until(lambda: job.finished)
-    with pytest.raises(Cancelled, match="to go on"):
+    with pytest.raises(Cancelled, match="to resume"):
         job.wait()
     assert ended == [job]
     assert processes() == [] and not (out / WORKING).exists()

@@ -20,7 +20,7 @@ from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_index import Series, group_series
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-# A segmentation beside its volume is no case.
+# A segmentation next to its volume is not a case.
 NOT_CASES = (".seg.nrrd", ".seg.nhdr")
 NAME_LENGTH, HASH_LENGTH = 60, 10
 
@@ -40,9 +40,9 @@ class BatchCase:
     listing : str
         For a DICOM series, the file that lists its files (JSON); they may be thousands, and the cases too. Else empty.
     skipped : str
-        Why it is no scan to segment, as a sentence; empty for one that is.
+        Why it is not a scan to segment, as a sentence; else empty.
     error : str
-        Why it cannot even be looked at, as a sentence; else empty.
+        Why it cannot be read, as a sentence; else empty.
     series : str
         For a DICOM series with identifiers, those of study and series. Else empty.
     """
@@ -69,7 +69,7 @@ def find_cases(
     log: Callable[[str], None] = print,
     stopped: Callable[[], bool] | None = None,
 ) -> list[BatchCase]:
-    """Return the cases of folders, files and patterns, sorted by path; what lies below ``output`` is none.
+    """Return the cases of folders, files and patterns, sorted by path; files below ``output`` are no cases.
 
     A DICOM series is one case, wherever its files lie.
 
@@ -79,7 +79,7 @@ def find_cases(
     output : Path
         Folder of the run; `segmamba.batch.layout.prepare` has made it.
     map_roots : callable
-        Like ``map``; thousands of studies are looked through in parallel by giving that of a cluster.
+        Like ``map``; that of a pool of workers searches thousands of studies in parallel.
     log : callable
         Gets a line for each pattern that nothing matches.
     stopped : callable, optional
@@ -137,14 +137,14 @@ def _joined(parts: Sequence[BatchCase], output: str) -> list[BatchCase]:
 
 
 def _outermost(roots: Iterable[str]) -> list[str]:
-    """Return each root once, without the folders that lie below another one, which is looked through whole."""
+    """Return each root once, without the folders below another one, which is searched whole."""
     once = dict.fromkeys(roots)
     folders = {root for root in once if os.path.isdir(root)}
     return [root for root in once if root not in folders or folders.isdisjoint(map(str, Path(root).parents))]
 
 
 def _roots(given: str, output: Path, log: Callable[[str], None]) -> Iterator[str]:
-    """Give what is looked through at a time: a file, or one study of many."""
+    """Give what is searched at a time: a file, or one study of many."""
     if os.path.exists(given):
         matches = [given]
     elif glob.has_magic(given):
@@ -153,7 +153,7 @@ def _roots(given: str, output: Path, log: Callable[[str], None]) -> Iterator[str
             log(f"Nothing matches {given}: check the pattern.")
     else:
         raise InputError(f"{given} does not exist: check the path.")
-    # Of a series whose slices a pattern names one by one, the folder is looked through once.
+    # If a pattern names the slices of a series one by one, their folder is searched once.
     for match in matches:
         path = Path(os.path.abspath(match))
         if path.is_relative_to(output):
@@ -171,7 +171,7 @@ def _parts(folder: Path, output: Path) -> Iterator[str]:
         others = [entry.path for entry in entries if entry.is_file() and not entry.name.lower().endswith(EXTENSIONS)]
         whole = any(is_dicom(Path(path)) for path in others)
     except OSError:
-        # What cannot be read is told when the folder is looked through.
+        # An error is reported when the folder is searched.
         whole = True
     if whole:
         yield str(folder)

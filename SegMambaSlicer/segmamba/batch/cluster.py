@@ -22,7 +22,7 @@ from segmamba.errors import WorkerError
 
 CONNECT_SECONDS = 30
 PREFIX = "segmamba-engine-"
-LOST = "The connection to the Dask scheduler is lost: give the same command again, what is done stays done."
+LOST = "The connection to the Dask scheduler is lost: give the same command again to resume, finished cases are kept."
 
 
 class EnginePlugin(distributed.WorkerPlugin):

@@ -1,4 +1,4 @@
-"""Having many cases done by a pool of workers: a few at a time, again where that may help, each ending in one row."""
+"""Runs cases on a pool of workers: a few at a time, again where that may help, each ending in one row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segmamba.errors import Cancelled, SegMambaError, WorkerError
 
 DIED = "The worker died again and again at this case, most likely because memory ran out: segment it alone to see why."
 WAITING = "The cluster has no worker yet: waiting for one."
-STOPPED = "The batch was stopped: give the same command again to go on, what is done stays done."
+STOPPED = "The batch was stopped: give the same command again to resume it, finished cases are kept."
 
 
 def wait_for_workers(pool: Pool, stopped: Callable[[], bool], log: Callable[[str], None]) -> None:
@@ -61,7 +61,7 @@ def stoppable_map(
         except SegMambaError:
             raise
         except Exception as error:
-            raise WorkerError(f"The inputs cannot be looked through ({_described(error)}): report it.") from error
+            raise WorkerError(f"The inputs cannot be searched ({_described(error)}): report it.") from error
         yield found
 
 

@@ -1,4 +1,4 @@
-"""Where a run puts what it makes: below its output folder, each case in a folder that is complete or not there."""
+"""The files of a run below its output folder; the folder of a case is complete or absent."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from segmamba.errors import OutputError
 CASES, WORKING, SERIES, LOCK = "cases", ".working", "series", ".lock"
 ROWS, TABLE, PARQUET, OVERVIEW = "rows.jsonl", "table.csv", "table.parquet", "overview.html"
 REPORT, PREVIEW, THUMBNAIL, RECORD = "report.json", "preview.png", "thumbnail.jpg", "case.json"
-# How often a folder is put in its place before giving up; only a second writer of the same case makes it fail once.
+# Attempts to put a folder in its place; only a second writer of the same case makes it fail once.
 PUBLISHING_ATTEMPTS = 5
 
 
 def prepare(folder: Path) -> None:
-    """Make the folders of a run, and clear away what an earlier one that was broken off left half done.
+    """Make the folders of a run, and remove what an interrupted one left unfinished.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def prepare(folder: Path) -> None:
     try:
         clear(folder)
         (folder / CASES).mkdir(parents=True, exist_ok=True)
-        # What is not done yet is nobody else's to see.
+        # Unfinished results are for this user only.
         (folder / WORKING).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise OutputError(
@@ -38,13 +38,13 @@ def prepare(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what is only of use while a run goes on."""
+    """Remove what is only of use during a run."""
     shutil.rmtree(folder / WORKING, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def working_folder(folder: Path, name: str) -> Iterator[Path]:
-    """Give an empty folder on the disk of the results, that is gone when the block ends unless it was published.
+    """Give an empty folder on the disk of the results, which is removed at the end of the block unless published.
 
     Raises
     ------
@@ -63,9 +63,9 @@ def working_folder(folder: Path, name: str) -> Iterator[Path]:
 
 
 def publish(work: Path, target: Path) -> None:
-    """Put a finished working folder in the place of a case's folder, whole, by renaming.
+    """Replace a case's folder by a finished working folder, by renaming.
 
-    An older folder of that name gives way; between the two renames there is none, never a mixture.
+    Between the two renames there is no folder, never a mixture.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a run does to each of its cases, and the hash that tells one run's settings from another's."""
+"""What a run does to each of its cases, and the hash that identifies its settings."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     Raises
     ------
     InputError
-        The format is none.
+        There is no such format.
     ModelError
         The model is unknown, not installed or damaged.
     InstallationError
