@@ -100,6 +100,7 @@ def test_cancelled_job_raises_when_waited_for(logic, a_ct, a_slow_model):
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
 
 
+@pytest.mark.slow
 def test_cancel_while_segments_are_added_takes_them_back(logic, a_ct, a_quick_model, wait_until, monkeypatch):
     from SegMambaSlicerLib import segmentation_job as module
 

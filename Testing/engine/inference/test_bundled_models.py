@@ -29,6 +29,7 @@ def labels(neck_ct: Path) -> np.ndarray:
     return segment(read_volume(neck_ct), MODEL, OPTIONS).labels
 
 
+@pytest.mark.slow
 def test_vertebrae_of_a_real_ct_are_found(neck_ct: Path, labels: np.ndarray) -> None:
     reference = sitk.GetArrayFromImage(sitk.ReadImage(str(neck_ct).replace("_ct.", "_vertebrae.")))
     # The bundled checkpoint reaches 0.84 here: less than 0.8 means that something broke.
@@ -36,6 +37,7 @@ def test_vertebrae_of_a_real_ct_are_found(neck_ct: Path, labels: np.ndarray) -> 
     assert len(np.unique(labels)) > 8
 
 
+@pytest.mark.slow
 def test_a_permuted_and_flipped_copy_in_another_format_gets_the_same_labels(
     neck_ct: Path, labels: np.ndarray, tmp_path: Path
 ) -> None:
@@ -49,6 +51,7 @@ def test_a_permuted_and_flipped_copy_in_another_format_gets_the_same_labels(
     assert (back != labels).sum() <= 0.005 * (labels > 0).sum()
 
 
+@pytest.mark.slow
 def test_bowel_of_a_real_ct_is_found_and_hardly_a_tumour(shared: Path) -> None:
     ct = shared / "data/val/ct/totalseg_example_ct.nii.gz"
     model = load_manifest().default("colorectal")
