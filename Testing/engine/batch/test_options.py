@@ -46,13 +46,13 @@ def test_results_of_another_version_are_done_again_and_that_is_said(
 ) -> None:
     monkeypatch.setattr(engine, "Engine", QuickEngine)
     call.remove("--quiet")
-    assert cli.main(call) == 0
+    assert main(call) == 0
     for record in (tmp_path / "out" / CASES).glob(f"*/{RECORD}"):
         record.write_text(json.dumps(json.loads(record.read_text()) | {"version": 1}))
     sentence = f"{tmp_path / 'out'} has results of another version of this software"
     for again, said in ((True, 1), (False, 0)):
         capsys.readouterr()
-        assert cli.main(call) == 0
+        assert main(call) == 0
         assert capsys.readouterr().err.count(sentence) == said
         assert [row["this_run"] for row in rows(tmp_path / "out")] == [again] * 3
 
