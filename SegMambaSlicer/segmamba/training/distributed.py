@@ -42,7 +42,11 @@ class ProcessGroup:
         """Return whether all processes want to continue; a group is asked at every `AGREE_EVERY`-th iteration only."""
         if self.size == 1:
             return mine
-        return iteration % AGREE_EVERY > 0 or not self._count(not mine, device)
+        return iteration % AGREE_EVERY > 0 or self._count(not mine, device) == 0
+
+    def mean(self, mine: float, device: torch.device) -> float:
+        """Return the mean of a number of all processes, the same in each."""
+        return mine if self.size == 1 else self._count(mine, device) / self.size
 
     def wait(self, device: torch.device) -> None:
         """Wait for all processes: the others would wait forever for results of one that has ended."""
@@ -50,10 +54,10 @@ class ProcessGroup:
             self._count(True, device)
 
     @staticmethod
-    def _count(mine: bool, device: torch.device) -> int:
+    def _count(mine: float, device: torch.device) -> float:
         count = torch.tensor(float(mine), device=device)
         torch.distributed.all_reduce(count)
-        return int(count.item())
+        return float(count.item())
 
 
 SINGLE = ProcessGroup()

@@ -23,23 +23,21 @@ from segmamba.errors import InputError, OutputError
 from segmamba.inference.device import choose_device
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
-from segmamba.tasks import COLORECTAL_TASK
-from segmamba.training.colorectal.validation import evaluate_bowel
 from segmamba.training.config import Config, read_config
 from segmamba.training.cuda_graph import CudaGraphStep, Objective, gradients_of
-from segmamba.training.distributed import SINGLE, ProcessGroup, join_process_group
-from segmamba.training.losses import dice_cross_entropy, vertebra_loss
-from segmamba.training.sample_source import Source, source_factory
-from segmamba.training.vertebrae.validation import evaluate
+from segmamba.training.distributed import AGREE_EVERY, SINGLE, ProcessGroup, join_process_group
+from segmamba.training.run_config import RunConfig
+from segmamba.training.sample_source import Source
+from segmamba.training.tasks import SyntheticTask, Task
 from segmamba.utils.atomic import atomic_write
 
-# The cosine decay ends at this part of the learning rate.
-LAST_RATE = 0.005
 LARGEST_GRADIENT_NORM = 1.0
 
 
 class Run:
     """The state of a training run: network, averaged network, optimizer, iteration; equal in all processes of a group.
+
+    ``seconds`` is the time spent on steps so far, as the group agrees on it; ``best`` the best evaluation.
 
     Raises
     ------
@@ -51,9 +49,12 @@ class Run:
         The folder cannot be made.
     """
 
-    def __init__(self, config: Config, device: torch.device, group: ProcessGroup = SINGLE) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, group: ProcessGroup = SINGLE, task: Task | None = None
+    ) -> None:
         torch.manual_seed(config.seed)
         self.config = config
+        self.task = task or _synthetic(config)
         self.device = device
         self.group = group
         self.folder = config.base / config.folder
@@ -68,12 +69,11 @@ class Run:
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         kept = [p for p in self.network.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            fused=True,
-        )
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        self.optimizer = self.task.optimizer(groups, config.learning_rate)
         self.iteration = 0
+        self.seconds = 0.0
+        self.best: float | None = None
         if resumed:
             self._load()
 
@@ -92,6 +92,11 @@ class Run:
         """The averaged weights in half precision."""
         return self.folder / "weights.safetensors"
 
+    @property
+    def best_path(self) -> Path:
+        """Those of the best evaluation, where the task has a figure to choose by."""
+        return self.folder / "best.safetensors"
+
     def _load(self) -> None:
         try:
             state = torch.load(self.state_path, map_location=self.device, weights_only=True)
@@ -99,6 +104,8 @@ class Run:
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.iteration = state["iteration"]
+            self.seconds = state.get("seconds", 0.0)
+            self.best = state.get("best")
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
             problem = f"{self.state_path} is damaged or belongs to another network"
             raise InputError(f"{problem}: choose another folder in the configuration.") from error
@@ -112,11 +119,25 @@ class Run:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
+            "seconds": self.seconds,
+            "best": self.best,
         }
         with atomic_write(self.state_path, (".pt",)) as file:
             torch.save(state, file)
-        with atomic_write(self.weights_path, (".safetensors",)) as file:
+        self._save_weights(self.weights_path)
+
+    def _save_weights(self, path: Path) -> None:
+        with atomic_write(path, (".safetensors",)) as file:
             save_safetensors(self.average, file, metadata={"iteration": str(self.iteration)})
+
+    def evaluate(self) -> None:
+        """Let the main process measure the averaged network, and keep its weights if they are the best so far."""
+        if not self.group.is_main_process:
+            return
+        figure = self.task.evaluate(self)
+        if figure is not None and (self.best is None or figure > self.best):
+            self.best = figure
+            self._save_weights(self.best_path)
 
     def log(self, **entry: Any) -> None:
         """Print one JSON object and append it to the log."""
@@ -128,12 +149,8 @@ class Run:
         print(line, flush=True)
 
     def learning_rate(self) -> float:
-        """Return the rate of the next step: linear warm-up, then cosine decay."""
-        config = self.config
-        if self.iteration < config.warmup:
-            return config.learning_rate * (self.iteration + 1) / config.warmup
-        done = (self.iteration - config.warmup) / max(1, config.iterations - config.warmup)
-        return config.learning_rate * max(LAST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        """Return the rate of the next step."""
+        return self.task.learning_rate(self)
 
     def update_average(self) -> None:
         """Move the averaged weights towards the network's, faster at the beginning."""
@@ -144,8 +161,10 @@ class Run:
             torch._foreach_lerp_(averaged, current, 1 - decay)
 
 
-def train(config: Config, minutes: float = math.inf) -> Path:
+def train(config: RunConfig, minutes: float = math.inf, task: Task | None = None) -> Path:
     """Train until ``config.iterations`` or for ``minutes``; return the path of the averaged weights.
+
+    Without a task, synthetic images are trained on as ``config``, a `Config`, says.
 
     Raises
     ------
@@ -156,32 +175,40 @@ def train(config: Config, minutes: float = math.inf) -> Path:
     """
     end = time.monotonic() + 60 * minutes
     group, device = join_process_group(_device(config.device))
-    cases = config.files(config.evaluation) if config.evaluation else []
-    if config.evaluation and not cases:
-        raise InputError(f"No evaluation case matches '{config.evaluation}': correct it, or leave the key out.")
-    make_source = source_factory(config, device)
-    run = Run(config, device, group)
-    # Neither a resumed run nor two processes of a group may draw the same samples.
-    source = make_source((config.seed + run.iteration) * group.size + group.rank)
+    task = task or _synthetic(config)
+    task.prepare(device)
+    run = Run(config, device, group, task)
+    source = task.source(run)
     gradients = make_gradients(run)
     losses: list[Tensor] = []
-    last = time.monotonic()
-    while run.iteration < config.iterations and group.agree_to_continue(time.monotonic() < end, run.iteration, device):
+    last = began = time.monotonic()
+    spent = run.seconds
+    while run.iteration < config.iterations and group.agree_to_continue(
+        time.monotonic() < end and not task.is_over(run), run.iteration, device
+    ):
         losses.append(step(run, gradients, source))
         run.iteration += 1
+        if run.iteration % AGREE_EVERY == 0:
+            run.seconds = group.mean(spent + time.monotonic() - began, device)
         if run.iteration % config.log_every == 0:
             _log_progress(run, losses, last)
             losses, last = [], time.monotonic()
         if run.iteration % config.checkpoint_every == 0:
             run.save()
-        if cases and run.iteration % config.evaluate_every == 0 and run.iteration < config.iterations:
-            _evaluate(run, cases)
-            last = time.monotonic()
+        if task.evaluates and run.iteration % config.evaluate_every == 0 and run.iteration < config.iterations:
+            spent += time.monotonic() - began
+            run.evaluate()
+            last = began = time.monotonic()
     run.save()
     group.wait(device)
-    if cases:
-        _evaluate(run, cases)
+    if task.evaluates:
+        run.evaluate()
     return run.weights_path
+
+
+def _synthetic(config: RunConfig) -> Task:
+    assert isinstance(config, Config)
+    return SyntheticTask(config)
 
 
 def train_from_config(path: Path, minutes: float = math.inf) -> Path:
@@ -221,7 +248,7 @@ def make_objective(run: Run) -> Objective:
     """Return the function from images and targets to the loss, compiled where wanted and possible."""
     scan.allow_compiling()
     network = run.network
-    loss = dice_cross_entropy if run.config.task == COLORECTAL_TASK else vertebra_loss
+    loss = run.task.loss
 
     def objective(image: Tensor, *targets: Tensor) -> Tensor:
         return loss(network(image), *targets)
@@ -232,7 +259,7 @@ def make_objective(run: Run) -> Objective:
 def make_gradients(run: Run) -> Objective:
     """Return the function from a batch to its loss that leaves the gradients; a CUDA graph if it is compiled."""
     compute = gradients_of(make_objective(run), run.network, run.device)
-    return CudaGraphStep(compute) if run.compiles else compute
+    return CudaGraphStep(compute) if run.compiles or (run.task.records and run.device.type == "cuda") else compute
 
 
 def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:
@@ -241,13 +268,3 @@ def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:
         raise InputError("The loss is no longer finite: lower learning_rate and resume from the last state.")
     speed = len(losses) / (time.monotonic() - since)
     run.log(loss=round(loss, 4), lr=run.learning_rate(), per_second=round(speed, 2))
-
-
-def _evaluate(run: Run, cases: Sequence[Path]) -> None:
-    if not run.group.is_main_process:
-        return
-    config = run.config
-    dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32
-    measure = evaluate_bowel if config.task == COLORECTAL_TASK else evaluate
-    results = measure(run.average, cases, config.channels, config.patch, dtype)
-    run.log(evaluation={name: {key: round(value, 4) for key, value in case.items()} for name, case in results.items()})

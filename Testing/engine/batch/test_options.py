@@ -13,7 +13,6 @@ from pyarrow import parquet
 
 from segmamba.batch import engine
 from segmamba.batch.layout import CASES, PARQUET, RECORD
-from segmamba.cli import main as cli
 from segmamba.cli.main import main
 from segmamba.errors import Cancelled, WorkerError
 from segmamba.request import Request

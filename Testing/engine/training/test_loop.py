@@ -22,7 +22,7 @@ from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import IntensityNormalization, load_manifest
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
-from segmamba.training import loop, sample_source
+from segmamba.training import loop, sample_source, tasks
 from segmamba.training.config import Config, read_config
 from segmamba.training.cuda_graph import CudaGraphStep, gradients_of
 from segmamba.training.losses import vertebra_loss
@@ -265,7 +265,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(config: Config, monke
     def broken(*batch: torch.Tensor) -> torch.Tensor:
         return math.nan * vertebra_loss(*batch)
 
-    monkeypatch.setattr(loop, "vertebra_loss", broken)
+    monkeypatch.setattr(tasks, "vertebra_loss", broken)
     with pytest.raises(InputError, match="lower learning_rate"):
         loop.train(config)
     assert not (Path(config.folder) / "log.jsonl").exists()
