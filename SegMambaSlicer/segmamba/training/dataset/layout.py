@@ -1,0 +1,72 @@
+"""A labelled data set: which images belong together, what their labels mean, and whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+
+@dataclass(frozen=True)
+class Case:
+    """The images of one examination, and its labels.
+
+    Attributes
+    ----------
+    name : str
+    images : tuple of Path
+        One a channel, on one grid.
+    labels : Path
+    person : str
+        Whose it is: all cases of one person go into the same part of a split.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    labels: Path
+    person: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled data set.
+
+    Attributes
+    ----------
+    folder : Path
+    channels : tuple of str
+        What each image of a case is, e.g. ("CT",) or ("T2", "T1").
+    labels : mapping of str to int
+        Name and value of each structure, in ascending order of values; the background (0) is not in it.
+    ignore : int or None
+        The value of voxels that nobody has labelled.
+    cases : tuple of Case
+        Sorted by name.
+    """
+
+    folder: Path
+    channels: tuple[str, ...]
+    labels: Mapping[str, int]
+    ignore: int | None
+    cases: tuple[Case, ...]
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether all channels are CT, whose intensities mean the same everywhere."""
+        return all(channel.upper() == "CT" for channel in self.channels)
+
+
+def stem(path: Path) -> str:
+    """Return a file's name without its extension, of which ``.nii.gz`` is one."""
+    extension = next((e for e in IMAGE_EXTENSIONS if path.name.lower().endswith(e)), path.suffix)
+    return path.name[: len(path.name) - len(extension)]
+
+
+def images_in(folder: Path) -> Sequence[Path]:
+    """Return the image files of a folder, sorted; hidden ones are left out. Empty where there is no folder."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.name.lower().endswith(IMAGE_EXTENSIONS))
+    return sorted(path for path in found if not path.name.startswith("."))

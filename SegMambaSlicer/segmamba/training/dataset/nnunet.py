@@ -1,0 +1,81 @@
+"""Data sets with a ``dataset.json``: nnU-Net v2 and Medical Segmentation Decathlon."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segmamba.errors import InputError
+from segmamba.training.dataset.layout import Case, Dataset, images_in, stem
+
+DESCRIPTION = "dataset.json"
+IGNORE = "ignore"
+BACKGROUND = "background"
+# nnU-Net ends the name of each channel's file so.
+CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+# A person in the names that BIDS and the panel give; else a case is a person.
+PERSON = re.compile(r"sub-[A-Za-z0-9]+")
+
+
+def read_described(folder: Path) -> Dataset:
+    """Read a data set with a ``dataset.json``, its cases from ``imagesTr`` and ``labelsTr``.
+
+    nnU-Net v2: ``channel_names`` and ``labels`` by name; images ``CASE_0000``, ``CASE_0001``, ... Decathlon:
+    ``modality`` and ``labels`` by value; images ``CASE``, with several channels in four dimensions, which are refused.
+
+    Raises
+    ------
+    InputError
+        The description cannot be read, a label belongs to no image, or a channel is missing.
+    """
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        channels = _channels(description)
+        labels, ignore = _labels(description["labels"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not describe a data set ({error}): write channel_names and labels.") from error
+    images: dict[str, dict[int, Path]] = {}
+    for image in images_in(folder / "imagesTr"):
+        match = CHANNEL.match(stem(image))
+        name, channel = (match["case"], int(match["channel"])) if match else (stem(image), 0)
+        images.setdefault(name, {})[channel] = image
+    cases = [_case(label, images.get(stem(label), {}), len(channels)) for label in images_in(folder / "labelsTr")]
+    return Dataset(folder, channels, labels, ignore, tuple(cases))
+
+
+def _case(labels: Path, images: Mapping[int, Path], channels: int) -> Case:
+    name = stem(labels)
+    for channel in range(channels):
+        if channel not in images:
+            raise InputError(f"{labels} has no image of channel {channel:04} in imagesTr: add it, or move the labels.")
+    person = PERSON.match(name)
+    return Case(name, tuple(images[c] for c in range(channels)), labels, person[0] if person else name)
+
+
+def _channels(description: Mapping[str, Any]) -> tuple[str, ...]:
+    names = description.get("channel_names") or description["modality"]
+    if sorted(map(int, names)) != list(range(len(names))) or not names:
+        raise ValueError("channels are not numbered from 0")
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _labels(described: Mapping[str, Any]) -> tuple[dict[str, int], int | None]:
+    """Return names with values, and the value to ignore. nnU-Net maps names to values, Decathlon values to names."""
+    by_name = {
+        **{str(name): value for name, value in described.items() if not str(name).isdigit()},
+        **{str(name): int(value) for value, name in described.items() if str(value).isdigit()},
+    }
+    for name, value in by_name.items():
+        if isinstance(value, list):
+            raise ValueError(f"label '{name}' is a region of several values, which is not supported yet")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 254:
+            raise ValueError(f"label '{name}' is no whole number from 0 to 254")
+    ignore = by_name.pop(IGNORE, None)
+    structures = {name: value for name, value in by_name.items() if value != 0 and name != BACKGROUND}
+    if not structures:
+        raise ValueError("there is no label beside the background")
+    return dict(sorted(structures.items(), key=lambda item: item[1])), ignore
