@@ -1,0 +1,198 @@
+"""The plan of a training: grid, intensities, patch, batch and recipe, as JSON that may be edited before it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segmamba.errors import InputError
+from segmamba.models.manifest import Channel, Preprocessing
+from segmamba.utils.atomic import atomic_write
+
+# The class of voxels that nobody has labelled, in cached labels.
+IGNORED = 255
+# What lies outside a volume: air, or the dark of an MR.
+CT_FILL, OTHER_FILL = -1024.0, 0.0
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("polynomial", "cosine")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; see `segmamba.training.config.Config` for what it has in common with that.
+
+    Attributes
+    ----------
+    minutes : float or None
+        The learning rate ends, and the run with it, when so much time was spent on steps; or ``iterations`` earlier.
+    optimizer : str
+        "adamw", or "sgd" with Nesterov momentum 0.99.
+    schedule : str
+        "polynomial" (exponent 0.9, to zero) or "cosine".
+    foreground_share : float
+        Part of a batch's samples that are centred on a structure, each structure equally often; at least one sample.
+    evaluate_every : int
+        In iterations; 0: only at the end.
+    record : bool
+        A step is recorded as a CUDA graph, without being compiled.
+    readers : int
+        Threads that read crops ahead of the GPU.
+    """
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    batch: int = 2
+    iterations: int = 30000
+    minutes: float | None = None
+    warmup: int = 50
+    optimizer: str = "adamw"
+    schedule: str = "polynomial"
+    learning_rate: float = 6e-4
+    weight_decay: float = 1e-2
+    ema: float = 0.999
+    foreground_share: float = 0.33
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    evaluate_every: int = 1000
+    seed: int = 0
+    device: str = "auto"
+    compile: bool = False
+    record: bool = True
+    readers: int = 4
+    start_from: str = ""
+    folder: str = "."
+    base: Path = Path(".")
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}")
+        for name in ("batch", "iterations", "log_every", "checkpoint_every", "evaluate_every", "readers"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1")
+        if not 0 <= self.foreground_share <= 1:
+            raise ValueError("foreground_share must be from 0 to 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError("ema must be at least 0 and below 1")
+        if self.learning_rate <= 0 or self.weight_decay < 0 or self.warmup < 0:
+            raise ValueError("learning_rate must be positive, weight_decay and warmup not negative")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError("minutes must be positive")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a data set's images are turned into, and how a network is trained on them.
+
+    Attributes
+    ----------
+    dataset : str
+        Its name, for the reader.
+    channels : tuple of str
+        What each image of a case is.
+    labels : mapping of str to int
+        Structures and their values in the label maps; the network's classes in this order, after the background.
+    ignore : int or None
+        The value of voxels that nobody has labelled.
+    orientation : str
+        Directions in which x, y and z grow, as in a model's entry.
+    spacing : tuple of float
+        Of the network's grid in mm along x, y, z.
+    crop_nonzero : bool
+        Volumes are cropped to what is not zero.
+    intensities : tuple of Channel
+        How each channel of the network's input is made.
+    patch : tuple of int
+        Voxels along z, y, x.
+    mirror_axes : tuple of int
+        Axes (0, 1, 2 for z, y, x) along which samples are mirrored.
+    recipe : Recipe
+    """
+
+    dataset: str
+    channels: tuple[str, ...]
+    labels: Mapping[str, int]
+    ignore: int | None
+    orientation: str
+    spacing: tuple[float, float, float]
+    crop_nonzero: bool
+    intensities: tuple[Channel, ...]
+    patch: tuple[int, int, int]
+    mirror_axes: tuple[int, ...]
+    recipe: Recipe = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.intensities) != len(self.channels):
+            raise ValueError("intensities must be as many as channels")
+        if len(self.patch) != 3 or not all(isinstance(n, int) and n > 0 for n in self.patch):
+            raise ValueError("patch must be three whole numbers")
+        if len(self.spacing) != 3 or not all(step > 0 for step in self.spacing):
+            raise ValueError("spacing must be three positive numbers")
+        if not set(self.mirror_axes) <= {0, 1, 2}:
+            raise ValueError("mirror_axes must be of 0, 1 and 2")
+        if self.recipe.arguments.get("in_channels") != len(self.channels):
+            raise ValueError("recipe.arguments.in_channels must be the number of channels")
+        if self.recipe.arguments.get("out_channels") != self.classes:
+            raise ValueError(f"recipe.arguments.out_channels must be {self.classes}: background and labels")
+
+    @property
+    def classes(self) -> int:
+        """Number of the network's classes, with the background."""
+        return 1 + len(self.labels)
+
+    def preprocessing(self, channel: int) -> Preprocessing:
+        """Return how a channel's volumes are brought to the network's grid."""
+        fill = CT_FILL if self.channels[channel].upper() == "CT" else OTHER_FILL
+        return Preprocessing(
+            orientation=self.orientation,
+            spacing=self.spacing,
+            interpolation="linear",
+            crop_above=None,
+            fill=fill,
+            channels=(self.intensities[channel],),
+            crop_nonzero=self.crop_nonzero,
+        )
+
+    def data(self) -> dict[str, Any]:
+        """Return all that the cached cases depend on, ready for JSON."""
+        names = ("channels", "labels", "ignore", "orientation", "spacing", "crop_nonzero")
+        content = {name: getattr(self, name) for name in names}
+        return {**content, "intensities": [dataclasses.asdict(channel) for channel in self.intensities]}
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write a plan as JSON. Raises OutputError where that cannot be."""
+    recipe = {f.name: getattr(plan.recipe, f.name) for f in dataclasses.fields(Recipe) if f.name not in RUN_FIELDS}
+    rest = {"dataset": plan.dataset, **plan.data(), "patch": plan.patch, "mirror_axes": plan.mirror_axes}
+    with atomic_write(path, (".json",)) as file:
+        file.write_text(json.dumps({**rest, "recipe": recipe}, indent=2) + "\n", encoding="utf-8")
+
+
+# Where a run is, which its plan does not say.
+RUN_FIELDS = ("folder", "base")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not JSON, has unknown or missing keys, or values that cannot be.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["intensities"] = tuple(Channel(**channel) for channel in content["intensities"])
+        for key in ("channels", "spacing", "patch", "mirror_axes"):
+            content[key] = tuple(content[key])
+        recipe = Recipe(**content.pop("recipe"), base=path.resolve().parent)
+        return Plan(**content, recipe=recipe)
+    except OSError as error:
+        raise InputError(f"The training plan {path} cannot be read: check the path.") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"The training plan {path} is not valid ({error}): correct it, or delete it.") from error
