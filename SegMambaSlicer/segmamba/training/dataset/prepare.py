@@ -1,0 +1,123 @@
+"""A case on the network's grid, made by the very steps that a model's input goes through when it segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from segmamba.inference.model_grid import ModelGrid
+from segmamba.inference.preprocess import padding_values, resample_to_model
+from segmamba.io.read import read_image, read_volume
+from segmamba.io.volume import Geometry, Volume, to_image
+from segmamba.models.manifest import Model, ModelFile, Postprocessing, Preprocessing
+from segmamba.training.dataset.cache import as_classes, is_cached, make_folder, write_case
+from segmamba.training.dataset.layout import Case
+from segmamba.training.dataset.plan import Plan
+from segmamba.utils.arrays import as_labels
+from segmamba.utils.parallel import processors
+
+LARGEST_VALUE = 254
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case on the network's grid: see `segmamba.training.dataset.cache.CachedCase`."""
+
+    image: np.ndarray
+    labels: np.ndarray
+    padding: tuple[float, ...]
+    grid: ModelGrid
+
+
+def fill_cache(cases: Iterable[Case], plan: Plan, folder: Path) -> None:
+    """Prepare and write the cases that are not in a cache yet, one on each processor.
+
+    Raises
+    ------
+    InputError, DeviceError
+        As `segmamba.io.volume.read_volume`; the sentence names the file.
+    OutputError
+        The cache cannot be written.
+    """
+    make_folder(folder)
+    missing = [case for case in cases if not is_cached(folder, case.name)]
+
+    def add(case: Case) -> None:
+        made = prepare(case, plan)
+        write_case(folder, case.name, case.person, made.image, made.labels, made.padding, made.grid, plan.classes)
+
+    with ThreadPoolExecutor(processors()) as pool:
+        # In the order of the cases, so that the same broken file is named each time.
+        for _ in pool.map(add, missing):
+            pass
+
+
+def prepare(case: Case, plan: Plan) -> PreparedCase:
+    """Read a case and bring it to the plan's grid: intensities normalised, labels as classes.
+
+    Raises
+    ------
+    InputError, DeviceError
+        See `fill_cache`.
+    """
+    volumes = [read_volume(path) for path in case.images]
+    parts = [resample_to_model(volume, _model(plan.preprocessing(channel))) for channel, volume in enumerate(volumes)]
+    image, grid = np.concatenate([part for part, _ in parts]), parts[0][1]
+    padding = [
+        padding_values(plan.preprocessing(channel), torch.from_numpy(part))[0]
+        for channel, (part, _) in enumerate(parts)
+    ]
+    labels = labels_on_grid(read_image(case.labels), grid.geometry, str(case.labels))
+    return PreparedCase(image, as_classes(labels, list(plan.labels.values()), plan.ignore), tuple(padding), grid)
+
+
+def labels_on_grid(labels: Volume, geometry: Geometry, name: str) -> np.ndarray:
+    """Return the label of most weight at each voxel of a grid, uint8 (z, y, x); 0 outside the label map.
+
+    Each label is interpolated linearly, which keeps surfaces smooth where a nearest voxel would make steps.
+
+    Raises
+    ------
+    InputError
+        The label map, called ``name``, holds something else than whole values from 0 to 254.
+    """
+    image = to_image(as_labels(labels.array, LARGEST_VALUE, name), labels.geometry)
+    resampled = sitk.Resample(
+        image,
+        geometry.size,
+        sitk.Transform(),
+        sitk.sitkLabelLinear,
+        geometry.origin,
+        geometry.spacing,
+        geometry.direction,
+    )
+    return sitk.GetArrayFromImage(resampled)
+
+
+def _model(preprocessing: Preprocessing) -> Model:
+    """Return a model that has nothing but a grid and intensities."""
+    file = ModelFile("", None, None, None)
+    return Model(
+        id="",
+        version="",
+        title="",
+        task="",
+        architecture="",
+        arguments={},
+        modalities=(),
+        file=file,
+        entry={},
+        labels=(),
+        channel_values=(),
+        preprocessing=preprocessing,
+        patch=(1, 1, 1),
+        overlap=0.5,
+        mirror_axes=(),
+        postprocessing=Postprocessing.NONE,
+    )
