@@ -188,7 +188,7 @@ def train(config: RunConfig, minutes: float = math.inf, task: Task | None = None
     ):
         losses.append(step(run, gradients, source))
         run.iteration += 1
-        if run.iteration % AGREE_EVERY == 0:
+        if group.size == 1 or run.iteration % AGREE_EVERY == 0:
             run.seconds = group.mean(spent + time.monotonic() - began, device)
         if run.iteration % config.log_every == 0:
             _log_progress(run, losses, last)

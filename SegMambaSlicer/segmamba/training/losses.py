@@ -49,7 +49,7 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
     return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
 
 
-def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def dice_cross_entropy(logits: Tensor, labels: Tensor, ignore: int | None = None) -> Tensor:
     """Return the mean cross-entropy plus one minus the mean soft Dice, a scalar.
 
     The Dice is taken over the whole batch at once, and its mean over the classes that are present in the labels, the
@@ -60,7 +60,9 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     logits : Tensor (batch, classes, z, y, x)
         Any floating type; the loss is computed in float32.
     labels : Tensor (batch, z, y, x), int64
-        From 0 to classes - 1.
+        From 0 to classes - 1, or ``ignore``.
+    ignore : int, optional
+        Voxels of this value count in neither part: nobody has labelled them.
     """
     # Sums over masks, as counting or adding up by label would make the processor wait for the GPU or the GPU's
     # threads for one another; torch.compile makes one pass of them.
@@ -69,9 +71,14 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     mask = labels[:, None] == classes
     log_probabilities = logits.float().log_softmax(dim=1)
     probabilities = log_probabilities.exp()
+    if ignore is not None:
+        probabilities = torch.where(labels[:, None] == ignore, 0.0, probabilities)
     overlap = torch.where(mask, probabilities, 0.0).sum(voxels)
     reference = mask.sum(voxels).float()
     dice = (2 * overlap + SMOOTHING) / (reference + probabilities.sum(voxels) + SMOOTHING)
     counted = (reference[1:] > 0).float()
     mean_dice = (dice[1:] * counted).sum() / counted.sum().clamp(min=1.0)
-    return functional.nll_loss(log_probabilities, labels) + 1.0 - mean_dice
+    if ignore is None:
+        return functional.nll_loss(log_probabilities, labels) + 1.0 - mean_dice
+    counted_voxels = reference.sum().clamp(min=1.0)
+    return 1.0 - mean_dice - torch.where(mask, log_probabilities, 0.0).sum() / counted_voxels

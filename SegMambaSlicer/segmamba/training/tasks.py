@@ -103,8 +103,9 @@ class SyntheticTask(Task):
         return self._make_source((self.config.seed + run.iteration) * run.group.size + run.group.rank)
 
     def loss(self, answer: Tensor, *targets: Tensor) -> Tensor:
-        loss = dice_cross_entropy if self.config.task == COLORECTAL_TASK else vertebra_loss
-        return loss(answer, *targets)
+        if self.config.task == COLORECTAL_TASK:
+            return dice_cross_entropy(answer, targets[0])
+        return vertebra_loss(answer, *targets)
 
     @property
     def evaluates(self) -> bool:

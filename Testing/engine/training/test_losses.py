@@ -203,3 +203,15 @@ def test_half_precision_answers_give_a_loss_in_single_precision(channels: int) -
     loss = loss_of(answer, levels, offsets)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(loss_of(answer.float(), levels, offsets).item())
+
+
+def test_voxels_to_ignore_change_neither_loss_nor_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (1, 4, 4, 4), generator=generator)
+    labels[:, :, 2:] = 255
+    logits = torch.randn((1, 2, 4, 4, 4), generator=generator, requires_grad=True)
+    loss = dice_cross_entropy(logits, labels, ignore=255)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[..., 2:, :].abs().max() == 0
+    torch.testing.assert_close(loss, dice_cross_entropy(logits[:, :, :, :2], labels[:, :, :2]))

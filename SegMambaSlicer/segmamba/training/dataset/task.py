@@ -1,0 +1,91 @@
+"""Training on cached cases of a data set: what the loop asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from segmamba.training.dataset.cache import CachedCase
+from segmamba.training.dataset.plan import IGNORED, Plan
+from segmamba.training.dataset.source import CaseSource
+from segmamba.training.dataset.validation import mean_dice, validate
+from segmamba.training.losses import dice_cross_entropy
+from segmamba.training.tasks import Task, warmed_up
+
+if TYPE_CHECKING:
+    from segmamba.training.loop import Run
+
+POWER = 0.9
+MOMENTUM = 0.99
+
+
+class DatasetTask(Task):
+    """Samples of labelled cases, Dice and cross-entropy, and the Dice of each class on cases that are held out.
+
+    Parameters
+    ----------
+    plan : Plan
+    training, validation : sequence of CachedCase
+        No person is in both. Without cases for validation nothing is measured, and the last weights are the result.
+    """
+
+    def __init__(self, plan: Plan, training: Sequence[CachedCase], validation: Sequence[CachedCase] = ()) -> None:
+        self.plan = plan
+        self.training = training
+        self.validation = validation
+
+    @property
+    def records(self) -> bool:
+        return self.plan.recipe.record
+
+    def source(self, run: Run) -> CaseSource:
+        recipe = self.plan.recipe
+        return CaseSource(
+            self.training,
+            self.plan.patch,
+            self.plan.mirror_axes,
+            run.device,
+            recipe.foreground_share,
+            seed=recipe.seed * run.group.size + run.group.rank,
+            first=run.iteration,
+            readers=recipe.readers,
+        )
+
+    def loss(self, answer: Tensor, *targets: Tensor) -> Tensor:
+        return dice_cross_entropy(answer, targets[0], IGNORED)
+
+    def optimizer(self, groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+        if self.plan.recipe.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)
+        return super().optimizer(groups, learning_rate)
+
+    def learning_rate(self, run: Run) -> float:
+        """Return the rate of the next step; it falls with the iterations or with the time, whichever ends first."""
+        left = 1 - max(min(1.0, run.iteration / run.config.iterations), self._spent(run))
+        if self.plan.recipe.schedule == "cosine":
+            return warmed_up(run, 0.5 * (1 - math.cos(math.pi * left)))
+        return warmed_up(run, left**POWER)
+
+    def is_over(self, run: Run) -> bool:
+        return self._spent(run) >= 1
+
+    def _spent(self, run: Run) -> float:
+        """Return the part of the time for steps that was spent, 0 to 1; 0 where it is not limited."""
+        minutes = self.plan.recipe.minutes
+        return 0.0 if minutes is None else min(1.0, run.seconds / (60 * minutes))
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.validation)
+
+    def evaluate(self, run: Run) -> float | None:
+        names = list(self.plan.labels)
+        results = validate(run.average, self.validation, self.plan.patch, names)
+        mean = mean_dice(results)
+        rounded = {case: {name: round(value, 4) for name, value in found.items()} for case, found in results.items()}
+        run.log(evaluation=rounded, mean_dice=round(mean, 4))
+        return mean
