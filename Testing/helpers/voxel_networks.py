@@ -15,6 +15,13 @@ class PerVoxel(nn.Module):
         return torch.cat([torch.zeros_like(image[:, :1]), image[:, :1], -2 * image[:, :1]], dim=1)
 
 
+class OneConvolution(nn.Conv3d):
+    """The smallest network that can be trained."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+
 class OutOfMemoryAt(PerVoxel):
     """Runs out of memory on some calls, as a GPU would."""
 

@@ -1,4 +1,4 @@
-"""The command ``segmamba train``."""
+"""``segmamba train``: on synthetic images, as a configuration file says, or on the labelled images of a folder."""
 
 from __future__ import annotations
 
@@ -8,21 +8,70 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from segmamba.errors import InputError
+
+# Options that mean nothing beside a configuration file.
+OF_DATASETS = ("architecture", "output", "fold", "device", "plan_only")
+
 
 def add_command(commands: Any) -> None:
     """Add ``train`` to the command line."""
-    parser = commands.add_parser("train", help="train a network by a configuration file")
+    parser = commands.add_parser(
+        "train",
+        help="train a network on labelled images, or as a configuration file says",
+        description="Train a network. A folder is a data set: nnU-Net v2, Medical Segmentation Decathlon, or pairs of "
+        "an image and its labels. A file is the configuration of a training on synthetic images.",
+    )
+    parser.add_argument("what", metavar="DATASET|CONFIG", type=Path, help="a folder of labelled images, or a JSON file")
+    text = "stop after M minutes, the same command resumes; of a data set: all the time that it is trained for"
+    parser.add_argument("--minutes", type=float, metavar="M", help=text)
+    of_datasets = parser.add_argument_group("for a data set")
+    of_datasets.add_argument("--output", "-o", type=Path, metavar="RUN", help="folder for plan, cache, log and weights")
+    text = "segmamba-v2, segmamba-v2-paper or spinemamba (default: the plan's, or segmamba-v2-paper)"
+    of_datasets.add_argument("--architecture", metavar="NAME", help=text)
+    text = "which part of the people is held out, from 0, or all: none (default: 0)"
+    of_datasets.add_argument("--fold", metavar="N", help=text)
+    of_datasets.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    of_datasets.add_argument("--plan-only", action="store_true", help="check the images, write RUN/plan.json and stop")
     parser.set_defaults(run=_run)
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="the configuration, a JSON file")
-    text = "stop after M minutes; the same command resumes the training"
-    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help=text)
 
 
 def _run(options: argparse.Namespace) -> int:
+    written = _on_dataset(options) if options.what.is_dir() else _from_config(options)
+    # The log is on standard output, one JSON object a line.
+    print(f"Written: {written}", file=sys.stderr)
+    return 0
+
+
+def _from_config(options: argparse.Namespace) -> Path:
+    for name in OF_DATASETS:
+        if getattr(options, name):
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is for data sets, and there is no folder {options.what}: leave it out.")
     # torch takes seconds to import, and other commands do without.
     from segmamba.training.loop import train_from_config
 
-    weights = train_from_config(options.config, options.minutes)
-    # The log is on standard output, one JSON object a line.
-    print(f"Written: {weights}", file=sys.stderr)
-    return 0
+    return train_from_config(options.what, math.inf if options.minutes is None else options.minutes)
+
+
+def _on_dataset(options: argparse.Namespace) -> Path:
+    if options.output is None:
+        raise InputError("Training on a data set needs a folder for its results: give --output RUN.")
+    if options.minutes is not None and not options.minutes > 0:
+        raise InputError("--minutes must be more than 0: correct it, or leave it out.")
+    from segmamba.training.dataset.train import PLAN, Order, plan_training, train_on_dataset
+
+    order = Order(
+        options.what,
+        options.output,
+        options.architecture,
+        options.fold or "0",
+        options.minutes,
+        options.device or "auto",
+    )
+    plan = plan_training(order)
+    size = " x ".join(map(str, plan.patch))
+    spacing = " x ".join(f"{step:g}" for step in plan.spacing)
+    network = plan.recipe.architecture
+    print(f"Plan: {network}, patch {size} (z, y, x), voxels {spacing} mm, batch {plan.recipe.batch}", file=sys.stderr)
+    return order.output / PLAN if options.plan_only else train_on_dataset(order)

@@ -1,0 +1,139 @@
+"""From the folder of a data set to trained weights: ``segmamba train DATASET``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from segmamba.errors import InputError
+from segmamba.inference.device import choose_device
+from segmamba.training.dataset.cache import make_folder, read_case
+from segmamba.training.dataset.checks import notes
+from segmamba.training.dataset.fingerprint import take_fingerprint
+from segmamba.training.dataset.layout import Case, Dataset
+from segmamba.training.dataset.plan import Plan, read_plan, write_plan
+from segmamba.training.dataset.planning import make_plan, network_of
+from segmamba.training.dataset.prepare import fill_cache
+from segmamba.training.dataset.read import read_dataset
+from segmamba.training.dataset.splits import Split, make_splits
+from segmamba.training.dataset.task import DatasetTask
+from segmamba.training.loop import train
+
+ALL = "all"
+PLAN = "plan.json"
+# As good as the others on lumbar MR, in half the memory and time of the released one (Docs/experiments/lumbar-mr.md).
+DEFAULT = "segmamba-v2-paper"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained.
+
+    Attributes
+    ----------
+    dataset, output : Path
+        Folders. In ``output`` are the plan, the cache, and a folder for each fold.
+    architecture : str or None
+        A key of `segmamba.training.dataset.planning.NETWORKS`; None is the plan's, or for a new one `DEFAULT`.
+    fold : str
+        A number from 0, or "all": nothing is held out.
+    minutes : float or None
+        All the time for steps, over which the learning rate falls to zero; None: as many iterations as planned.
+    device : str
+        "auto", "cpu", "cuda", ...
+    """
+
+    dataset: Path
+    output: Path
+    architecture: str | None = None
+    fold: str = "0"
+    minutes: float | None = None
+    device: str = "auto"
+
+
+def plan_training(order: Order) -> Plan:
+    """Return the plan of a run: the one in its folder, or a new one, which is written there and may be edited.
+
+    Raises
+    ------
+    InputError, ModelError, DeviceError
+        The data set cannot be trained on, the architecture is unknown, or the GPU has too little memory.
+    OutputError
+        The plan cannot be written.
+    """
+    path = order.output / PLAN
+    if path.is_file():
+        plan = read_plan(path)
+        if order.architecture is not None and network_of(order.architecture) != plan.recipe.architecture:
+            raise InputError(f"{path} is for another architecture: delete it, or choose another output folder.")
+        return plan
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"There is no plan {path}: make it first, without torchrun and with --plan-only.")
+    dataset = read_dataset(order.dataset)
+    fingerprint = take_fingerprint(dataset)
+    for note in notes(dataset, fingerprint.spacings, fingerprint.voxels, fingerprint.cases_with):
+        print(f"Note: {note}", file=sys.stderr)
+    plan = make_plan(dataset, fingerprint, order.architecture or DEFAULT, _free_memory(order.device))
+    make_folder(order.output)
+    write_plan(plan, path)
+    return plan
+
+
+def train_on_dataset(order: Order) -> Path:
+    """Train as the plan in the output folder says, and return the path of the averaged weights.
+
+    Raises
+    ------
+    InputError, ModelError, DeviceError, OutputError
+        See `plan_training` and `segmamba.training.loop.train`.
+    """
+    plan = plan_training(order)
+    dataset = read_dataset(order.dataset)
+    _check_labels(plan, dataset, order)
+    split = choose_split(dataset, order.fold)
+    cache = order.output / "cache" / fingerprint_of_files(plan, dataset.cases)
+    fill_cache([*split.training, *split.validation], plan, cache)
+    training, validation = (
+        [read_case(cache, case.name) for case in part] for part in (split.training, split.validation)
+    )
+    folder = str((order.output / f"fold-{order.fold}").absolute())
+    minutes = plan.recipe.minutes if order.minutes is None else order.minutes
+    recipe = replace(plan.recipe, folder=folder, minutes=minutes, device=order.device)
+    return train(recipe, task=DatasetTask(replace(plan, recipe=recipe), training, validation))
+
+
+def choose_split(dataset: Dataset, fold: str) -> Split:
+    """Return the cases of a fold. Raises InputError where there is none of that number."""
+    if fold == ALL:
+        return Split(dataset.cases, ())
+    splits = make_splits(dataset)
+    if not (fold.isdecimal() and int(fold) < len(splits)):
+        raise InputError(f"There is no fold {fold}: choose 0 to {len(splits) - 1}, or all.")
+    return splits[int(fold)]
+
+
+def fingerprint_of_files(plan: Plan, cases: Sequence[Case]) -> str:
+    """Return what changes with all that cached cases are made from: a cache is never used for something else."""
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for c in cases for path in (*c.images, c.labels)]
+    content = json.dumps([plan.data(), files], sort_keys=True, default=dataclasses.asdict)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _check_labels(plan: Plan, dataset: Dataset, order: Order) -> None:
+    ours = (plan.channels, dict(plan.labels), plan.ignore)
+    if ours != (dataset.channels, dict(dataset.labels), dataset.ignore):
+        raise InputError(f"{order.output / PLAN} is of other channels or labels than {order.dataset}: delete it.")
+
+
+def _free_memory(name: str) -> int | None:
+    """Return the free bytes of a GPU; None for another device."""
+    device = torch.device(choose_device("cpu" if name == "auto" and not torch.cuda.is_available() else name).name)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
