@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from segmamba.inference.model_grid import ModelGrid
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.networks import ARCHITECTURES, build_network, parameter_count
 from segmamba.training import loop
 from segmamba.training.dataset import cache
@@ -104,7 +104,7 @@ def pack(folder: Path, packed: Path) -> None:
         fingerprint = take_fingerprint(replace(dataset, cases=_of(dataset.cases, parts, "train")))
         plan = make_plan(dataset, fingerprint, "segmamba-v2-paper", spacing=SPACING)
         write_plan(plan, packed / "plan.json")
-        raw = replace(plan, intensities=(Channel("clip", 0.0, 255.0, 0.0, 1.0),))
+        raw = replace(plan, normalization=(IntensityNormalization("clip", 0.0, 255.0, 0.0, 1.0),))
         for number in range(CHUNKS):
             content: dict[str, np.ndarray] = {}
             index = {}
@@ -199,7 +199,7 @@ def unpack(files: Sequence[Path], plan: Plan, work: Path, expected: int = 0) -> 
         with np.load(io.BytesIO(lzma.decompress(file.read_bytes()))) as content:
             index = json.loads(str(content["index"]))
             for name, entry in index.items():
-                image, padding = normalised(restored(content[f"{name}_image"]), plan.intensities[0])
+                image, padding = normalised(restored(content[f"{name}_image"]), plan.normalization[0])
                 grid, labels = cache.restored_grid(entry["grid"]), content[f"{name}_labels"]
                 cache.write_case(work / "cache", name, name, image[None], labels, [padding], grid, plan.classes)
                 if entry["part"] == "test":
@@ -212,7 +212,7 @@ def unpack(files: Sequence[Path], plan: Plan, work: Path, expected: int = 0) -> 
         sys.exit(f"MISSING: {expected} people were expected; unpack the other part first.")
 
 
-def normalised(values: np.ndarray, channel: Channel) -> tuple[np.ndarray, float]:
+def normalised(values: np.ndarray, channel: IntensityNormalization) -> tuple[np.ndarray, float]:
     """Clip to percentiles of the voxels that are not 0, subtract the mean and divide by the deviation."""
     low, high = np.percentile(values[values != 0], (channel.low, channel.high))
     clipped = np.clip(values.astype(np.float32), low, high)

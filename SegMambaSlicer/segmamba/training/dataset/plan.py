@@ -1,4 +1,4 @@
-"""The plan of a training: grid, intensities, patch, batch and recipe, as JSON that may be edited before it is used."""
+"""The plan of a training: grid, normalization, patch, batch and recipe, as JSON that may be edited before its use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError
-from segmamba.models.manifest import Channel, Preprocessing
+from segmamba.models.manifest import IntensityNormalization, Preprocessing
 from segmamba.utils.atomic import atomic_write
 
 # The class of voxels that nobody has labelled, in cached labels.
@@ -105,7 +105,7 @@ class Plan:
         Of the network's grid in mm along x, y, z.
     crop_nonzero : bool
         Volumes are cropped to what is not zero.
-    intensities : tuple of Channel
+    normalization : tuple of IntensityNormalization
         How each channel of the network's input is made.
     patch : tuple of int
         Voxels along z, y, x.
@@ -121,14 +121,14 @@ class Plan:
     orientation: str
     spacing: tuple[float, float, float]
     crop_nonzero: bool
-    intensities: tuple[Channel, ...]
+    normalization: tuple[IntensityNormalization, ...]
     patch: tuple[int, int, int]
     mirror_axes: tuple[int, ...]
     recipe: Recipe = field(repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.intensities) != len(self.channels):
-            raise ValueError("intensities must be as many as channels")
+        if len(self.normalization) != len(self.channels):
+            raise ValueError("normalization must be as many as channels")
         if len(self.patch) != 3 or not all(isinstance(n, int) and n > 0 for n in self.patch):
             raise ValueError("patch must be three whole numbers")
         if len(self.spacing) != 3 or not all(step > 0 for step in self.spacing):
@@ -147,14 +147,14 @@ class Plan:
 
     def preprocessing(self, channel: int) -> Preprocessing:
         """Return how a channel's volumes are brought to the network's grid."""
-        fill = CT_FILL if self.channels[channel].upper() == "CT" else OTHER_FILL
+        fill_value = CT_FILL if self.channels[channel].upper() == "CT" else OTHER_FILL
         return Preprocessing(
             orientation=self.orientation,
             spacing=self.spacing,
             interpolation="linear",
-            crop_above=None,
-            fill=fill,
-            channels=(self.intensities[channel],),
+            crop_threshold=None,
+            fill_value=fill_value,
+            normalization=(self.normalization[channel],),
             crop_nonzero=self.crop_nonzero,
         )
 
@@ -162,7 +162,7 @@ class Plan:
         """Return all that the cached cases depend on, ready for JSON."""
         names = ("channels", "labels", "ignore", "orientation", "spacing", "crop_nonzero")
         content = {name: getattr(self, name) for name in names}
-        return {**content, "intensities": [dataclasses.asdict(channel) for channel in self.intensities]}
+        return {**content, "normalization": [dataclasses.asdict(channel) for channel in self.normalization]}
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -187,7 +187,7 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["intensities"] = tuple(Channel(**channel) for channel in content["intensities"])
+        content["normalization"] = tuple(IntensityNormalization(**channel) for channel in content["normalization"])
         for key in ("channels", "spacing", "patch", "mirror_axes"):
             content[key] = tuple(content[key])
         recipe = Recipe(**content.pop("recipe"), base=path.resolve().parent)

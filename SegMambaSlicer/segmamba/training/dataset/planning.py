@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segmamba.errors import DeviceError, ModelError
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.dataset.fingerprint import ChannelIntensities, Fingerprint
 from segmamba.training.dataset.layout import Dataset
 from segmamba.training.dataset.plan import Plan, Recipe
@@ -80,7 +80,7 @@ def make_plan(
         orientation="LPS",
         spacing=spacing,
         crop_nonzero=False,
-        intensities=tuple(map(_channel, dataset.channels, fingerprint.intensities)),
+        normalization=tuple(map(_channel, dataset.channels, fingerprint.intensities)),
         patch=patch,
         mirror_axes=() if sides else MIRROR_LEFT_RIGHT,
         recipe=recipe,
@@ -142,9 +142,11 @@ def _rounded_up(length: int) -> int:
     return max(SMALLEST_AXIS, math.ceil(length / step) * step)
 
 
-def _channel(name: str, intensities: ChannelIntensities) -> Channel:
+def _channel(name: str, intensities: ChannelIntensities) -> IntensityNormalization:
     """CT: clipped to the structures' percentiles, in their mean and deviation. Others: in each volume's own."""
     if name.upper() == "CT":
         std = round(intensities.std, 3) or 1.0
-        return Channel("clip", round(intensities.low, 2), round(intensities.high, 2), round(intensities.mean, 3), std)
-    return Channel("percentile", *CLIP_PERCENTILES)
+        return IntensityNormalization(
+            "clip", round(intensities.low, 2), round(intensities.high, 2), round(intensities.mean, 3), std
+        )
+    return IntensityNormalization("percentile", *CLIP_PERCENTILES)

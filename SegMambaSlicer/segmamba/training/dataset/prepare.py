@@ -118,6 +118,6 @@ def _model(preprocessing: Preprocessing) -> Model:
         preprocessing=preprocessing,
         patch=(1, 1, 1),
         overlap=0.5,
-        mirror_axes=(),
+        flip_axes=(),
         postprocessing=Postprocessing.NONE,
     )

@@ -49,10 +49,10 @@ def test_patch_shrinks_with_the_gpus_memory_along_the_axis_of_which_most_is_cove
 
 
 def test_ct_is_clipped_alike_and_mr_in_its_own_percentiles() -> None:
-    ct = make_plan(dataset("CT"), fingerprint((1.0, 1.0, 1.0)), "segmamba-v2").intensities[0]
-    mr = make_plan(dataset("T1"), fingerprint((1.0, 1.0, 1.0)), "segmamba-v2").intensities[0]
-    assert (ct.kind, ct.low, ct.high, ct.mean, ct.std) == ("clip", -50.0, 200.0, 60.0, 40.0)
-    assert (mr.kind, mr.mean) == ("percentile", None)
+    ct = make_plan(dataset("CT"), fingerprint((1.0, 1.0, 1.0)), "segmamba-v2").normalization[0]
+    mr = make_plan(dataset("T1"), fingerprint((1.0, 1.0, 1.0)), "segmamba-v2").normalization[0]
+    assert (ct.scheme, ct.low, ct.high, ct.mean, ct.std) == ("clip", -50.0, 200.0, 60.0, 40.0)
+    assert (mr.scheme, mr.mean) == ("percentile", None)
 
 
 def test_nothing_is_mirrored_where_a_label_has_a_side() -> None:

@@ -13,7 +13,7 @@ from helpers.labelled_images import NNUNET, cached, image_of, write_described
 from segmamba import networks
 from segmamba.cli.main import main
 from segmamba.errors import InputError
-from segmamba.models.manifest import Channel
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.networks.checkpoint import load_state_dict
 from segmamba.training import loop
 from segmamba.training.dataset.plan import Plan, Recipe
@@ -38,7 +38,7 @@ RECIPE = Recipe(
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setitem(networks.ARCHITECTURES, "one_convolution", ("helpers.voxel_networks", "OneConvolution"))
-    channel = Channel("percentile", 0.5, 99.5)
+    channel = IntensityNormalization("percentile", 0.5, 99.5)
     recipe = replace(RECIPE, folder=str(tmp_path / "run"))
     return Plan("cubes", ("MR",), {"cube": 1}, None, "LPS", (1.0,) * 3, False, (channel,), (8, 8, 8), (2,), recipe)
 
