@@ -26,6 +26,8 @@ class SegMambaSlicer(ScriptedLoadableModule):
     """What Slicer shows of the module before it is opened."""
 
     def __init__(self, parent):
+        from segmamba import __version__
+
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("SegMambaSlicer")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
@@ -38,8 +40,8 @@ class SegMambaSlicer(ScriptedLoadableModule):
             "it with, in the category SegMambaSlicer. "
             "Research software, not a medical device: check every result, and do not use it for diagnosis or "
             "treatment. See the "
-            '<a href="https://github.com/SegMambaSlicer/SlicerSegMambaSlicer">project page</a>.'
-        )
+            '<a href="https://github.com/SegMambaSlicer/SlicerSegMambaSlicer">project page</a>. Version {version}.'
+        ).format(version=__version__)
         self.parent.acknowledgementText = _(
             "The networks were described in: Z. Xing et al., SegMamba-V2, IEEE Transactions on Medical Imaging 2025, "
             '<a href="https://doi.org/10.1109/TMI.2025.3589797">doi:10.1109/TMI.2025.3589797</a>; and SpineMamba, '

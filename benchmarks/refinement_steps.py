@@ -1,4 +1,4 @@
-"""What does each step of the refinement gain on real images?
+"""Measure what each step of the refinement gains on real images.
 
 ``python benchmarks/refinement_steps.py PAIRS [PAIRS ...] --reference-ids own,totalsegmentator --answers FOLDER``
 

@@ -1,4 +1,4 @@
-"""``python -m segmamba``"""
+"""Run ``python -m segmamba``."""
 
 import sys
 

@@ -255,7 +255,6 @@ def resample_changes(
     level : int
         What is compared.
     """
-
     from scipy import ndimage
 
     def here(mask: np.ndarray) -> np.ndarray:

@@ -4,3 +4,6 @@ foreach(name IN ITEMS HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS D
     message(FATAL_ERROR "EXTENSION_${name} has to be one text without ';', and is '${EXTENSION_${name}}'")
   endif()
 endforeach()
+if(NOT SegMambaSlicer_VERSION MATCHES "^[0-9]+\\.[0-9]+\\.[0-9]+$")
+  message(FATAL_ERROR "The version is '${SegMambaSlicer_VERSION}', and has to be that of segmamba/__init__.py")
+endif()

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from segmamba.training.dataset.cache import CachedCase
 
 from segmamba.inference.model_grid import ModelGrid
 from segmamba.io.volume import Geometry
+from segmamba.training.dataset.cache import CachedCase
 
 EYE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 NNUNET: dict[str, Any] = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "cube": 1}, "file_ending": ".nii"}

@@ -1,4 +1,4 @@
-"""``python -m segmamba.cli``"""
+"""Run ``python -m segmamba.cli``."""
 
 import sys
 

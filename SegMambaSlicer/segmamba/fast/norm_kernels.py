@@ -88,7 +88,7 @@ def apply_kernel(  # type: ignore[no-untyped-def]
     X_SCALED: tl.constexpr, R_SCALED: tl.constexpr, HAS_R: tl.constexpr, HAS_T: tl.constexpr, R_SHARED: tl.constexpr,
     SLOPE_X: tl.constexpr, SLOPE_R: tl.constexpr, SLOPE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """y = act(act_x(norm(x)) + act_r(norm(r)) + t) on the voxels of a map and zero on its border.
+    """Compute y = act(act_x(norm(x)) + act_r(norm(r)) + t) on the voxels of a map and zero on its border.
 
     One program writes BC channels of BM voxels of a plane of y, which starts at the border. act is a leaky ReLU; a
     slope of 1 is none. Factors (B, 2, C) are those of `finish_kernel`. With R_SHARED, r has one channel, which all

@@ -29,7 +29,7 @@ class _Interrupted(Exception):
 
 
 class _Refused(Exception):
-    """This address does not provide the file; the next one may."""
+    """The address does not provide the file; the next one may."""
 
 
 def fetch(

@@ -141,7 +141,7 @@ INTERPRETED = not isinstance(_forward_kernel, triton.JITFunction)
 
 @torch.library.custom_op("segmamba::selective_scan", mutates_args=())
 def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-    """y and the chunks' start states (batch, channels, chunks, state)."""
+    """Return y and the chunks' start states (batch, channels, chunks, state)."""
     batch, channels, length = x.shape
     states = A.shape[1]
     chunks = triton.cdiv(length, CHUNK)

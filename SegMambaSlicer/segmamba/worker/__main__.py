@@ -1,4 +1,4 @@
-"""``python -m segmamba.worker``"""
+"""Run ``python -m segmamba.worker``."""
 
 from segmamba.worker.server import main
 

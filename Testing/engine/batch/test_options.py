@@ -67,7 +67,7 @@ def test_a_run_goes_on_only_while_a_file_is_there(
     monkeypatch.setattr(engine, "Engine", Stopping)
     (tmp_path / "go").touch()
     assert main([*call, "--while", str(tmp_path / "go")]) == Cancelled.exit_code
-    assert "to go on" in capsys.readouterr().err
+    assert "to resume" in capsys.readouterr().err
     assert len(rows(tmp_path / "out")) < 3
     assert main(call) == 0
     assert len(rows(tmp_path / "out")) == 3

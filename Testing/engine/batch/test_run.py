@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,9 @@ def peaceful(folder: Path) -> Path:
 
 
 @pytest.fixture
-def local(folder: Path) -> Iterator[list[str]]:
+def local(folder: Path) -> list[str]:
     """The same run for this process, with one worker."""
-    yield run(folder, "out", "--workers", "1")[3:]
+    return run(folder, "out", "--workers", "1")[3:]
 
 
 def test_good_cases_have_results_and_broken_ones_a_sentence_each(peaceful: Path) -> None:

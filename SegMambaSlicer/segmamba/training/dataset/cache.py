@@ -130,11 +130,13 @@ def _some_places(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def described(grid: ModelGrid) -> dict[str, object]:
+    """Return a grid as JSON."""
     crop = [[part.start, part.stop] for part in grid.crop]
     return {"geometry": asdict(grid.geometry), "input": asdict(grid.input), "crop": crop}
 
 
 def restored_grid(described: dict[str, Any]) -> ModelGrid:
+    """Return the grid that `described` wrote."""
     geometry, given = (
         Geometry(**{key: tuple(value) for key, value in described[name].items()}) for name in ("geometry", "input")
     )
