@@ -36,7 +36,7 @@ Predict = Callable[..., Prediction]
 @pytest.fixture(scope="module")
 def truth(shared: Path) -> sitk.Image:
     """L3 to L5 of a real label map, on an oblique grid of flat voxels."""
-    found = sitk.DICOMOrient(sitk.ReadImage(str(shared / "data/labels/open/verse004_two_stage.nii.gz")), "LPS")
+    found = sitk.DICOMOrient(sitk.ReadImage(str(shared / "data/labels/open/verse004_vertebrae.nii.gz")), "LPS")
     # L3 to L5, with room around them.
     found = sitk.Mask(found, found > 21)
     levels = sitk.LabelShapeStatisticsImageFilter()

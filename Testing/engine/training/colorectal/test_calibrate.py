@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.repository import REPOSITORY
 
+from segmamba.inference.sliding_window import NetworkOutput
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import save_safetensors
 from segmamba.training.colorectal import calibrate
@@ -36,12 +37,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in "ab":
         np.savez(tmp_path / "scans" / f"{name}.npz", image=np.zeros(labels.shape, np.int16), labels=labels)
 
-    def answer(network: Any, image: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    def answer(network: Any, image: torch.Tensor, *_: Any) -> NetworkOutput:
         logits = torch.zeros(4, *image.shape[1:])
         logits[LABELS["colon"]] = 1.0
         logits[LABELS["tumour"]][TRUE] = 4.2  # a margin of 3.2
         logits[LABELS["tumour"]][FALSE] = 2.2  # by 1.2
-        return logits
+        return NetworkOutput(logits, torch.device("cpu"), ())
 
     monkeypatch.setattr(evaluate, "predict", answer)
     return tmp_path
