@@ -109,19 +109,18 @@ def accelerate(
 
 
 def fast_network(
-    network: nn.Module, device: torch.device, dtype: torch.dtype, window: Sequence[int], notes: list[str]
-) -> FastNetwork | None:
-    """Return the fast form of a network on a CUDA device, or None if there is none.
+    network: nn.Module, device: torch.device, dtype: torch.dtype, window: Sequence[int]
+) -> tuple[FastNetwork | None, tuple[str, ...]]:
+    """Return the fast form of a network on a CUDA device, or None if there is none, and warnings.
 
-    It is made once for its weights, and compared with the network on one ``window`` (channels, z, y, x) of noise. A
-    sentence is appended to ``notes`` if the kernels are not available, or if their output differs.
+    It is made once for its weights, and compared with the network on one ``window`` (channels, z, y, x) of noise.
+    There is a warning if the kernels are not available, or if their output differs.
     """
     if device.type != "cuda" or dtype == torch.float32 or type(network) not in FAST:
-        return None
+        return None, ()
     missing = kernels.missing(device)
     if missing:
-        notes.extend([missing] if missing not in notes else [])
-        return None
+        return None, (missing,)
     # The weights may have been trained since the last call.
     state = (str(device), dtype, *(parameter._version for parameter in network.parameters()))
     known = _fast_networks.get(network)
@@ -130,8 +129,9 @@ def fast_network(
         fast = accelerate(network, dtype, device=device)
         known = _fast_networks[network] = state, fast if agrees(network, fast, window, device) else None
     if known[1] is None:
-        notes.append("The fast kernels give other results on this GPU: the network ran in PyTorch's own operations.")
-    return known[1]
+        sentence = "The fast kernels give other results on this GPU: the network ran in PyTorch's own operations."
+        return None, (sentence,)
+    return known[1], ()
 
 
 @torch.no_grad()

@@ -217,11 +217,10 @@ class _WindowRun:
     @classmethod
     def prepare(cls, network: torch.nn.Module, step: _Step, channels: int, flip_axes: Sequence[int]) -> _WindowRun:
         """Bring a network to its device, in its fast form where there is one."""
-        warnings: list[str] = []
-        fast = fast_network(network, step.compute, step.dtype, (channels, *step.window), warnings)
+        fast, warnings = fast_network(network, step.compute, step.dtype, (channels, *step.window))
         if fast is None:
             network.to(step.compute)
-        return cls(network, fast, step, step.dtype, flip_axes, warnings)
+        return cls(network, fast, step, step.dtype, flip_axes, list(warnings))
 
     def logits(self, windows: torch.Tensor) -> torch.Tensor:
         """Return float32 logits (B, classes, z, y, x) of windows (B, channels, z, y, x), averaged over flips."""
@@ -255,7 +254,8 @@ class _WindowRun:
             return self.fast(windows)
         half = torch.autocast(self.step.compute.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
         with half:
-            return self.network(windows)
+            logits: torch.Tensor = self.network(windows)
+        return logits
 
 
 def _is_finite(values: torch.Tensor) -> bool:

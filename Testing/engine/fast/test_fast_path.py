@@ -107,7 +107,7 @@ def test_it_is_held_against_the_plain_one_on_windows_as_they_come(name: str, mon
     asked: list[tuple[int, ...]] = []
     monkeypatch.setattr(
         "segmamba.inference.sliding_window.fast_network",
-        lambda plain, device, dtype, window, notes: asked.append(window),
+        lambda plain, device, dtype, window: (asked.append(window), ()),
     )
     predict(network(name), image(name, 32, 32, 32)[0], Windows(WINDOW), RunContext(CPU, torch.float32))
     assert asked == [window_of(name)]
@@ -120,10 +120,9 @@ def test_one_that_gives_other_answers_is_not_used_and_the_report_says_so(monkeyp
     monkeypatch.setattr(module, "agrees", lambda *arguments: False)
     plain = network("release")
     for _ in range(2):
-        notes: list[str] = []
-        assert fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), notes) is None
-        assert len(notes) == 1
-        assert notes[0].startswith("The fast kernels give other results on this GPU")
+        fast, (warning,) = fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"))
+        assert fast is None
+        assert warning.startswith("The fast kernels give other results on this GPU")
     forget(plain)
 
 
@@ -138,18 +137,14 @@ def test_what_sets_the_pace_of_a_scan_stays_in_single_precision() -> None:
 def test_a_network_without_a_fast_form_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="no fast path for Conv3d"):
         accelerate(nn.Conv3d(1, 1, 1))
-    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16, window_of("release"), []) is None
+    assert fast_network(nn.Conv3d(1, 1, 1), torch.device("cuda"), torch.float16, window_of("release")) == (None, ())
 
 
 def test_without_triton_the_plain_network_runs_on_a_gpu_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "triton_kernels", lambda: None)
-    notes: list[str] = []
-    for _ in range(2):
-        assert (
-            fast_network(network("release"), torch.device("cuda"), torch.float16, window_of("release"), notes) is None
-        )
-    assert len(notes) == 1
-    assert notes[0].startswith("Triton is not installed")
+    fast, (warning,) = fast_network(network("release"), torch.device("cuda"), torch.float16, window_of("release"))
+    assert fast is None
+    assert warning.startswith("Triton is not installed")
 
 
 def test_fewer_blocks_are_read_ahead_where_shared_memory_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +156,8 @@ def test_fewer_blocks_are_read_ahead_where_shared_memory_is_small(monkeypatch: p
 
 
 def test_on_the_processor_and_in_single_precision_the_plain_network_runs() -> None:
-    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16, window_of("release"), []) is None
-    assert fast_network(network("release"), torch.device("cuda"), torch.float32, window_of("release"), []) is None
+    assert fast_network(network("release"), torch.device("cpu"), torch.bfloat16, window_of("release")) == (None, ())
+    assert fast_network(network("release"), torch.device("cuda"), torch.float32, window_of("release")) == (None, ())
 
 
 def test_a_kernel_that_does_not_work_is_replaced_once_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,11 +261,13 @@ def test_the_fast_network_stays_near_float32_on_cuda(name: str, graphs: bool) ->
 @needs_cuda
 def test_weights_that_change_are_taken_up() -> None:
     plain = network("release")
-    first = fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), [])
-    assert fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), []) is first
+    arguments = (plain, torch.device("cuda"), torch.float16, window_of("release"))
+    first, _ = fast_network(*arguments)
+    assert first is not None
+    assert fast_network(*arguments)[0] is first
     with torch.no_grad():
         plain.out.conv.conv.weight.mul_(2)  # type: ignore[union-attr, operator]
-    assert fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"), []) is not first
+    assert fast_network(*arguments)[0] is not first
     forget(plain)
 
 
