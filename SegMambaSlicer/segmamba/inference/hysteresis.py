@@ -27,7 +27,8 @@ def logit_margin(probabilities: Tensor, channel: int) -> Tensor:
     Positive where the class is the most probable one.
     """
     others = functools.reduce(torch.maximum, (one for n, one in enumerate(probabilities) if n != channel))
-    return probabilities[channel].log() - others.log()
+    margin: Tensor = probabilities[channel].log() - others.log()
+    return margin
 
 
 def label_components_with_peak(margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

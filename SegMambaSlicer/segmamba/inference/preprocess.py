@@ -120,7 +120,8 @@ def normalise(image: sitk.Image, channel: IntensityNormalization) -> sitk.Image:
     """Clip, subtract the mean and divide by the standard deviation of a resolved channel; gives float32."""
     assert channel.mean is not None and channel.std is not None
     clipped = sitk.Clamp(image, sitk.sitkFloat32, channel.low, channel.high)
-    return sitk.ShiftScale(clipped, -channel.mean, 1 / channel.std)
+    normalised: sitk.Image = sitk.ShiftScale(clipped, -channel.mean, 1 / channel.std)
+    return normalised
 
 
 def _normalised(channel: IntensityNormalization, value: float) -> float:
@@ -160,7 +161,8 @@ def _resample_without_aliasing(image: sitk.Image, geometry: Geometry, fill: floa
 
 
 def _missing_variances(widths_squared: np.ndarray, image: sitk.Image) -> np.ndarray:
-    return np.maximum(0.0, widths_squared - np.square(image.GetSpacing())) / FWHM**2
+    variances: np.ndarray = np.maximum(0.0, widths_squared - np.square(image.GetSpacing())) / FWHM**2
+    return variances
 
 
 def _resample(image: sitk.Image, geometry: Geometry, interpolator: int, fill: float) -> sitk.Image:
