@@ -34,7 +34,7 @@ from segmamba.utils.paths import check_input
 
 # The first two are PyTorch's, the third is ITK's.
 SIGNS_OF_NO_MEMORY = ("not enough memory", "out of memory", "Failed to allocate memory")
-# How the errors of a GPU, its libraries or its driver begin; running out of memory is told apart before.
+# How the errors of a GPU, its libraries or its driver begin; running out of memory is recognised before.
 SIGNS_OF_A_LOST_GPU = (
     "CUDA error",
     "CUDA driver error",

@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts: its grid, its windows and its memory. Needs no torch."""
+"""Forecast of a run before it starts: its grid, its windows and its memory. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from segmamba.models.manifest import Model
 from segmamba.request import Options
 
 FLOAT = 4
-# Python and torch; measured, as all figures here (Docs/speed.md).
+# Python and torch; measured, as all values here (Docs/speed.md).
 BASE_MEMORY = 0.35 * 2**30
 # CUDA's libraries and context.
 CUDA_MEMORY = 1.1 * 2**30
-# Per voxel of the input, beside the volume itself: what smoothing and resampling take (13 for an oblique volume).
+# Per voxel of the input, on top of the volume itself: what smoothing and resampling take (13 for an oblique volume).
 PREPARING = 9
 # What is made of the answer of the first of two stages, in channels of its size.
 BESIDE_FIRST_ANSWER = 8
@@ -35,8 +35,8 @@ class Forecast:
     size : tuple of int
         Voxels of the model's grid along x, y, z.
     windows : int
-        Times that the network runs, flips included; of a model with two stages the first one, for only its
-        answer tells where the second one runs.
+        Number of network runs, flips included; of a model with two stages those of the first one, because only its
+        output says where the second one runs.
     work : float
         The time of the networks, in windows of the first stage: those of a second one are estimated from the height
         of the grid.
@@ -45,7 +45,7 @@ class Forecast:
     memory_beside_gpu : int
         The same where a CUDA GPU runs the networks.
     window_memory : int
-        Bytes that a window needs on a GPU; 0 where the manifest does not tell.
+        Bytes that a window needs on a GPU; 0 where the manifest does not say.
     device_memory : int
         Bytes for a window and for the answer on a GPU. With less, the answer is put together in main memory.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 from segmamba.utils.arrays import bounding_box
 from segmamba.utils.morphology import CONNECTIVITY_26
 
-# A GPU computes this many slices at a time: beside the answer and the recorded networks there may be little memory.
+# A GPU computes this many slices at a time: the output and the recorded networks may leave little memory.
 SLAB = 16
 
 

@@ -91,7 +91,7 @@ def model_grid(
     InputError
         Nothing is above ``crop_threshold``, all is zero, or the ROI lies outside the volume.
     ModelError
-        The model's orientation is none.
+        The model's orientation is not valid.
     """
     crop = tuple(slice(0, size) for size in volume.array.shape)
     if preprocessing.crop_threshold is not None:

@@ -32,7 +32,7 @@ def resample_to_input(
 
     At the centre of each voxel of the volume the probabilities are interpolated trilinearly, and the most probable
     class gives the label; the background wins ties, and then the lower class. Or logits are interpolated, and become
-    probabilities there: then a sure voxel reaches further than an unsure one beside it.
+    probabilities there: then a confident voxel reaches further than a less confident neighbour.
 
     Parameters
     ----------

@@ -111,7 +111,7 @@ def predict(
     Cancelled
         ``context.cancelled`` said so.
     DeviceError
-        Memory does not suffice, on the CPU neither.
+        There is not enough memory, not even on the CPU.
     ModelError
         The network gives NaN or infinity in float32.
     """
@@ -297,7 +297,7 @@ def _blend(
                 blender.add(place, logits)
                 done += 1
                 context.progress(done / count)
-            del windows, logits  # or they would be there beside the next windows' maps
+            del windows, logits  # or they would take memory while the next windows run
         blender.finish(starts[number], starts[number + 1])
     assert answer is not None
     if answer.device.type == "cpu" and run.step.storage.type == "cuda":

@@ -285,7 +285,7 @@ def load_manifest(path: Path | None = None) -> Manifest:
         label_sets = {name: tuple(map(_label, labels)) for name, labels in content["label_sets"].items()}
         return Manifest(tuple(_listed(entry, label_sets) for entry in content["models"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        # Not the error's text: that of a file which is no text at all holds the whole file.
+        # Without the error's text: for a binary file it would be the whole file.
         raise ModelError(f"The manifest {path} is damaged ({type(error).__name__}): {advice}.") from error
 
 

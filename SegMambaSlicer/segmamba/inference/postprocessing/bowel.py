@@ -43,7 +43,7 @@ def clean_bowel(labels: np.ndarray, volume: Volume) -> np.ndarray:
 
 
 def without_lung(labels: np.ndarray, hounsfield: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Return labels without their connected components of which more than half is lung.
+    """Return labels without the connected components that lie more than half in the lungs.
 
     In a chest the colorectal network may take part of the lungs for a wide colon: few training samples show any.
 
