@@ -79,7 +79,8 @@ def read(path: Path) -> Volume:
         if header is None:
             raise InputError(UNKNOWN.format(path))
         dtype = _voxel_type(header, path)
-        geometry = _geometry(header, path)
+        with np.errstate(all="ignore"):  # numbers that cannot be are refused
+            geometry = _geometry(header, path)
         check_geometry(geometry, str(path))
         raw = _voxels(stored, path, int(header["vox_offset"]), dtype, geometry.size)
     except (EOFError, OSError, zlib.error) as error:
@@ -128,7 +129,7 @@ def _voxel_type(header: Nifti1Header, path: Path) -> np.dtype:
     try:
         dtype: np.dtype = header.get_data_dtype()
         shape = header.get_data_shape()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise InputError(UNKNOWN.format(path)) from error
     if not 1 <= header["dim"][0] <= 7 or min(shape) < 0:
         raise InputError(UNKNOWN.format(path))
@@ -144,13 +145,13 @@ def _voxel_type(header: Nifti1Header, path: Path) -> np.dtype:
 def _geometry(header: Nifti1Header, path: Path) -> Geometry:
     """Return the grid: the voxel size of ``pixdim``, and directions and origin of the sform or the qform."""
     spacing = header["pixdim"][1:4].astype(float)
-    sform = header.get_sform()
+    sform = header.get_sform().astype(float)
     has_sform, has_qform = header["sform_code"] != 0, header["qform_code"] != 0
-    lengths = np.linalg.norm(sform[:3, :3], axis=0)
     if not (np.isfinite(spacing).all() and np.all(spacing > 0)):
         raise InputError(IMPOSSIBLE.format(path))
     if has_sform:
-        if not (np.isfinite(sform).all() and lengths.all()):
+        lengths = np.linalg.norm(sform[:3, :3], axis=0)
+        if not (np.isfinite(sform).all() and np.isfinite(lengths).all() and lengths.all()):
             raise InputError(IMPOSSIBLE.format(path))
         if not are_orthonormal(sform[:3, :3] / lengths):
             raise InputError(SHEARED.format(path))
@@ -174,10 +175,13 @@ def _geometry(header: Nifti1Header, path: Path) -> Geometry:
 
 
 def _qform(header: Nifti1Header, path: Path) -> np.ndarray:
+    """Return the qform, shape (4, 4), for voxels of 1 mm."""
     from nibabel.spatialimages import HeaderDataError
 
-    # A zero, which nibabel refuses, means that nothing is mirrored.
-    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    # The voxel size, which may be too small for its product with a direction, is left out. A zero for the side, which
+    # nibabel refuses, means that nothing is mirrored.
+    header = header.copy()
+    header["pixdim"][:4] = (-1 if header["pixdim"][0] < 0 else 1, 1, 1, 1)
     try:
         matrix: np.ndarray = header.get_qform()
     except (HeaderDataError, ValueError) as error:

@@ -18,7 +18,7 @@ from segmamba.io.read import read_image, read_volume
 from segmamba.io.volume import image_geometry
 
 SPACING = (1.5, 2.0, 2.5)
-DIM, PIXDIM, SLOPE, UNITS, CODES = 42, 76, 112, 123, 252
+DIM, TYPE, PIXDIM, SLOPE, UNITS, CODES = 42, 70, 76, 112, 123, 252
 NONE, SCANNER, ALIGNED = 0, 1, 2
 
 
@@ -175,4 +175,35 @@ def test_a_header_that_asks_for_more_than_any_memory_holds_ends_in_one_sentence(
         path = tmp_path / "ct.nii.gz"
     # Where the system promises more memory than it has, the end of the file comes first.
     with pytest.raises((InputError, DeviceError), match="is truncated: copy|not enough memory to read"):
+        read_volume(path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("codes", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_header_with_damaged_bytes_is_read_or_ends_in_one_sentence(
+    kind: type[nibabel.Nifti1Image], codes: tuple[int, int], tmp_path: Path
+) -> None:
+    image = kind(values(), None)
+    image.set_qform(grid(20, -15), codes[0])
+    image.set_sform(grid(20, -15), codes[1])
+    content = written(tmp_path / "ct.nii", image).read_bytes()
+    rng = np.random.default_rng(1)
+    sound = 0
+    for _ in range(500):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        places = rng.integers(4, image.header.sizeof_hdr, rng.integers(1, 5))
+        damaged[places] = rng.choice([0, 1, 127, 128, 255], len(places))
+        (tmp_path / "ct.nii").write_bytes(damaged.tobytes())
+        try:
+            sound += bool(np.isfinite(read_image(tmp_path / "ct.nii").geometry.affine).all())
+        except (InputError, DeviceError) as error:
+            assert str(error).endswith(".") and "\n" not in str(error)
+    assert 0 < sound < 500
+
+
+@pytest.mark.parametrize("code", [0, 1, 32, 260, 1536])
+def test_a_type_of_voxels_that_is_none_of_numbers_is_refused(code: int, tmp_path: Path) -> None:
+    path = written(tmp_path / "ct.nii", nibabel.Nifti1Image(values(), np.eye(4)), (TYPE, "h", (code,)))
+    with pytest.raises(InputError, match="is not an image that can be read|has colours or vectors"):
         read_volume(path)
