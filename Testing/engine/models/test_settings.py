@@ -68,7 +68,7 @@ def test_command_line_tells_which_folders_are_used_and_why(
     folder, shared, mirror, file = capsys.readouterr().out.splitlines()
     assert folder.startswith(f"Models folder: {store.default_models_folder()};")
     assert shared.startswith("Shared models folder: none;") and mirror.startswith("Mirror: none;")
-    assert file == f"Settings file: {config}, which is not there"
+    assert file == f"Settings file: {config}, which does not exist"
     write_setting(MIRROR, "https://models.hospital.example/segmamba")
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path))
     assert main(["models", "path"]) == 0

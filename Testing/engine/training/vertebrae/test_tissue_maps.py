@@ -110,5 +110,5 @@ def test_a_file_of_something_else_is_one_sentence(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", image=np.zeros(3))
     (tmp_path / "y.npz").write_bytes(b"no archive")
     for name in ("x.npz", "y.npz"):
-        with pytest.raises(InputError, match="holds no tissue labels: make it again"):
+        with pytest.raises(InputError, match="holds no tissues: make it again"):
             load_anatomies([tmp_path / name], CPU)
