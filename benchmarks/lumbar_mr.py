@@ -201,7 +201,8 @@ def unpack(files: Sequence[Path], plan: Plan, work: Path, expected: int = 0) -> 
             for name, entry in index.items():
                 image, padding = normalised(restored(content[f"{name}_image"]), plan.normalization[0])
                 grid, labels = cache.restored_grid(entry["grid"]), content[f"{name}_labels"]
-                cache.write_case(work / "cache", name, name, image[None], labels, [padding], grid, plan.classes)
+                case = cache.PreparedCase(image[None], labels, (padding,), grid)
+                cache.write_case(work / "cache", name, name, case, plan.classes)
                 if entry["part"] == "test":
                     np.save(work / f"{name}_reference.npy", content[f"{name}_reference"])
                 parts[name] = entry["part"]

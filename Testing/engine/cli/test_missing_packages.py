@@ -101,11 +101,11 @@ def test_installing_without_filelock_says_so(tmp_path: Path, monkeypatch: pytest
 
 
 def test_searching_for_series_without_pydicom_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from segmamba.io import dicom_index as dicom_series
+    from segmamba.io import dicom_headers
 
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(InstallationError, match="need pydicom .*pip install highdicom"):
-        dicom_series.pydicom()
+        dicom_headers.pydicom()
 
 
 def test_a_progress_bar_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_an_older_evaluation_is_not_compared(tmp_path: Path, capsys: pytest.Capt
 def test_what_is_no_evaluation_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text("[]")
     assert main(["evaluate", "--compare", str(tmp_path / "a.json"), "nowhere.json"]) == 3
-    assert "is no evaluation" in capsys.readouterr().err
+    assert "is not an evaluation" in capsys.readouterr().err
 
 
 def test_the_same_name_in_two_folders_is_refused(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,17 +48,18 @@ class CachedCase:
     grid: ModelGrid
 
 
-def write_case(
-    folder: Path,
-    name: str,
-    person: str,
-    image: np.ndarray,
-    labels: np.ndarray,
-    padding: Sequence[float],
-    grid: ModelGrid,
-    classes: int,
-) -> None:
-    """Write a case; its description last, so that a case that has one is whole. Parameters as in `CachedCase`.
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case on the network's grid, in memory: attributes as in `CachedCase`."""
+
+    image: np.ndarray
+    labels: np.ndarray
+    padding: tuple[float, ...]
+    grid: ModelGrid
+
+
+def write_case(folder: Path, name: str, person: str, case: PreparedCase, classes: int) -> None:
+    """Write a case; its description last, so that a case that has one is whole.
 
     Raises
     ------
@@ -66,14 +67,14 @@ def write_case(
         A file cannot be written.
     """
     rng = np.random.default_rng(0)
-    places = {f"class_{value}": _some_places(labels == value, rng) for value in range(1, classes)}
+    places = {f"class_{value}": _some_places(case.labels == value, rng) for value in range(1, classes)}
     with atomic_write(folder / f"{name}_image.npy", (".npy",)) as file:
-        np.save(file, image.astype(np.float16))
+        np.save(file, case.image.astype(np.float16))
     with atomic_write(folder / f"{name}_labels.npy", (".npy",)) as file:
-        np.save(file, labels.astype(np.uint8))
+        np.save(file, case.labels.astype(np.uint8))
     with atomic_write(folder / f"{name}_places.npz", (".npz",)) as file:
         np.savez(file, **places)  # type: ignore[arg-type]
-    description = {"person": person, "padding": list(padding), "grid": described(grid)}
+    description = {"person": person, "padding": list(case.padding), "grid": described(case.grid)}
     with atomic_write(folder / f"{name}.json", (".json",)) as file:
         file.write_text(json.dumps(description), encoding="utf-8")
 

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 
-from segmamba.inference.model_grid import ModelGrid
 from segmamba.inference.preprocess import padding_values, resample_to_model
 from segmamba.io.read import read_image, read_volume
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import Model, ModelFile, Postprocessing, Preprocessing
-from segmamba.training.dataset.cache import as_classes, is_cached, make_folder, write_case
+from segmamba.training.dataset.cache import PreparedCase, as_classes, is_cached, make_folder, write_case
 from segmamba.training.dataset.layout import Case
 from segmamba.training.dataset.plan import Plan
 from segmamba.utils.arrays import as_labels
 from segmamba.utils.parallel import processors
 
 LARGEST_VALUE = 254
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedCase:
-    """A case on the network's grid: see `segmamba.training.dataset.cache.CachedCase`."""
-
-    image: np.ndarray
-    labels: np.ndarray
-    padding: tuple[float, ...]
-    grid: ModelGrid
 
 
 def fill_cache(cases: Iterable[Case], plan: Plan, folder: Path) -> None:
@@ -49,8 +37,7 @@ def fill_cache(cases: Iterable[Case], plan: Plan, folder: Path) -> None:
     missing = [case for case in cases if not is_cached(folder, case.name)]
 
     def add(case: Case) -> None:
-        made = prepare(case, plan)
-        write_case(folder, case.name, case.person, made.image, made.labels, made.padding, made.grid, plan.classes)
+        write_case(folder, case.name, case.person, prepare(case, plan), plan.classes)
 
     with ThreadPoolExecutor(processors()) as pool:
         # In the order of the cases, so that the same broken file is named each time.
