@@ -26,7 +26,7 @@ class SegMambaSlicer(ScriptedLoadableModule):
     """What Slicer shows of the module before it is opened."""
 
     def __init__(self, parent):
-        from segmamba import __version__
+        from SegMambaSlicerLib.about import acknowledgementText, helpText
 
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("SegMambaSlicer")
@@ -34,20 +34,7 @@ class SegMambaSlicer(ScriptedLoadableModule):
         needed = ("Markups", "Segmentations", "Sequences", "SubjectHierarchy", "Tables", "Terminologies", "Volumes")
         self.parent.dependencies = list(needed)
         self.parent.contributors = ["SegMambaSlicer contributors"]
-        self.parent.helpText = _(
-            "Segments vertebrae in CT and MR, and colorectal cancer in CT, with the networks SpineMamba and "
-            "SegMamba-V2: choose a volume and a task, then press Segment. The module Sample Data has volumes to try "
-            "it with, in the category SegMambaSlicer. "
-            "Research software, not a medical device: check every result, and do not use it for diagnosis or "
-            "treatment. See the "
-            '<a href="https://github.com/SegMambaSlicer/SlicerSegMambaSlicer">project page</a>. Version {version}.'
-        ).format(version=__version__)
-        self.parent.acknowledgementText = _(
-            "The networks were described in: Z. Xing et al., SegMamba-V2, IEEE Transactions on Medical Imaging 2025, "
-            '<a href="https://doi.org/10.1109/TMI.2025.3589797">doi:10.1109/TMI.2025.3589797</a>; and SpineMamba, '
-            "Computerized Medical Imaging and Graphics 2025, 102531, "
-            '<a href="https://arxiv.org/abs/2408.15887">arXiv:2408.15887</a>.'
-        )
+        self.parent.helpText, self.parent.acknowledgementText = helpText(), acknowledgementText()
         # By then the module Sample Data is there, whatever the order in which Slicer loads modules.
         slicer.app.connect("startupCompleted()", registerSamples)
 

@@ -171,7 +171,7 @@ def test_main_memory_is_told_of_where_the_run_will_be(panel, a_ct, monkeypatch):
 def test_unexpected_error_leaves_the_panel_usable(panel, a_ct, segment, monkeypatch, caplog):
     from segmamba_mrml import segment as floor
 
-    monkeypatch.setattr(floor.Case, "finish_in_steps", lambda *_arguments: {}["surprise"])
+    monkeypatch.setattr(floor.SegmentationCase, "finish_in_steps", lambda *_arguments: {}["surprise"])
     assert segment() is None
     assert "Python console" in panel.ui.statusLabel.text
     assert "surprise" in caplog.text

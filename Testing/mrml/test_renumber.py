@@ -277,10 +277,10 @@ def test_right_number_changes_nothing(a_column):
 @pytest.mark.parametrize(
     ("called", "level", "sentence"),
     [
-        ("T5", "T6", "has no vertebra 'T5': choose one that is there"),
+        ("T5", "T6", "has no vertebra 'T5': choose from T12, L1"),
         ("Sacrum", "L5", "has no vertebra 'Sacrum'"),
-        ("T12", "L9", "'L9' is no vertebra"),
-        ("T12", "sacrum", "'sacrum' is no vertebra"),
+        ("T12", "L9", "'L9' is not a vertebra"),
+        ("T12", "sacrum", "'sacrum' is not a vertebra"),
         ("T12", "L6", "L1 would not be between C1 and L6"),
         ("L1", "C1", "T12 would not be between C1 and L6"),
     ],

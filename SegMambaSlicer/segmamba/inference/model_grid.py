@@ -133,7 +133,7 @@ def _box_above(volume: Volume, threshold: float) -> tuple[slice, slice, slice]:
             f"The volume holds nothing above {threshold:g}, so there is no body in it: check that it is a CT in "
             "Hounsfield units."
         )
-    return _box(mask, [math.ceil(CROP_MARGIN_MM / spacing) for spacing in reversed(volume.geometry.spacing)])
+    return _box(mask, [math.ceil(CROP_MARGIN_MM / spacing - ROUNDING) for spacing in reversed(volume.geometry.spacing)])
 
 
 def _box_of_nonzero(volume: Volume) -> tuple[slice, slice, slice]:
