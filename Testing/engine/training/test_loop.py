@@ -85,7 +85,7 @@ def test_a_run_logs_finite_losses_and_an_evaluation_as_json_lines(folder: Path) 
     assert losses[0]["lr"] > losses[1]["lr"] > 0
     (entry,) = (entry["evaluation"] for entry in log if "evaluation" in entry)
     assert set(entry) == {"phantom"}
-    assert set(entry["phantom"]) == {"dice_all", "level_accuracy"}
+    assert set(entry["phantom"]) == {"dice_foreground", "level_accuracy"}
     assert all(0 <= value <= 1 for value in entry["phantom"].values())
 
 
@@ -118,11 +118,11 @@ def test_an_evaluation_measures_mask_and_levels_each_on_its_own(folder: Path, ch
     (results,) = evaluation.evaluate(Known(), [case], [channel], (32, 32, 32), torch.float32).values()
     with np.load(case) as content:
         labels = content["labels"]
-    assert results["dice_all"] > 0.97
+    assert results["dice_foreground"] > 0.97
     if channels == 33:
         assert results["level_accuracy"] == pytest.approx((labels == 21).sum() / (labels > 0).sum())
     else:
-        assert set(results) == {"dice_all"}
+        assert set(results) == {"dice_foreground"}
 
 
 def test_the_second_stage_is_trained_without_levels(config: Config) -> None:

@@ -47,7 +47,7 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Return metrics of each case, without any post-processing.
 
-    "dice_all": Dice of all vertebrae and the sacrum against the background. "level_accuracy", where the network
+    "dice_foreground": Dice of all vertebrae and the sacrum against the background. "level_accuracy", where the network
     answers levels: the part of the reference's voxels whose most probable level is right.
 
     Parameters
@@ -76,7 +76,7 @@ def evaluate(
         )
         image = normalize(torch.from_numpy(intensities.astype(np.float32))[None], channels)
         answer = predict(network, image, Windows(patch), RunContext(device, dtype), identity).values.cpu()
-        results[file.stem] = {"dice_all": dice_foreground(answer[MASK].argmax(dim=0).numpy(), reference)}
+        results[file.stem] = {"dice_foreground": dice_foreground(answer[MASK].argmax(dim=0).numpy(), reference)}
         if len(answer) > OFFSET.stop:
             levels = answer[LEVELS].argmax(dim=0).numpy() + 1
             right = (levels == reference)[reference > 0]
