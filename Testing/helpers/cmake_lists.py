@@ -17,7 +17,7 @@ CONTENTS: dict[str, tuple[Path, tuple[str, ...]]] = {
         PACKAGES,
         ("*.py", "segmamba/**/*.py", "segmamba_mrml/**/*.py", "SegMambaSlicerLib/**/*.py"),
     ),
-    "MODULE_PYTHON_RESOURCES": (PACKAGES, ("Resources/**/*", "segmamba/**/templates/*")),
+    "MODULE_PYTHON_RESOURCES": (PACKAGES, ("Resources/**/*", "segmamba/**/templates/*", "segmamba/py.typed")),
     "MODULE_SHARED_FILES": (
         REPOSITORY,
         ("weights_manifest.json", "Resources/Models/*", "Resources/Terminology/*.json"),

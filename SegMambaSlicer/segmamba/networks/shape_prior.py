@@ -25,9 +25,9 @@ SHARPNESS = 8.0
 
 
 def resample(volume: Tensor, size: Sequence[int]) -> Tensor:
-    """Linear interpolation, smoothed when it reduces, one matrix product an axis.
+    """Interpolate linearly, smoothed when it reduces, one matrix product an axis.
 
-    (B, C, D, H, W) -> (B, C, *size). Unlike PyTorch's interpolation its gradient is deterministic on every device.
+    ``(B, C, D, H, W) -> (B, C, *size)``. Unlike PyTorch's interpolation its gradient is deterministic on every device.
     """
     for axis, wanted in enumerate(size, start=2):
         if volume.shape[axis] != wanted:

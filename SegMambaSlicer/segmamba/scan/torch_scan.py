@@ -63,12 +63,14 @@ class LinearRecurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        """Return `solve_recurrence` of ``a`` and ``b``."""
         h = solve_recurrence(a, b)
         ctx.save_for_backward(a, h)
         return h
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of ``a`` and ``b``."""
         a, h = ctx.saved_tensors
         # g_t = dy_t + a_(t+1) g_(t+1): flipping both time dimensions reverses time in this layout.
         decay = shift_forward(a.flip(0, 1), fill=0.0)

@@ -45,9 +45,9 @@ class ShapeModel:
     Attributes
     ----------
     means : ndarray of float32
-        Shape (25, *GRID): of each level; C1 first.
+        Shape ``(25, *GRID)``: of each level; C1 first.
     modes : tuple of ndarray
-        One a region, shape (k, *GRID): change of the distance for one standard deviation.
+        One a region, shape ``(k, *GRID)``: change of the distance for one standard deviation.
     half_extents : ndarray
         Shape (regions, 3): half the extent of a region's grid in local mm.
     """
@@ -146,7 +146,7 @@ def region_of(level: int) -> int:
 
 
 def grid_points(half: np.ndarray) -> np.ndarray:
-    """Return the local points (*GRID, 3) of a region's grid."""
+    """Return the local points, shape ``(*GRID, 3)``, of a region's grid."""
     axes = [np.linspace(-extent, extent, count) for extent, count in zip(half, GRID, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 

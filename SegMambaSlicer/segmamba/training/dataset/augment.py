@@ -93,7 +93,7 @@ def posed(image: Tensor, labels: Tensor, pose: Pose, patch: Sequence[int]) -> tu
 
     Returns
     -------
-    image : Tensor (channels, *patch), float32
+    image : Tensor of float32, shape (channels, z, y, x)
     labels : Tensor of uint8, shape ``patch``
     """
     image = image.float()
