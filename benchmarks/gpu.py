@@ -23,7 +23,8 @@ from timing import keep, milliseconds, peak_gib, relative_error, seconds
 from torch import Tensor, nn
 
 from segmamba import scan
-from segmamba.fast import accelerate, forget
+from segmamba.fast import forget
+from segmamba.fast.accelerate import accelerate
 from segmamba.inference.context import RunContext
 from segmamba.inference.file_to_file import segment_file
 from segmamba.inference.sliding_window import argmax, predict

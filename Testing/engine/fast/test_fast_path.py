@@ -11,7 +11,8 @@ import torch
 from helpers.repository import HELPERS, PACKAGES
 from torch import nn
 
-from segmamba.fast import FastNetwork, accelerate, agrees, fast_network, forget, kernels
+from segmamba.fast import FastNetwork, fast_network, forget, kernels
+from segmamba.fast.accelerate import accelerate, agrees
 from segmamba.fast.conv_weights import column_blocks
 from segmamba.fast.maps import as_map, as_volume
 from segmamba.fast.march import segment_length
