@@ -15,10 +15,11 @@ from segmamba.models.manifest import IntensityNormalization
 from segmamba.networks.spine_mamba import OFFSET, RIB
 from segmamba.tasks import COLORECTAL_TASK, VERTEBRAE_TASK
 from segmamba.training.colorectal.labels import LABELS
+from segmamba.training.run_config import RunConfig
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
     """A training run. Relative paths and patterns start from the folder of the configuration file.
 
     Attributes
@@ -62,34 +63,18 @@ class Config:
         What relative paths start from.
     """
 
-    architecture: str
-    arguments: dict[str, Any]
     channels: tuple[IntensityNormalization, ...]
     anatomies: str
     patch: tuple[int, int, int]
     spacing: float
-    folder: str
     task: str = VERTEBRAE_TASK
     mr_channels: tuple[IntensityNormalization, ...] = ()
     mr_share: float = 0.0
     evaluation: str = ""
-    start_from: str = ""
-    batch: int = 2
-    iterations: int = 30000
-    warmup: int = 500
-    learning_rate: float = 6e-4
-    weight_decay: float = 1e-2
-    ema: float = 0.999
-    log_every: int = 100
-    checkpoint_every: int = 1000
-    evaluate_every: int = 5000
-    seed: int = 0
-    device: str = "auto"
-    compile: bool = False
     num_workers: int = 0
-    base: Path = Path(".")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.arguments.get("in_channels") != len(self.channels):
             raise ValueError("arguments.in_channels must be the number of channels")
         if self.task not in (VERTEBRAE_TASK, COLORECTAL_TASK):
@@ -109,20 +94,15 @@ class Config:
             raise ValueError("mr_share must be from 0 to 1")
         if self.mr_share > 0 and len(self.mr_channels) != len(self.channels):
             raise ValueError("mr_channels must be as many as channels")
-        for name in ("anatomies", "folder", "evaluation", "start_from", "device"):
+        for name in ("anatomies", "evaluation"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a text")
         if len(self.patch) != 3 or not all(isinstance(n, int) and n > 0 for n in self.patch):
             raise ValueError("patch must be three whole numbers")
-        for name in ("batch", "iterations", "log_every", "checkpoint_every", "evaluate_every"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1")
         if not isinstance(self.num_workers, int) or self.num_workers < 0:
             raise ValueError("num_workers must be a whole number of at least 0")
-        if not (self.spacing > 0 and self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0):
-            raise ValueError("spacing, learning_rate, weight_decay and warmup must not be negative")
-        if not 0 <= self.ema < 1:
-            raise ValueError("ema must be at least 0 and below 1")
+        if not self.spacing > 0:
+            raise ValueError("spacing must be positive")
 
     def files(self, pattern: str) -> list[Path]:
         """Return the files that a pattern matches, sorted."""

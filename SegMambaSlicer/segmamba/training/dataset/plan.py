@@ -11,6 +11,7 @@ from typing import Any
 
 from segmamba.errors import InputError
 from segmamba.models.manifest import IntensityNormalization, Preprocessing
+from segmamba.training.run_config import RunConfig
 from segmamba.utils.atomic import atomic_write
 
 # The class of voxels that nobody has labelled, in cached labels.
@@ -21,8 +22,8 @@ OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("polynomial", "cosine")
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Recipe(RunConfig):
     """How a network is trained; see `segmamba.training.config.Config` for what it has in common with that.
 
     Attributes
@@ -36,51 +37,34 @@ class Recipe:
     foreground_share : float
         Part of a batch's samples that are centred on a structure, each structure equally often; at least one sample.
     evaluate_every : int
-        In iterations; 0: only at the end.
+        In iterations.
     record : bool
         A step is recorded as a CUDA graph, without being compiled.
     readers : int
         Threads that read crops ahead of the GPU.
     """
 
-    architecture: str
-    arguments: Mapping[str, Any]
-    batch: int = 2
-    iterations: int = 30000
+    folder: str = "."
     minutes: float | None = None
     warmup: int = 50
     optimizer: str = "adamw"
     schedule: str = "polynomial"
-    learning_rate: float = 6e-4
-    weight_decay: float = 1e-2
-    ema: float = 0.999
     foreground_share: float = 0.33
     log_every: int = 50
-    checkpoint_every: int = 1000
     evaluate_every: int = 1000
-    seed: int = 0
-    device: str = "auto"
-    compile: bool = False
     record: bool = True
     readers: int = 4
-    start_from: str = ""
-    folder: str = "."
-    base: Path = Path(".")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}")
-        for name in ("batch", "iterations", "log_every", "checkpoint_every", "evaluate_every", "readers"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1")
+        if not isinstance(self.readers, int) or self.readers < 1:
+            raise ValueError("readers must be a whole number of at least 1")
         if not 0 <= self.foreground_share <= 1:
             raise ValueError("foreground_share must be from 0 to 1")
-        if not 0 <= self.ema < 1:
-            raise ValueError("ema must be at least 0 and below 1")
-        if self.learning_rate <= 0 or self.weight_decay < 0 or self.warmup < 0:
-            raise ValueError("learning_rate must be positive, weight_decay and warmup not negative")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError("minutes must be positive")
 

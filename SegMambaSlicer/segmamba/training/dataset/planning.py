@@ -70,7 +70,9 @@ def make_plan(
     patch = choose_patch(shape, gpu_memory, bytes_per_voxel)
     sides = any(side in name.lower() for name in dataset.labels for side in SIDES)
     recipe = Recipe(
-        network, {"in_channels": len(dataset.channels), "out_channels": 1 + len(dataset.labels), **arguments}, BATCH
+        architecture=network,
+        arguments={"in_channels": len(dataset.channels), "out_channels": 1 + len(dataset.labels), **arguments},
+        batch=BATCH,
     )
     return Plan(
         dataset=dataset.folder.resolve().name,

@@ -23,8 +23,8 @@ from segmamba.training.loop import Run
 
 TINY = {"in_channels": 1, "out_channels": 2, "features": [8, 8, 8, 16, 16], "depths": [1, 1], "shape_prior": False}
 RECIPE = Recipe(
-    "one_convolution",
-    {"in_channels": 1, "out_channels": 2},
+    architecture="one_convolution",
+    arguments={"in_channels": 1, "out_channels": 2},
     iterations=8,
     warmup=2,
     learning_rate=0.02,
