@@ -61,7 +61,7 @@ class Pose:
         return z, y, x
 
 
-def draw_pose(rng: np.random.Generator, spacing: Sequence[float], mirror_axes: Sequence[int]) -> Pose:
+def draw_pose(rng: np.random.Generator, spacing: Sequence[float], flip_axes: Sequence[int]) -> Pose:
     """Draw scale, rotation and mirroring.
 
     Parameters
@@ -69,7 +69,7 @@ def draw_pose(rng: np.random.Generator, spacing: Sequence[float], mirror_axes: S
     rng : Generator
     spacing : sequence of float
         Millimetres along z, y, x: the rotation is one of the patient, not of voxels.
-    mirror_axes : sequence of int
+    flip_axes : sequence of int
     """
     matrix = np.eye(3)
     if rng.random() < ROTATION_CHANCE:
@@ -77,7 +77,7 @@ def draw_pose(rng: np.random.Generator, spacing: Sequence[float], mirror_axes: S
         matrix = np.linalg.inv(steps) @ _rotation(rng.uniform(-LARGEST_ANGLE, LARGEST_ANGLE, 3)) @ steps
     if rng.random() < SCALE_CHANCE:
         matrix = matrix / _around_one(rng, *SCALES)
-    return Pose(matrix, tuple(axis for axis in mirror_axes if rng.random() < MIRROR_CHANCE))
+    return Pose(matrix, tuple(axis for axis in flip_axes if rng.random() < MIRROR_CHANCE))
 
 
 def posed(image: Tensor, labels: Tensor, pose: Pose, patch: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ class Plan:
         How each channel of the network's input is made.
     patch : tuple of int
         Voxels along z, y, x.
-    mirror_axes : tuple of int
+    flip_axes : tuple of int
         Axes (0, 1, 2 for z, y, x) along which samples are mirrored.
     recipe : Recipe
     """
@@ -107,7 +107,7 @@ class Plan:
     crop_nonzero: bool
     normalization: tuple[IntensityNormalization, ...]
     patch: tuple[int, int, int]
-    mirror_axes: tuple[int, ...]
+    flip_axes: tuple[int, ...]
     recipe: Recipe = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -117,8 +117,8 @@ class Plan:
             raise ValueError("patch must be three whole numbers")
         if len(self.spacing) != 3 or not all(step > 0 for step in self.spacing):
             raise ValueError("spacing must be three positive numbers")
-        if not set(self.mirror_axes) <= {0, 1, 2}:
-            raise ValueError("mirror_axes must be of 0, 1 and 2")
+        if not set(self.flip_axes) <= {0, 1, 2}:
+            raise ValueError("flip_axes must be of 0, 1 and 2")
         if self.recipe.arguments.get("in_channels") != len(self.channels):
             raise ValueError("recipe.arguments.in_channels must be the number of channels")
         if self.recipe.arguments.get("out_channels") != self.classes:
@@ -152,7 +152,7 @@ class Plan:
 def write_plan(plan: Plan, path: Path) -> None:
     """Write a plan as JSON. Raises OutputError where that cannot be."""
     recipe = {f.name: getattr(plan.recipe, f.name) for f in dataclasses.fields(Recipe) if f.name not in RUN_FIELDS}
-    rest = {"dataset": plan.dataset, **plan.data(), "patch": plan.patch, "mirror_axes": plan.mirror_axes}
+    rest = {"dataset": plan.dataset, **plan.data(), "patch": plan.patch, "flip_axes": plan.flip_axes}
     with atomic_write(path, (".json",)) as file:
         file.write_text(json.dumps({**rest, "recipe": recipe}, indent=2) + "\n", encoding="utf-8")
 
@@ -172,7 +172,7 @@ def read_plan(path: Path) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["normalization"] = tuple(IntensityNormalization(**channel) for channel in content["normalization"])
-        for key in ("channels", "spacing", "patch", "mirror_axes"):
+        for key in ("channels", "spacing", "patch", "flip_axes"):
             content[key] = tuple(content[key])
         recipe = Recipe(**content.pop("recipe"), base=path.resolve().parent)
         return Plan(**content, recipe=recipe)

@@ -84,7 +84,7 @@ def make_plan(
         crop_nonzero=False,
         normalization=tuple(map(_channel, dataset.channels, fingerprint.intensities)),
         patch=patch,
-        mirror_axes=() if sides else MIRROR_LEFT_RIGHT,
+        flip_axes=() if sides else MIRROR_LEFT_RIGHT,
         recipe=recipe,
     )
 

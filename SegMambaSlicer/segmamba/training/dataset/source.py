@@ -45,7 +45,7 @@ class CaseSource:
     cases : sequence of CachedCase
     patch : tuple of int
         Voxels along z, y, x.
-    mirror_axes : sequence of int
+    flip_axes : sequence of int
     device : device
         Where samples are augmented.
     foreground_share : float
@@ -62,7 +62,7 @@ class CaseSource:
         self,
         cases: Sequence[CachedCase],
         patch: tuple[int, int, int],
-        mirror_axes: Sequence[int],
+        flip_axes: Sequence[int],
         device: torch.device,
         foreground_share: float = 0.33,
         seed: int = 0,
@@ -72,7 +72,7 @@ class CaseSource:
     ) -> None:
         self.cases = cases
         self.patch = patch
-        self.mirror_axes = tuple(mirror_axes)
+        self.flip_axes = tuple(flip_axes)
         self.device = device
         self.foreground_share = foreground_share
         self.seed = seed
@@ -107,7 +107,7 @@ class CaseSource:
     def _crop(self, rng: np.random.Generator, on_structure: bool) -> Crop:
         case = self.cases[int(rng.integers(len(self.cases)))]
         spacing = case.grid.geometry.spacing[::-1]
-        pose = draw_pose(rng, spacing, self.mirror_axes) if self.augment else Pose(np.eye(3))
+        pose = draw_pose(rng, spacing, self.flip_axes) if self.augment else Pose(np.eye(3))
         reach = pose.reach(self.patch)
         centre = self._place_of_structure(case, rng) if on_structure else None
         start = _start(case.labels.shape, self.patch, reach, centre, rng)

@@ -47,7 +47,7 @@ class DatasetTask(Task):
         return CaseSource(
             self.training,
             self.plan.patch,
-            self.plan.mirror_axes,
+            self.plan.flip_axes,
             run.device,
             recipe.foreground_share,
             seed=recipe.seed * run.group.size + run.group.rank,

@@ -56,8 +56,8 @@ def test_ct_is_clipped_alike_and_mr_in_its_own_percentiles() -> None:
 
 
 def test_nothing_is_mirrored_where_a_label_has_a_side() -> None:
-    assert make_plan(dataset(), fingerprint((1.0, 1.0, 1.0)), "segmamba-v2").mirror_axes == (2,)
-    assert make_plan(dataset(label="Left kidney"), fingerprint((1.0, 1.0, 1.0)), "segmamba-v2").mirror_axes == ()
+    assert make_plan(dataset(), fingerprint((1.0, 1.0, 1.0)), "segmamba-v2").flip_axes == (2,)
+    assert make_plan(dataset(label="Left kidney"), fingerprint((1.0, 1.0, 1.0)), "segmamba-v2").flip_axes == ()
 
 
 def test_an_unknown_architecture_names_those_that_there_are() -> None:
