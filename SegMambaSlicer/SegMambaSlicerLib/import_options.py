@@ -47,7 +47,7 @@ class ImportOptions:
         self._onModel()
 
     def arguments(self, path: Path) -> list[str]:
-        """Return what ``segmamba models import`` is to be told of a file; nothing of a bundle, which says it itself."""
+        """Return what ``segmamba models import`` needs to know about a file; nothing for a bundle, which carries it."""
         model = self._ui.importAsComboBox.currentData
         if not model or is_bundle(path):
             return []

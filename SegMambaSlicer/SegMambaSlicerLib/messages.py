@@ -230,7 +230,7 @@ def segmentFlags(
 
 
 def numberingText(report: Mapping[str, Any]) -> str:
-    """Return why the vertebrae's numbers are not certain, and what else they could be; empty where they are certain."""
+    """Return why the vertebral levels are uncertain, and what else they could be; empty where they are certain."""
     doubt = numbering_doubt(report)
     if not doubt:
         return ""

@@ -47,7 +47,7 @@ def renumber(node: Any, segment: str, level: str, below: bool = False) -> None:
     Raises
     ------
     InputError
-        There is no such vertebra or level, one of the others would become none of C1 to L6, or a number would be there
+        There is no such vertebra or level, one of the others would not stay within C1 to L6, or a number would be there
         twice.
     """
     identifier = find_vertebra(node, segment)

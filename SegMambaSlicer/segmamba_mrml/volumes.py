@@ -33,7 +33,7 @@ def check_volume(volume_node: Any) -> None:
     Raises
     ------
     InputError
-        The node is no scalar volume with three dimensions, or its transform cannot be applied to a voxel grid.
+        The node is not a scalar volume with three dimensions, or its transform cannot be applied to a voxel grid.
     """
     if volume_node is None:
         raise InputError("No volume is chosen: load a CT or MR volume and choose it as input.")

@@ -34,7 +34,7 @@ def files_of(name: str) -> list[str]:
 
 
 def with_lists(text: str) -> str:
-    """Return the text of CMakeLists.txt with all lists made anew."""
+    """Return the text of CMakeLists.txt with all lists rebuilt."""
     for name in CONTENTS:
         lines = "".join(f"\n  {file}" for file in files_of(name))
         text, count = re.subn(rf"set\({name}\s.*?\)", f"set({name}{lines}\n  )", text, flags=re.DOTALL)

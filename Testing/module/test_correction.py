@@ -74,7 +74,8 @@ def test_doubt_about_the_numbers_is_said_where_they_stand(panel, show, screensho
     ui = panel.ui
     assert ui.numberingLabel.visible and "#d9480f" in ui.numberingLabel.styleSheet
     assert ui.numberingLabel.text == (
-        "The numbers are not certain: T12 could be L1, and neither C1, C2 nor the sacrum is in view: check the levels. "
+        "Vertebral levels are uncertain: T12 could be L1, and neither C1, C2 nor the sacrum is in view: check the "
+        "levels. "
         "Second most likely (28%): L1 to L3 instead of T12 to L2. Select a vertebra and renumber it if needed."
     )
     assert column_of(ui.resultTable, 3) == ["level uncertain", "level uncertain", ""]

@@ -106,7 +106,7 @@ def test_doubt_about_numbers_names_the_rival_where_there_is_one(texts, rival, sa
     numbering |= {"levels": {"19": 0.8, "20": 0.8, "21": 0.8}, "runner_up": rival, "runner_up_probability": 0.12}
     end = "Select a vertebra and renumber it if needed."
     assert texts.numberingText({"numbering": numbering}) == (
-        f"The numbers are not certain: Check. L6 is there.{said} {end}"
+        f"Vertebral levels are uncertain: Check. L6 is there.{said} {end}"
     )
 
 

@@ -23,7 +23,8 @@ REPORT = {
         {"value": 20, "name": "L1 vertebra", "segment_id": "L1_vertebra", "volume_ml": 2.0},
         {"value": 26, "name": "Sacrum", "segment_id": "Sacrum", "volume_ml": 3.0},
     ],
-    "summary": "3 structures found: T12 vertebra, L1 vertebra, Sacrum. The numbers are not certain: T12 could be L1.",
+    "summary": "3 structures found: T12 vertebra, L1 vertebra, Sacrum. "
+    "Vertebral levels are uncertain: T12 could be L1.",
     "numbering": {"certain": False, "reason": "T12 could be L1.", "levels": {"19": 0.6, "20": 0.6}},
     "refinement": [
         {"step": "close", "level": "T12"},

@@ -56,7 +56,7 @@ def do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: s
     except SegMambaError as error:
         return failed_row(case, plan, str(error), attempt), isinstance(error, WORTH_ANOTHER_ATTEMPT)
     except OSError as error:
-        text = f"The system refuses ({error}): check the folders, permissions and free space."
+        text = f"Operating system error ({error}): check the folders, permissions and free space."
         return failed_row(case, plan, text, attempt), False
 
 
@@ -120,7 +120,7 @@ def _source(case: BatchCase, files: list[str], place: Path) -> tuple[Path, dict[
             except OSError as error:
                 raise OutputError(f"{file} cannot be copied ({error.strerror}): check the file and space.") from error
         originals[str(link)] = file
-    # Last, for it is the beginning of the others.
+    # Last, because it is the beginning of the others.
     return folder, originals | {str(folder): str(Path(case.path).parent)}
 
 

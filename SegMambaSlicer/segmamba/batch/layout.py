@@ -70,7 +70,7 @@ def publish(work: Path, target: Path) -> None:
     Raises
     ------
     OutputError
-        The system refuses.
+        The operating system reports an error.
     """
     old = work.with_name(f"{work.name}.old")
     error: OSError | None = None

@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
     def stopped() -> bool:
         return interrupted() or (options.while_file is not None and not options.while_file.exists())
 
-    # pydicom tells of each value that is not as the standard has it, and reads on.
+    # pydicom warns of each value that breaks the standard, and reads on.
     warnings.filterwarnings("ignore", module="pydicom")
     with stop_signal() as interrupted:
         progress = run_batch(

@@ -88,7 +88,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             result.pop("model", None)
             results.append(result)
             print(f"{number}/{len(cases)} {_line(result)}", flush=True)
-        # After each case, so that a run that is broken off has measured something.
+        # After each case, so that an interrupted run has measured something.
         _write(evaluation(results, config, subject, options.resample, seed), folder)
     print(f"Written: {folder / REPORT}, {folder / TABLE}, {folder / PICTURES}")
     return 0

@@ -91,7 +91,7 @@ def read_case(case: EvaluationCase, config: ScoringConfig) -> tuple[PerturbedCas
     Raises
     ------
     InputError
-        A file cannot be read, is no label map, or the two show different places.
+        A file cannot be read, is not a label map, or the two show different places.
     """
     image, reference = read_volume(case.image), read_reference(case.reference, case.ids)
     if config.vertebrae:
@@ -121,7 +121,7 @@ def read_prediction(folder: Path, name: str) -> Volume:
     Raises
     ------
     InputError
-        It is not there, cannot be read, or is no label map.
+        It is not there, cannot be read, or is not a label map.
     """
     for extension in LABELMAP_EXTENSIONS:
         path = folder / f"{name}{extension}"

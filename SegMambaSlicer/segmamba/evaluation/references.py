@@ -36,7 +36,7 @@ def read_reference(path: Path, ids: str = OWN_IDS) -> Volume:
     Raises
     ------
     InputError
-        It cannot be read, or is no such label map.
+        It cannot be read, or is not such a label map.
     """
     volume = read_volume(path)
     labels = as_labels(volume.array, HIGHEST, str(path))

@@ -137,7 +137,9 @@ def _check_none_is_lost(folder: Path, uid: str, files: Sequence[str]) -> None:
     others = sorted(path for path in folder.iterdir() if path.name not in listed and path.is_file())
     for file, header in headers(others):
         if header is None or (header.get("SeriesInstanceUID") == uid and "Rows" in header):
-            raise InputError(f"{file} is damaged: copy or export it again, or remove it if it is no slice of the scan.")
+            raise InputError(
+                f"{file} is damaged: copy or export it again, or remove it if it is not a slice of the scan."
+            )
 
 
 def _header(file: str) -> sitk.ImageFileReader:

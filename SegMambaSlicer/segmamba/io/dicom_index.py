@@ -90,7 +90,7 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: give the one that the DICOM series are in.")
+        raise InputError(f"{folder} is not a folder: give the one that the DICOM series are in.")
     return group_series(_paths_below(folder))
 
 

@@ -166,7 +166,7 @@ def check_geometry(geometry: Geometry, name: str) -> None:
         )
     # Written so that NaN is refused, too.
     if not all(abs(part) <= FARTHEST_MM for part in geometry.origin):
-        raise InputError(f"{name} has an origin that is no place in a scanner: correct it in the header.")
+        raise InputError(f"{name} has an origin far outside any scanner: correct it in the header.")
     if not are_orthonormal(np.reshape(geometry.direction, (3, 3))):
         raise InputError(SHEARED.format(name))
 

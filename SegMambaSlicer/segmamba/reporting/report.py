@@ -122,9 +122,9 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def numbering_doubt(report: Mapping[str, Any]) -> str:
-    """Return a sentence where the vertebrae's numbers are not certain, else an empty text."""
+    """Return a sentence where the vertebral levels are uncertain, else an empty text."""
     numbering = report.get("numbering", {"certain": True})
-    return "" if numbering["certain"] else f"The numbers are not certain: {numbering['reason']}"
+    return "" if numbering["certain"] else f"Vertebral levels are uncertain: {numbering['reason']}"
 
 
 def write_report(path: str | Path, report: Mapping[str, Any]) -> None:

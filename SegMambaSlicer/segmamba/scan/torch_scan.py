@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 # States held at once: 4M float32 values are 16 MB, small enough for memory and still long enough vectors. Twice as
-# many are a third slower on a processor, for they leave its caches.
+# many are a third slower on a processor, because they leave its caches.
 MAX_STATES = 4_000_000
 
 

@@ -77,7 +77,7 @@ def warmed_up(run: Run, share: float) -> float:
 
 
 class SyntheticTask(Task):
-    """Samples painted from label maps, as a `Config` says, measured on evaluation cases.
+    """Samples synthesised from label maps, as a `Config` says, measured on evaluation cases.
 
     Raises
     ------

@@ -61,7 +61,7 @@ def as_labels(values: np.ndarray, highest: int, name: str) -> np.ndarray:
         They are not whole numbers from 0 to ``highest``; ``name`` is that of the label map in the sentence.
     """
     if values.min() < 0 or values.max() > highest or (values != np.floor(values)).any():
-        raise InputError(f"{name} is no label map with values from 0 to {highest}: convert its numbering first.")
+        raise InputError(f"{name} is not a label map with values from 0 to {highest}: convert its numbering first.")
     return values.astype(np.uint8)
 
 

@@ -19,7 +19,7 @@ def check_output(path: str | os.PathLike[str], extensions: Sequence[str]) -> Non
     Raises
     ------
     OutputError
-        The extension is none of ``extensions``, the name cannot be one, or the folder is not there or not writable.
+        The extension is not one of ``extensions``, the name cannot be one, or the folder is not there or not writable.
     """
     path = Path(path)
     _extension(path, extensions)

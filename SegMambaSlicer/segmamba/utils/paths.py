@@ -18,7 +18,7 @@ BEGINNINGS = ((b"NRRD0", ".nrrd"), (b"ObjectType", ".mha"), (b"NDims", ".mha"), 
 
 
 def check_text(path: str | os.PathLike[str], kind: type[SegMambaError] = InputError) -> None:
-    """Raise an error of a kind if a path holds what is no text: readers written in C++ end the process at it."""
+    """Raise an error of a kind if a path is not valid text: readers written in C++ end the process at it."""
     text = os.fspath(path)
     if not readable(text) == text or "\0" in text:
         raise kind(f"The path {readable(text)!r} has characters that are no text: rename the file or folder.")
@@ -58,7 +58,7 @@ def check_name(path: Path) -> None:
     Raises
     ------
     OutputError
-        It is no text, longer than the system takes, or leads through folders that cannot be entered.
+        It is not valid text, longer than the system takes, or leads through folders that cannot be entered.
     """
     check_text(path, OutputError)
     try:

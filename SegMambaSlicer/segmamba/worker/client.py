@@ -44,7 +44,7 @@ class Worker:
     """A worker process and the messages to and from it.
 
     It starts at the first job and stays up between jobs, so that weights load once; one that died or was killed
-    is started anew at the next job. `run` waits for a job. A window that must not wait uses `submit`, then `poll`
+    is restarted at the next job. `run` waits for a job. A window that must not wait uses `submit`, then `poll`
     from a timer, and `cancel`.
 
     Parameters

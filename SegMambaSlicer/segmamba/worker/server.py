@@ -141,7 +141,7 @@ def main() -> None:
 
     if PRELOAD in sys.argv:
         importlib.import_module("segmamba.inference.pipeline")
-    # Opened anew: sys.stdin may be text with a buffer that a library reads from.
+    # Reopened: sys.stdin may be text with a buffer that a library reads from.
     serve(Inbox(os.fdopen(os.dup(0), "rb")), send)
     # Not through the interpreter's clean-up: on some systems GPU libraries hang in it.
     os._exit(0)

@@ -239,7 +239,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tiny voxels": (with_spacing(0.001, 0.001, 0.001), "voxel size of 0.001 x 0.001 x 0.001 mm"),
     "longer than a patient": (long, "is 2.6 m long, which no patient is: correct the voxel size"),
     "metres for millimetres in NIfTI": (with_nifti_field(UNITS, "<b", 1), "voxel size of 1500 x 1500 x 1500 mm"),
-    "origin far away": (far_away, "an origin that is no place in a scanner: correct it"),
+    "origin far away": (far_away, "an origin far outside any scanner: correct it"),
     "zero spacing in MetaImage": (with_header("a.mha", b"Spacing = 1 1 1", b"Spacing = 0 1 1"), IMPOSSIBLE),
     "NaN for spacing in MetaImage": (with_header("a.mha", b"Spacing = 1 1 1", b"Spacing = nan 1 1"), IMPOSSIBLE),
     "zero spacing in NIfTI": (with_nifti_field(PIXDIM, "<f", 0.0), IMPOSSIBLE),

@@ -51,7 +51,7 @@ def test_the_summary_says_why_numbers_are_not_certain() -> None:
     found = {"segments": [{"name": "L1 vertebra"}]}
     doubt = {"certain": False, "reason": "T12 could be L1: check the levels."}
     said = report.summary({**found, "numbering": doubt})
-    assert said == "1 structure found: L1 vertebra. The numbers are not certain: T12 could be L1: check the levels."
+    assert said == "1 structure found: L1 vertebra. Vertebral levels are uncertain: T12 could be L1: check the levels."
     certain = {"numbering": {"certain": True, "reason": ""}}
     assert report.summary({**found, **certain}) == "1 structure found: L1 vertebra."
     assert report.numbering_doubt(found) == ""

@@ -10,7 +10,7 @@ from scipy import ndimage
 from segmamba.io.volume import Volume
 from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
 
-# No tumour that was painted for training is smaller (`segmamba.training.colorectal`), so a smaller one means nothing.
+# No tumour synthesised for training is smaller (`segmamba.training.colorectal`), so a smaller one means nothing.
 SMALLEST_TUMOUR_MM3 = 200.0
 # Connected air of at least this much is lung where its median is above this many HU: gas in bowel, and the air around
 # a patient, have less.

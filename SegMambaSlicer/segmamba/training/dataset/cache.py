@@ -96,9 +96,7 @@ def read_case(folder: Path, name: str) -> CachedCase:
         grid = restored_grid(description["grid"])
         return CachedCase(name, description["person"], image, labels, places, tuple(description["padding"]), grid)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"The cached case {folder / name} is damaged: delete {folder}, and it is made anew."
-        ) from error
+        raise InputError(f"The cached case {folder / name} is damaged: delete {folder}, and it is rebuilt.") from error
 
 
 def is_cached(folder: Path, name: str) -> bool:

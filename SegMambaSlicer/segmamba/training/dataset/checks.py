@@ -15,7 +15,7 @@ from segmamba.utils.arrays import as_labels
 LARGEST_VALUE = 254
 # Corners of two grids that are to be one may be so many voxels apart: headers are rounded.
 TOLERANCE_VOXELS = 0.1
-# A spacing so many times the data set's median, or so small a part of it, is told of.
+# A spacing so many times the data set's median, or so small a part of it, is reported.
 UNUSUAL_SPACING = 3.0
 
 

@@ -73,9 +73,9 @@ def _labels(described: Mapping[str, Any]) -> tuple[dict[str, int], int | None]:
         if isinstance(value, list):
             raise ValueError(f"label '{name}' is a region of several values, which is not supported yet")
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 254:
-            raise ValueError(f"label '{name}' is no whole number from 0 to 254")
+            raise ValueError(f"label '{name}' is not a whole number from 0 to 254")
     ignore = by_name.pop(IGNORE, None)
     structures = {name: value for name, value in by_name.items() if value != 0 and name != BACKGROUND}
     if not structures:
-        raise ValueError("there is no label beside the background")
+        raise ValueError("there is no label besides the background")
     return dict(sorted(structures.items(), key=lambda item: item[1])), ignore

@@ -64,6 +64,6 @@ def _values(files: Iterable[Path]) -> set[int]:
     for path in files:
         values = np.unique(read_image(path).array)
         if (values != np.floor(values)).any() or values[0] < 0 or values[-1] > 254:
-            raise InputError(f"{path} is no label map with whole values from 0 to 254: convert it first.")
+            raise InputError(f"{path} is not a label map with whole values from 0 to 254: convert it first.")
         found.update(int(value) for value in values if value)
     return found

@@ -65,7 +65,7 @@ def read_splits(path: Path, dataset: Dataset) -> list[Split]:
         raise InputError(f"{path} names {error}, which the data set does not have: correct the file.") from error
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path} is no list of folds with train and val ({error}): correct it, or delete it."
+            f"{path} is not a list of folds with train and val ({error}): correct it, or delete it."
         ) from error
     for number, split in enumerate(splits):
         if not split.training:

@@ -46,7 +46,7 @@ def test_values_without_a_name_are_refused(folder: Path) -> None:
 
 def test_labels_that_are_no_whole_numbers_are_refused(folder: Path) -> None:
     write(0.5 * image_of(1)[1].astype(np.float32), folder / "labelsTr" / "b.nii")
-    assert "b.nii is no label map" in refusal(folder)
+    assert "b.nii is not a label map" in refusal(folder)
 
 
 def test_a_file_that_is_cut_off_is_named(folder: Path) -> None:
