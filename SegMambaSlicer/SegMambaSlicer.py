@@ -348,13 +348,13 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
     def _freeWorker(self):
         """Return the worker, which stays up between runs so that weights load once."""
         from segmamba.errors import WorkerError
-        from segmamba.worker.client import Worker
+        from segmamba.worker.client import WorkerProcess
         from segmamba_mrml.application import worker_python
 
         if self._job is not None and not self._job.finished:
             raise WorkerError("A job is running: wait for it with job.wait(), or stop it with job.cancel().")
         if self._worker is None:
-            self._worker = Worker(python=worker_python(), log=self._log.append)
+            self._worker = WorkerProcess(python=worker_python(), log=self._log.append)
         return self._worker
 
 

@@ -17,7 +17,7 @@ import qt
 import slicer
 
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, SegMambaError, WorkerError
-from segmamba.worker.client import Worker
+from segmamba.worker.client import WorkerProcess
 from segmamba_mrml.segment import SegmentationCase
 from SegMambaSlicerLib.signal import Signal
 
@@ -35,7 +35,7 @@ class SegmentationJob:
 
     Parameters
     ----------
-    worker : Worker
+    worker : WorkerProcess
     case : SegmentationCase
         What to segment.
     log : deque of str
@@ -65,7 +65,7 @@ class SegmentationJob:
         The run cannot start; nothing was changed.
     """
 
-    def __init__(self, worker: Worker, case: SegmentationCase, log: deque[str]) -> None:
+    def __init__(self, worker: WorkerProcess, case: SegmentationCase, log: deque[str]) -> None:
         self.progressed, self.ended, self.logged = Signal(), Signal(), Signal()
         self.item, self.items = 0, 1
         self.finished = False

@@ -18,7 +18,7 @@ from segmamba.errors import InputError, OutputError
 from segmamba.inference.file_to_file import requested_model
 from segmamba.io.volume import Volume
 from segmamba.request import Request
-from segmamba.worker.client import Worker
+from segmamba.worker.client import WorkerProcess
 from segmamba_mrml.application import worker_python
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, write_report
 from segmamba_mrml.segmentation import LabelBox, check_segmentation, label_box, segment_ids, segments_in_steps
@@ -211,7 +211,7 @@ def segment_volume_node(
     case = SegmentationCase(volume_node, Request.of(task=task, **options), output_node)
     try:
         case.export()
-        with Worker(python=worker_python()) as worker:
+        with WorkerProcess(python=worker_python()) as worker:
             report = worker.run(case.request, progress, cancelled)
         return case.finish(report)
     finally:

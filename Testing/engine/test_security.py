@@ -19,7 +19,7 @@ from segmamba.batch.layout import WORKING, prepare
 from segmamba.errors import ModelError
 from segmamba.models import store
 from segmamba.models.manifest import load_manifest
-from segmamba.worker.client import Worker
+from segmamba.worker.client import WorkerProcess
 
 SOURCES = sorted(path for path in PACKAGES.rglob("*.py"))
 # Functions that run or build code, or a shell, out of what they are given.
@@ -74,7 +74,7 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(bundled: str, tmp_path
 
 
 def test_the_worker_talks_over_its_pipes_alone() -> None:
-    with Worker() as worker:
+    with WorkerProcess() as worker:
         worker.start()
         ready = worker.poll(120)
         assert ready is not None and ready["type"] == "ready"
@@ -96,7 +96,7 @@ def test_files_for_a_moment_are_the_users_own(tmp_path: Path) -> None:
 def test_a_module_of_the_users_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "numpy.py").write_text("raise SystemExit('run')")
     monkeypatch.chdir(tmp_path)
-    with Worker() as worker:
+    with WorkerProcess() as worker:
         worker.start()
         ready = worker.poll(120)
         assert ready is not None and ready["type"] == "ready"

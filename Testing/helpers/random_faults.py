@@ -32,7 +32,7 @@ from segmamba.models import install as installing
 from segmamba.models import store
 from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
-from segmamba.worker.client import Worker, worker_environment
+from segmamba.worker.client import WorkerProcess, worker_environment
 
 INSIDE = ("hang", "memory", "gpu lost", "gpu memory", "crash", "disk full", "clock", "surprise")
 SIGNALS = {"killed": signal.SIGKILL, "aborted": signal.SIGABRT, "stopped": signal.SIGSTOP}
@@ -139,9 +139,9 @@ class Laboratory:
             self._worker.start()
             self._worker.poll(START_LIMIT)
 
-    def _new_worker(self) -> Worker:
+    def _new_worker(self) -> WorkerProcess:
         environment = {MARK: self._mark, "TMPDIR": str(self._temporary)}
-        worker = Worker(environment=environment, patience=PATIENCE)
+        worker = WorkerProcess(environment=environment, patience=PATIENCE)
         worker._command = [sys.executable, faulty_worker.__file__]
         return worker
 
@@ -287,9 +287,9 @@ def _lives(process: psutil.Process) -> bool:
 # A program that waits for a job, as Slicer or the command line does.
 PARENT = """
 import json, sys
-from segmamba.worker.client import Worker
+from segmamba.worker.client import WorkerProcess
 from segmamba.request import Request
-worker = Worker()
+worker = WorkerProcess()
 worker._command = [sys.executable, sys.argv[2]]
 while True:
     worker.run(Request.from_dict({**json.loads(sys.argv[1]), "overwrite": True}))

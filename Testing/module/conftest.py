@@ -19,7 +19,7 @@ from PySide6.QtTest import QTest
 from shiboken6 import Shiboken
 from slicer_host import SlicerHost, themes
 
-from segmamba.worker.client import Worker
+from segmamba.worker.client import WorkerProcess
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -141,7 +141,7 @@ def a_slow_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def a_warm_worker():
     """One worker for all tests: starting it takes seconds. A test that kills it gets a new process."""
-    with Worker() as worker:
+    with WorkerProcess() as worker:
         yield worker
 
 

@@ -57,7 +57,7 @@ class FakeWorker:
 @pytest.fixture
 def a_fake_worker(monkeypatch):
     FakeWorker.requests = []
-    monkeypatch.setattr(segment, "Worker", FakeWorker)
+    monkeypatch.setattr(segment, "WorkerProcess", FakeWorker)
     return FakeWorker
 
 

@@ -1,4 +1,4 @@
-"""The engine of a batch's worker: one child process (`segmamba.worker.client.Worker`) that stays up between cases."""
+"""The engine of a batch worker: one child process (`segmamba.worker.client.WorkerProcess`), kept between cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from segmamba.errors import WorkerError
 from segmamba.request import Request
-from segmamba.worker.client import Worker
+from segmamba.worker.client import WorkerProcess
 
 # Importing torch from a busy network drive can take minutes.
 START_SECONDS = 300.0
@@ -30,7 +30,7 @@ class Engine:
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._worker = Worker(environment=environment, preload=True)
+        self._worker = WorkerProcess(environment=environment, preload=True)
 
     def run(self, request: Request) -> dict[str, Any]:
         """Do a case and return its report.
@@ -38,7 +38,7 @@ class Engine:
         Raises
         ------
         SegMambaError
-            As `segmamba.worker.client.Worker.run`.
+            As `segmamba.worker.client.WorkerProcess.run`.
         """
         with self._lock:
             self._wait_until_ready()

@@ -18,7 +18,7 @@ from segmamba.models import store
 from segmamba.models.manifest import load_manifest
 from segmamba.models.settings import MODELS, VARIABLES
 from segmamba.utils.memory import gibibytes, system_memory
-from segmamba.worker.client import Worker
+from segmamba.worker.client import WorkerProcess
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 OLDEST_PYTHON = (3, 11)
@@ -169,7 +169,7 @@ def _try_network(device: Device, backend: str) -> None:
 
 def _worker() -> Finding:
     try:
-        with Worker() as worker:
+        with WorkerProcess() as worker:
             worker.start()
             message = worker.poll(WORKER_SECONDS)
     except SegMambaError as error:

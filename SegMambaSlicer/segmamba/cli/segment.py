@@ -14,7 +14,7 @@ from segmamba.cli.progress import ProgressBar
 from segmamba.errors import DEBUG_VARIABLE
 from segmamba.reporting import DISCLAIMER
 from segmamba.request import SETTINGS, Request
-from segmamba.worker.client import Worker
+from segmamba.worker.client import WorkerProcess
 
 
 def add_command(commands: Any) -> None:
@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
             report = segment_file(request, bar.update, stopped)
         else:
             log = _print_log if os.environ.get(DEBUG_VARIABLE) else None
-            with Worker(log=log) as worker:
+            with WorkerProcess(log=log) as worker:
                 report = worker.run(request, bar.update, stopped)
     if not options.quiet:
         _print_result(report, request)

@@ -40,7 +40,7 @@ PACKAGES = Path(__file__).resolve().parents[2]
 WINDOWS_CRASH = 0xC0000000
 
 
-class Worker:
+class WorkerProcess:
     """A worker process and the messages to and from it.
 
     It starts at the first job and stays up between jobs, so that weights load once; one that died or was killed
@@ -78,7 +78,7 @@ class Worker:
         self._messages: queue.Queue[Message] = queue.Queue()
         self._numbers = itertools.count(1)
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> WorkerProcess:
         return self
 
     def __exit__(

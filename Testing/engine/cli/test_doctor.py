@@ -143,7 +143,7 @@ class FakeWorker:
     ],
 )
 def test_a_worker_that_does_not_come_up_fails(says: object, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "Worker", lambda: FakeWorker(says))
+    monkeypatch.setattr(examination, "WorkerProcess", lambda: FakeWorker(says))
     finding = examination._worker()
     assert (finding.state, finding.text) == (examination.FAIL, text)
 

@@ -23,7 +23,7 @@ from segmamba.io.read import read_volume
 from segmamba.io.volume import to_image
 from segmamba.request import Options, Request
 from segmamba.worker import server as worker_module
-from segmamba.worker.client import Worker, describe_end
+from segmamba.worker.client import WorkerProcess, describe_end
 from segmamba.worker.protocol import decode, encode
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -57,8 +57,8 @@ def long_request(folder: Path) -> Request:
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    with Worker() as worker:
+def worker() -> Iterator[WorkerProcess]:
+    with WorkerProcess() as worker:
         yield worker
 
 
@@ -66,7 +66,7 @@ def leftovers(folder: Path, known: set[str]) -> set[str]:
     return {path.name for path in folder.iterdir()} - known
 
 
-def test_two_jobs_in_a_row_are_done_by_one_process_with_progress(worker: Worker, folder: Path) -> None:
+def test_two_jobs_in_a_row_are_done_by_one_process_with_progress(worker: WorkerProcess, folder: Path) -> None:
     stages: list[str] = []
     first = worker.run(request(folder, "first.nii.gz"), lambda stage, fraction: stages.append(stage))
     pid = worker.pid
@@ -80,7 +80,7 @@ def test_two_jobs_in_a_row_are_done_by_one_process_with_progress(worker: Worker,
     assert (folder / "second.seg.nrrd").is_file()
 
 
-def test_an_error_of_the_job_arrives_with_its_type_and_the_worker_goes_on(worker: Worker, folder: Path) -> None:
+def test_an_error_of_the_job_arrives_with_its_type_and_the_worker_goes_on(worker: WorkerProcess, folder: Path) -> None:
     worker.start()
     pid = worker.pid
     missing = Request(input=str(folder / "no.nii"), output=str(folder / "o.nii"), task="vertebrae")
@@ -92,7 +92,7 @@ def test_an_error_of_the_job_arrives_with_its_type_and_the_worker_goes_on(worker
     assert not (folder / "o.nii").exists()
 
 
-def test_cancelling_in_mid_run_ends_the_job_and_leaves_no_file(worker: Worker, folder: Path) -> None:
+def test_cancelling_in_mid_run_ends_the_job_and_leaves_no_file(worker: WorkerProcess, folder: Path) -> None:
     known = {path.name for path in folder.iterdir()}
     seen: list[float] = []
 
@@ -106,7 +106,7 @@ def test_cancelling_in_mid_run_ends_the_job_and_leaves_no_file(worker: Worker, f
     assert leftovers(folder, known) == set()
 
 
-def test_a_window_can_poll_instead_of_waiting(worker: Worker, folder: Path) -> None:
+def test_a_window_can_poll_instead_of_waiting(worker: WorkerProcess, folder: Path) -> None:
     job = worker.submit(request(folder, "polled.mha"))
     kinds = set()
     while "result" not in kinds:
@@ -120,7 +120,7 @@ def test_a_window_can_poll_instead_of_waiting(worker: Worker, folder: Path) -> N
 
 
 @posix
-def test_a_killed_worker_is_a_clear_error_and_the_next_job_gets_a_new_one(worker: Worker, folder: Path) -> None:
+def test_a_killed_worker_is_a_clear_error_and_the_next_job_gets_a_new_one(worker: WorkerProcess, folder: Path) -> None:
     def kill(stage: str, fraction: float) -> None:
         if stage == "read" and worker.pid is not None:
             os.kill(worker.pid, signal.SIGKILL)
@@ -170,7 +170,7 @@ def test_what_libraries_print_does_not_break_the_protocol(tmp_path: Path) -> Non
         "server.main()\n"
     )
     lines: list[str] = []
-    worker = Worker(log=lines.append)
+    worker = WorkerProcess(log=lines.append)
     worker._command = [sys.executable, str(program)]
     with worker:
         report = worker.run(Request(input="in.nii", output="out.nii"))
@@ -179,12 +179,12 @@ def test_what_libraries_print_does_not_break_the_protocol(tmp_path: Path) -> Non
 
 
 def test_a_python_that_cannot_be_started_is_a_worker_error() -> None:
-    with Worker(python="/nowhere/python") as worker, pytest.raises(WorkerError, match="cannot be started"):
+    with WorkerProcess(python="/nowhere/python") as worker, pytest.raises(WorkerError, match="cannot be started"):
         worker.start()
 
 
 def test_a_worker_that_ends_at_once_gives_its_last_words() -> None:
-    worker = Worker()
+    worker = WorkerProcess()
     worker._command = [sys.executable, "-c", "import sys; sys.exit('no torch here')"]
     with worker, pytest.raises(WorkerError, match="exit status 1.*no torch here"):
         worker.run(Request(input="in.nii", output="out.nii"))
