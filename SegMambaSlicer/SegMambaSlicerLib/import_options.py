@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 
 from segmamba.models.bundle import is_bundle
 from segmamba.models.import_checkpoint import estimated_channel
+from segmamba.models.library import DESCRIPTION
 from segmamba.models.manifest import ListedModel, Model
 from SegMambaSlicerLib.messages import WARNING_STYLE
 
@@ -47,9 +48,9 @@ class ImportOptions:
         self._onModel()
 
     def arguments(self, path: Path) -> list[str]:
-        """Return what ``segmamba models import`` needs to know about a file; nothing for a bundle, which carries it."""
+        """Return what ``segmamba models import`` needs to know about a file; nothing for what describes itself."""
         model = self._ui.importAsComboBox.currentData
-        if not model or is_bundle(path):
+        if not model or is_bundle(path) or path.name == DESCRIPTION:
             return []
         if not self._own():
             return ["--as", model]

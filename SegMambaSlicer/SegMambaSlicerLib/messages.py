@@ -48,9 +48,9 @@ COMMAND_ERROR = re.compile(r"segmamba: error: |FAIL  [^:]+: ")
 COMMAND_NEWS = ("Installed: ", "Removed: ", "Note: ")
 
 
-def taskTitle(task: str) -> str:
-    """Return a task's name for people."""
-    return TASK_TITLES.get(task, task.capitalize())
+def taskTitle(task: str, otherwise: str | None = None) -> str:
+    """Return a task's name for people; ``otherwise`` that of a model of the user's own, whose task it is."""
+    return TASK_TITLES.get(task, otherwise or task.capitalize())
 
 
 def overallFraction(stage: str, fraction: float) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 from segmamba.io.convert import as_volume
 from segmamba.io.modality import check_modality
 from segmamba.io.volume import Volume
-from segmamba.models.manifest import Model, load_manifest
+from segmamba.models.library import load_models
+from segmamba.models.manifest import Model
 from segmamba.request import Options
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def segment(
 
     With a file, ``segment("CT.nii.gz", "vertebrae", device="cpu").save("spine.seg.nrrd")`` does it all.
     """
-    chosen = model if isinstance(model, Model) else load_manifest().choose(task, model)
+    chosen = model if isinstance(model, Model) else load_models().choose(task, model)
     options = replace(options or Options(), **changes)
     volume = as_volume(image, affine)
     check_modality(volume, chosen)

@@ -39,7 +39,7 @@ def a_ct() -> Volume:
 def tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The software's manifest is one of a tiny model, whose checkpoint is beside it."""
     manifest = load_manifest(tiny.write_model(tmp_path))
-    monkeypatch.setattr(api, "load_manifest", lambda: manifest)
+    monkeypatch.setattr(api, "load_models", lambda: manifest)
     monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_the_same_image_of_any_kind_gives_the_same_labels(
 
 def test_it_gives_what_the_pipeline_gives(a_ct: Volume, tiny_model: None) -> None:
     options = segmamba.Options(**QUICK)
-    model = api.load_manifest().default("vertebrae")
+    model = api.load_models().default("vertebrae")
     expected = pipeline.segment(a_ct, model, options)
     for result in (
         segmamba.segment(a_ct, model=tiny.MODEL_ID, options=options),

@@ -86,7 +86,7 @@ def test_the_readmes_python_segments_a_file(
     write(volume, tmp_path / "CT.nii.gz")
     small = manifest.load_manifest(tiny.write_model(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(api, "load_manifest", lambda: small)
+    monkeypatch.setattr(api, "load_models", lambda: small)
     monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
     (code,) = [block for block in blocks(README, "python") if "from segmamba import" in block]
     exec(compile(code, "README.md", "exec"), {})

@@ -12,6 +12,7 @@ from helpers import tiny
 from helpers.file_server import Served, file_server
 from helpers.models_section import row
 from helpers.own_time import PATIENCE
+from helpers.trained_model import OWN, write_run
 
 from segmamba.errors import InstallationError
 
@@ -74,6 +75,27 @@ def test_missing_model_is_said_once_imported_run_and_removed(
     assert row(section, 1)[1] == "no" and not section.removeButton.enabled
     assert not (models_folder / tiny.MISSING_ID).exists()
     assert "not installed" in section.modelSummaryLabel.text
+
+
+@pytest.mark.slow
+def test_a_model_that_the_user_trained_is_imported_chosen_and_run(
+    panel, a_ct, section, answer, done, click, wait_until, tmp_path, screenshot
+):
+    panel.useManifest(None)
+    answer(write_run(tmp_path / "run", title="Lumbar: L1, L2, L3 (trained here)") / "model.json")
+    click(section.importButton)
+    assert done().startswith(f"Installed: {OWN}, trained on cubes")
+    tasks = section.taskComboBox
+    assert [tasks.itemData(index) for index in range(tasks.count)] == ["vertebrae", "colorectal", OWN]
+    tasks.currentIndex = tasks.findData(OWN)
+    assert tasks.currentText == section.modelComboBox.currentText == "Lumbar: L1, L2, L3 (trained here)"
+    assert "trained on cubes" in section.modelSummaryLabel.text
+    screenshot("model-own")
+    section.deviceComboBox.currentIndex = section.deviceComboBox.findData("cpu")
+    click(section.segmentButton)
+    assert panel.job is not None, section.statusLabel.text
+    wait_until(lambda: panel.job is None)
+    assert panel.sections.results.node is not None, section.statusLabel.text
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from SegMambaSlicerLib.signal import Signal
 from SegMambaSlicerLib.widgets import prepareTable, showSentence
 
 COLUMNS = (_("Model"), _("Installed"), _("Size"), _("Origin"))
-FILES = _("Models (*.pt *.pth *.safetensors *.zip);;All files (*)")
+FILES = _("Models (*.pt *.pth *.safetensors *.zip model.json);;All files (*)")
 PROGRESS = re.compile(r"\w+ (\d+)%")
 
 
@@ -74,6 +74,10 @@ class CheckpointSection:
 
     def refresh(self) -> None:
         """Look again at what is installed; the model that was selected stays so."""
+        try:
+            self._models.reload()
+        except ModelError as error:
+            self._say(str(error), True)
         chosen = self._chosen()
         wanted = chosen.model if chosen is not None else self._models.model
         self._states = [modelStatus(model, self._models.root) for model in self._models.manifest.listed]

@@ -10,7 +10,8 @@ import qt
 from slicer.i18n import tr as _
 
 from segmamba.errors import ModelError
-from segmamba.models.manifest import Manifest, Model, Postprocessing, load_manifest
+from segmamba.models.library import load_models
+from segmamba.models.manifest import Manifest, Model, Postprocessing
 from segmamba.models.store import checkpoint_location, configured
 from SegMambaSlicerLib.messages import missingCheckpoint, modelDetails, modelSummary, taskTitle
 from SegMambaSlicerLib.model_status import modelStatus
@@ -81,13 +82,17 @@ class ModelSection:
             It cannot be read.
         """
         self.manifestPath = path
-        self.manifest = load_manifest(path)
+        self.manifest = load_models(path)
         with self._silently():
             self._ui.taskComboBox.clear()
             for task in self.manifest.tasks:
-                self._ui.taskComboBox.addItem(taskTitle(task), task)
+                self._ui.taskComboBox.addItem(taskTitle(task, self.manifest.default(task).title), task)
         if self._parameters is not None:
             self.show(self._parameters)
+
+    def reload(self) -> None:
+        """Read the manifest again: a model of the user's own may have come or gone. Raises ModelError."""
+        self.load(self.manifestPath)
 
     def show(self, parameters: Any) -> None:
         """Show what a parameter node holds; what does not exist any more gives way to the first choice."""

@@ -15,7 +15,7 @@ from segmamba import __version__
 from segmamba.errors import ModelError, SegMambaError, package_problem
 from segmamba.inference.device import Device, choose_device, import_torch
 from segmamba.models import store
-from segmamba.models.manifest import load_manifest
+from segmamba.models.library import load_models
 from segmamba.models.settings import MODELS, VARIABLES
 from segmamba.utils.memory import gibibytes, system_memory
 from segmamba.worker.client import WorkerProcess
@@ -187,7 +187,7 @@ def _worker() -> Finding:
 
 def _models() -> Iterator[Finding]:
     try:
-        models = load_manifest().models
+        models = load_models().models
     except SegMambaError as error:
         yield Finding(FAIL, "manifest", str(error))
         return

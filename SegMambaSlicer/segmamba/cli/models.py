@@ -12,7 +12,8 @@ from segmamba.cli.interrupt import stop_signal
 from segmamba.cli.progress import ProgressBar
 from segmamba.errors import ModelError, SegMambaError
 from segmamba.models import store
-from segmamba.models.manifest import ListedModel, Manifest, Model, load_manifest
+from segmamba.models.library import load_models
+from segmamba.models.manifest import ListedModel, Manifest, Model
 from segmamba.models.settings import MIRROR, MODELS, SHARED_MODELS, VARIABLES, setting, settings_file
 
 
@@ -52,20 +53,24 @@ def add_command(commands: Any) -> None:
     bundle.add_argument(
         "models", metavar="MODEL", nargs="*", help="default: all except those that come with the software"
     )
-    importing = action("import", _import, "import a .pt, .pth or .safetensors file, or a zip or folder of models")
-    importing.add_argument("file", metavar="FILE", type=Path)
-    importing.add_argument("--as", dest="model", metavar="MODEL", help="the model (default: detected from the weights)")
+    importing = action("import", _import, "import a checkpoint, a model that you trained, or a zip or folder of models")
+    text = "a .pt, .pth or .safetensors file; the folder of a training; or what 'bundle' wrote"
+    importing.add_argument("file", metavar="FILE", type=Path, help=text)
+    text = "the checkpoint's model (default: detected from the weights); the name of a model that you trained"
+    importing.add_argument("--as", dest="model", metavar="MODEL", help=text)
     importing.add_argument("--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="intensities (HU) to clip to")
     importing.add_argument("--mean", type=float, metavar="M", help="intensity that becomes 0, after clipping")
     importing.add_argument("--std", type=float, metavar="S", help="intensity difference that becomes 1")
+    text = "import a trained model that does worse than the one that it was trained from"
+    importing.add_argument("--even-if-worse", action="store_true", help=text)
 
 
 def _manifest(options: argparse.Namespace) -> tuple[Manifest, Path | None]:
     """Return the manifest, and the folder of one that the user names."""
     if options.manifest is None:
-        return load_manifest(), None
+        return load_models(), None
     path = Path(options.manifest)
-    return load_manifest(path), path.parent
+    return load_models(path), path.parent
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -82,6 +87,7 @@ def _list(options: argparse.Namespace) -> int:
         text = f"{size / 1e6:.1f} MB" if size is not None else "-"
         rows.append((model.id, model.task, ",".join(model.modalities), state, text, origin, model.title))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    problems += manifest.problems
     problems += [f"'{model.id}' cannot be used: {model.unsupported}" for model in manifest.listed if model.unsupported]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -172,6 +178,7 @@ def _bundle(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from segmamba.models.bundle import import_bundle, is_bundle
     from segmamba.models.import_checkpoint import NormalizationParameters, import_checkpoint
+    from segmamba.models.own import find_description, import_own
 
     manifest, _ = _manifest(options)
     parameters = (options.clip, options.mean, options.std)
@@ -181,6 +188,12 @@ def _import(options: argparse.Namespace) -> int:
     if options.clip is not None:
         low, high = options.clip
         normalization = NormalizationParameters(low, high, options.mean, options.std)
+    trained = find_description(options.file)
+    if trained is not None:
+        if normalization is not None:
+            raise ModelError("A trained model describes its own intensities: leave out --clip, --mean and --std.")
+        with stop_signal() as stopped:
+            return _report((import_own(trained, manifest, options.model, options.even_if_worse, stopped),))
     bundle = is_bundle(options.file)
     if bundle and (options.model or normalization):
         raise ModelError(
@@ -191,6 +204,10 @@ def _import(options: argparse.Namespace) -> int:
             imported = import_bundle(options.file, manifest, bar.update, stopped)
         else:
             imported = (import_checkpoint(options.file, manifest, options.model, normalization, bar.update, stopped),)
+    return _report(imported)
+
+
+def _report(imported: tuple[store.Installed, ...]) -> int:
     for found in imported:
         print(f"Installed: {found.model.id}, {found.origin}, {found.path}")
         for note in _notes(found):

@@ -11,7 +11,7 @@ from typing import Any
 from segmamba.errors import InputError
 
 # Options that mean nothing beside a configuration file.
-OF_DATASETS = ("architecture", "output", "fold", "device", "plan_only")
+OF_DATASETS = ("architecture", "output", "from", "recipe", "fold", "device", "plan_only")
 
 
 def add_command(commands: Any) -> None:
@@ -29,6 +29,10 @@ def add_command(commands: Any) -> None:
     of_datasets.add_argument("--output", "-o", type=Path, metavar="RUN", help="folder for plan, cache, log and weights")
     text = "segmamba-v2, segmamba-v2-paper or spinemamba (default: the plan's, or segmamba-v2-paper)"
     of_datasets.add_argument("--architecture", metavar="NAME", help=text)
+    text = "begin from a model of 'segmamba models list' instead of random weights: its grid, intensities and network"
+    of_datasets.add_argument("--from", metavar="MODEL", help=text)
+    text = "ours (default), or paper: SegMamba-V2's patch, batch, 1,000 epochs and SGD"
+    of_datasets.add_argument("--recipe", choices=("ours", "paper"), help=text)
     text = "which part of the people is held out, from 0, or all: none (default: 0)"
     of_datasets.add_argument("--fold", metavar="N", help=text)
     of_datasets.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -68,10 +72,17 @@ def _on_dataset(options: argparse.Namespace) -> Path:
         options.fold or "0",
         options.minutes,
         options.device or "auto",
+        # The name is a word of the language.
+        getattr(options, "from"),
+        options.recipe or "ours",
     )
     plan = plan_training(order)
     size = " x ".join(map(str, plan.patch))
     spacing = " x ".join(f"{step:g}" for step in plan.spacing)
     network = plan.recipe.architecture
     print(f"Plan: {network}, patch {size} (z, y, x), voxels {spacing} mm, batch {plan.recipe.batch}", file=sys.stderr)
-    return order.output / PLAN if options.plan_only else train_on_dataset(order)
+    if options.plan_only:
+        return order.output / PLAN
+    description = train_on_dataset(order)
+    print(f"To use it: segmamba models import {description.parent}", file=sys.stderr)
+    return description

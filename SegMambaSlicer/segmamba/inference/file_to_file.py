@@ -24,7 +24,8 @@ from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
 from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.read import read_volume
 from segmamba.measurements.vertebrae import write_table
-from segmamba.models.manifest import Model, chosen_labels, load_manifest
+from segmamba.models.library import load_models
+from segmamba.models.manifest import Model, chosen_labels
 from segmamba.reporting import preview as previewing
 from segmamba.reporting import report as reporting
 from segmamba.request import Request
@@ -89,7 +90,7 @@ def requested_model(request: Request) -> Model:
     ModelError
         There is no such model or task, or the request names neither.
     """
-    manifest = load_manifest(Path(request.manifest) if request.manifest else None)
+    manifest = load_models(Path(request.manifest) if request.manifest else None)
     return manifest.choose(request.task, request.model)
 
 

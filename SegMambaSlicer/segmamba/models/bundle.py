@@ -1,29 +1,33 @@
 """Transfer models between computers without a network, as a zip archive or a folder.
 
-Both have the layout of the models folder: for each model a folder named by its id, with a record and a checkpoint.
-Other files are ignored, and files are opened by their expected names, so that none can be written elsewhere.
+Both have the layout of the models folder: for each model a folder named by its id, with a record and a checkpoint, and
+with the description of a model that the user trained. Other files are ignored, and files are opened by their expected
+names, so that none can be written elsewhere.
 """
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from segmamba.errors import Cancelled, ModelError, OutputError
 from segmamba.models import store
 from segmamba.models.install import PARTIAL, add, changing, check_space, file_name
+from segmamba.models.library import DESCRIPTION, described_model, read_description
 from segmamba.models.manifest import ListedModel, Manifest
+from segmamba.models.own import add_own
 from segmamba.models.record import RECORD_NAME, Record, record_from_json
 from segmamba.utils.atomic import atomic_write
 
 PIECE = 1 << 20
 # Upper limit of the size of a record.
 RECORD_BYTES = 1 << 16
+DESCRIPTION_BYTES = 1 << 22
 
 Progress = Callable[[str, float], None]
 
@@ -57,6 +61,9 @@ def write_bundle(path: Path, models: Sequence[store.Installed], progress: Progre
             record = Record(name, size, digest, found.origin, found.source_sha256, found.normalization)
             archive.write(found.path, f"{found.model.id}/{record.file}")
             archive.writestr(f"{found.model.id}/{RECORD_NAME}", record.to_json())
+            description = found.path.parent / DESCRIPTION
+            if found.place != store.SOFTWARE and description.is_file():
+                archive.writestr(f"{found.model.id}/{DESCRIPTION}", read_description(description))
 
 
 def import_bundle(
@@ -77,9 +84,10 @@ def import_bundle(
     Cancelled
     """
     with _opened(path) as (names, reader):
+        descriptions = _descriptions(path, names, reader)
         wanted = [
             (model, name)
-            for model in manifest.listed
+            for model in (*manifest.listed, *_new_models(path, manifest, descriptions))
             for name in names
             # In a zipped folder, its own name comes first.
             if f"/{name}".endswith(f"/{model.id}/{RECORD_NAME}")
@@ -90,15 +98,45 @@ def import_bundle(
                 "single checkpoint by its own name."
             )
         progress, cancelled = progress or (lambda stage, fraction: None), cancelled or (lambda: False)
-        return tuple(_import_one(model, path, name, reader, progress, cancelled) for model, name in wanted)
+        bundle = _Bundle(path, manifest, reader, descriptions, progress, cancelled)
+        return tuple(_import_one(model, name, bundle) for model, name in wanted)
 
 
 Reader = Callable[[str], IO[bytes]]
 
 
-def _import_one(
-    model: ListedModel, source: Path, name: str, reader: Reader, progress: Progress, cancelled: Callable[[], bool]
-) -> store.Installed:
+@dataclass(frozen=True)
+class _Bundle:
+    """What is read from, and with what; ``descriptions`` by the ids of the models."""
+
+    source: Path
+    manifest: Manifest
+    reader: Reader
+    descriptions: Mapping[str, str]
+    progress: Progress
+    cancelled: Callable[[], bool]
+
+
+def _descriptions(source: Path, names: Sequence[str], reader: Reader) -> dict[str, str]:
+    """Return the descriptions of models that a user trained, by the names of their folders."""
+    found = {}
+    for name in names:
+        path = PurePosixPath(name)
+        if path.name == DESCRIPTION and store.PLAIN_NAME.fullmatch(path.parent.name):
+            with reader(name) as stream:
+                found[path.parent.name] = _read(stream, DESCRIPTION_BYTES, source).decode("utf-8", "replace")
+    return found
+
+
+def _new_models(source: Path, manifest: Manifest, descriptions: Mapping[str, str]) -> list[ListedModel]:
+    """Return the described models that the manifest does not have."""
+    known = {model.id for model in manifest.listed}
+    models = [described_model(text, source) for text in descriptions.values()]
+    return [model for model in models if model.id in descriptions and model.id not in known]
+
+
+def _import_one(model: ListedModel, name: str, bundle: _Bundle) -> store.Installed:
+    source, reader, progress, cancelled = bundle.source, bundle.reader, bundle.progress, bundle.cancelled
     with reader(name) as stream:
         text = _read(stream, RECORD_BYTES, source).decode("utf-8", "replace")
     record = record_from_json(text, f"{source}: {name}")
@@ -119,7 +157,11 @@ def _import_one(
                     progress("import", min(1.0, done / record.size))
             if part.stat().st_size != record.size or store.sha256(part) != record.sha256:
                 raise ModelError(f"{source} is damaged ({model.id}/{record.file}): copy or make it again.")
-            add(folder, part, replace(record, file=file_name(model, Path(record.file).suffix, record.sha256)))
+            record = replace(record, file=file_name(model, Path(record.file).suffix, record.sha256))
+            if model.id in bundle.descriptions:
+                add_own(folder, model, bundle.manifest, part, record, bundle.descriptions[model.id])
+            else:
+                add(folder, part, record)
         finally:
             part.unlink(missing_ok=True)
         found = store.in_folder(model, folder, store.USER)
@@ -138,7 +180,12 @@ def _read(stream: IO[bytes], count: int, source: Path) -> bytes:
 def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], Reader]]:
     """Yield the names of all files in an archive, or of the records in a folder, and a function that opens one."""
     if path.is_dir():
-        records = (*path.glob(f"*/{RECORD_NAME}"), *path.glob(f"*/*/{RECORD_NAME}"))
+        records = [
+            item
+            for name in (RECORD_NAME, DESCRIPTION)
+            for depth in ("*", "*/*")
+            for item in path.glob(f"{depth}/{name}")
+        ]
         yield (
             tuple(item.relative_to(path).as_posix() for item in records),
             lambda name: _open(path, lambda: (path / name).open("rb")),

@@ -185,9 +185,13 @@ class Model(ListedModel):
 
 @dataclass(frozen=True)
 class Manifest:
-    """All models, the first of each task being that task's default."""
+    """All models, the first of each task being that task's default.
+
+    ``problems``: a sentence for each model that was left out because its description cannot be used.
+    """
 
     listed: tuple[ListedModel, ...]
+    problems: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -274,7 +278,15 @@ def load_manifest(path: Path | None = None) -> Manifest:
     if not path.is_file():
         raise ModelError(f"The manifest {path} does not exist: check the path.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_manifest(path.read_text(encoding="utf-8"), path, advice)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"The manifest {path} is damaged ({type(error).__name__}): {advice}.") from error
+
+
+def parse_manifest(text: str, path: Path, advice: str = "check the file") -> Manifest:
+    """Return the manifest in a text; ``path`` names it in errors. Raises ModelError as `load_manifest` does."""
+    try:
+        content = json.loads(text)
         version = content["schema_version"]
         if version != SCHEMA_VERSION:
             newer = version > SCHEMA_VERSION
@@ -284,7 +296,7 @@ def load_manifest(path: Path | None = None) -> Manifest:
             )
         label_sets = {name: tuple(map(_label, labels)) for name, labels in content["label_sets"].items()}
         return Manifest(tuple(_listed(entry, label_sets) for entry in content["models"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         # Without the error's text: for a binary file it would be the whole file.
         raise ModelError(f"The manifest {path} is damaged ({type(error).__name__}): {advice}.") from error
 

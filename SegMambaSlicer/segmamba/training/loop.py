@@ -267,4 +267,11 @@ def _log_progress(run: Run, losses: Sequence[Tensor], since: float) -> None:
     if not math.isfinite(loss):
         raise InputError("The loss is no longer finite: lower learning_rate and resume from the last state.")
     speed = len(losses) / (time.monotonic() - since)
-    run.log(loss=round(loss, 4), lr=run.learning_rate(), per_second=round(speed, 2))
+    done = run.task.part_done(run)
+    left = run.seconds * (1 - done) / done / 60 if done else None
+    run.log(
+        loss=round(loss, 4),
+        lr=run.learning_rate(),
+        per_second=round(speed, 2),
+        minutes_left=None if left is None else round(left, 1),
+    )

@@ -58,6 +58,10 @@ class Task:
         """Whether the run's own budget is spent, apart from its iterations."""
         return False
 
+    def part_done(self, run: Run) -> float:
+        """Return the part of the whole training that is done, 0 to 1."""
+        return min(1.0, run.iteration / run.config.iterations)
+
     @property
     def evaluates(self) -> bool:
         """Whether there is anything to evaluate with."""

@@ -152,7 +152,7 @@ def test_models_that_are_missing_or_damaged_are_told_apart(tmp_path: Path, monke
     from segmamba.models import store
 
     manifest = load_manifest(tiny.write_model(tmp_path))
-    monkeypatch.setattr(examination, "load_manifest", lambda: manifest)
+    monkeypatch.setattr(examination, "load_models", lambda: manifest)
     monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
     whole = found(examination._models())
@@ -168,7 +168,7 @@ def test_a_manifest_that_cannot_be_read_fails(monkeypatch: pytest.MonkeyPatch) -
     def refuse() -> None:
         raise ModelError("The manifest is damaged: install again.")
 
-    monkeypatch.setattr(examination, "load_manifest", refuse)
+    monkeypatch.setattr(examination, "load_models", refuse)
     assert found(examination._models()) == {"manifest": (examination.FAIL, "The manifest is damaged: install again.")}
 
 

@@ -96,6 +96,8 @@ class Plan:
     flip_axes : tuple of int
         Axes (0, 1, 2 for z, y, x) along which samples are mirrored.
     recipe : Recipe
+    base_model : str or None
+        Id of the model that the training begins from.
     """
 
     dataset: str
@@ -109,6 +111,7 @@ class Plan:
     patch: tuple[int, int, int]
     flip_axes: tuple[int, ...]
     recipe: Recipe = field(repr=False)
+    base_model: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.normalization) != len(self.channels):
@@ -152,7 +155,8 @@ class Plan:
 def write_plan(plan: Plan, path: Path) -> None:
     """Write a plan as JSON. Raises OutputError where that cannot be."""
     recipe = {f.name: getattr(plan.recipe, f.name) for f in dataclasses.fields(Recipe) if f.name not in RUN_FIELDS}
-    rest = {"dataset": plan.dataset, **plan.data(), "patch": plan.patch, "flip_axes": plan.flip_axes}
+    rest = {"dataset": plan.dataset, "base_model": plan.base_model, **plan.data()}
+    rest |= {"patch": plan.patch, "flip_axes": plan.flip_axes}
     with atomic_write(path, (".json",)) as file:
         file.write_text(json.dumps({**rest, "recipe": recipe}, indent=2) + "\n", encoding="utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,18 @@ SMALLEST_AXIS = 32
 ANISOTROPY = 3.0
 CLIP_PERCENTILES = (0.5, 99.5)
 MIRROR_LEFT_RIGHT = (2,)
+# SegMamba-V2's paper: patch, batch, 1,000 epochs, SGD. Learning rate, weight decay and the 250 iterations of an epoch
+# are nnU-Net's.
+PAPER_PATCH = (128, 128, 128)
+PAPER_RECIPE: Mapping[str, Any] = {
+    "optimizer": "sgd",
+    "schedule": "polynomial",
+    "learning_rate": 1e-2,
+    "weight_decay": 3e-5,
+    "warmup": 0,
+    "iterations": 250_000,
+    "batch": 2,
+}
 SIDES = ("left", "right")
 
 
@@ -87,6 +100,11 @@ def make_plan(
         flip_axes=() if sides else MIRROR_LEFT_RIGHT,
         recipe=recipe,
     )
+
+
+def as_in_paper(plan: Plan) -> Plan:
+    """Return a plan with the recipe and the patch of SegMamba-V2's paper."""
+    return replace(plan, patch=PAPER_PATCH, recipe=replace(plan.recipe, **PAPER_RECIPE))
 
 
 def network_of(architecture: str) -> str:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from segmamba.training.dataset.cache import CachedCase
+from segmamba.training.dataset.curves import draw_curves
 from segmamba.training.dataset.plan import IGNORED, Plan
+from segmamba.training.dataset.results import Scores
 from segmamba.training.dataset.source import CaseSource
 from segmamba.training.dataset.validation import mean_dice, validate
 from segmamba.training.losses import dice_cross_entropy
@@ -37,6 +39,8 @@ class DatasetTask(Task):
         self.plan = plan
         self.training = training
         self.validation = validation
+        # Of the last validation, by case and structure.
+        self.scores: Scores = {}
 
     @property
     def records(self) -> bool:
@@ -65,13 +69,16 @@ class DatasetTask(Task):
 
     def learning_rate(self, run: Run) -> float:
         """Return the rate of the next step; it falls with the iterations or with the time, whichever ends first."""
-        left = 1 - max(min(1.0, run.iteration / run.config.iterations), self._spent(run))
+        left = 1 - self.part_done(run)
         if self.plan.recipe.schedule == "cosine":
             return warmed_up(run, 0.5 * (1 - math.cos(math.pi * left)))
         return warmed_up(run, left**POWER)
 
     def is_over(self, run: Run) -> bool:
         return self._spent(run) >= 1
+
+    def part_done(self, run: Run) -> float:
+        return max(super().part_done(run), self._spent(run))
 
     def _spent(self, run: Run) -> float:
         """Return the part of the time for steps that was spent, 0 to 1; 0 where it is not limited."""
@@ -86,6 +93,7 @@ class DatasetTask(Task):
         names = list(self.plan.labels)
         results = validate(run.average, self.validation, self.plan.patch, names)
         mean = mean_dice(results)
-        rounded = {case: {name: round(value, 4) for name, value in found.items()} for case, found in results.items()}
-        run.log(evaluation=rounded, mean_dice=round(mean, 4))
+        self.scores = {case: {name: round(v, 4) for name, v in found.items()} for case, found in results.items()}
+        run.log(evaluation=self.scores, mean_dice=round(mean, 4))
+        draw_curves(run.folder)
         return mean

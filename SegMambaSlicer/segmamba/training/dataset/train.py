@@ -18,17 +18,23 @@ from segmamba.inference.device import choose_device
 from segmamba.training.dataset.cache import make_folder, read_case
 from segmamba.training.dataset.checks import notes
 from segmamba.training.dataset.fingerprint import take_fingerprint
+from segmamba.training.dataset.gallery import draw_cases, draw_worst
 from segmamba.training.dataset.layout import Case, Dataset
+from segmamba.training.dataset.package import write_model
 from segmamba.training.dataset.plan import Plan, read_plan, write_plan
-from segmamba.training.dataset.planning import make_plan, network_of
+from segmamba.training.dataset.planning import as_in_paper, make_plan, network_of
 from segmamba.training.dataset.prepare import fill_cache
 from segmamba.training.dataset.read import read_dataset
+from segmamba.training.dataset.results import FoldResults, read_all_results, write_results
 from segmamba.training.dataset.splits import Split, make_splits
+from segmamba.training.dataset.start import dice_before, find_start, plan_from, write_start
 from segmamba.training.dataset.task import DatasetTask
 from segmamba.training.loop import train
 
 ALL = "all"
 PLAN = "plan.json"
+CASES = "cases.png"
+PAPER = "paper"
 # As good as the others on lumbar MR, in half the memory and time of the released one (Docs/experiments/lumbar-mr.md).
 DEFAULT = "segmamba-v2-paper"
 
@@ -49,6 +55,10 @@ class Order:
         All the time for steps, over which the learning rate falls to zero; None: as many iterations as planned.
     device : str
         "auto", "cpu", "cuda", ...
+    base_model : str or None
+        Id of a model in the list that the training begins from, instead of random weights.
+    recipe : str
+        "ours", or "paper": SegMamba-V2's patch, batch, epochs and optimizer.
     """
 
     dataset: Path
@@ -57,6 +67,8 @@ class Order:
     fold: str = "0"
     minutes: float | None = None
     device: str = "auto"
+    base_model: str | None = None
+    recipe: str = "ours"
 
 
 def plan_training(order: Order) -> Plan:
@@ -74,21 +86,31 @@ def plan_training(order: Order) -> Plan:
         plan = read_plan(path)
         if order.architecture is not None and network_of(order.architecture) != plan.recipe.architecture:
             raise InputError(f"{path} is for another architecture: delete it, or choose another output folder.")
+        if order.base_model not in (None, plan.base_model):
+            raise InputError(f"{path} does not begin from '{order.base_model}': delete it, or choose another folder.")
         return plan
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"There is no plan {path}: make it first, without torchrun and with --plan-only.")
+    if order.base_model and order.architecture:
+        raise InputError("A training that begins from a model has that model's architecture: leave out --architecture.")
+    start = find_start(order.base_model) if order.base_model else None
     dataset = read_dataset(order.dataset)
     fingerprint = take_fingerprint(dataset)
     for note in notes(dataset, fingerprint.spacings, fingerprint.voxels, fingerprint.cases_with):
         print(f"Note: {note}", file=sys.stderr)
     plan = make_plan(dataset, fingerprint, order.architecture or DEFAULT, _free_memory(order.device))
+    if order.recipe == PAPER:
+        plan = as_in_paper(plan)
     make_folder(order.output)
+    if start is not None:
+        plan = plan_from(plan, start)
+        write_start(plan, start, order.output)
     write_plan(plan, path)
-    return plan
+    return read_plan(path)
 
 
 def train_on_dataset(order: Order) -> Path:
-    """Train as the plan in the output folder says, and return the path of the averaged weights.
+    """Train as the plan in the output folder says, and return the description of the model that comes out.
 
     Raises
     ------
@@ -104,10 +126,24 @@ def train_on_dataset(order: Order) -> Path:
     training, validation = (
         [read_case(cache, case.name) for case in part] for part in (split.training, split.validation)
     )
-    folder = str((order.output / f"fold-{order.fold}").absolute())
+    folder = order.output.absolute() / f"fold-{order.fold}"
     minutes = plan.recipe.minutes if order.minutes is None else order.minutes
-    recipe = replace(plan.recipe, folder=folder, minutes=minutes, device=order.device)
-    return train(recipe, task=DatasetTask(replace(plan, recipe=recipe), training, validation))
+    recipe = replace(plan.recipe, folder=str(folder), minutes=minutes, device=order.device)
+    plan = replace(plan, recipe=recipe)
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        make_folder(folder)
+        draw_cases(training + validation, plan, order.output / CASES)
+    before = dice_before(plan, validation, folder) if main_process else None
+    task = DatasetTask(plan, training, validation)
+    weights = train(recipe, task=task)
+    if not main_process:
+        return weights
+    results = FoldResults(order.fold, len(training), task.scores, before, plan.base_model)
+    write_results(results, folder)
+    if validation:
+        draw_worst(validation, plan, results, weights)
+    return write_model(plan, results, read_all_results(order.output), weights)
 
 
 def choose_split(dataset: Dataset, fold: str) -> Split:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import torch
 from helpers.labelled_images import NNUNET, cached, image_of, write_described
 
@@ -130,7 +131,10 @@ def test_wrong_options_say_what_to_do(
 
 
 @pytest.mark.slow
-def test_a_data_set_becomes_weights_that_find_its_cubes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_becomes_a_model_that_finds_its_cubes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "store"))
     data = write_described(tmp_path / "data", ["a", "b", "c", "d"], NNUNET, size=24)
     command = ["train", str(data), "--output", str(tmp_path / "run"), "--device", "cpu"]
     assert main([*command, "--architecture", "spinemamba", "--plan-only"]) == 0
@@ -147,4 +151,20 @@ def test_a_data_set_becomes_weights_that_find_its_cubes(tmp_path: Path, capsys: 
     log = [json.loads(line) for line in (tmp_path / "run" / "fold-1" / "log.jsonl").read_text().splitlines()]
     assert len(log[-1]["evaluation"]) == 1
     assert log[-1]["mean_dice"] > 0.8
-    assert (tmp_path / "run" / "fold-1" / "weights.safetensors").is_file()
+    fold = tmp_path / "run" / "fold-1"
+    assert {path.name for path in (fold / "model").iterdir()} == {
+        "model.json",
+        "weights.safetensors",
+        "card.md",
+        "worst.png",
+    }
+    assert (fold / "curves.png").is_file()
+    assert (tmp_path / "run" / "cases.png").is_file()
+    assert "| cube | 1 | 0." in (fold / "model" / "card.md").read_text()
+    assert main(["models", "import", str(tmp_path / "run"), "--as", "cubes"]) == 0
+    image, output = data / "imagesTr" / "a_0000.nii", tmp_path / "found.nii"
+    assert main(["segment", str(image), "--task", "cubes", "-o", str(output), "--device", "cpu", "--in-process"]) == 0
+    found, expected = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path))) == 1 for path in (output, data / "labelsTr/a.nii")
+    )
+    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.8

@@ -1,0 +1,247 @@
+"""The result of a training as a model: weights, the description that the software's list takes, a card, pictures.
+
+``RUN/fold-N/model`` is all that ``segmamba models import`` needs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import segmamba
+from segmamba.errors import OutputError
+from segmamba.models.library import DESCRIPTION
+from segmamba.models.manifest import SCHEMA_VERSION, load_manifest
+from segmamba.networks.checkpoint import load_state_dict
+from segmamba.training.dataset.pictures import color_of
+from segmamba.training.dataset.plan import Plan
+from segmamba.training.dataset.results import FoldResults, table
+from segmamba.utils.atomic import atomic_write
+from segmamba.utils.hashing import file_sha256
+
+MODEL_FOLDER = "model"
+CARD = "card.md"
+FAILURES = "worst.png"
+WEIGHTS = "weights.safetensors"
+STRUCTURE = ["SCT", "123037004", "Anatomical Structure"]
+# DICOM lets anybody use a scheme that begins with 99; a code has at most 16 characters.
+OWN_SCHEME, CODE_LENGTH = "99SEGMAMBA", 16
+OVERLAP = 0.5
+
+
+def write_model(
+    plan: Plan, results: FoldResults, all_results: list[FoldResults], weights: Path, memory: float | None = None
+) -> Path:
+    """Write the folder of a trained model beside its weights, and return its description.
+
+    Parameters
+    ----------
+    plan : Plan
+    results, all_results : FoldResults
+        Of the fold that the weights are from; of all folds of the run that are finished.
+    weights : Path
+        The averaged weights, in the fold's folder.
+    memory : float, optional
+        GiB of GPU memory that a window took at its peak, if that was measured.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written.
+    ModelError
+        The weights are damaged.
+    """
+    folder = weights.parent / MODEL_FOLDER
+    try:
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(weights, folder / WEIGHTS)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror}): free some space.") from error
+    name = model_id(plan, results.fold)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "label_sets": {name: label_set(plan.labels)},
+        "models": [_entry(name, plan, results, all_results, folder / WEIGHTS, memory)],
+    }
+    with atomic_write(folder / CARD, (".md",)) as file:
+        file.write_text(card(content["models"][0], plan, results.fold, all_results), encoding="utf-8")
+    with atomic_write(folder / DESCRIPTION, (".json",)) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return folder / DESCRIPTION
+
+
+def model_id(plan: Plan, fold: str) -> str:
+    """Return a name for the list of models: of the data set and, if one was held out, of the fold."""
+    name = re.sub(r"[^a-z0-9]+", "-", plan.dataset.lower()).strip("-") or "own"
+    return f"own-{name}" if fold == "all" else f"own-{name}-fold-{fold}"
+
+
+def label_set(labels: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the structures as a manifest describes them; those that the software knows by name with their codes."""
+    known = {label.name.casefold(): label for model in load_manifest().models for label in model.labels}
+    entries = []
+    for number, (name, value) in enumerate(labels.items(), start=1):
+        code = re.sub(r"[^A-Za-z0-9]+", "", name)[: CODE_LENGTH - 4] + f"-{value}"
+        entry: dict[str, Any] = {
+            "value": value,
+            "name": name,
+            "color": [round(255 * part) for part in color_of(number)],
+            "category": STRUCTURE,
+            "type": [OWN_SCHEME, code, name],
+        }
+        same = known.get(name.casefold())
+        if same is not None:
+            entry |= {
+                "color": list(same.color),
+                "category": [*asdict(same.category).values()],
+                "type": [*asdict(same.type).values()],
+                "region": [*asdict(same.region).values()] if same.region else None,
+            }
+        entries.append(entry)
+    return entries
+
+
+def _entry(
+    name: str,
+    plan: Plan,
+    results: FoldResults,
+    all_results: list[FoldResults],
+    weights: Path,
+    memory: float | None,
+) -> dict[str, Any]:
+    parameters = sum(value.numel() for value in load_state_dict(weights).values())
+    digest = file_sha256(weights)
+    structures = ", ".join(list(plan.labels)[:3]) + (", ..." if len(plan.labels) > 3 else "")
+    entry = {
+        "id": name,
+        "version": digest[:8],
+        "title": f"{plan.dataset}: {structures} (trained here)",
+        "task": name,
+        "architecture": plan.recipe.architecture,
+        "arguments": dict(plan.recipe.arguments),
+        "modalities": ["CT" if plan.channels[0].upper() == "CT" else "MR"],
+        "channels": list(plan.channels),
+        "label_set": name,
+        "channel_values": [0, *plan.labels.values()],
+        "preprocessing": _preprocessing(plan),
+        "patch": list(plan.patch),
+        "overlap": OVERLAP,
+        "flip_axes": list(plan.flip_axes),
+        "postprocessing": "none",
+        "parameters": parameters,
+        "memory_gib": memory,
+        "main_memory_gib": None,
+        "file": {
+            "name": WEIGHTS,
+            "size": weights.stat().st_size,
+            "sha256": digest,
+            "bundled": None,
+            "urls": [],
+            "note": None,
+        },
+        "origin": f"trained on {plan.dataset}, fold {results.fold}, with SegMambaSlicer {segmamba.__version__}",
+        "licence": None,
+        "citation": None,
+        "training_data": f"{results.training} cases of {plan.dataset}",
+        "accuracy": _accuracy(plan, results),
+        "limits": _limits(plan, results, all_results),
+    }
+    if results.before is not None and results.scores:
+        entry["compared"] = {"model": results.base, "before": results.before, "after": results.mean}
+    if len(plan.channels) > 1:
+        entry["unsupported"] = "it needs several images of a patient at once, which this version cannot segment with."
+    return entry
+
+
+def _preprocessing(plan: Plan) -> dict[str, Any]:
+    whole = plan.preprocessing(0)
+    return {
+        "orientation": whole.orientation,
+        "spacing_mm": list(whole.spacing),
+        "interpolation": whole.interpolation,
+        "crop_threshold": whole.crop_threshold,
+        "crop_nonzero": whole.crop_nonzero,
+        "fill_value": whole.fill_value,
+        "normalization": [asdict(channel) for channel in plan.normalization],
+        "estimated": None,
+    }
+
+
+def _accuracy(plan: Plan, results: FoldResults) -> list[dict[str, Any]]:
+    data = (
+        f"{len(results.scores)} cases of {plan.dataset} that were held out (fold {results.fold}), on the model's grid"
+    )
+    command = f"segmamba train {plan.dataset} --fold {results.fold}"
+    return [
+        {"data": data, "measure": f"Dice, {name}", "value": round(sum(values) / len(values), 3), "command": command}
+        for name, values in results.by_structure().items()
+    ]
+
+
+def _limits(plan: Plan, results: FoldResults, all_results: list[FoldResults]) -> list[str]:
+    limits = [
+        f"It has seen {results.training} cases of one data set: on images of other scanners, protocols or patients its "
+        "accuracy is unknown."
+    ]
+    if results.scores:
+        worst = min(results.scores, key=lambda case: min(results.scores[case].values(), default=1.0))
+        low = min(results.scores[worst].values(), default=1.0)
+        limits.append(f"On the held-out cases the worst Dice is {low:.2f} ({worst}).")
+    elif any(other.scores for other in all_results):
+        limits.append("No case was held out: see the card for the accuracy of the other folds of this training.")
+    else:
+        limits.append("No case was held out: its accuracy was never measured.")
+    if results.before is not None and results.mean < results.before:
+        limits.append(
+            f"It does worse on its validation cases than '{results.base}', which it was trained from: Dice "
+            f"{results.mean:.3f}, before {results.before:.3f}."
+        )
+    return limits
+
+
+def card(entry: Mapping[str, Any], plan: Plan, fold: str, folds: list[FoldResults]) -> str:
+    """Return the model's card as Markdown: data, plan, accuracy by fold and limits."""
+    x, y, z = plan.spacing
+    size = " x ".join(map(str, plan.patch))
+    numbers = [results.fold for results in folds if results.scores]
+    lines = [
+        f"# {entry['title']}",
+        "",
+        "Research software, not a medical device.",
+        "",
+        f"- **Data**: {entry['training_data']}; {len(plan.labels)} structures; images: {', '.join(plan.channels)}.",
+        f"- **Network**: {plan.recipe.architecture}, {entry['parameters'] / 1e6:.1f} million parameters.",
+        f"- **Plan**: voxels of {x:g} x {y:g} x {z:g} mm, patch {size} (z, y, x), batch {plan.recipe.batch}, "
+        f"{plan.recipe.optimizer}, learning rate {plan.recipe.learning_rate:g}.",
+        f"- **Weights**: {entry['file']['name']}, SHA-256 {entry['file']['sha256']}.",
+        "",
+        "## Accuracy",
+        "",
+    ]
+    if numbers:
+        head = ["structure", "cases", "mean Dice", "worst Dice", *(f"fold {fold}" for fold in numbers)]
+        lines += [_row(head), _row(["---"] * len(head))]
+        for row in table(folds):
+            means = [f"{row[fold]:.3f}" if fold in row else "" for fold in numbers]
+            lines.append(
+                _row([row["structure"], str(row["cases"]), f"{row['mean']:.3f}", f"{row['worst']:.3f}", *means])
+            )
+        lines += [
+            "",
+            "On held-out cases, on the model's own grid, without post-processing. Each fold is another network; these "
+            f"weights are of fold {fold}.",
+            "",
+        ]
+    if fold != "all":
+        lines += [f"The worst held-out cases: {FAILURES}.", ""]
+    lines += ["## Limitations", "", *(f"- {limit}" for limit in entry["limits"]), ""]
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
