@@ -32,7 +32,10 @@ def draw_cases(cases: Sequence[CachedCase], plan: Plan, path: Path) -> None:
         return
     places = np.unique(np.linspace(0, len(cases) - 1, min(SHOWN, len(cases))).round().astype(int))
     chosen = [cases[place] for place in places]
-    pictures = [picture_of(case.name, case.image[0], np.asarray(case.labels), plan.spacing[::-1]) for case in chosen]
+    pictures = [
+        picture_of(case.name, case.image[0], np.asarray(case.labels), plan.spacing[::-1], plan.orientation)
+        for case in chosen
+    ]
     title = (
         f"{plan.dataset}: {len(chosen)} of {len(cases)} cases on the network's grid; look for labels beside their organ"
     )
@@ -58,7 +61,9 @@ def draw_worst(cases: Sequence[CachedCase], plan: Plan, results: FoldResults, we
     for case in (case for name in worst for case in cases if case.name == name):
         found = logits_of(network, case, plan.patch).argmax(dim=0).to("cpu").numpy().astype(np.uint8)
         title = f"{case.name}: Dice {means[case.name]:.2f}"
-        pictures.append(picture_of(title, case.image[0], np.asarray(case.labels), plan.spacing[::-1], found))
+        pictures.append(
+            picture_of(title, case.image[0], np.asarray(case.labels), plan.spacing[::-1], plan.orientation, found)
+        )
     path = weights.parent / MODEL_FOLDER / FAILURES
     path.parent.mkdir(exist_ok=True)
     if pictures:

@@ -50,6 +50,7 @@ def picture_of(
     image: np.ndarray,
     reference: np.ndarray,
     spacing: Sequence[float],
+    orientation: str,
     found: np.ndarray | None = None,
 ) -> Picture:
     """Return the slice of a case that shows most: of the structures, or of where the answer is wrong.
@@ -61,6 +62,8 @@ def picture_of(
         ``found`` is None where only the reference is shown.
     spacing : sequence of float
         In mm along z, y, x. Slices are taken across the axis of the largest spacing, as the scanner did.
+    orientation : str
+        Directions in which x, y and z grow, such as "LPS": heads are up, faces up or to the left.
     """
     axis = int(np.argmax(spacing))
     others = tuple(a for a in range(3) if a != axis)
@@ -70,9 +73,14 @@ def picture_of(
         told = wrong if wrong.any() else told
     place = int(np.argmax(told.sum(axis=others)))
     height, width = (float(spacing[a] * reference.shape[a]) for a in others)
-    cut = None if found is None else np.take(found, place, axis)
-    shown = np.take(np.asarray(image), place, axis).astype(np.float32)
-    return Picture(title, shown, np.take(reference, place, axis), cut, (height, width))
+    rows, columns = (orientation[::-1][a] for a in others)
+    turned = (slice(None, None, -1 if rows in "SA" else 1), slice(None, None, -1 if columns in "RA" else 1))
+
+    def cut(volume: np.ndarray) -> np.ndarray:
+        return np.take(np.asarray(volume), place, axis)[turned]
+
+    answer = None if found is None else cut(found)
+    return Picture(title, cut(image).astype(np.float32), cut(reference), answer, (height, width))
 
 
 def draw_page(pictures: Sequence[Picture], names: Sequence[str], path: Path, title: str) -> None:
