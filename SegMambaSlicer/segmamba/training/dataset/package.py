@@ -63,7 +63,7 @@ def write_model(
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}): free some space.") from error
     name = model_id(plan, results.fold)
-    content = {
+    content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "label_sets": {name: label_set(plan.labels)},
         "models": [_entry(name, plan, results, all_results, folder / WEIGHTS, memory)],
