@@ -327,7 +327,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         renumber(segmentationNode, vertebra, level, below)
 
     def refine(self, segmentationNode, vertebra):
-        """Tidy a vertebra's mask after an edit: loose pieces, holes, gaps. Return what was changed, a list of dict."""
+        """Clean a vertebra's mask after an edit: loose components, holes, gaps; return the changes, a list of dicts."""
         from segmamba_mrml.refinement import refine
 
         return refine(segmentationNode, vertebra)

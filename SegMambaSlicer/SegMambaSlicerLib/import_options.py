@@ -81,7 +81,7 @@ class ImportOptions:
         if own:
             text = _("Your values are stored with the checkpoint and written to each report.")
         elif isinstance(model, Model) and model.preprocessing.estimated:
-            text = _("Estimate: {text}. Each result says so.").format(text=model.preprocessing.estimated)
+            text = _("Note: {text}. Each result says so.").format(text=model.preprocessing.estimated)
         else:
             text = ""
         self._ui.normalizationLabel.text = text

@@ -36,7 +36,7 @@ WARNING_STYLE = "color: #d9480f;"
 LOW_CONFIDENCE, UNSURE_NUMBER = 0.6, 0.9
 # What refinement does to a mask, by its steps.
 REFINEMENT_STEPS = {
-    "pieces": _("loose pieces and holes removed"),
+    "pieces": _("loose components and holes removed"),
     "split": _("separated from its neighbour"),
     "remove": _("removed: not shaped like a vertebra"),
     "trim": _("trimmed to the shape of a vertebra"),
@@ -79,7 +79,7 @@ def modelSummary(model: Model, origin: str) -> str:
     licence = model.entry.get("licence") or _("licence not stated")
     said = ["/".join(model.modalities), spacing, accuracy(model.entry), origin, licence]
     if model.preprocessing.estimated:
-        said.append(_("estimate: {what}").format(what=model.preprocessing.estimated))
+        said.append(model.preprocessing.estimated)
     if model.caution:
         said.append(model.caution)
     return " · ".join(said)
@@ -113,7 +113,7 @@ def bulletList(sentences: Sequence[str]) -> str:
 
 def limitsText(limits: Sequence[str], estimated: str | None = None) -> str:
     """Return what of a model is an estimate, the first of its limits, which is the gravest, and how many there are."""
-    lines = [_("Estimate: {what}.").format(what=estimated)] if estimated else []
+    lines = [_("Note: {what}.").format(what=estimated)] if estimated else []
     if len(limits) > 1:
         text = _("Limitations: {first} (hover for {number} more)")
         lines.append(text.format(first=limits[0], number=len(limits) - 1))
@@ -184,7 +184,7 @@ def gpuProblem(window: int, need: int, free: int) -> str:
     """
     if window > free:
         text = _(
-            "This needs about {need} on the GPU and {free} are free: close other programs, or choose the processor "
+            "This needs about {need} on the GPU and {free} are free: close other programs, or choose the CPU "
             "(Advanced)."
         )
         return text.format(need=gibibytes(window), free=gibibytes(free))

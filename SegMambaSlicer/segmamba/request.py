@@ -52,19 +52,19 @@ class Options:
         metavar=RAS_CORNERS,
         title="region of interest",
     )
-    tta: bool = option(Switch(), "test-time augmentation: average over mirrored copies; slower", False)
+    tta: bool = option(Switch(), "test-time augmentation: average over flipped copies; slower", False)
     overlap: float | None = option(
         Number(0, 0.9), "overlap of neighbouring windows, 0 to 0.9 (default: the model's)", None, metavar="FRACTION"
     )
-    refine: bool = option(Switch(), "do not refine the masks of vertebrae by their shape", True)
+    refine: bool = option(Switch(), "do not refine vertebra masks with the shape model", True)
     postprocess: bool = option(
         Switch(),
-        "skip the model's post-processing: keep pieces off the spine, small pieces of bowel, small or unsure tumours",
+        "skip the model's postprocessing, which removes implausible components: see its model card",
         True,
     )
     device: str = option(
         Choice(("auto", "cpu", "cuda", "cuda:N", "mps")),
-        "run the networks on",
+        "device for the networks",
         "auto",
         metavar="NAME",
         error=DeviceError,
@@ -83,7 +83,7 @@ class Options:
         metavar="NAME",
         error=ModelError,
     )
-    seed: int = option(WholeNumber(63), "seed of the random numbers", 0, metavar="N")
+    seed: int = option(WholeNumber(63), "random seed", 0, metavar="N")
 
     def __post_init__(self) -> None:
         convert_options(self)
@@ -107,14 +107,14 @@ class Request:
     )
     task: str | None = option(OptionType(), "vertebrae or colorectal: use the default model of this task", None)
     model: str | None = option(OptionType(), "use this model: see 'segmamba models'", None, metavar="ID")
-    report: str | None = option(FilePath(), "write what was found, and how, as JSON", None, metavar="FILE")
-    preview: str | None = option(FilePath(), "write a picture of three planes as PNG", None, metavar="FILE")
+    report: str | None = option(FilePath(), "write the report (what was found, and how) as JSON", None, metavar="FILE")
+    preview: str | None = option(FilePath(), "write a PNG preview of three planes", None, metavar="FILE")
     measurements: str | None = option(
         FilePath(), "write volume, heights, density and angles of each vertebra as CSV", None, metavar="FILE"
     )
-    checkpoint: str | None = option(FilePath(), "weights to use instead of the model's own", None, metavar="FILE")
+    checkpoint: str | None = option(FilePath(), "use these weights instead of the model's own", None, metavar="FILE")
     # The paths of its bundled checkpoints start from its folder.
-    manifest: str | None = option(FilePath(), "a manifest of your own", None, metavar="FILE")
+    manifest: str | None = option(FilePath(), "use your own manifest", None, metavar="FILE")
     overwrite: bool = option(Switch(), "replace existing results", False)
     options: Options = field(default_factory=Options)
 

@@ -80,7 +80,7 @@ def test_doubt_about_the_numbers_is_said_where_they_stand(panel, show, screensho
     )
     assert column_of(ui.resultTable, 3) == ["level uncertain", "level uncertain", ""]
     assert ui.resultTable.item(1, 2).toolTip() == (
-        "Refinement of L1\n• gaps closed: +1.23 mL\n• loose pieces and holes removed: -0.456 mL"
+        "Refinement of L1\n• gaps closed: +1.23 mL\n• loose components and holes removed: -0.456 mL"
     )
     assert ui.resultTable.item(0, 0).toolTip() == ""
     screenshot("uncertain")

@@ -147,7 +147,7 @@ def test_damaged_file_is_found_by_verify(section, use, done, click, models_folde
     (folder / "missing.pt").write_bytes(b"something else")
     use(size=14, sha256="0" * 64)
     click(section.modelsTable, 1)
-    assert row(section, 1)[1::2] == ["yes", "put there by hand"]
+    assert row(section, 1)[1::2] == ["yes", "added by hand"]
     click(section.verifyButton)
     said = done()
     assert "its SHA-256 differs" in said and not said.startswith("FAIL")
@@ -228,13 +228,13 @@ def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     boxes = (section.clipLowSpinBox, section.clipHighSpinBox, section.meanSpinBox, section.stdSpinBox)
     assert section.normalizationBox.visible and [box.value for box in boxes] == [-1000.0, 1000.0, 0.0, 500.0]
     assert not any(box.enabled for box in boxes)
-    assert section.normalizationLabel.text.startswith("Estimate: the weights are random")
+    assert section.normalizationLabel.text.startswith("Note: the weights are random")
     assert "d9480f" in section.normalizationLabel.styleSheet
     screenshot("import-estimate")
     answer(a_weights_file)
     click(section.importButton)
     assert "Note: the weights are random; if you know them" in done()
-    assert "estimate: the weights are random" in section.modelSummaryLabel.text
+    assert "the weights are random" in section.modelSummaryLabel.text
 
     click(section.ownNormalizationCheckBox)
     assert all(box.enabled for box in boxes) and not section.normalizationLabel.styleSheet
@@ -243,7 +243,7 @@ def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     screenshot("import-own-figures")
     click(section.importButton)
     assert "Note" not in done()
-    assert "estimate" not in section.modelSummaryLabel.text
+    assert "the weights are random" not in section.modelSummaryLabel.text
     record = json.loads((models_folder / tiny.MISSING_ID / "installed.json").read_text())
     assert record["normalization"] == [{"scheme": "clip", "low": -57.5, "high": 175.0, "mean": 65.175, "std": 32.651}]
 
@@ -295,5 +295,5 @@ def test_released_colorectal_checkpoint_is_offered_the_documented_estimate(the_m
     ui.importAsComboBox.currentIndex = ui.importAsComboBox.findData("segmamba-v2-colorectal-official")
     boxes = (ui.clipLowSpinBox, ui.clipHighSpinBox, ui.meanSpinBox, ui.stdSpinBox)
     assert [box.value for box in boxes] == [-57.0, 175.0, 65.175, 32.651]
-    assert "the authors' own figures are not public" in ui.normalizationLabel.text
+    assert "the authors have not published theirs" in ui.normalizationLabel.text
     screenshot("import-official")

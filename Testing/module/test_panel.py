@@ -59,7 +59,7 @@ def test_segment_gives_segments_with_names_colours_and_terms(panel, a_ct, segmen
     assert panel.ui.statusLabel.text.startswith(f"{len(rows)} structure")
     assert panel.ui.resultSection.text == "Result: case 7 vertebrae"
     assert panel.ui.limitsLabel.visible
-    assert panel.ui.limitsLabel.text == "Estimate: the weights are random.\nLimitations: It knows nothing."
+    assert panel.ui.limitsLabel.text == "Note: the weights are random.\nLimitations: It knows nothing."
     assert panel.ui.limitsLabel.toolTip == "• It knows nothing."
     assert not panel.ui.progressBar.visible
     assert panel.ui.segmentButton.text == "Segment"
@@ -290,7 +290,7 @@ def test_steps_that_the_model_does_not_have_are_greyed_and_say_so(panel, a_ct, t
     assert {box.toolTip for box in boxes} == {"The chosen model has no such step."}
     panel.useManifest(None)
     assert [box.enabled for box in boxes] == [True, False]
-    assert "loose pieces" in ui.refineCheckBox.toolTip
+    assert "loose components" in ui.refineCheckBox.toolTip
     screenshot("steps")
     panel.useManifest(tiny.write_model(tmp_path, postprocessing="largest_column"))
     assert [box.enabled for box in boxes] == [False, True]

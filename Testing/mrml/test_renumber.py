@@ -210,7 +210,7 @@ def test_rows_of_an_earlier_run_are_renumbered_too(a_column):
 
 
 def test_number_that_another_vertebra_keeps_is_refused(a_column):
-    with pytest.raises(InputError, match="there would be T12 twice: choose another number, or renumber the whole"):
+    with pytest.raises(InputError, match="there would be T12 twice: choose another level, or renumber the whole"):
         renumber(a_column, "L1", "T12", below=True)
     with pytest.raises(InputError, match="L1 would not be between C1 and L6"):
         renumber(a_column, "T12", "L6", below=True)

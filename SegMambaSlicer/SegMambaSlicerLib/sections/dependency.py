@@ -26,7 +26,7 @@ REQUESTER = "SegMambaSlicer"
 # What only the console's segmentFolder needs is in a file beside the other requirements.
 FOLDER_REQUIREMENTS = "requirements-batch.txt"
 # Rough sizes of the downloads, for whoever waits for them.
-SIZES = {"torch": "about 0.2 GB for the processor, about 3 GB with CUDA", "pyarrow": "about 55 MB"}
+SIZES = {"torch": "about 0.2 GB for the CPU, about 3 GB with CUDA", "pyarrow": "about 55 MB"}
 LIGHT_THE_TORCH = "light-the-torch>=0.5"
 # What pip leaves of torch when it is stopped or a file is in use: the packages, and folders renamed with a tilde.
 LEFTOVERS = ("torch", "torchgen", "functorch", "torch-*.dist-info", "~orch*", "~unctorch*")
@@ -211,7 +211,7 @@ def installationText(missing: list[str], forFolders: list[str]) -> str:
     if complete:
         text = f"{complete} {_('Segmenting folders (segmentFolder in the Python console) needs more packages.')} {text}"
     elif free < DISK_WANTED:
-        text += " " + _("This may not be enough: {wanted} should be free.").format(wanted=gibibytes(DISK_WANTED))
+        text += " " + _("This may not be enough: free at least {wanted}.").format(wanted=gibibytes(DISK_WANTED))
     if sys.platform == "win32" and len(str(folder)) > LONGEST_WINDOWS_FOLDER:
         text += " " + _("This folder's path is long: install Slicer in a shorter one, for example C:\\Slicer.")
     return text

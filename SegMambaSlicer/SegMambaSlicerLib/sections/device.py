@@ -92,7 +92,7 @@ class DeviceSection:
             self._combo.addItem(gpu.title + _(", {memory} free").format(memory=gibibytes(gpu.freeMemory)), gpu.name)
         if sys.platform == "darwin" and platform.machine() == "arm64":
             self._combo.addItem(_("Apple GPU") + memory, "mps")
-        self._combo.addItem(_("Processor") + memory, "cpu")
+        self._combo.addItem(_("CPU") + memory, "cpu")
         # A GPU that is not found now may be back later, so the setting stays as it is.
         self._combo.currentIndex = max(0, self._combo.findData(self._chosen))
         self._combo.blockSignals(blocked)

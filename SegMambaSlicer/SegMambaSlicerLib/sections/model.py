@@ -22,14 +22,14 @@ QUALITIES: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "standard": {
 POSTPROCESSING_TIPS = {
     Postprocessing.LARGEST_COLUMN: _("Remove components that do not belong to the largest column of vertebrae."),
     Postprocessing.BOWEL: _(
-        "Replace uncertain tumours by the second most likely structure, remove components in the lungs, merge "
+        "Replace uncertain tumours with the second most likely structure, remove components in the lungs, merge "
         "components under 0.2 mL into the structure that they touch most, and fill small holes."
     ),
 }
 QUALITY_TITLES = {
     "fast": _("Fast (little overlap)"),
     "standard": _("Standard"),
-    "tta": _("Test-time augmentation (slower, a little better)"),
+    "tta": _("Test-time augmentation (slower)"),
 }
 
 
@@ -163,7 +163,7 @@ class ModelSection:
         self._offer(
             self._ui.refineCheckBox,
             model is not None and bool(model.refinement),
-            _("Clean the masks with a shape model of vertebrae: loose pieces, holes, parts of ribs, gaps."),
+            _("Clean the masks with a shape model of vertebrae: loose components, holes, parts of ribs, gaps."),
         )
         self._offer(
             self._ui.postprocessCheckBox,

@@ -128,7 +128,7 @@ def _check_model(report: Mapping[str, Any], plan: Plan) -> None:
     used = report["model"]["checkpoint_sha256"]
     if used != plan.model["checkpoint_sha256"]:
         raise ModelError(
-            f"{platform.node()} has another checkpoint of '{plan.model['id']}' than this run began with (SHA-256 "
+            f"{platform.node()} has another checkpoint of '{plan.model['id']}' than the run started with (SHA-256 "
             f"{used[:10]}...): have the same one on all computers, then give the command again."
         )
 

@@ -230,7 +230,9 @@ def _series_case(series: Series, output: Path) -> BatchCase:
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text(json.dumps([os.path.abspath(file) for file in series.files]), encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{listing} cannot be written ({error.strerror}): check permissions and space.") from error
+        raise OutputError(
+            f"{listing} cannot be written ({error.strerror}): check permissions and free space."
+        ) from error
     identifiers = f"{series.study_uid} {series.uid}" if series.uid else ""
     return BatchCase(name, str(first), str(listing), series.left_out or "", series=identifiers)
 

@@ -13,7 +13,7 @@ from segmamba.batch.plan import Plan
 from segmamba.batch.pool import POLL, Pool, WorkerKilled
 from segmamba.errors import Cancelled, SegMambaError, WorkerError
 
-DIED = "The worker died again and again at this case, most likely because memory ran out: segment it alone to see why."
+DIED = "The worker died repeatedly on this case, most likely because it ran out of memory: segment it alone to see why."
 WAITING = "The cluster has no worker yet: waiting for one."
 STOPPED = "The batch was stopped: give the same command again to resume it, finished cases are kept."
 

@@ -55,7 +55,7 @@ def working_folder(folder: Path, name: str) -> Iterator[Path]:
     try:
         place.mkdir(parents=True)
     except OSError as error:
-        raise OutputError(f"{place} cannot be made ({error.strerror}): check permissions and free space.") from error
+        raise OutputError(f"{place} cannot be created ({error.strerror}): check permissions and free space.") from error
     try:
         yield place
     finally:
@@ -84,4 +84,6 @@ def publish(work: Path, target: Path) -> None:
             error = refused
         finally:
             shutil.rmtree(old, ignore_errors=True)
-    raise OutputError(f"{target} cannot be written ({error}): close programs that use it, check permissions and space.")
+    raise OutputError(
+        f"{target} cannot be written ({error}): close programs that use it, and check permissions and free space."
+    )

@@ -29,23 +29,28 @@ example NAME_vertebrae.nii.gz.
 
 def add_command(commands: Any) -> None:
     """Add ``evaluate`` to the command line."""
-    text = "evaluate a model, or label maps of any tool, against references"
+    text = "evaluate a model, or label maps from any tool, against references"
     parser = commands.add_parser("evaluate", help=text, description=DESCRIPTION)
     parser.set_defaults(run=_run)
     parser.add_argument("pairs", metavar="PAIRS", type=Path, nargs="*", help="folders of images and references")
     add_options(parser, (name for name in SETTINGS if name not in ("structures", "roi")))
     parser.add_argument(
-        "--predictions", metavar="FOLDER", type=Path, help="measure the label maps NAME.nii.gz in this folder instead"
+        "--predictions",
+        metavar="FOLDER",
+        type=Path,
+        help="evaluate the label maps NAME.nii.gz in this folder instead of running a model",
     )
     parser.add_argument("--bodies", action="store_true", help="compare with NAME_bodies.nii.gz: vertebral bodies only")
-    ids = f"label values of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one a folder"
+    ids = f"label values of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one per folder"
     parser.add_argument("--reference-ids", metavar="IDS", default=OWN_IDS, help=ids)
     parser.add_argument(
-        "--perturbations", metavar="A,B", help=f"perturbed versions to evaluate, too: {', '.join(PERTURBATIONS)}"
+        "--perturbations", metavar="A,B", help=f"also evaluate perturbed versions: {', '.join(PERTURBATIONS)}"
     )
-    parser.add_argument("--resample", choices=RESAMPLES, default=CASES, help=f"for intervals (default {CASES})")
     parser.add_argument(
-        "--output", "-o", metavar="FOLDER", type=Path, help="folder of the results; required with PAIRS"
+        "--resample", choices=RESAMPLES, default=CASES, help=f"what the confidence intervals resample (default {CASES})"
+    )
+    parser.add_argument(
+        "--output", "-o", metavar="FOLDER", type=Path, help="folder for the results; required with PAIRS"
     )
     text = "print the differences B minus A of two evaluations"
     parser.add_argument("--compare", metavar=("A.json", "B.json"), type=Path, nargs=2, help=text)
@@ -53,11 +58,11 @@ def add_command(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if options.compare and options.pairs:
-        raise InputError("PAIRS and --compare are given: measure first, then compare the two results.")
+        raise InputError("PAIRS and --compare are both given: evaluate first, then compare the two results.")
     if options.compare:
         return _compare(options.compare[0], options.compare[1], options.resample, read_options(options).seed)
     if not options.pairs or options.output is None:
-        raise InputError("PAIRS or --output is missing: give the folder of the pairs, and one for the results.")
+        raise InputError("PAIRS or --output is missing: give the folder of pairs, and one for the results.")
     return _evaluate(options)
 
 
@@ -108,14 +113,16 @@ def _kinds(options: argparse.Namespace) -> list[str]:
     if unknown:
         raise InputError(f"There is no perturbation '{', '.join(unknown)}': choose from {', '.join(PERTURBATIONS)}.")
     if kinds and options.predictions:
-        raise InputError("Perturbed images have to be segmented: leave --perturbations or --predictions out.")
+        raise InputError(
+            "--predictions has no labels for perturbed images: leave out --predictions or --perturbations."
+        )
     return kinds
 
 
 def _prepared(folder: Path, overwrite: bool) -> Path:
     """Make the folder for the results, before any work is done."""
     if (folder / REPORT).exists() and not overwrite:
-        raise OutputError(f"{folder} holds an evaluation already: choose another folder, or allow it with --overwrite.")
+        raise OutputError(f"{folder} already holds an evaluation: choose another folder, or give --overwrite.")
     try:
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -158,4 +165,4 @@ def _read(path: Path) -> dict[str, Any]:
             return content
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not an evaluation: give the {REPORT} of 'segmamba evaluate'.") from error
-    raise InputError(f"{path} is from another version of this software: measure again.")
+    raise InputError(f"{path} is from another version of this software: evaluate again.")

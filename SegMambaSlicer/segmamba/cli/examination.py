@@ -137,7 +137,7 @@ def _device(name: str) -> Iterator[Finding]:
     for backend in scan.available_backends():
         if backend != "torch" and device.kind != "cuda":
             continue
-        use = "chosen" if backend == chosen else "not chosen by itself"
+        use = "chosen" if backend == chosen else "not chosen automatically"
         try:
             _try_network(device, backend)
             yield Finding(OK, f"scan backend {backend}", f"a small network runs ({use})")
@@ -178,7 +178,7 @@ def _worker() -> Finding:
         return Finding(
             FAIL,
             "worker",
-            f"does not answer within {WORKER_SECONDS:.0f} s: check whether security software blocks Python.",
+            f"did not answer within {WORKER_SECONDS:.0f} s: check whether security software blocks Python.",
         )
     if message["type"] == "ready":
         return Finding(OK, "worker", "starts and answers")

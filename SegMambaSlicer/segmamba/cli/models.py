@@ -20,48 +20,49 @@ from segmamba.models.settings import MIRROR, MODELS, SHARED_MODELS, VARIABLES, s
 def add_command(commands: Any) -> None:
     """Add ``models`` and what it can do to the command line."""
     description = (
-        "List the models, or fetch, import, check and remove their checkpoints. The models folder is that of the user, "
-        f"or what {VARIABLES[MODELS]} names; models in the folder that {VARIABLES[SHARED_MODELS]} names are used, "
-        f"but never changed; {VARIABLES[MIRROR]} names a server to download from first. A settings file can set the "
-        "same: 'segmamba models path' says where it is."
+        "List the models, or download, import, verify and remove their checkpoints. Three settings, as environment "
+        f"variables or in a settings file: {VARIABLES[MODELS]}, your models folder; {VARIABLES[SHARED_MODELS]}, a "
+        f"folder of models that is only read; {VARIABLES[MIRROR]}, a server to download from first. "
+        "'segmamba models path' shows what they are set to."
     )
     models = commands.add_parser(
-        "models", help="list, download, import, check and remove models", description=description
+        "models", help="list, download, import, verify and remove models", description=description
     )
-    models.add_argument("--manifest", metavar="FILE", help="a manifest of your own")
+    models.add_argument("--manifest", metavar="FILE", help="use your own manifest")
     models.set_defaults(run=_list)
     actions = models.add_subparsers(title="commands", metavar="COMMAND")
 
     def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         # Without a default, so that one given before the command is not lost.
-        parser.add_argument("--manifest", metavar="FILE", default=argparse.SUPPRESS, help="a manifest of your own")
+        parser.add_argument("--manifest", metavar="FILE", default=argparse.SUPPRESS, help="use your own manifest")
         parser.set_defaults(run=run)
         return parser
 
-    action("list", _list, "list the models: which are installed, how large, from where")
-    path = action("path", _path, "print where a model is installed or, without MODEL, which folders are used and why")
+    action("list", _list, "list the models: whether installed, size and origin")
+    path = action(
+        "path", _path, "print where a model is installed or, without MODEL, the folders and the mirror in use"
+    )
     path.add_argument("model", metavar="MODEL", nargs="?")
-    verify = action("verify", _verify, "compare installed checkpoints with their size and SHA-256")
+    verify = action("verify", _verify, "compare size and SHA-256 of installed checkpoints with the expected ones")
     verify.add_argument("models", metavar="MODEL", nargs="*", help="default: all installed models")
-    fetch = action("fetch", _fetch, "download checkpoints; an interrupted download is resumed")
+    fetch = action("fetch", _fetch, "download checkpoints, or resume an interrupted download")
     fetch.add_argument("models", metavar="MODEL", nargs="+")
     remove = action("remove", _remove, "remove checkpoints from the models folder")
     remove.add_argument("models", metavar="MODEL", nargs="+")
     bundle = action("bundle", _bundle, "write installed models to a zip archive, for a computer without internet")
     bundle.add_argument("output", metavar="OUT.zip", type=Path)
-    bundle.add_argument(
-        "models", metavar="MODEL", nargs="*", help="default: all except those that come with the software"
-    )
+    bundle.add_argument("models", metavar="MODEL", nargs="*", help="default: all except bundled ones")
     importing = action("import", _import, "import a checkpoint, a model that you trained, or a zip or folder of models")
     text = "a .pt, .pth or .safetensors file; the folder of a training; or what 'bundle' wrote"
     importing.add_argument("file", metavar="FILE", type=Path, help=text)
-    text = "the checkpoint's model (default: detected from the weights); the name of a model that you trained"
+    text = "which model a checkpoint is (default: detected from its weights), or the name for a model that you trained"
     importing.add_argument("--as", dest="model", metavar="MODEL", help=text)
-    importing.add_argument("--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help="intensities (HU) to clip to")
-    importing.add_argument("--mean", type=float, metavar="M", help="intensity that becomes 0, after clipping")
-    importing.add_argument("--std", type=float, metavar="S", help="intensity difference that becomes 1")
-    text = "import a trained model that does worse than the one that it was trained from"
+    text = "normalization: clip intensities (HU) to this range"
+    importing.add_argument("--clip", nargs=2, type=float, metavar=("LOW", "HIGH"), help=text)
+    importing.add_argument("--mean", type=float, metavar="M", help="normalization: mean, subtracted after clipping")
+    importing.add_argument("--std", type=float, metavar="S", help="normalization: standard deviation, to divide by")
+    text = "import a trained model even if it does worse than the one that it was trained from"
     importing.add_argument("--even-if-worse", action="store_true", help=text)
 
 
@@ -113,7 +114,7 @@ def _places() -> int:
         if chosen.value:
             print(f"{title}: {chosen.value}, from {chosen.source}")
         else:
-            print(f"{title}: {defaults.get(name, 'none')}; {VARIABLES[name]} or the settings file can name another")
+            print(f"{title}: {defaults.get(name, 'none')}; {VARIABLES[name]} or the settings file can set it")
     path = settings_file()
     print(f"Settings file: {path}{'' if path.is_file() else ', which does not exist'}")
     return 0
@@ -132,7 +133,7 @@ def _verify(options: argparse.Namespace) -> int:
             print(f"FAIL  {model.id}: {error}")
             status = error.exit_code
             continue
-        known = "" if found.sha256 else ", unknown, so not compared"
+        known = "" if found.sha256 else " (expected one unknown, not compared)"
         print(f"OK    {model.id}: {found.path}, SHA-256 {digest}{known}")
     return status
 
@@ -168,7 +169,7 @@ def _bundle(options: argparse.Namespace) -> int:
         present = [store.find(model, root) for model in manifest.listed]
         wanted = [found for found in present if found is not None and found.place != store.SOFTWARE]
     if not wanted:
-        raise ModelError("Only the models of the software are installed: name the models for the bundle.")
+        raise ModelError("Only bundled models are installed: name the models to write.")
     with ProgressBar(sys.stderr) as bar:
         write_bundle(options.output, wanted, bar.update)
     print(f"Written: {options.output} with {', '.join(found.model.id for found in wanted)}")

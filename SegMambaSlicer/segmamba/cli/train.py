@@ -18,22 +18,24 @@ def add_command(commands: Any) -> None:
     """Add ``train`` to the command line."""
     parser = commands.add_parser(
         "train",
-        help="train a network on labelled images, or as a configuration file says",
-        description="Train a network. A folder is a data set: nnU-Net v2, Medical Segmentation Decathlon, or pairs of "
-        "an image and its labels. A file is the configuration of a training on synthetic images.",
+        help="train a network on labelled or synthetic images",
+        description="Train a network on a data set (a folder: nnU-Net v2, Medical Segmentation Decathlon, or pairs of "
+        "an image and its labels), or on synthetic images (a configuration file).",
     )
     parser.add_argument("what", metavar="DATASET|CONFIG", type=Path, help="a folder of labelled images, or a JSON file")
-    text = "stop after M minutes, the same command resumes; of a data set: all the time that it is trained for"
+    text = "stop after M minutes; the same command resumes. For a data set: the total training time"
     parser.add_argument("--minutes", type=float, metavar="M", help=text)
     of_datasets = parser.add_argument_group("for a data set")
-    of_datasets.add_argument("--output", "-o", type=Path, metavar="RUN", help="folder for plan, cache, log and weights")
+    of_datasets.add_argument(
+        "--output", "-o", type=Path, metavar="RUN", help="folder for the plan, cache, log and weights"
+    )
     text = "segmamba-v2, segmamba-v2-paper or spinemamba (default: the plan's, or segmamba-v2-paper)"
     of_datasets.add_argument("--architecture", metavar="NAME", help=text)
-    text = "begin from a model of 'segmamba models list' instead of random weights: its grid, intensities and network"
+    text = "start from a model of 'segmamba models list' (grid, normalization, network), not from random weights"
     of_datasets.add_argument("--from", metavar="MODEL", help=text)
     text = "ours (default), or paper: SegMamba-V2's patch, batch, 1,000 epochs and SGD"
     of_datasets.add_argument("--recipe", choices=("ours", "paper"), help=text)
-    text = "which part of the people is held out, from 0, or all: none (default: 0)"
+    text = "the fold to hold out, from 0, or 'all' to hold out nobody (default: 0)"
     of_datasets.add_argument("--fold", metavar="N", help=text)
     of_datasets.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     of_datasets.add_argument("--plan-only", action="store_true", help="check the images, write RUN/plan.json and stop")

@@ -59,7 +59,7 @@ def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OW
     structure : str
         The task, or "bodies".
     ids : sequence of str
-        Numbering of the references: one for all folders, or one a folder.
+        Numbering of the references: one for all folders, or one per folder.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OW
     """
     unknown = [one for one in ids if one not in IDS]
     if unknown or len(ids) not in (1, len(folders)):
-        raise InputError(f"The reference ids are '{','.join(ids)}': give one of {', '.join(IDS)}, or one a folder.")
+        raise InputError(f"The reference ids are '{','.join(ids)}': give one of {', '.join(IDS)}, or one per folder.")
     cases: list[EvaluationCase] = []
     for folder, numbering in zip(folders, ids if len(ids) > 1 else list(ids) * len(folders), strict=True):
         found = _cases_in(folder, structure, numbering)
@@ -100,7 +100,7 @@ def read_case(case: EvaluationCase, config: ScoringConfig) -> tuple[PerturbedCas
         reasons = {int(value): None for value in np.unique(reference.array) if value}
     on_image, moved = on_grid(reference, image.geometry)
     if not on_image.array.any():
-        raise InputError(f"Nothing of {case.reference} lies on {case.image}: give the reference that belongs to it.")
+        raise InputError(f"No label of {case.reference} lies on {case.image}: give the reference that belongs to it.")
     return PerturbedCase(NATIVE, NATIVE, image, on_image, reasons), moved
 
 
@@ -128,7 +128,9 @@ def read_prediction(folder: Path, name: str) -> Volume:
         if path.is_file():
             volume = read_image(path)
             return Volume(as_labels(volume.array, HIGHEST, str(path)), volume.geometry)
-    raise InputError(f"{folder} holds no {name}{ENDING}: name the predictions as the cases, or remove the case.")
+    raise InputError(
+        f"{folder} holds no {name}{ENDING}: give the predictions the names of the cases, or remove the case."
+    )
 
 
 def _cases_in(folder: Path, structure: str, ids: str) -> list[EvaluationCase]:

@@ -129,7 +129,7 @@ def fast_network(
         fast = accelerate(network, dtype, device=device)
         known = _fast_networks[network] = state, fast if agrees(network, fast, window, device) else None
     if known[1] is None:
-        sentence = "The fast kernels give other results on this GPU: the network ran in PyTorch's own operations."
+        sentence = "The fast kernels give different results on this GPU: the network ran with PyTorch's own operations."
         return None, (sentence,)
     return known[1], ()
 

@@ -34,9 +34,9 @@ def triton_kernels() -> tuple[ModuleType, ModuleType] | None:
 def missing(device: torch.device) -> str:
     """Return a sentence why the kernels cannot run on a CUDA device, or an empty text."""
     if triton_kernels() is None:
-        return "Triton is not installed: the network ran in PyTorch's own operations, several times slower."
+        return "Triton is not installed: the network ran with PyTorch's own operations, several times slower."
     if torch.cuda.get_device_capability(device) < OLDEST:
-        return "The GPU is too old for the fast kernels: the network ran in PyTorch's own operations."
+        return "The GPU is too old for the fast kernels: the network ran with PyTorch's own operations."
     return ""
 
 
@@ -72,7 +72,7 @@ def run(name: str, kernel: Callable[[], Answer], plain: Callable[[], Answer], de
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise
         logger.warning("The %s kernel does not work here and is not used: %s", name, error)
-        fallbacks[name] = f"the fast {name} does not work here and PyTorch's was used: {_first_line(error)}"
+        fallbacks[name] = f"the fast {name} does not work here, so PyTorch's was used: {_first_line(error)}"
         return plain()
 
 

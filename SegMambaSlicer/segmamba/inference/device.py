@@ -122,7 +122,7 @@ def onednn_has_bfloat16() -> bool:
 
 def _cpu(precision: str) -> Device:
     if precision == "float16":
-        raise DeviceError("float16 is not usable on the processor: choose --precision bfloat16 or float32.")
+        raise DeviceError("float16 cannot be used on the CPU: choose --precision bfloat16 or float32.")
     total, free = system_memory()
     return Device("cpu", "cpu", _processor(), cpu_precision() if precision == "auto" else precision, total, free)
 
@@ -149,7 +149,7 @@ def _cuda(name: str, precision: str) -> Device:
     torch = import_torch()
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
         raise DeviceError(
-            f"This PyTorch ({torch.__version__}) is built for the processor only: install the CUDA build named on "
+            f"This PyTorch ({torch.__version__}) is built for the CPU only: install the CUDA build named on "
             "pytorch.org for your driver, or choose --device cpu."
         )
     if not torch.cuda.is_available():

@@ -153,7 +153,7 @@ def _check_outputs(request: Request) -> None:
     check_input(source)
     if _is_dicom_seg(request.output):
         if not source.is_dir() and not is_dicom(source):
-            raise OutputError(f"{request.output} needs a DICOM series as input: choose another kind of output.")
+            raise OutputError(f"{request.output} needs a DICOM series as input: choose another output format.")
         check_sources(dicom.find_files(source))
     outputs = [Path(request.output)]
     for path, extension in ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv")):
@@ -161,13 +161,15 @@ def _check_outputs(request: Request) -> None:
             check_output(path, (extension,))
             outputs.append(Path(path))
     if request.preview and find_spec("matplotlib") is None:
-        raise InstallationError("A preview needs matplotlib: install it with 'pip install matplotlib', or give none.")
+        raise InstallationError(
+            "A preview needs matplotlib: install it with 'pip install matplotlib', or leave out --preview."
+        )
     inputs = [Path(path).resolve() for path in (request.input, request.manifest, request.checkpoint) if path]
     for output in outputs:
         if output.resolve() in inputs:
             raise OutputError(f"{output} is an input: choose another name for the result.")
         if output.exists() and not request.overwrite:
-            raise OutputError(f"{output} exists already: choose another name, or allow it with --overwrite.")
+            raise OutputError(f"{output} already exists: choose another name, or give --overwrite.")
 
 
 def _is_dicom_seg(output: str) -> bool:
@@ -183,7 +185,7 @@ def _typed(error: Exception) -> SegMambaError:
         return DeviceError("There is not enough memory: close other programs, or give a region of interest (--roi).")
     if any(sign in text for sign in SIGNS_OF_A_LOST_GPU):
         return DeviceLost(
-            f"The GPU failed ({text[:200]}): try again; if that does not help, choose the device cpu, or update the "
+            f"The GPU failed ({text[:200]}): try again; if it happens again, choose the device cpu or update the "
             "driver."
         )
     kind = type(error).__name__

@@ -139,7 +139,7 @@ def _box_above(volume: Volume, threshold: float) -> tuple[slice, slice, slice]:
 def _box_of_nonzero(volume: Volume) -> tuple[slice, slice, slice]:
     mask: np.ndarray = volume.array != 0
     if not mask.any():
-        raise InputError("The volume holds nothing but zeros: check that it is the right one.")
+        raise InputError("The volume holds nothing but zeros: check that it is the right volume.")
     return _box(mask, (0, 0, 0))
 
 

@@ -178,7 +178,7 @@ def _steps(device: torch.device, dtype: torch.dtype, patch: Sequence[int]) -> li
         )
         if smaller != window:
             size = " x ".join(map(str, smaller))
-            sentence = f"{short}: windows of {size} voxels were used, and the network answers less well in them."
+            sentence = f"{short}: windows of {size} voxels were used, which makes the result less accurate."
             steps.append(_Step(device, cpu, dtype, smaller, 1, sentence))
         precision = getattr(torch, cpu_precision())
         steps.append(_Step(cpu, cpu, precision, window, 1, f"{short}: the network ran on the CPU."))
@@ -228,13 +228,13 @@ class _WindowRun:
         finite = _is_finite(logits)
         if self.dtype != torch.float32 and not finite:
             precision = str(self.dtype).removeprefix("torch.")
-            self.warnings.append(f"{precision} overflowed: the network ran in float32 from there on.")
+            self.warnings.append(f"{precision} overflowed: the network ran in float32 from then on.")
             self.dtype, self.fast = torch.float32, None
             self.network.to(self.step.compute)
             logits = self._mean_logits(windows)
             finite = _is_finite(logits)
         if not finite:
-            raise ModelError("The network gives NaN or infinity: its checkpoint is damaged, get the file again.")
+            raise ModelError("The network returned NaN or infinity: its checkpoint is damaged, get the file again.")
         return logits
 
     def _mean_logits(self, windows: torch.Tensor) -> torch.Tensor:

@@ -179,7 +179,7 @@ def _describe(files: tuple[str, ...]) -> str:
 def _read_slice_header(file: str) -> Slice:
     reader = _header(file)
     if reader.GetNumberOfComponents() > 1:
-        raise InputError(f"{file} has colours in its voxels: give a series with one value a voxel.")
+        raise InputError(f"{file} has colours in its voxels: give a series with one value per voxel.")
     position, orientation = _numbers(reader, POSITION, 3), _numbers(reader, ORIENTATION, 6)
     if position is None or orientation is None:
         raise InputError(
@@ -257,7 +257,7 @@ def _read_frames(name: str, file: str) -> Volume:
     except RuntimeError as error:
         raise InputError(f"{file} cannot be read to its end: copy or export it again.") from error
     if image.GetNumberOfComponentsPerPixel() > 1:
-        raise InputError(f"{file} has colours in its voxels: give a volume with one value a voxel.")
+        raise InputError(f"{file} has colours in its voxels: give a volume with one value per voxel.")
     # ITK takes frames to be in order and evenly apart, and rescales all of them as the first one.
     positions, orientation, spacing = _frame_places(file)
     if len(positions) != image.GetSize()[2]:
@@ -283,7 +283,9 @@ def _frame_places(file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not np.allclose(orientations, orientations[0], atol=1e-3) or not np.allclose(spacings, spacings[0], rtol=1e-3):
         raise InputError(f"{file} has frames of different orientation or pixel size: export the scan alone.")
     if len(set(rescales)) > 1:
-        raise InputError(f"{file} rescales its frames differently, which is not read yet: export it as single slices.")
+        raise InputError(
+            f"{file} rescales its frames differently, which cannot be read yet: export it as single slices."
+        )
     return positions, orientations[0].reshape(2, 3), spacings[0]
 
 
@@ -314,7 +316,7 @@ def _slice_step(positions: np.ndarray, normal: np.ndarray, name: str) -> float:
     repeated = int(np.count_nonzero(gaps < 0.01))
     if repeated:
         raise InputError(
-            f"{name} has {repeated} slices at the place of another one (several phases or echoes in one series): "
+            f"{name} has {repeated} slices at the position of another one (several phases or echoes in one series): "
             "keep the slices of one of them."
         )
     step = float(heights[-1] - heights[0]) / len(gaps)
@@ -325,6 +327,6 @@ def _slice_step(positions: np.ndarray, normal: np.ndarray, name: str) -> float:
     drift = positions - positions[0] - np.outer(heights - heights[0], normal)
     if np.linalg.norm(drift, axis=1).max() > DRIFT_MM:
         raise InputError(
-            f"{name} has slices aside of each other (a tilted gantry?): resample it to a rectangular grid first."
+            f"{name} has slices that are shifted sideways (a tilted gantry?): resample it to a rectangular grid first."
         )
     return step

@@ -44,7 +44,9 @@ def check_sources(files: Sequence[str]) -> None:
     """
     _highdicom()
     if len(files) < 2:
-        raise InputError(f"{files[0]} is a multi-frame file, for which no DICOM SEG is written yet: write a .nii.gz.")
+        raise InputError(
+            f"{files[0]} is a multi-frame file, for which no DICOM SEG can be written yet: write a .nii.gz."
+        )
     header = pydicom().dcmread(files[0], stop_before_pixels=True, specific_tags=["FrameOfReferenceUID"])
     if not header.get("FrameOfReferenceUID"):
         raise InputError(f"{files[0]} names no frame of reference, which a DICOM SEG needs: write a .nii.gz.")
@@ -106,7 +108,7 @@ def write_dicom_seg(
             warnings.simplefilter("ignore")
             segmentation = _segmentation(sources, table[labels], present, model)
     except (AttributeError, ValueError) as error:
-        raise InputError(f"{files[0]} lacks what a DICOM SEG has to repeat ({error}): write a .nii.gz.") from error
+        raise InputError(f"{files[0]} lacks what a DICOM SEG must repeat ({error}): write a .nii.gz.") from error
     with atomic_write(path, (SEG_EXTENSION,)) as temporary:
         segmentation.save_as(temporary)
 

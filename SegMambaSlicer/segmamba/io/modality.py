@@ -53,7 +53,7 @@ def modality_warning(volume: Volume, model: Model) -> str | None:
     if model.mr_preprocessing is None or not volume.modality_inferred:
         return None
     return (
-        f"The file does not say its modality, and nothing in it is below {DARKEST_MR}, so it was taken for MR: if it "
+        f"The file does not say its modality, and no value in it is below {DARKEST_MR}, so it was taken for MR: if it "
         "is a CT, convert its values to Hounsfield units."
     )
 

@@ -77,7 +77,7 @@ def check_values(array: np.ndarray, name: str) -> None:
         _refuse_bad_values(sum(_count_bad(slab) for slab in array), array.size, name)
     lowest = array.min()
     if lowest == array.max():
-        raise InputError(f"{name} has the value {lowest:g} everywhere: choose a volume that shows something.")
+        raise InputError(f"{name} has the value {lowest:g} everywhere: choose another volume.")
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def _count_bad(array: np.ndarray) -> int:
 
 def _refuse_bad_values(bad: int, total: int, name: str) -> None:
     if bad == total:
-        raise InputError(f"{name} holds no number at all (every voxel is NaN or infinite): export it again.")
+        raise InputError(f"{name} has no valid value (every voxel is NaN or infinite): export it again.")
     if bad:
         raise InputError(
             f"{name} has {bad} voxels that are NaN or infinite: repair the volume first, "

@@ -162,7 +162,7 @@ def check_geometry(geometry: Geometry, name: str) -> None:
     longest = max(count * step for count, step in zip(geometry.size, geometry.spacing, strict=True))
     if longest > LONGEST_MM:
         raise InputError(
-            f"{name} is {longest / 1000:.1f} m long, which no patient is: correct the voxel size in its header."
+            f"{name} is {longest / 1000:.1f} m long, more than any patient: correct the voxel size in its header."
         )
     # Written so that NaN is refused, too.
     if not all(abs(part) <= FARTHEST_MM for part in geometry.origin):
@@ -186,7 +186,7 @@ def check_scalar_3d(shape: Sequence[int], components: int, name: str, kind: str 
         Type of the voxels, in words.
     """
     if components > 1 or "complex" in kind:
-        raise InputError(f"{name} has colours or vectors in its voxels: give a volume with one value a voxel.")
+        raise InputError(f"{name} has colours or vectors in its voxels: give a volume with one value per voxel.")
     if len(shape) < 3:
         raise InputError(f"{name} is a {len(shape)}-D image: give a 3-D volume.")
     frames = math.prod(shape[3:])

@@ -50,7 +50,7 @@ def write_bundle(path: Path, models: Sequence[store.Installed], progress: Progre
     if path.suffix.lower() != ".zip":
         raise OutputError(f"{path} does not end in .zip: choose a name that does.")
     if path.exists():
-        raise OutputError(f"{path} exists already: choose another name.")
+        raise OutputError(f"{path} already exists: choose another name.")
     with atomic_write(path, (".zip",)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for index, found in enumerate(models):
             if progress is not None:

@@ -175,7 +175,7 @@ def _receive(url: str, part: Path, file: ModelFile, progress: Progress, cancelle
                 while True:
                     if cancelled():
                         raise Cancelled(
-                            "The download was cancelled; what has arrived is kept, and the next one resumes."
+                            "The download was cancelled; what has arrived is kept, and the next download resumes."
                         )
                     piece = response.raw.read1(PIECE, decode_content=False)
                     if not piece:

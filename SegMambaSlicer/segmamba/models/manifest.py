@@ -403,7 +403,7 @@ def _postprocessing(listed: ListedModel, name: str) -> Postprocessing:
     except ValueError as error:
         known = ", ".join(rule.value for rule in Postprocessing)
         raise ModelError(
-            f"The model '{listed.id}' asks for the post-processing '{name}' and there are {known}: correct its "
+            f"The model '{listed.id}' asks for the postprocessing '{name}' and there are {known}: correct its "
             "manifest entry."
         ) from error
 

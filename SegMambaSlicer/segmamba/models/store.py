@@ -147,7 +147,7 @@ def in_folder(model: ListedModel, folder: Path, place: str) -> Installed | None:
         )
     path = folder / model.file.name
     if os.path.isfile(path):
-        return Installed(model, path, place, "put there by hand", model.file.size, model.file.sha256)
+        return Installed(model, path, place, "added by hand", model.file.size, model.file.sha256)
     return None
 
 

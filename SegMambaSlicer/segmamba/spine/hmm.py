@@ -333,7 +333,7 @@ def _landmark(levels: np.ndarray, evidence: np.ndarray, sacrum: np.ndarray | Non
 def _reason(levels: np.ndarray, runner_up: np.ndarray | None, landmark: bool) -> str:
     why = "" if landmark else ", and neither C1, C2, the first or last rib nor the sacrum is clearly in view"
     if runner_up is None:
-        return f"The levels are hard to tell{why}: check them."
+        return f"The evidence is weak{why}: check the levels."
     index = int(np.flatnonzero((runner_up != levels) & (runner_up > 0) & (levels > 0))[0])
     first, second = level_name(int(levels[index])), level_name(int(runner_up[index]))
     return f"{first} could be {second}{why}: check the levels."

@@ -125,7 +125,7 @@ def refine_one(
     """
     frames = column_frames(labels, spacing_mm)
     if value not in frames:
-        raise InputError(f"There is no {_name(value)} in the segmentation: choose a vertebra that is there.")
+        raise InputError(f"There is no {_name(value)} in the segmentation: choose one of its vertebrae.")
     found = fit(labels == value, value, model, frames[value], spacing_mm)
     refined = labels.copy()
     view = refined[found.box]
@@ -157,19 +157,19 @@ def renumber(labels: np.ndarray, value: int, new_value: int, below: bool = False
     """
     present = [level for level in np.unique(labels).tolist() if C1 <= level <= L6]
     if value not in present:
-        raise InputError(f"There is no {_name(value)} in the segmentation: choose a vertebra that is there.")
+        raise InputError(f"There is no {_name(value)} in the segmentation: choose one of its vertebrae.")
     shift = new_value - value
     shifted = [level for level in present if level >= value or not below]
     for level in shifted:
         if level + shift in set(present) - set(shifted):
             raise InputError(
                 f"If {_name(value)} were {_name(new_value)}, there would be {_name(level + shift)} twice: choose "
-                "another number, or renumber the whole column."
+                "another level, or renumber the whole column."
             )
         if not C1 <= level + shift <= L6:
             raise InputError(
                 f"If {_name(value)} were {_name(new_value)}, {_name(level)} would not be between C1 and L6: "
-                "choose another number, or remove that vertebra first."
+                "choose another level, or remove that vertebra first."
             )
     table = np.arange(256, dtype=labels.dtype)
     for level in shifted:

@@ -61,7 +61,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"The folder {self.folder} cannot be made: choose another one.") from error
+            raise OutputError(f"The folder {self.folder} cannot be created: choose another one.") from error
         self.network = build_network(config.architecture, **config.arguments).to(device)
         resumed = self.state_path.is_file()
         if config.start_from and not resumed:

@@ -21,7 +21,7 @@ def check_text(path: str | os.PathLike[str], kind: type[SegMambaError] = InputEr
     """Raise an error of a kind if a path is not valid text: readers written in C++ end the process at it."""
     text = os.fspath(path)
     if not readable(text) == text or "\0" in text:
-        raise kind(f"The path {readable(text)!r} has characters that are no text: rename the file or folder.")
+        raise kind(f"The path {readable(text)!r} has characters that are not valid text: rename the file or folder.")
 
 
 def readable(text: str) -> str:
@@ -47,7 +47,7 @@ def check_input(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} does not exist: check the path.") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error.strerror}): check its name and your right to it.") from error
+        raise InputError(f"{path} cannot be opened ({error.strerror}): check its name and permissions.") from error
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise InputError(f"{path} is neither a file nor a folder: give the volume's own file.")
 
@@ -76,7 +76,7 @@ def misnamed(path: Path) -> str | None:
     fitting = {".nrrd": (".nrrd", ".nhdr"), ".mha": (".mha", ".mhd"), ".nii": (".nii", ".hdr", ".img")}
     if found is None or name.endswith(fitting.get(found, (found,))):
         return None
-    return f"{path} holds what belongs in a {found} file: change the end of its name to {found}."
+    return f"{path} holds what belongs in a {found} file: change its extension to {found}."
 
 
 def _extension_by_content(path: Path) -> str | None:

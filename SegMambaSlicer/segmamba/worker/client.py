@@ -301,7 +301,7 @@ def describe_end(status: int, last_line: str) -> str:
     problem = package_problem(last_line) if status == 1 else None
     if problem is not None:
         return problem
-    said = f" (its last words: {last_line})" if last_line else ""
+    said = f" (its last line: {last_line})" if last_line else ""
     if status == -getattr(signal, "SIGKILL", 9):
         return (
             f"The worker was killed (SIGKILL){said}, most likely because memory ran out: close other programs, or "

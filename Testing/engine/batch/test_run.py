@@ -87,7 +87,7 @@ def test_the_overview_shows_every_case_and_needs_no_other_host(peaceful: Path) -
     page = (peaceful / OVERVIEW).read_text(encoding="utf-8")
     assert page.count("<article") == COUNT
     assert page.count("data:image/jpeg;base64,") == COUNT - many_cases.BROKEN
-    assert "do not use for diagnosis" in page
+    assert "do not use it for diagnosis" in page
     assert "http" not in page.replace("http-equiv", "")
     assert "<!--" not in page
 

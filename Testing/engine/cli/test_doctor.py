@@ -137,7 +137,7 @@ class FakeWorker:
 @pytest.mark.parametrize(
     ("says", "text"),
     [
-        (None, "does not answer within 60 s: check whether security software blocks Python."),
+        (None, "did not answer within 60 s: check whether security software blocks Python."),
         ({"type": "error", "message": "It died: do this."}, "It died: do this."),
         (WorkerError("The worker cannot be started: check."), "The worker cannot be started: check."),
     ],

@@ -109,9 +109,9 @@ def test_a_model_is_run_on_the_cases_and_their_versions(pairs: Path, tmp_path: P
         (["--perturbations", "noise", "--predictions", "."], 3, "leave --perturbations or --predictions out"),
         (["--bodies"], 3, "NAME_bodies.nii.gz"),
         (["--reference-ids", "verse"], 3, "give one of own, totalsegmentator"),
-        (["--reference-ids", "own,own"], 3, "or one a folder"),
+        (["--reference-ids", "own,own"], 3, "or one per folder"),
         (["--predictions", "."], 3, "holds no one.nii.gz"),
-        (["--compare", "a.json", "b.json"], 3, "measure first"),
+        (["--compare", "a.json", "b.json"], 3, "evaluate first"),
         (["--model", "nothing"], 4, "There is no model"),
     ],
 )

@@ -80,10 +80,10 @@ def test_lack_of_memory_is_known_by_its_type_or_its_words(error: Exception, is_o
 
 def test_warnings_and_errors_name_precision_device_and_what_to_do() -> None:
     overflowed = run(NotANumberIn(torch.bfloat16), volume(32, 32, 32), precision=torch.bfloat16)
-    assert overflowed.warnings == ("bfloat16 overflowed: the network ran in float32 from there on.",)
+    assert overflowed.warnings == ("bfloat16 overflowed: the network ran in float32 from then on.",)
     short = run(OutOfMemoryAt(1, 2), volume(32, 32, 32), device="meta")
     assert all(sentence.startswith("meta ran out of memory: ") for sentence in short.warnings)
-    sentence = r"^The network gives NaN or infinity: its checkpoint is damaged, get the file again\.$"
+    sentence = r"^The network returned NaN or infinity: its checkpoint is damaged, get the file again\.$"
     with pytest.raises(ModelError, match=sentence):
         run(NotANumberIn(torch.float32), volume(32, 32, 32))
 
@@ -114,7 +114,7 @@ def test_every_step_of_the_way_down_is_tried_in_order_and_told(monkeypatch: pyte
             half,
             (96, 64, 32),
             1,
-            f"{short}: windows of 96 x 64 x 32 voxels were used, and the network answers less well in them.",
+            f"{short}: windows of 96 x 64 x 32 voxels were used, which makes the result less accurate.",
         ),
         step(cpu, cpu, torch.bfloat16, window, 1, f"{short}: the network ran on the CPU."),
     ]

@@ -219,7 +219,7 @@ def test_slices_shifted_in_the_middle_of_a_series_are_a_sentence(tmp_path: Path)
     rest = Geometry((9, 8, 4), GEOMETRY.spacing, tuple((GEOMETRY.affine @ [0, 0, 6, 1])[:3]), GEOMETRY.direction)
     for start, part, array in ((0, GEOMETRY, some_ct()[:4]), (20, shifted, some_ct()[4:6]), (40, rest, some_ct()[6:])):
         write_slices(tmp_path, array, part, start=start, SeriesInstanceUID="1.2.3")
-    with pytest.raises(InputError, match="slices aside of each other"):
+    with pytest.raises(InputError, match="slices that are shifted sideways"):
         read_series(only(tmp_path))
 
 
@@ -250,7 +250,7 @@ def test_frames_of_one_file_are_put_in_the_order_of_their_places(tmp_path: Path,
     ("order", "slopes", "lost", "said"),
     [
         ([0, 1, 2, 3, 6, 7, 8, 9], (1,), "", "lacks 2 slices"),
-        ([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], (1,), "", "5 slices at the place of another"),
+        ([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], (1,), "", "5 slices at the position of another"),
         ([*range(10)], (1, 0.5), "", "rescales its frames differently"),
         ([*range(10)], (1,), "PlanePositionSequence", "does not say where its frames lie"),
         ([*range(10)], (1,), "PixelMeasuresSequence", "does not say where its frames lie"),
@@ -274,7 +274,7 @@ def test_mixed_orientations_in_one_series_are_a_sentence(tmp_path: Path) -> None
 def test_two_phases_in_one_series_are_a_sentence(tmp_path: Path) -> None:
     write_slices(tmp_path, some_ct(), GEOMETRY, SeriesInstanceUID="1.2.3")
     write_slices(tmp_path, some_ct(2), GEOMETRY, SeriesInstanceUID="1.2.3", start=100)
-    with pytest.raises(InputError, match="10 slices at the place of another"):
+    with pytest.raises(InputError, match="10 slices at the position of another"):
         read_series(only(tmp_path))
 
 

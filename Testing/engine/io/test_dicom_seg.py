@@ -149,7 +149,7 @@ def test_labels_of_another_series_are_a_sentence(tmp_path: Path, series: Series,
     ("lacks", "said"),
     [
         ("FrameOfReferenceUID", "names no frame of reference"),
-        ("StudyInstanceUID", "lacks what a DICOM SEG has to repeat"),
+        ("StudyInstanceUID", "lacks what a DICOM SEG must repeat"),
     ],
 )
 def test_a_series_that_lacks_what_is_needed_is_a_sentence(tmp_path: Path, model: Model, lacks: str, said: str) -> None:

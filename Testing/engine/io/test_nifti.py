@@ -132,7 +132,7 @@ def test_an_analyze_file_which_does_not_say_left_from_right_is_refused(tmp_path:
 
 def test_nifti_2_with_another_name_is_told_its_own(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti2Image(values(), np.eye(4)), tmp_path / "ct.nii")
-    with pytest.raises(InputError, match="change the end of its name to .nii"):
+    with pytest.raises(InputError, match="change its extension to .nii"):
         read_volume((tmp_path / "ct.nii").rename(tmp_path / "ct.mha"))
 
 

@@ -127,7 +127,7 @@ def test_missing_slices_are_noticed(tmp_path: Path, lost: int) -> None:
 def test_two_slices_at_one_place_are_noticed(tmp_path: Path) -> None:
     write_series(tmp_path, some_ct(), GEOMETRY)
     write_series(tmp_path, some_ct(), GEOMETRY, start=100)
-    with pytest.raises(InputError, match="7 slices at the place of another"):
+    with pytest.raises(InputError, match="7 slices at the position of another"):
         read_volume(tmp_path)
 
 

@@ -103,7 +103,7 @@ def test_command_line_writes_and_imports_bundles(
     bundle = tmp_path / "b.zip"
     assert main([*run, "bundle", str(bundle)]) == 0
     assert main([*run, "bundle", str(bundle)]) == OutputError.exit_code
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main([*run, "bundle", str(tmp_path / "both.zip"), tiny.MODEL_ID, tiny.MISSING_ID]) == 0
     with zipfile.ZipFile(tmp_path / "both.zip") as archive:
         assert len(archive.namelist()) == 4

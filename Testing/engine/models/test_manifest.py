@@ -193,7 +193,7 @@ def test_a_file_that_is_no_text_is_one_short_sentence(tmp_path: Path) -> None:
 
 def test_an_unknown_post_processing_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     path = tiny.write_model(tmp_path, postprocessing="best")
-    with pytest.raises(ModelError, match=r"'tiny-spine' asks for the post-processing 'best'.*largest_column, bowel"):
+    with pytest.raises(ModelError, match=r"'tiny-spine' asks for the postprocessing 'best'.*largest_column, bowel"):
         load_manifest(path)
 
 

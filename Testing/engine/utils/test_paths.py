@@ -29,7 +29,7 @@ def test_a_path_that_is_too_long_ends_in_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["\udcff.nii", "a\0b.nii"])
 def test_a_path_that_is_no_text_ends_in_one_sentence_and_not_the_process(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="characters that are no text: rename") as caught:
+    with pytest.raises(InputError, match="characters that are not valid text: rename") as caught:
         read_volume(tmp_path / name)
     str(caught.value).encode("utf-8")
 
@@ -40,9 +40,9 @@ def test_a_dicom_file_whose_name_is_no_text_ends_in_one_sentence_and_not_the_pro
     file = write_slices(tmp_path / "series", np.arange(48, dtype=np.int16).reshape(3, 4, 4), geometry)[1]
     odd = file.rename(file.with_name("\udcff.dcm"))
     for path in (odd, tmp_path / "series"):
-        with pytest.raises(InputError, match="characters that are no text: rename"):
+        with pytest.raises(InputError, match="characters that are not valid text: rename"):
             read_volume(path)
-    with pytest.raises(InputError, match="characters that are no text: rename"):
+    with pytest.raises(InputError, match="characters that are not valid text: rename"):
         read_files("it", [str(file) for file in (tmp_path / "series").iterdir()])
 
 

@@ -109,7 +109,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The folder {folder} cannot be made: choose another one.") from error
+        raise OutputError(f"The folder {folder} cannot be created: choose another one.") from error
 
 
 def as_classes(labels: np.ndarray, values: Sequence[int], ignore: int | None) -> np.ndarray:

@@ -36,7 +36,7 @@ def read_pairs(folder: Path) -> Dataset:
             labels[path] = match["case"]
         else:
             if stem(path) in images:
-                raise InputError(f"{path} and {images[stem(path)]} have one name: rename one, and its labels.")
+                raise InputError(f"{path} and {images[stem(path)]} have the same name: rename one, and its labels.")
             images[stem(path)] = path
     cases = [_pair(path, name, images) for path, name in labels.items()]
     values = sorted(_values(case.labels for case in cases))

@@ -151,7 +151,7 @@ def choose_patch(shape: Sequence[int], gpu_memory: int | None, bytes_per_voxel: 
         reducible = [axis for axis in range(3) if patch[axis] > SMALLEST_AXIS]
         if not reducible:
             needed = math.prod(patch) * BATCH * bytes_per_voxel / MEMORY_SHARE / 2**30
-            raise DeviceError(f"Training needs {needed:.1f} GiB of free GPU memory at least: close other programs.")
+            raise DeviceError(f"Training needs at least {needed:.1f} GiB of free GPU memory: close other programs.")
         covered = max(reducible, key=lambda axis: (patch[axis] / shape[axis], axis))
         patch[covered] -= LONG_STEP if patch[covered] > SHORT_AXIS else SHORT_STEP
     return patch[0], patch[1], patch[2]

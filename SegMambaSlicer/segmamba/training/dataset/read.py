@@ -25,9 +25,11 @@ def read_dataset(folder: Path) -> Dataset:
         raise InputError(f"There is no folder {folder}: give the folder of a data set ({LAYOUTS}).")
     dataset = read_described(folder) if (folder / DESCRIPTION).is_file() else read_pairs(folder)
     if not dataset.cases:
-        raise InputError(f"{folder} holds no case with images and labels: expected is {LAYOUTS}.")
+        raise InputError(f"{folder} holds no case with images and labels: expected are {LAYOUTS}.")
     first: dict[str, Case] = {}
     for case in dataset.cases:
         if first.setdefault(case.name, case) is not case:
-            raise InputError(f"{case.labels} and {first[case.name].labels} label one image: remove one of the two.")
+            raise InputError(
+                f"{case.labels} and {first[case.name].labels} label the same image: remove one of the two."
+            )
     return dataset

@@ -42,7 +42,9 @@ def deal(cases: Sequence[Case], folder: Path) -> list[Split]:
     """Deal the people out to at most `FOLDS` folds, the same way each time. Raises InputError for a single one."""
     people = sorted({case.person for case in cases})
     if len(people) < 2:
-        raise InputError(f"{folder} holds images of one person: two are needed, or no case to validate (--fold all).")
+        raise InputError(
+            f"{folder} holds images of one person only: add another person, or train without validation (--fold all)."
+        )
     order = np.random.default_rng(SEED).permutation(len(people))
     folds = min(FOLDS, len(people))
     splits = []

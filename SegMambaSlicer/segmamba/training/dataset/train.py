@@ -166,7 +166,7 @@ def fingerprint_of_files(plan: Plan, cases: Sequence[Case]) -> str:
 def _check_labels(plan: Plan, dataset: Dataset, order: Order) -> None:
     ours = (plan.channels, dict(plan.labels), plan.ignore)
     if ours != (dataset.channels, dict(dataset.labels), dataset.ignore):
-        raise InputError(f"{order.output / PLAN} is of other channels or labels than {order.dataset}: delete it.")
+        raise InputError(f"{order.output / PLAN} has other channels or labels than {order.dataset}: delete it.")
 
 
 def _free_memory(name: str) -> int | None:

@@ -122,7 +122,7 @@ def prepare(folder: Path, output: Path, variants: int = 3, seed: int = 0) -> lis
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The folder {output} cannot be made: choose another one.") from error
+        raise OutputError(f"The folder {output} cannot be created: choose another one.") from error
     names: list[str] = []
     for path in paths:
         name = path.name.removesuffix(VERTEBRAE_SUFFIX)

@@ -55,7 +55,7 @@ def test_two_images_of_one_name_are_refused_for_labels_could_go_to_either(tmp_pa
     for folder in ("one", "two"):
         write(image, tmp_path / folder / "scan.nii")
         write(labels, tmp_path / folder / "scan_seg.nii")
-    with pytest.raises(InputError, match=r"two.scan\.nii and .*one.scan\.nii have one name"):
+    with pytest.raises(InputError, match=r"two.scan\.nii and .*one.scan\.nii have the same name"):
         read_dataset(tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_two_label_maps_of_one_image_are_refused(tmp_path: Path) -> None:
     write(image, tmp_path / "scan.nii")
     for ending in ("bodies", "vertebrae"):
         write(labels, tmp_path / f"scan_{ending}.nii")
-    with pytest.raises(InputError, match=r"scan_vertebrae\.nii and .*scan_bodies\.nii label one image"):
+    with pytest.raises(InputError, match=r"scan_vertebrae\.nii and .*scan_bodies\.nii label the same image"):
         read_dataset(tmp_path)
 
 
@@ -78,9 +78,9 @@ def test_labels_without_image_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"labels": {"background": 0}}, "no label beside the background"),
+        ({"labels": {"background": 0}}, "no label besides the background"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, "region of several values"),
-        ({"labels": {"background": 0, "body": 300}}, "no whole number from 0 to 254"),
+        ({"labels": {"background": 0, "body": 300}}, "not a whole number from 0 to 254"),
         ({"channel_names": {"1": "MR"}}, "not numbered from 0"),
     ],
 )

@@ -47,7 +47,7 @@ def test_nnunets_file_of_splits_is_followed(tmp_path: Path) -> None:
         ([{"train": ["a"], "val": ["b"]}], "has 1 on both sides of fold 0"),
         ([{"train": ["a"], "val": ["d"]}], "names 'd', which the data set does not have"),
         ([{"train": [], "val": ["a"]}], "no case to train with in fold 0"),
-        (5, "no list of folds"),
+        (5, "not a list of folds"),
     ],
 )
 def test_splits_that_are_wrong_name_their_file(tmp_path: Path, content: object, expected: str) -> None:
