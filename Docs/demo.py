@@ -44,7 +44,7 @@ def fetch(folder: Path) -> tuple[Path, Path]:
 
 
 def print_table(report: dict, labels: np.ndarray, reference: np.ndarray, names: dict[int, str]) -> None:
-    """Print one line a vertebra: its volume, and its overlap with the reference."""
+    """Print one line per vertebra: its volume, and its overlap with the reference."""
     volumes = {segment["value"]: segment["volume_ml"] for segment in report["segments"]}
     dice = dice_by_label(labels, reference)
     print(f"\n{'vertebra':<14}{'volume (mL)':>12}{'Dice':>8}")
@@ -52,12 +52,12 @@ def print_table(report: dict, labels: np.ndarray, reference: np.ndarray, names: 
         volume = f"{volumes[value]:.1f}" if value in volumes else "-"
         overlap = f"{dice[value]:.2f}" if value in dice else "-"
         print(f"{names[value]:<14}{volume:>12}{overlap:>8}")
-    print(f"{'all together':<14}{sum(volumes.values()):>12.1f}{dice_foreground(labels, reference):>8.3f}")
+    print(f"{'foreground':<14}{sum(volumes.values()):>12.1f}{dice_foreground(labels, reference):>8.3f}")
     print(f"{'mean':<14}{'':>12}{np.mean(list(dice.values())):>8.3f}")
     shift, moved = best_shift(confusion_matrix(labels, reference), [value for value in dice if value < SACRUM])
     if shift:
         step = f"{abs(shift)} level{'s' if abs(shift) > 1 else ''} {'lower' if shift > 0 else 'higher'}"
-        print(f"\nThe numbers are off: with all of them {step} the mean would be {moved:.3f}.")
+        print(f"\nThe levels are off: with all of them {step}, the mean Dice would be {moved:.3f}.")
     print("\n'-': not in the result, or not in the reference. " + report["disclaimer"])
 
 
