@@ -38,11 +38,11 @@ class FolderJob:
     Parameters
     ----------
     inputFolder, outputFolder : str or Path
-        What is in the output folder at the end, and what is not done again, is in ``Docs/batches.md``.
+        ``Docs/batches.md`` says what the output folder contains at the end, and which cases are skipped.
     pattern : str, optional
         Which files below the folder; by default all NIfTI, NRRD and MetaImage files and DICOM series.
     skipExisting : bool
-        False does again what is done.
+        If False, finished cases are segmented again.
     format : str
         Of the segmentations: "seg.nrrd", "nii.gz" or "dcm".
     **parameters
@@ -51,16 +51,16 @@ class FolderJob:
     Attributes
     ----------
     progressed : Signal
-        Emitted with a text and the fraction of the volumes that are through. If a slot raises an error, the run stops
+        Emitted with a text and the fraction of finished volumes. If a slot raises an error, the run stops
         and ends with that.
     ended : Signal
         Emitted with this job, once, when it has ended in whatever way.
     finished : bool
     rows : list of dict
-        One for each volume that is through, see `segmamba.batch.outcome.done_row`; ``status`` is "done", "failed" (and
+        One for each finished volume, see `segmamba.batch.outcome.done_row`; ``status`` is "done", "failed" (and
         ``error`` says why) or "skipped".
     error : Exception or None
-        Why the run as a whole did not come to its end.
+        Why the run as a whole did not finish.
 
     Raises
     ------

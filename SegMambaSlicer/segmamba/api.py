@@ -35,20 +35,20 @@ def segment(
     Parameters
     ----------
     image : path, Volume, SimpleITK.Image, nibabel image or ndarray
-        A path leads to a NIfTI, NRRD or MetaImage file, or to a DICOM series (its folder or one of its files). An
-        array has the shape (x, y, z). CT in Hounsfield units.
+        A path is that of a NIfTI, NRRD or MetaImage file, or of a DICOM series (its folder or one of its files). An
+        array has the shape (x, y, z). CT is in Hounsfield units.
     task : str, optional
-        "vertebrae" or "colorectal": the task's default model is taken.
+        "vertebrae" or "colorectal": use the default model of this task.
     model : str or Model, optional
         A model's id, or an entry of a manifest, instead of the task's default.
     affine : array_like, shape (4, 4), optional
-        With an array only: from index (x, y, z, 1) to RAS millimetres, as in nibabel.
+        For an array only: the matrix from index (x, y, z, 1) to RAS millimetres, as in nibabel.
     options : Options, optional
         How the model runs.
     progress : callable, optional
         Called with a stage ("load", "preprocess", "predict", "postprocess") and the fraction of it that is done.
     **changes
-        Fields of `Options`, which replace those of ``options``.
+        Fields of `Options`, for example ``device="cpu"``; they take precedence over ``options``.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def segment(
     Raises
     ------
     SegMambaError
-        Of the kind that fits: `InputError`, `ModelError`, `DeviceError`. Its message says what to do.
+        `InputError`, `ModelError` or `DeviceError`, with a message that says what to do.
 
     Examples
     --------

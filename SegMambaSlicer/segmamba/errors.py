@@ -10,7 +10,7 @@ MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
 class SegMambaError(Exception):
-    """Base of all errors that a user can meet.
+    """Base of all errors that a user can see.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class ModelError(SegMambaError):
 
 
 class DeviceError(SegMambaError):
-    """The device is not there or has too little memory."""
+    """The device is not available or has too little memory."""
 
     exit_code = 5
 
@@ -50,7 +50,7 @@ class OutputError(SegMambaError):
 
 
 class WorkerError(SegMambaError):
-    """The worker process died or answered nonsense."""
+    """The worker process died or sent an invalid answer."""
 
     exit_code = 7
 

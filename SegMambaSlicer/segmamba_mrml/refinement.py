@@ -34,7 +34,7 @@ EMPTY = "The segment '{}' is empty: choose another one, or draw it first."
 
 
 def refine(node: Any, segment: str) -> list[dict[str, Any]]:
-    """Tidy the mask of a vertebra after an edit by hand: loose pieces, holes, and gaps that no vertebra has.
+    """Clean the mask of a vertebra after a manual edit: loose components, holes, and gaps that no vertebra has.
 
     What was drawn is not trimmed, no voxel of another segment is taken, and nothing is added outside the image.
 
