@@ -106,7 +106,7 @@ def test_a_model_is_run_on_the_cases_and_their_versions(pairs: Path, tmp_path: P
     ("arguments", "status", "sentence"),
     [
         (["--perturbations", "upside-down"], 3, "choose from thick"),
-        (["--perturbations", "noise", "--predictions", "."], 3, "leave --perturbations or --predictions out"),
+        (["--perturbations", "noise", "--predictions", "."], 3, "leave out --predictions or --perturbations"),
         (["--bodies"], 3, "NAME_bodies.nii.gz"),
         (["--reference-ids", "verse"], 3, "give one of own, totalsegmentator"),
         (["--reference-ids", "own,own"], 3, "or one per folder"),

@@ -123,7 +123,7 @@ def test_one_that_gives_other_answers_is_not_used_and_the_report_says_so(monkeyp
     for _ in range(2):
         fast, (warning,) = fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"))
         assert fast is None
-        assert warning.startswith("The fast kernels give other results on this GPU")
+        assert warning.startswith("The fast kernels give different results on this GPU")
     forget(plain)
 
 
