@@ -56,7 +56,9 @@ def test_what_may_not_be_read_ends_in_one_sentence(tmp_path: Path) -> None:
         part.chmod(part.stat().st_mode | 0o555)
     with ordinary_user():
         for path in (file, folder, folder / "slice.dcm"):
-            with pytest.raises(InputError, match="cannot be opened .Permission denied.: check its name and your right"):
+            with pytest.raises(
+                InputError, match="cannot be opened .Permission denied.: check its name and permissions"
+            ):
                 read_volume(path)
     folder.chmod(0o700)
 

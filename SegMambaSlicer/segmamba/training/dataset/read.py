@@ -25,7 +25,7 @@ def read_dataset(folder: Path) -> Dataset:
         raise InputError(f"There is no folder {folder}: give the folder of a data set ({LAYOUTS}).")
     dataset = read_described(folder) if (folder / DESCRIPTION).is_file() else read_pairs(folder)
     if not dataset.cases:
-        raise InputError(f"{folder} holds no case with images and labels: expected are {LAYOUTS}.")
+        raise InputError(f"{folder} holds no case with images and labels: give the folder of a data set ({LAYOUTS}).")
     first: dict[str, Case] = {}
     for case in dataset.cases:
         if first.setdefault(case.name, case) is not case:

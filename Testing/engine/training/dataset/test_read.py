@@ -94,7 +94,7 @@ def test_descriptions_that_cannot_be_trained_with_name_their_file(
 
 
 def test_a_folder_without_cases_names_the_layouts(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no case with images and labels: expected is nnU-Net v2"):
+    with pytest.raises(InputError, match="no case with images and labels: give the folder of a data set .nnU-Net v2"):
         read_dataset(tmp_path)
     with pytest.raises(InputError, match="There is no folder"):
         read_dataset(tmp_path / "missing")
