@@ -58,7 +58,7 @@ def test_totalsegmentators_classes_become_our_labels(tmp_path: Path) -> None:
 
 def test_a_reference_without_vertebrae_or_with_fractions_is_refused(tmp_path: Path) -> None:
     array = np.zeros((4, 4, 4), dtype=np.float32)
-    for value, ids, sentence in ((60, "totalsegmentator", "reference-ids"), (0.5, "own", "no label map")):
+    for value, ids, sentence in ((60, "totalsegmentator", "reference-ids"), (0.5, "own", "not a label map")):
         array[0, 0, 0] = value
         sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "mask.nii.gz"))
         with pytest.raises(InputError, match=sentence):
