@@ -279,7 +279,7 @@ def test_two_phases_in_one_series_are_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         find_series(tmp_path / "nowhere")
 
 
