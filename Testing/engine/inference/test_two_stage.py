@@ -42,7 +42,7 @@ def truth(shared: Path) -> sitk.Image:
     levels = sitk.LabelShapeStatisticsImageFilter()
     levels.Execute(found > 0)
     x, y, z, *size = levels.GetBoundingBox(1)
-    found = sitk.ConstantPad(sitk.RegionOfInterest(found, size, (x, y, z)), [40] * 3, [40] * 3)
+    found = sitk.ConstantPad(sitk.RegionOfInterest(found, size, (x, y, z)), [16] * 3, [16] * 3)
     turn = sitk.Euler3DTransform()
     turn.SetRotation(0.05, -0.06, 0.1)
     size = [int(n * s / step) for n, s, step in zip(found.GetSize(), found.GetSpacing(), SPACING, strict=True)]

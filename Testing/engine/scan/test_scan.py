@@ -69,8 +69,8 @@ def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
     program = (
         "from helpers.scan_reference import assert_matches_reference\n"
         "from segmamba.scan.triton_scan import selective_scan\n"
-        "for length in (1, 2, 17, 64, 150):\n"
-        "    assert_matches_reference(selective_scan, length, channels=3)\n"
+        "for length in (1, 17, 150):\n"
+        "    assert_matches_reference(selective_scan, length, channels=2)\n"
         "print('all lengths match')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
