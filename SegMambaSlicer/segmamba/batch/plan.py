@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,6 +58,27 @@ class Plan:
         return replace(request, preview=str(work / preview), options=options)
 
 
+# What a manifest's entry says for people, of memory or of downloads: other words leave finished cases finished.
+WORDS = frozenset(
+    (
+        "title",
+        "citation",
+        "training_data",
+        "accuracy",
+        "limits",
+        "licence",
+        "unknown",
+        "caution",
+        "file",
+        "parameters",
+        "memory_gib",
+        "main_memory_gib",
+        "origin",
+        "compared",
+    )
+)
+
+
 def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     """Return the plan of a run, after making sure that the model is there.
 
@@ -92,7 +112,7 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     # The same structures are the same settings, in any order and however they are called.
     options["structures"] = [label.name for label in chosen]
     settings = {
-        "model": json.loads(json.dumps(model.entry, default=dict)),
+        "model": {key: value for key, value in model.entry.items() if key not in WORDS},
         "preprocessing": asdict(model.preprocessing),
         "checkpoint": digest,
         "options": options,

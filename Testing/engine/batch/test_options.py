@@ -56,6 +56,20 @@ def test_results_of_another_version_are_done_again_and_that_is_said(
         assert [row["this_run"] for row in rows(tmp_path / "out")] == [again] * 3
 
 
+def test_other_words_about_a_model_leave_finished_cases_finished_and_another_patch_does_not(
+    call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Engine", QuickEngine)
+    assert main(call) == 0
+    path = tmp_path / "manifest.json"
+    for change, again in (({"limits": ["Other words."], "title": "Another title"}, False), ({"overlap": 0.25}, True)):
+        content = json.loads(path.read_text())
+        content["models"][0] |= change
+        path.write_text(json.dumps(content))
+        assert main(call) == 0
+        assert [row["this_run"] for row in rows(tmp_path / "out")] == [again] * 3
+
+
 def test_a_run_goes_on_only_while_a_file_is_there(
     call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
