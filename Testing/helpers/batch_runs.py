@@ -9,7 +9,8 @@ import pytest
 
 from helpers import tiny
 from helpers.quick_engine import write_inputs
-from segmamba.batch.cases import BatchCase, find_cases
+from segmamba.batch.batch_case import BatchCase
+from segmamba.batch.cases import find_cases
 from segmamba.batch.layout import prepare
 from segmamba.batch.plan import Plan, make_plan
 from segmamba.batch.progress import Progress

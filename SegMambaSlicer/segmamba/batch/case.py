@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case_record import CaseRecord, output_digests, preserve_user_files, up_to_date_record
-from segmamba.batch.cases import BatchCase
 from segmamba.batch.fingerprint import fingerprint_of
 from segmamba.batch.layout import CASES, PREVIEW, REPORT, THUMBNAIL, publish, working_folder
 from segmamba.batch.outcome import Row, done_row, failed_row

@@ -3,63 +3,29 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segmamba.batch.datafiles import data_files
-from segmamba.batch.layout import SERIES, WORKING
-from segmamba.errors import Cancelled, InputError, OutputError
+from segmamba.batch.batch_case import EXTENSIONS, BatchCase, series_case
+from segmamba.batch.search import (
+    OTHER_KIND,
+    cases_below,
+    header_of,
+    is_image,
+    joined_others,
+    looks_like_dicom,
+    other_case,
+    results_case,
+    split_files,
+)
+from segmamba.errors import InputError
 from segmamba.io.dicom_headers import is_dicom
-from segmamba.io.dicom_index import Series, group_series
-
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-# A segmentation next to its volume is not a case.
-NOT_CASES = (".seg.nrrd", ".seg.nhdr")
-NAME_LENGTH, HASH_LENGTH = 60, 10
+from segmamba.io.dicom_index import group_series
 
 Map = Callable[[Callable[[Any], list["BatchCase"]], Sequence[Any]], Iterable[list["BatchCase"]]]
-
-
-@dataclass(frozen=True)
-class BatchCase:
-    """One volume to segment.
-
-    Attributes
-    ----------
-    name : str
-        Readable, unique, the same in every run on the same input; also that of the case's folder.
-    path : str
-        The file, or the first file of the DICOM series.
-    listing : str
-        For a DICOM series, the file that lists its files (JSON); they may be thousands, and the cases too. Else empty.
-    skipped : str
-        Why it is not a scan to segment, as a sentence; else empty.
-    error : str
-        Why it cannot be read, as a sentence; else empty.
-    series : str
-        For a DICOM series with identifiers, those of study and series. Else empty.
-    """
-
-    name: str
-    path: str
-    listing: str = ""
-    skipped: str = ""
-    error: str = ""
-    series: str = ""
-
-    def files(self) -> list[str]:
-        """Return all files that the case is made of; OSError if that cannot be read."""
-        if not self.listing:
-            return [self.path, *data_files(self.path)]
-        files: list[str] = json.loads(Path(self.listing).read_text(encoding="utf-8"))
-        return files
 
 
 def find_cases(
@@ -69,9 +35,11 @@ def find_cases(
     log: Callable[[str], None] = print,
     stopped: Callable[[], bool] | None = None,
 ) -> list[BatchCase]:
-    """Return the cases of folders, files and patterns, sorted by path; files below ``output`` are no cases.
+    """Return the cases of folders, files and patterns, sorted by path; files below ``output`` are not looked at.
 
-    A DICOM series is one case, wherever its files lie.
+    A DICOM series is one case, wherever its files lie. What is left out is a case with the reason: label maps and other
+    segmentations, results of earlier batches, DICOM series that are not scans, and files of other kinds (one case for
+    each extension). A file that is named, or that a pattern matches, is a case of whatever kind it is.
 
     Parameters
     ----------
@@ -95,45 +63,28 @@ def find_cases(
         There is DICOM, and a package that it needs is missing.
     """
     output = Path(os.path.abspath(output))
-    roots = _outermost(root for given in inputs for root in _roots(given, output, log))
+    passed_over: list[BatchCase] = []
+    roots = _outermost(root for given in inputs for root in _roots(given, output, log, passed_over.append))
     found: dict[str, list[BatchCase]] = {}
     for cases in map_roots(partial(cases_below, output=str(output), stopped=stopped), roots):
         for case in cases:
             found.setdefault(case.series or case.name, []).append(case)
-    if not found:
+    for case in passed_over:
+        found.setdefault(case.name, [case])
+    if all(parts[0].skipped == OTHER_KIND for parts in found.values()):
         known = ", ".join(EXTENSIONS)
         raise InputError(f"There is no image in {', '.join(inputs)}: give folders, or patterns, of {known} or DICOM.")
     split = [parts for parts in found.values() if len(parts) > 1 and parts[0].series]
     whole = [parts[0] for parts in found.values() if len(parts) == 1 or not parts[0].series]
     for cases in map_roots(partial(_joined, output=str(output)), split):
         whole += cases
-    return sorted(whole, key=lambda case: (case.path, case.name))
-
-
-def cases_below(root: str, output: str, stopped: Callable[[], bool] | None = None) -> list[BatchCase]:
-    """Return the case that a file is, or all below a folder; what cannot be read is a case with an error.
-
-    Raises
-    ------
-    Cancelled, InstallationError
-        As `find_cases`.
-    """
-    if not os.path.isdir(root):
-        return [_file_case(root)]
-    refused: list[OSError] = []
-    images: list[str] = []
-    others: list[str] = []
-    for path in _unless_stopped(_files(root, output, refused.append), stopped):
-        (images if _is_image(path) else others).append(path)
-    series = group_series(map(Path, _unless_stopped(others, stopped)))
-    cases = [_file_case(path) for path in images] + [_series_case(one, Path(output)) for one in series]
-    return cases + [_refused_case(error) for error in refused]
+    return sorted(joined_others(whole), key=lambda case: (case.path, case.name))
 
 
 def _joined(parts: Sequence[BatchCase], output: str) -> list[BatchCase]:
     """Return the one case of a series whose files were found in several places."""
     series = group_series(Path(file) for part in parts for file in part.files())
-    return [_series_case(one, Path(output)) for one in series]
+    return [series_case(one, Path(output)) for one in series]
 
 
 def _outermost(roots: Iterable[str]) -> list[str]:
@@ -143,8 +94,10 @@ def _outermost(roots: Iterable[str]) -> list[str]:
     return [root for root in once if root not in folders or folders.isdisjoint(map(str, Path(root).parents))]
 
 
-def _roots(given: str, output: Path, log: Callable[[str], None]) -> Iterator[str]:
-    """Give what is searched at a time: a file, or one study of many."""
+def _roots(
+    given: str, output: Path, log: Callable[[str], None], pass_over: Callable[[BatchCase], None]
+) -> Iterator[str]:
+    """Give what is searched at a time: a file, or one study of many; ``pass_over`` gets what is left out."""
     if os.path.exists(given):
         matches = [given]
     elif glob.has_magic(given):
@@ -159,85 +112,26 @@ def _roots(given: str, output: Path, log: Callable[[str], None]) -> Iterator[str
         if path.is_relative_to(output):
             continue
         if not path.is_dir():
-            yield str(path.parent if not path.name.lower().endswith(EXTENSIONS) and _is_dicom(str(path)) else path)
+            # The directory of a disc, which is DICOM too, also stands for its folder.
+            yield str(path.parent) if not is_image(str(path)) and looks_like_dicom(str(path)) else header_of(str(path))
         else:
-            yield from _parts(path, output)
+            yield from _parts(path, output, pass_over)
 
 
-def _parts(folder: Path, output: Path) -> Iterator[str]:
-    """Give the folders and images in a folder, or the folder itself where slices lie in it."""
+def _parts(folder: Path, output: Path, pass_over: Callable[[BatchCase], None]) -> Iterator[str]:
+    """Give the folders and images in a folder, or the folder itself where slices lie in it or it holds results."""
     try:
         entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda entry: entry.name)
-        others = [entry.path for entry in entries if entry.is_file() and not entry.name.lower().endswith(EXTENSIONS)]
-        whole = any(is_dicom(Path(path)) for path in others)
+        images, others = split_files(entry.path for entry in entries if entry.is_file())
+        whole = any(is_dicom(Path(path)) for path in others) or results_case(str(folder)) is not None
     except OSError:
         # An error is reported when the folder is searched.
         whole = True
     if whole:
         yield str(folder)
         return
+    for path in others:
+        pass_over(other_case(path))
     for entry in entries:
-        if Path(entry.path) != output and (entry.is_dir() or _is_image(entry.name)):
+        if Path(entry.path) != output and (entry.is_dir() or entry.path in images):
             yield entry.path
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.lower().endswith(NOT_CASES)
-
-
-def _files(root: str, output: str, refused: Callable[[OSError], None]) -> Iterator[str]:
-    for place, folders, names in os.walk(root, onerror=refused):
-        folders[:] = sorted(name for name in folders if name[0] != "." and os.path.join(place, name) != output)
-        yield from (os.path.join(place, name) for name in sorted(names) if name[0] != ".")
-
-
-def _unless_stopped(paths: Iterable[str], stopped: Callable[[], bool] | None) -> Iterator[str]:
-    for path in paths:
-        if stopped is not None and stopped():
-            raise Cancelled
-        yield path
-
-
-def _is_dicom(path: str) -> bool:
-    try:
-        return is_dicom(Path(path))
-    except OSError:
-        return False
-
-
-def _file_case(path: str) -> BatchCase:
-    """Return the case of a file, named by its folder, its name and a hash of its path."""
-    whole = Path(path)
-    extension = next((known for known in EXTENSIONS if whole.name.lower().endswith(known)), "")
-    return BatchCase(_name(whole.parent.name, whole.name[: len(whole.name) - len(extension)], whole.as_posix()), path)
-
-
-def _refused_case(error: OSError) -> BatchCase:
-    case = _file_case(str(error.filename))
-    return replace(case, error=f"The folder {case.path} cannot be read ({error.strerror}): check its permissions.")
-
-
-def _series_case(series: Series, output: Path) -> BatchCase:
-    """Return the case of a DICOM series; its files are listed in the run's working folder."""
-    first = Path(os.path.abspath(series.files[0]))
-    if series.damaged:
-        return replace(_file_case(str(first)), error=series.left_out or "")
-    # Not the patient's name or number: names of folders are seen by many.
-    own = series.uid or first.name
-    name = _name(first.parent.name, series.description or series.modality, f"{first.parent.as_posix()} {own}")
-    listing = output / WORKING / SERIES / f"{name}.json"
-    try:
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        listing.write_text(json.dumps([os.path.abspath(file) for file in series.files]), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{listing} cannot be written ({error.strerror}): check permissions and free space."
-        ) from error
-    identifiers = f"{series.study_uid} {series.uid}" if series.uid else ""
-    return BatchCase(name, str(first), str(listing), series.left_out or "", series=identifiers)
-
-
-def _name(folder: str, own: str, identity: str) -> str:
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:HASH_LENGTH]
-    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{folder}_{own}").strip("._-")[:NAME_LENGTH]
-    return f"{readable or 'case'}-{digest}"

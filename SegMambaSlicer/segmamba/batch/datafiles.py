@@ -1,4 +1,4 @@
-"""The data files of an image whose header is a file of its own: MetaImage's .mhd and NRRD's .nhdr."""
+"""The data files of an image whose header is a file of its own: MetaImage's .mhd, NRRD's .nhdr, pairs of NIfTI."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 HEADERS = (".mhd", ".nhdr")
+# Each half of a pair names the other one.
+PAIRS = {".hdr.gz": ".img.gz", ".img.gz": ".hdr.gz", ".hdr": ".img", ".img": ".hdr"}
 # Enough for a list of some ten thousand slices; an .mhd may hold its data too.
 HEADER_BYTES = 1 << 20
 LINE = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
@@ -23,6 +25,9 @@ def data_files(header: str) -> list[str]:
     OSError
         The header cannot be read.
     """
+    for end, other in PAIRS.items():
+        if header.lower().endswith(end):
+            return [header[: -len(end)] + (other.upper() if header[-len(end) :].isupper() else other)]
     if not header.lower().endswith(HEADERS):
         return []
     with open(header, "rb") as stream:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from segmamba.batch.cases import BatchCase
+from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.outcome import Row, failed_row, skipped_row
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import POLL, Pool, WorkerKilled

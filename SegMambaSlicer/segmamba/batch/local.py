@@ -15,8 +15,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from segmamba.batch import engine
+from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case import do_case
-from segmamba.batch.cases import BatchCase
 from segmamba.batch.outcome import Row
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import POLL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from segmamba.batch.cases import BatchCase
+from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.plan import Plan
 
 # Seconds between two looks at the wish to stop and at the number of workers.

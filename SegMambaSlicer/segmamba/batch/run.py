@@ -12,8 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case_record import is_of_other_version, read_record
-from segmamba.batch.cases import BatchCase, find_cases
+from segmamba.batch.cases import find_cases
 from segmamba.batch.dispatch import run_cases, stoppable_map, wait_for_workers
 from segmamba.batch.layout import CASES, LOCK, ROWS, clear, prepare
 from segmamba.batch.local import local_pool

@@ -17,7 +17,7 @@ from segmamba.errors import (
     SegMambaError,
     package_problem,
 )
-from segmamba.io import dicom
+from segmamba.io import dicom_index
 from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
@@ -124,7 +124,7 @@ def _segment_file(
         certain = not reporting.numbering_doubt(result.report)
         picture = previewing.render(volume, result.labels, result.model, Path(request.input).name, certain=certain)
     if _is_dicom_seg(request.output):
-        write_dicom_seg(request.output, result.labels, dicom.find_files(Path(request.input)), model.labels, model)
+        write_dicom_seg(request.output, result.labels, dicom_index.find_files(Path(request.input)), model.labels, model)
     else:
         write_labelmap(request.output, result.labels, volume.geometry, model.labels)
     if request.preview and picture is not None:
@@ -154,7 +154,7 @@ def _check_outputs(request: Request) -> None:
     if _is_dicom_seg(request.output):
         if not source.is_dir() and not is_dicom(source):
             raise OutputError(f"{request.output} needs a DICOM series as input: choose another output format.")
-        check_sources(dicom.find_files(source))
+        check_sources(dicom_index.find_files(source))
     outputs = [Path(request.output)]
     for path, extension in ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv")):
         if path is not None:

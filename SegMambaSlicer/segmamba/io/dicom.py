@@ -1,24 +1,22 @@
-"""Reading one DICOM series as a volume."""
+"""Reading the files of one DICOM series as a volume; `segmamba.io.dicom_index` finds them."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from segmamba.errors import InputError
-from segmamba.io.dicom_headers import headers, pydicom
+from segmamba.io.dicom_headers import is_marked, modality_of, pydicom
 from segmamba.io.read import quiet
 from segmamba.io.volume import Geometry, Volume, check_geometry, nearest_orthonormal
 from segmamba.utils.paths import check_text
 
-MODALITY, SERIES_UID, DESCRIPTION = "0008|0060", "0020|000e", "0008|103e"
+MODALITY, SOP_CLASS = "0008|0060", "0008|0016"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 # Slices may be this far, in slice spacings, from an even spacing: positions are often rounded in the files.
 UNEVENNESS = 0.2
@@ -66,82 +64,6 @@ class Slice:
         return np.cross(*self.orientation)
 
 
-def read(path: Path) -> Volume:
-    """Read the DICOM series that a path stands for, see `find_files`.
-
-    Slices are put in the order of their position along the slice normal, whatever their names or numbers.
-    Intensities are rescaled as the files say (Hounsfield units for CT).
-
-    Raises
-    ------
-    InputError
-        There is no series or more than one, or the slices do not make an evenly spaced 3-D grid.
-    """
-    files = find_files(path)
-    return read_files(str(path if path.is_dir() else path.parent), files)
-
-
-def find_files(path: Path) -> tuple[str, ...]:
-    """Return the files of the one DICOM series in a folder, or of the series that a file belongs to.
-
-    A multi-frame file is a series by itself.
-
-    Raises
-    ------
-    InputError
-        There is no series, or more than one.
-    """
-    if path.is_dir():
-        return _only_series(path)
-    reader = _header(str(path))
-    _check_names(path.parent)
-    if _frames(reader) > 1:
-        return (str(path),)
-    uid = _tag(reader, SERIES_UID)
-    if uid is None:
-        raise InputError(f"{path} does not say which DICOM series it belongs to: export the series again.")
-    return _series_files(path.parent, uid)
-
-
-def _only_series(folder: Path) -> tuple[str, ...]:
-    _check_names(folder)
-    with quiet():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if not series:
-        raise InputError(f"{folder} holds no DICOM series: choose the folder that the slices are in.")
-    files = {uid: _series_files(folder, uid) for uid in series}
-    if len(series) > 1:
-        found = "; ".join(f"{_describe(names)}, for example {Path(names[0]).name}" for names in files.values())
-        raise InputError(f"{folder} holds {len(series)} DICOM series: give one file of the one you want ({found}).")
-    return files[series[0]]
-
-
-def _check_names(folder: Path) -> None:
-    """Raise InputError for a name that ends the process when GDCM meets it."""
-    for name in os.listdir(folder):
-        check_text(folder / name)
-
-
-def _series_files(folder: Path, uid: str) -> tuple[str, ...]:
-    with quiet():
-        files: tuple[str, ...] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
-    _check_none_is_lost(folder, uid, files)
-    return files
-
-
-def _check_none_is_lost(folder: Path, uid: str, files: Sequence[str]) -> None:
-    """Raise InputError where GDCM, which says nothing of damaged files, has passed over one of the series."""
-    if find_spec("pydicom") is None:
-        return
-    listed = {Path(file).name for file in files}
-    others = sorted(path for path in folder.iterdir() if path.name not in listed and path.is_file())
-    for file, header in headers(others):
-        if header is None or (header.get("SeriesInstanceUID") == uid and "Rows" in header):
-            raise InputError(
-                f"{file} is damaged: copy or export it again, or remove it if it is not a slice of the scan."
-            )
-
-
 def _header(file: str) -> sitk.ImageFileReader:
     check_text(file)
     reader = sitk.ImageFileReader()
@@ -150,7 +72,15 @@ def _header(file: str) -> sitk.ImageFileReader:
         with quiet():
             reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(f"{file} is a DICOM file without a readable image: remove it or export it again.") from error
+        if not is_marked(Path(file)):
+            raise InputError(
+                f"{file} is DICOM without its preamble, in a form that is not read: export it again, or convert it "
+                "with 'dcmconv' of DCMTK."
+            ) from error
+        raise InputError(
+            f"{file} is damaged, or has no image that can be read: copy or export it again, or remove it if it is not "
+            "a slice of the scan."
+        ) from error
     return reader
 
 
@@ -162,18 +92,16 @@ def _tag(reader: sitk.ImageFileReader, key: str) -> str | None:
     return text.encode("utf-8", "replace").decode("utf-8") or None
 
 
+def _modality(reader: sitk.ImageFileReader) -> str | None:
+    return modality_of(_tag(reader, MODALITY), _tag(reader, SOP_CLASS)) or None
+
+
 def _numbers(reader: sitk.ImageFileReader, key: str, count: int) -> np.ndarray | None:
     try:
         values = np.array([float(part) for part in (_tag(reader, key) or "").split("\\")])
     except ValueError:
         return None
     return values if values.size == count and np.all(np.isfinite(values)) else None
-
-
-def _describe(files: tuple[str, ...]) -> str:
-    reader = _header(files[0])
-    name = _tag(reader, DESCRIPTION) or "without a description"
-    return f"{_tag(reader, MODALITY) or '?'} '{name}', {len(files)} files"
 
 
 def _read_slice_header(file: str) -> Slice:
@@ -189,7 +117,7 @@ def _read_slice_header(file: str) -> Slice:
     if spacing is None:
         raise InputError(f"{file} does not say how large its pixels are: export the series again.")
     shape, kind = reader.GetSize()[:2], reader.GetPixelID()
-    return Slice(file, position, orientation.reshape(2, 3), spacing, shape, kind, _tag(reader, MODALITY))
+    return Slice(file, position, orientation.reshape(2, 3), spacing, shape, kind, _modality(reader))
 
 
 def read_files(name: str, files: Sequence[str]) -> Volume:
@@ -264,7 +192,7 @@ def _read_frames(name: str, file: str) -> Volume:
         raise InputError(UNPLACED.format(file))
     order = np.argsort(positions @ np.cross(*orientation), kind="stable")
     geometry = _stack(name, positions[order], orientation, spacing, image.GetSize()[:2])
-    return Volume(sitk.GetArrayFromImage(image)[order], geometry, _tag(reader, MODALITY))
+    return Volume(sitk.GetArrayFromImage(image)[order], geometry, _modality(reader))
 
 
 def _frame_places(file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

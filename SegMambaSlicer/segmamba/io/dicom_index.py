@@ -1,9 +1,14 @@
-"""The DICOM series below a folder: which of them can be segmented, and why the others cannot."""
+"""The DICOM series of files: which of them can be segmented, and why the others cannot.
+
+The one place where DICOM is found, for a run on one series (`find_files`) as for a batch (`group_series`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +16,7 @@ from typing import Any
 
 from segmamba.errors import InputError
 from segmamba.io import dicom
-from segmamba.io.dicom_headers import headers
+from segmamba.io.dicom_headers import headers, is_directory, modality_of, pydicom
 from segmamba.io.read import check_values
 from segmamba.io.volume import Volume
 
@@ -28,6 +33,11 @@ REFORMATS = {
     *("REFORMATTED", "MPR", "CPR", "CURVED", "MIP", "MINIP", "AIP", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "MEAN_IP"),
     *("VRT", "3D", "VOLUME RENDERED", "RENDERED", "SCREEN SAVE", "SCREENSAVE", "SUBTRACTION"),
 }
+# A sentence names so many of a folder's series; a disc may hold a hundred.
+MOST_NAMED = 5
+
+# A file and its header.
+Found = tuple[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,17 @@ class Series:
     ----------
     uid, study_uid : str
         Empty where a file does not say.
+    identity : str
+        What distinguishes it from other series of the same folder.
     patient, study_date : str
         Patient ID and date (YYYYMMDD) as the files have them; perhaps empty.
     number : int or None
     description, modality : str
     files : tuple of str
-        Paths in the order of their names, each instance once.
+        Paths in the order of their names, each image once.
+    copies : tuple of str
+        Further files with the same images.
+    has_image : bool
     left_out : str or None
         Why it cannot be segmented, as a sentence; None where it can, as far as the headers say.
     damaged : bool
@@ -52,6 +67,7 @@ class Series:
 
     uid: str
     study_uid: str
+    identity: str
     patient: str
     study_date: str
     number: int | None
@@ -59,6 +75,8 @@ class Series:
     modality: str
     files: tuple[str, ...]
     left_out: str | None
+    copies: tuple[str, ...] = ()
+    has_image: bool = True
     damaged: bool = False
 
     @property
@@ -71,8 +89,8 @@ class Series:
 def find_series(folder: str | os.PathLike[str]) -> list[Series]:
     """Find all DICOM series below a folder, in the order of their files.
 
-    A series may lie in several folders, and a folder may hold several. A file that is there twice counts once. Files
-    without the mark "DICM" after their preamble are not looked at. Only headers are read, one for each file.
+    A series may lie in several folders, and a folder may hold several. Copies of a file count once. Hidden files are
+    not looked at. Only headers are read, one for each file.
 
     Returns
     -------
@@ -97,22 +115,72 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
 def group_series(paths: Iterable[Path]) -> list[Series]:
     """Return the DICOM series that files belong to, as `find_series` does for those below a folder.
 
+    Files without a series UID, which some anonymisers remove, belong together if they lie in one folder and agree in
+    what a series has in common. A multi-frame file is a series by itself.
+
     Raises
     ------
     InstallationError
         There is DICOM, and pydicom is missing.
     """
-    groups: dict[str, list[tuple[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[Found]] = defaultdict(list)
     found: list[Series] = []
     for file, header in headers(paths):
         if header is None:
             reason = f"{file} cannot be read: copy it again."
-            found.append(Series("", "", "", "", None, "", "", (file,), reason, damaged=True))
+            found.append(Series("", "", file, "", "", None, "", "", (file,), reason, has_image=False, damaged=True))
         else:
-            # Without an identity of its own, each file is a series.
-            groups.setdefault(_text(header, "SeriesInstanceUID") or file, []).append((file, header))
-    found += [_series(group) for group in groups.values()]
+            groups[_series_key(file, header)].append((file, header))
+    for group in groups.values():
+        kept, copies = _without_copies(group)
+        parts = [[one] for one in kept if _frames(one[1]) > 1]
+        slices = [one for one in kept if _frames(one[1]) == 1]
+        parts += [slices] if slices else []
+        found += [_series(part, copies, alone=len(parts) == 1) for part in parts]
     return sorted(found, key=lambda series: series.files[0])
+
+
+def find_files(path: Path) -> tuple[str, ...]:
+    """Return the files of the one DICOM series below a folder, or of the series that a file belongs to.
+
+    Below a folder, series that are left out (`Series.left_out`) count only if there is no other one. Of a file, the
+    rest of the series is searched for in its folder; a multi-frame file is a series by itself, and the directory of a
+    disc (DICOMDIR) stands for its folder.
+
+    Raises
+    ------
+    InputError
+        There is no series, or more than one, or a file in its folder is damaged.
+    InstallationError
+        pydicom is missing.
+    """
+    if not path.is_dir() and is_directory(path):
+        return find_files(path.parent)
+    if path.is_dir():
+        series = find_series(path)
+        chosen = _only(path, series)
+    else:
+        series = group_series(sorted(other for other in path.parent.iterdir() if other.is_file()))
+        chosen = next(one for one in series if str(path) in (*one.files, *one.copies))
+    places = {Path(file).parent for file in chosen.files}
+    for one in series:
+        if one.damaged and Path(one.files[0]).parent in places:
+            raise InputError(
+                f"{one.files[0]} is damaged: copy or export it again, or remove it if it is not a slice of the scan."
+            )
+    return chosen.files
+
+
+def read(path: Path) -> Volume:
+    """Read the DICOM series that a path stands for, see `find_files`.
+
+    Raises
+    ------
+    InputError
+        As `find_files` and `read_series`.
+    """
+    files = find_files(path)
+    return dicom.read_files(str(path if path.is_dir() else path.parent), files)
 
 
 def read_series(series: Series) -> Volume:
@@ -131,36 +199,113 @@ def read_series(series: Series) -> Volume:
 
 def _paths_below(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(place, name) for name in sorted(names))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield from (Path(place, name) for name in sorted(names) if name[0] != ".")
 
 
-def _series(group: Sequence[tuple[str, Any]]) -> Series:
-    once = {_text(header, "SOPInstanceUID") or file: (file, header) for file, header in reversed(group)}
-    group = sorted(once.values(), key=lambda one: one[0])
-    first = group[0][1]
-    number = _text(first, "SeriesNumber")
+def _only(folder: Path, found: Sequence[Series]) -> Series:
+    """Return the series below a folder that can be meant; InputError where that is none or several."""
+    images = [series for series in found if series.has_image]
+    scans = [series for series in images if series.left_out is None] or images
+    if len(scans) == 1:
+        return scans[0]
+    if not scans:
+        damaged = next((series for series in found if series.damaged), None)
+        if damaged is not None:
+            raise InputError(f"{damaged.files[0]} is damaged, and there is no DICOM series beside it: copy it again.")
+        raise InputError(f"{folder} holds no DICOM series: choose the folder that the slices are in.")
+    named = "; ".join(_describe(folder, series) for series in scans[:MOST_NAMED])
+    more = f"; and {len(scans) - MOST_NAMED} more" if len(scans) > MOST_NAMED else ""
+    raise InputError(
+        f"{folder} holds {len(scans)} DICOM series: give one file of the one you want ({named}{more}), or the folder "
+        "to 'segmamba batch', which segments each of them."
+    )
+
+
+def _describe(folder: Path, series: Series) -> str:
+    name = series.description or "without a description"
+    example = os.path.relpath(series.files[0], folder)
+    files = f"{len(series.files)} file{'s' if len(series.files) > 1 else ''}"
+    return f"{series.modality or '?'} '{name}', {files}, for example {example}"
+
+
+def _series_key(file: str, header: Any) -> tuple[Any, ...]:
+    """Return what files of one series have in common."""
+    uid = _text(header, "SeriesInstanceUID")
+    # Anonymisers may give all series the same UID.
+    key = (uid, _text(header, "PatientID"), _text(header, "SeriesNumber"))
+    if uid:
+        return key
+    names = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "Modality", "Rows", "Columns")
+    orientation = tuple(round(part, 2) for part in _place(header, "ImageOrientationPatient"))
+    return (*key, str(Path(file).parent), *(_text(header, name) for name in names), orientation)
+
+
+def _without_copies(group: Sequence[Found]) -> tuple[list[Found], list[str]]:
+    """Return each image of a series once, in the order of the names of their files, and the files that are copies.
+
+    Files at one place with one identifier are copies, and without a reliable identifier those with the same pixels:
+    some anonymisers give all slices of a series the same one, or none.
+    """
+    group = sorted(group, key=lambda one: one[0])
+    places: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
+    for _, header in group:
+        places[_text(header, "SOPInstanceUID")].add(_image_key(header))
+    alike: dict[tuple[Any, ...], list[Found]] = defaultdict(list)
+    for file, header in group:
+        uid = _text(header, "SOPInstanceUID")
+        reliable = uid and len(places[uid]) == 1 and _place(header, "ImagePositionPatient")
+        alike[(uid if reliable else "", *_image_key(header))].append((file, header))
+    kept, copies = [], []
+    for (uid, *_), same in alike.items():
+        once = {(uid if uid or len(same) == 1 else _pixels(file)): (file, header) for file, header in reversed(same)}
+        kept += once.values()
+        copies += [file for file, header in same if (file, header) not in once.values()]
+    return sorted(kept, key=lambda one: one[0]), copies
+
+
+def _image_key(header: Any) -> tuple[Any, ...]:
+    place = _place(header, "ImagePositionPatient"), _place(header, "ImageOrientationPatient")
+    return (*place, _text(header, "InstanceNumber"), _frames(header))
+
+
+def _pixels(file: str) -> str:
+    """Return the SHA-256 of a file's pixels, or the file's own path where it has none."""
+    try:
+        return hashlib.sha256(pydicom().dcmread(file, force=True).PixelData).hexdigest()
+    except Exception:  # what a damaged file may raise, see `headers`
+        return file
+
+
+def _series(group: Sequence[Found], copies: Sequence[str], alone: bool) -> Series:
+    first_file, first = group[0]
+    number, uid = _text(first, "SeriesNumber"), _text(first, "SeriesInstanceUID")
     return Series(
-        uid=_text(first, "SeriesInstanceUID"),
+        uid=uid,
         study_uid=_text(first, "StudyInstanceUID"),
+        identity=uid if uid and alone else f"{uid} {Path(first_file).name}".strip(),
         patient=_text(first, "PatientID"),
         study_date=_text(first, "StudyDate"),
         number=int(number) if number.lstrip("-").isdigit() else None,
         description=_text(first, "SeriesDescription"),
-        modality=_text(first, "Modality"),
+        modality=_modality(first),
         files=tuple(file for file, _ in group),
         left_out=_why_not([header for _, header in group]),
+        copies=tuple(copies),
+        has_image="Rows" in first,
     )
 
 
 def _why_not(headers: Sequence[Any]) -> str | None:
     """Return in a sentence why a series is left out, or None."""
     first = headers[0]
-    modality, description = _text(first, "Modality"), _text(first, "SeriesDescription")
-    if modality not in MODALITIES:
-        return f"It is {modality or 'of no modality'}, and CT or MR is needed."
+    modality, description = _modality(first), _text(first, "SeriesDescription")
+    if modality and modality not in MODALITIES:
+        return f"It is {modality}, and CT or MR is needed."
     if "Rows" not in first:
         return "It holds no image."
+    if not modality and _frames(first) == 1 and not _place(first, "ImagePositionPatient"):
+        return "It does not say its modality or where its slices lie, and CT or MR is needed."
     words = set.intersection(*(_words(header) for header in headers))
     named = LOCALIZER_NAME.search(description) or (modality == "MR" and SURVEY_NAME.search(description))
     if words & LOCALIZERS or named:
@@ -174,13 +319,33 @@ def _why_not(headers: Sequence[Any]) -> str | None:
     return None
 
 
+def _modality(header: Any) -> str:
+    return modality_of(_text(header, "Modality"), _text(header, "SOPClassUID"))
+
+
+def _value(header: Any, name: str) -> Any:
+    """Return the value of an attribute; None where it is missing or not of its type."""
+    try:
+        return header.get(name)
+    except Exception:  # pydicom converts a value when it is asked for
+        return None
+
+
 def _text(header: Any, name: str) -> str:
-    value = header.get(name)
+    value = _value(header, name)
     return "" if value is None else str(value).strip()
 
 
+def _place(header: Any, name: str) -> tuple[float, ...]:
+    """Return the numbers of an attribute, in mm or of directions; none where it has not as many as it should."""
+    try:
+        return tuple(float(part) for part in _value(header, name) or ())
+    except (TypeError, ValueError):
+        return ()
+
+
 def _values(header: Any, name: str) -> Iterable[Any]:
-    value = header.get(name) or ()
+    value = _value(header, name) or ()
     return (value,) if isinstance(value, str) else value
 
 

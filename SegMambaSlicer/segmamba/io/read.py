@@ -62,11 +62,11 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     ...
     segmamba.errors.InputError: no-such-file.nii.gz does not exist: check the path.
     """
-    from segmamba.io import dicom
+    from segmamba.io import dicom_index
 
     path = Path(path)
     check_input(path)
-    volume = dicom.read(path) if path.is_dir() or is_dicom(path) else read_image(path)
+    volume = dicom_index.read(path) if path.is_dir() or is_dicom(path) else read_image(path)
     check_values(volume.array, str(path))
     return volume
 

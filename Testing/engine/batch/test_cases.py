@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
+import SimpleITK as sitk
+from helpers.dicom_files import write_dataset
 from helpers.many_cases import in_two_folders, write_series
 from helpers.quick_engine import write_inputs
+from pydicom.uid import MediaStorageDirectoryStorage
 
+from segmamba.batch import search
 from segmamba.batch.cases import find_cases
 from segmamba.batch.datafiles import data_files
 from segmamba.batch.layout import prepare
 from segmamba.errors import InputError
+from segmamba.io.dicom_index import find_files
 
 
 def test_names_are_readable_unique_and_the_same_in_every_run(tmp_path: Path) -> None:
@@ -28,12 +36,145 @@ def test_names_are_readable_unique_and_the_same_in_every_run(tmp_path: Path) -> 
     assert names == [case.name for case in find_cases([str(tmp_path / "a*"), str(tmp_path)], tmp_path / "out")]
 
 
-def test_segmentations_hidden_files_other_files_and_the_results_are_no_cases(tmp_path: Path) -> None:
-    for name in ("ct.nii", "ct.seg.nrrd", ".ct.nii", "notes.txt", "deep/ct.mha", "deep/notes.txt", "out/cases/x/s.nii"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    found = find_cases([str(tmp_path)], tmp_path / "out")
-    assert [Path(case.path).relative_to(tmp_path).as_posix() for case in found] == ["ct.nii", "deep/ct.mha"]
+def reasons(folder: Path, *inputs: str) -> dict[str, str]:
+    """Return why each thing below a folder is left out, by its path; empty for a case."""
+    prepare(folder.with_name("out"))
+    found = find_cases(list(inputs) or [str(folder)], folder.with_name("out"))
+    return {Path(case.path).relative_to(folder).as_posix(): case.skipped for case in found}
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Save an array of shape (z, y, x) in the format of a name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith((".hdr", ".img")):
+        nibabel.save(nibabel.Nifti1Pair(array.T, np.eye(4)), path)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path), useCompression=not path.name.startswith("raw"))
+
+
+def some_mr(dtype: Any = np.int16) -> np.ndarray:
+    """An image with a black background and few values, the darkest that could be taken for labels."""
+    image = np.random.default_rng(1).integers(10, 200, (20, 40, 40))
+    image[:, :15] = 0
+    return image.astype(dtype)
+
+
+def some_labels(values: int, dtype: Any = np.uint8) -> np.ndarray:
+    """A label map of slabs, the first one background."""
+    labels = np.zeros((20, 40, 40))
+    labels[:, :, 10:] = np.arange(30) // 5 * 10 % values + 1
+    return labels.astype(dtype)
+
+
+def test_what_is_passed_over_has_a_reason_and_hidden_files_and_the_results_are_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("ct.nii", "ct.seg.nrrd", ".ct.nii", "notes.txt", "deep/ct.mha", "deep/notes.txt", "deep/a.gipl"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert reasons(tmp_path / "in") == {
+        "ct.nii": "",
+        "ct.seg.nrrd": "It is a segmentation (.seg.nrrd), not an image.",
+        "deep/a.gipl": f"It is not an image {search.LOOKED_FOR}",
+        "deep/ct.mha": "",
+        "deep/notes.txt": f"It and 1 more .txt files are not images {search.LOOKED_FOR}",
+    }
+    assert find_cases([str(tmp_path / "in")], tmp_path / "in" / "deep")[0].path == str(tmp_path / "in" / "ct.nii")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("imagesTr/s1_0000.nii.gz", "labelsTr/s1.nii.gz"),
+        ("s1/ct.nii.gz", "s1/segmentations/liver.nii.gz"),
+        ("s1/imaging.nii.gz", "s1/segmentation.nii.gz"),
+        ("sub-1/ct.nii", "derivatives/sub-1/ct_seg-vert_msk.nii"),
+        ("ct.nrrd", "ct-label.nrrd"),
+        ("ct.mha", "reader2.mha"),
+        ("raw_ct.nrrd", "raw_second.nrrd"),
+        ("raw_ct.mhd", "raw_second.mhd"),
+        ("ct.img", "second.img"),
+    ],
+    ids=lambda names: names[1],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
+def test_label_maps_next_to_their_images_are_left_out(tmp_path: Path, names: tuple[str, str], dtype: Any) -> None:
+    image, labels = names
+    save(tmp_path / "in" / image, some_mr(dtype))
+    save(tmp_path / "in" / labels, some_labels(118, dtype))
+    found = reasons(tmp_path / "in")
+    assert list(filter(None, found.values())) == ["It is a label map (7 whole numbers, 0 to 51), not an image."]
+    assert len(found) == 2
+    # By a pattern, too.
+    assert sorted(reasons(tmp_path / "in", str(tmp_path / "in" / "**" / f"*{Path(labels).suffix}"))) == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (some_labels(2), r"\(2 whole numbers, 0 to 1\)"),
+        (some_labels(118) * 0, "value 0 everywhere, and its name"),
+        (some_labels(118).astype(np.int16) - 1, r"\(7 whole numbers, -1 to 50\)"),
+        (some_mr(), "^$"),
+        (some_mr() * 5 - 1000, "^$"),
+        (some_mr() / np.float32(200), "^$"),
+    ],
+    ids=["binary", "empty", "ignored", "image", "CT", "fractions"],
+)
+def test_the_values_and_not_the_name_make_a_label_map(tmp_path: Path, array: np.ndarray, reason: str) -> None:
+    save(tmp_path / "in" / "labelsTr" / "s1.nii.gz", array)
+    assert re.search(reason, reasons(tmp_path / "in")["labelsTr/s1.nii.gz"])
+
+
+def test_an_image_that_was_segmented_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "in" / "ct.nii.gz", some_mr())
+    (case,) = find_cases([str(tmp_path / "in")], tmp_path / "out")
+    (tmp_path / "out" / "cases" / case.name).mkdir(parents=True)
+    (tmp_path / "out" / "cases" / case.name / "case.json").write_text("{}")
+    monkeypatch.setattr(search, "why_label_map", lambda path: pytest.fail("read"))
+    assert find_cases([str(tmp_path / "in")], tmp_path / "out") == [case]
+
+
+def test_a_pair_is_one_case_that_has_both_files(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "deep" / "ct.img", some_mr())
+    (case,) = find_cases([str(tmp_path / "in")], tmp_path / "out")
+    assert [Path(file).name for file in case.files()] == ["ct.hdr", "ct.img"]
+    assert find_cases([str(tmp_path / "in" / "deep" / "*.img")], tmp_path / "out")[0].name == case.name
+
+
+def test_dicom_files_that_are_named_as_a_pair_are_dicom(tmp_path: Path) -> None:
+    for file in write_series(tmp_path / "in"):
+        file.rename(file.with_suffix(".img"))
+    prepare(tmp_path / "out")
+    for given in ("in", "in/*.img"):
+        (case,) = find_cases([str(tmp_path / given)], tmp_path / "out")
+        assert len(case.files()) > 8 and not case.skipped
+
+
+@pytest.mark.parametrize("inputs", [["in"], ["in/*"], ["in/earlier"], ["in/earlier/cases"]])
+def test_results_of_an_earlier_batch_are_left_out(tmp_path: Path, inputs: list[str]) -> None:
+    save(tmp_path / "in" / "ct.nii.gz", some_mr())
+    earlier = tmp_path / "in" / "earlier"
+    save(earlier / "cases" / "a" / "segmentation.nii.gz", some_labels(3))
+    for file in ("rows.jsonl", "cases/a/case.json", "cases/a/report.json"):
+        (earlier / file).write_text("{}")
+    found = reasons(tmp_path / "in", *(str(tmp_path / given) for given in inputs))
+    found.pop("ct.nii.gz", None)
+    assert all("an earlier batch" in reason for reason in found.values()) and len(found) == 1
+    found = reasons(tmp_path / "in", str(tmp_path / "in" / "**" / "*.nii.gz"))
+    assert found["earlier/cases/a/segmentation.nii.gz"] == "It is a result of an earlier batch."
+
+
+def test_a_batch_takes_the_dicom_that_a_run_on_the_folder_takes(tmp_path: Path) -> None:
+    tags = {"SeriesInstanceUID": None, "SOPInstanceUID": "1.2.3", "Modality": None, "StudyInstanceUID": None}
+    slices = write_series(tmp_path / "in" / "study", **tags)
+    shutil.copy(slices[0], slices[0].with_name("copy"))
+    write_dataset(
+        tmp_path / "in" / "DICOMDIR", {"SOPClassUID": MediaStorageDirectoryStorage, "SOPInstanceUID": "1.2.4"}
+    )
+    prepare(tmp_path / "out")
+    (case,) = find_cases([str(tmp_path / "in")], tmp_path / "out")
+    assert not case.skipped and len(case.files()) == len(slices) == len(find_files(tmp_path / "in"))
+    assert case == find_cases([str(tmp_path / "in" / "DICOMDIR")], tmp_path / "out")[0]
 
 
 def test_a_file_that_is_named_is_a_case_whatever_it_is(tmp_path: Path) -> None:

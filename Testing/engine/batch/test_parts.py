@@ -16,9 +16,10 @@ from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.quick_engine import quick_run, write_inputs
 
 from segmamba.batch import fingerprint
+from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case import do_case
 from segmamba.batch.case_record import up_to_date_record
-from segmamba.batch.cases import BatchCase, find_cases
+from segmamba.batch.cases import find_cases
 from segmamba.batch.layout import CASES, RECORD, WORKING, prepare, publish, working_folder
 from segmamba.batch.outcome import OUTDATED
 from segmamba.batch.plan import Plan, make_plan

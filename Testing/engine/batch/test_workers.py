@@ -21,12 +21,14 @@ from helpers.repository import HELPERS, PACKAGES
 from pyarrow import parquet
 
 from segmamba.batch import cluster, engine, local
-from segmamba.batch.cases import BatchCase, cases_below, find_cases
+from segmamba.batch.batch_case import BatchCase
+from segmamba.batch.cases import find_cases
 from segmamba.batch.cluster import LOST, ClusterPool
 from segmamba.batch.dispatch import WAITING, run_cases, stoppable_map, wait_for_workers
 from segmamba.batch.layout import PARQUET
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import Pool
+from segmamba.batch.search import cases_below
 from segmamba.cli.progress import CaseProgress
 from segmamba.errors import Cancelled, InstallationError, WorkerError
 from segmamba.request import Request

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from helpers.dicom_files import STORAGE, write_dataset, write_frames, write_slices
 from helpers.phantoms import rotation
 from pydicom.uid import EnhancedSRStorage, MediaStorageDirectoryStorage, generate_uid
 
 from segmamba.errors import InputError, InstallationError
-from segmamba.io.dicom_index import Series, find_series, read_series
+from segmamba.io.dicom_headers import is_dicom
+from segmamba.io.dicom_index import Series, find_files, find_series, read_series
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry
 
@@ -167,17 +169,17 @@ def test_a_damaged_header_is_named(tmp_path: Path) -> None:
 def test_truncated_pixels_are_a_sentence(tmp_path: Path) -> None:
     file = write_slices(tmp_path, some_ct(), GEOMETRY)[4]
     file.write_bytes(file.read_bytes()[:-60])
-    with pytest.raises(InputError, match="without a readable image: remove it or export it again"):
+    with pytest.raises(InputError, match="is damaged, or has no image that can be read: copy or export it again"):
         read_series(only(tmp_path))
 
 
-@pytest.mark.parametrize("length", [300, -160, -60], ids=["in the header", "no pixels", "in the pixels"])
+@pytest.mark.parametrize("length", [0, 300, -160, -60], ids=["empty", "in the header", "no pixels", "in the pixels"])
 @pytest.mark.parametrize("by", ["folder", "file"])
 def test_a_damaged_last_slice_is_not_passed_over(tmp_path: Path, length: int, by: str) -> None:
     files = write_slices(tmp_path, some_ct(), GEOMETRY)
     last = files[-1]  # in the order of the places
     last.write_bytes(last.read_bytes()[:length])
-    with pytest.raises(InputError, match=f"{last.name} is damaged: copy"):
+    with pytest.raises(InputError, match=f"{last.name} is damaged.*copy or export it again"):
         read_volume(tmp_path if by == "folder" else files[0])
 
 
@@ -188,6 +190,143 @@ def test_documents_beside_a_scan_do_not_make_it_damaged(tmp_path: Path) -> None:
     report = {"SOPClassUID": EnhancedSRStorage, "SOPInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
     write_dataset(tmp_path / "dose.dcm", {**report, "Modality": "SR"})
     assert read_volume(tmp_path).array.shape == some_ct().shape
+
+
+def without_mark(folder: Path, explicit: bool, little: bool = True, meta: bool = False) -> None:
+    """Write the files of a folder again without preamble and mark, as old archives and some programs do."""
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        if not little:
+            dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+        plain = pydicom.Dataset()
+        plain.update({element.tag: element for element in dataset})
+        if meta:
+            data = file.read_bytes()[132:]
+            file.write_bytes(data)
+        else:
+            pydicom.dcmwrite(file, plain, implicit_vr=not explicit, little_endian=little)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"Modality": None},
+        {"Modality": ""},
+        {"Modality": "ct"},
+        {"Modality": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"},
+        {"SOPInstanceUID": "1.2.3"},
+        {"without": "SOPInstanceUID"},
+        {"SeriesInstanceUID": None, "StudyInstanceUID": None},
+        {"SeriesInstanceUID": "", "SOPInstanceUID": "1.2.3", "PatientID": None, "Modality": None},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_anonymisers_leave_is_read_and_copies_count_once(
+    tmp_path: Path, tags: dict[str, Any], copied: bool
+) -> None:
+    files = write_slices(tmp_path, some_ct(), GEOMETRY, **{name: tags[name] for name in tags if name != "without"})
+    if "without" in tags:
+        for file in files:
+            dataset = pydicom.dcmread(file)
+            del dataset[tags["without"]]
+            dataset.save_as(file)
+    if copied:
+        for file in files[:5]:
+            shutil.copy(file, file.with_name(f"{file.name} (1)"))
+    series = only(tmp_path)
+    assert (series.left_out, len(series.files), len(series.copies)) == (None, 10, 5 * copied)
+    for path in (tmp_path, files[0], sorted(tmp_path.iterdir())[1]):
+        volume = read_volume(path)
+        np.testing.assert_array_equal(volume.array, some_ct())
+        assert volume.modality == (None if tags.get("SOPClassUID") else "CT")
+
+
+@pytest.mark.parametrize("place", ["two series in one folder", "two folders"])
+def test_two_series_that_got_the_same_identifiers_stay_two(tmp_path: Path, place: str) -> None:
+    for number in (1, 2):
+        folder = tmp_path / str(number) if place == "two folders" else tmp_path
+        tags = {"SeriesInstanceUID": "1.2", "SOPInstanceUID": "1.2.3", "StudyInstanceUID": "1"}
+        write_slices(folder, some_ct(number), GEOMETRY, start=100 * number, SeriesNumber=number, **tags)
+    arrays = [read_series(series).array for series in find_series(tmp_path)]
+    assert [len(array) for array in arrays] == [10, 10] and not np.array_equal(*arrays)
+
+
+def test_phases_with_one_identifier_are_not_taken_for_copies(tmp_path: Path) -> None:
+    for phase in (1, 2):
+        tags = {"SeriesInstanceUID": "1.2", "SOPInstanceUID": "1.2.3", "StudyInstanceUID": "1"}
+        files = write_slices(tmp_path / str(phase), some_ct(phase), GEOMETRY, **tags)
+    with pytest.raises(InputError, match="10 slices at the place of another one"):
+        read_volume(tmp_path)
+    assert read_volume(files[0]).array.shape == some_ct().shape
+
+
+def test_each_multi_frame_file_is_a_series(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_frames(tmp_path / f"{number}.dcm", some_ct(number), GEOMETRY, order=range(10))
+    for file in tmp_path.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID, dataset.SOPInstanceUID = "1.2", "1", "1.2.3"
+        dataset.save_as(file)
+    shutil.copy(tmp_path / "1.dcm", tmp_path / "1 (copy).dcm")
+    found = find_series(tmp_path)
+    assert len({series.identity for series in found}) == len(found) == 2
+    np.testing.assert_array_equal(read_volume(tmp_path / "1.dcm").array, some_ct(1))
+    np.testing.assert_array_equal(read_volume(tmp_path / "2.dcm").array, some_ct(2))
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_files_without_the_mark_of_dicom_are_found_and_read(tmp_path: Path, explicit: bool) -> None:
+    files = write_slices(tmp_path, some_ct(), GEOMETRY)
+    without_mark(tmp_path, explicit)
+    assert only(tmp_path).left_out is None
+    for path in (tmp_path, files[3]):
+        np.testing.assert_array_equal(read_volume(path).array, some_ct())
+
+
+@pytest.mark.parametrize("how", [{"little": False}, {"meta": True}], ids=["big endian", "file meta information"])
+def test_files_without_the_mark_that_itk_does_not_read_are_told_as_such(tmp_path: Path, how: dict[str, bool]) -> None:
+    files = write_slices(tmp_path, some_ct(), GEOMETRY)
+    without_mark(tmp_path, explicit=True, **how)
+    assert len(only(tmp_path).files) == 10
+    with pytest.raises(InputError, match="is DICOM without its preamble, in a form that is not read: .*dcmconv"):
+        read_volume(files[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 600, b"\x08\0some text" * 60, b"\x08\0\x05\0", b"notes\n" * 99])
+def test_other_files_are_not_taken_for_dicom(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    assert not is_dicom(tmp_path / "file")
+    assert find_series(tmp_path) == []
+
+
+def test_a_folder_stands_for_the_only_scan_below_it(tmp_path: Path) -> None:
+    write_slices(tmp_path / "DICOM" / "A" / "1", some_ct(), GEOMETRY)
+    write_slices(tmp_path / "DICOM" / "A" / "2", some_ct()[:2], GEOMETRY, SeriesDescription="Scout")
+    (tmp_path / "README.TXT").write_text("This disc holds images.")
+    np.testing.assert_array_equal(read_volume(tmp_path).array, some_ct())
+    # A series that a batch leaves out is read where it is the only one.
+    np.testing.assert_array_equal(read_volume(tmp_path / "DICOM" / "A" / "2").array, some_ct()[:2])
+
+
+def test_the_directory_of_a_disc_stands_for_its_folder(tmp_path: Path) -> None:
+    write_slices(tmp_path / "DICOM", some_ct(), GEOMETRY)
+    write_dataset(
+        tmp_path / "DICOMDIR", {"SOPClassUID": MediaStorageDirectoryStorage, "SOPInstanceUID": generate_uid()}
+    )
+    np.testing.assert_array_equal(read_volume(tmp_path / "DICOMDIR").array, some_ct())
+
+
+def test_eighty_series_are_told_in_a_sentence_that_can_be_read(tmp_path: Path) -> None:
+    for number in range(80):
+        tags = {"Modality": "CT", "SOPClassUID": STORAGE["CT"], "SeriesInstanceUID": f"1.{number}", "Rows": 8}
+        frames = {"NumberOfFrames": 20, "SOPInstanceUID": generate_uid(), "SeriesDescription": f"phase {number}"}
+        write_dataset(tmp_path / f"{number:02}", tags | frames)
+    with pytest.raises(
+        InputError, match=r"holds 80 DICOM series: give one file .*; and 75 more.*segmamba batch"
+    ) as told:
+        find_files(tmp_path)
+    assert len(str(told.value)) < 600 and "CT 'phase 0', 1 file, for example 00" in str(told.value)
 
 
 def test_missing_slices_are_a_sentence(tmp_path: Path) -> None:
