@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,6 @@ def _run(options: argparse.Namespace) -> int:
     def stopped() -> bool:
         return interrupted() or (options.while_file is not None and not options.while_file.exists())
 
-    # pydicom warns of each value that breaks the standard, and reads on.
-    warnings.filterwarnings("ignore", module="pydicom")
     with stop_signal() as interrupted:
         progress = run_batch(
             options.inputs,

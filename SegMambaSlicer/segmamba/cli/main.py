@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from segmamba import __version__
 from segmamba.cli import batch, doctor, evaluate, models, segment, train
@@ -23,6 +26,8 @@ from segmamba.errors import (
     package_problem,
 )
 from segmamba.reporting import DISCLAIMER
+
+logger = logging.getLogger(__name__)
 
 USAGE_ERROR = 2
 EXIT_CODES = (
@@ -52,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = make_parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        with _warnings_in_log():
+            status: int = options.run(options)
         return status
     except (SegMambaError, ImportError, OSError, KeyboardInterrupt) as error:
         if os.environ.get(DEBUG_VARIABLE) and not isinstance(error, KeyboardInterrupt):
@@ -60,6 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sentence, status = _described(error)
         print(f"segmamba: error: {sentence}", file=sys.stderr)
         return status
+
+
+@contextlib.contextmanager
+def _warnings_in_log() -> Iterator[None]:
+    """Lead what libraries warn of to the log, unless it is asked for: what a user has to know is in our sentences."""
+    with warnings.catch_warnings():
+        if not os.environ.get(DEBUG_VARIABLE):
+            warnings.showwarning = _log_warning
+        yield
+
+
+def _log_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    logger.info("%s:%d: %s: %s", filename, lineno, category.__name__, message)
 
 
 def _described(error: BaseException) -> tuple[str, int]:

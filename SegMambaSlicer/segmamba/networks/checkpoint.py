@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import _codecs
+import argparse
+import contextlib
 import json
-import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from segmamba.errors import InstallationError, ModelError
 from segmamba.networks.quantization import INT8_ROWS, STORAGE, dequantize, quantize_int8
+from segmamba.networks.state_dict import find_state_dict
+from segmamba.utils.file_kinds import is_safetensors, why_no_checkpoint
 
-WRAPPERS = ("module", "model", "state_dict")
-DATA_PARALLEL_PREFIX = "module."
 # Names of data types in safetensors.
 TYPE_NAMES = {
     torch.float64: "F64",
@@ -31,25 +35,31 @@ TYPE_NAMES = {
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the weights in a ``.safetensors``, ``.pt`` or ``.pth`` file, on the CPU.
 
-    A state dict wrapped as ``module``, ``model`` or ``state_dict`` is unwrapped, and a leading ``module.`` is
-    stripped from its keys. The weights stay in the file, mapped into memory, where its format allows that; those
-    stored in 8 bits (`save_quantized`) are returned as float32.
+    Wrapped state dicts are unwrapped (`segmamba.networks.state_dict`). The format is told by the content, not by the
+    name. The weights stay in the file, mapped into memory, where its format allows that; those stored in 8 bits
+    (`save_quantized`) are returned as float32.
 
     Raises
     ------
     ModelError
-        The file is missing, damaged, or does not hold named tensors.
+        The file is missing, damaged, something else than a checkpoint, or does not hold named tensors.
     InstallationError
-        The file is ``.safetensors`` and the package that reads it is missing.
+        The file is in the format safetensors and the package that reads it is missing.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"There is no checkpoint file {path}: download or import the model first.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    state = _unwrap(content)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    try:
+        other = why_no_checkpoint(path)
+        content = None if other else _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
+    except OSError as error:
+        raise ModelError(f"The file {path} cannot be read ({error.strerror}): check the file.") from error
+    if other:
+        raise ModelError(f"The file {path} {other}")
+    state = find_state_dict(content)
+    if not state:
         raise ModelError(f"The file {path} does not hold network weights: choose a checkpoint of the model.")
-    return {key.removeprefix(DATA_PARALLEL_PREFIX): value for key, value in state.items()}
+    return state
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -154,22 +164,36 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        # The format of PyTorch before 1.6 is not a zip archive and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
+        with _allowed_globals(), path.open("rb") as stream:
+            # PyTorch goes by the name where it has one: a stream has none, but cannot be mapped.
+            if path.suffix.lower() == ".safetensors":
+                return torch.load(stream, map_location="cpu", weights_only=True)
+            # The format of PyTorch before 1.6 is not a zip archive and cannot be mapped either.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged file may raise anything
         # Without PyTorch's text, which says how to load such a file anyway.
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise ModelError(f"The checkpoint {path} is damaged: get it again.") from error
         raise ModelError(
-            f"The checkpoint {path} is damaged or holds more than weights, so it is not loaded: get it again."
+            f"The checkpoint {path} holds more than weights ({refused[1]}), so it is not loaded, for that might run "
+            "code: save the weights alone, with torch.save(model.state_dict(), ...)."
         ) from error
 
 
-def _unwrap(content: Any) -> dict[str, Any]:
-    while isinstance(content, Mapping):
-        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            return dict(content)
-        content = inner
-    return {}
+def _allowed_globals() -> contextlib.AbstractContextManager[Any]:
+    """Let PyTorch load what programs save next to weights and what cannot run code: arguments, numbers, paths."""
+    if not hasattr(torch.serialization, "safe_globals"):  # PyTorch 2.4
+        return contextlib.nullcontext()
+    numbers = [type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["Float"], "?")]
+    core = np._core if hasattr(np, "_core") else np.core
+    named: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, _codecs.encode, *numbers]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        named.append((core.multiarray.scalar, f"{module}.scalar"))
+        named.append((core.multiarray._reconstruct, f"{module}._reconstruct"))
+    for module in ("pathlib", "pathlib._local"):
+        named += [(PurePosixPath, f"{module}.PosixPath"), (PureWindowsPath, f"{module}.WindowsPath")]
+    return torch.serialization.safe_globals(named)
 
 
 def _safetensors() -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +31,7 @@ from segmamba.models import store
 from segmamba.models.import_checkpoint import NormalizationParameters, import_checkpoint
 from segmamba.models.manifest import Manifest, load_manifest
 from segmamba.models.record import RECORD_NAME
-from segmamba.networks import build_network
+from segmamba.networks import build_network, checkpoint
 from segmamba.networks.checkpoint import load_state_dict, save_safetensors, write_safetensors
 from segmamba.networks.identify import differences, expected_shapes, identify
 from segmamba.networks.quantization import INT8_ROWS
@@ -155,6 +157,39 @@ def test_weights_of_something_else_are_told_apart_from_a_damaged_file(manifest: 
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match="is damaged"):
         import_checkpoint(path, manifest)
+
+
+@pytest.mark.parametrize("name", ["page.pt", "page.safetensors"])
+def test_a_web_page_for_a_checkpoint_ends_in_one_line_without_warnings_of_libraries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEGMAMBA_DEBUG", raising=False)
+    (tmp_path / name).write_text("<!DOCTYPE html><html><title>Sign in</title></html>" * 9)
+    assert main(["models", "import", str(tmp_path / name)]) == ModelError.exit_code
+    *progress, line = capsys.readouterr().err.strip().splitlines()
+    assert progress == ["read"] and line.startswith(f"segmamba: error: The file {tmp_path / name} is a web page, not a checkpoint: open the")
+
+
+@pytest.mark.parametrize(("debug", "shown"), [("", False), ("1", True)])
+def test_what_libraries_warn_of_is_shown_only_with_the_log(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch, debug: str, shown: bool
+) -> None:
+    def load(path: Path) -> None:
+        warnings.warn("TypedStorage is deprecated", UserWarning, stacklevel=1)
+        raise ModelError("No.") if not debug else SystemExit
+
+    monkeypatch.setenv("SEGMAMBA_DEBUG", debug)
+    monkeypatch.setattr(checkpoint, "load_state_dict", load)
+    with contextlib.suppress(SystemExit):
+        main(["models", "import", str(tmp_path / "weights.pt")])
+    assert [str(warning.message) for warning in recwarn] == ["TypedStorage is deprecated"] * shown
+
+
+def test_wrapped_weights_of_other_programs_are_imported(manifest: Manifest, state: Any, tmp_path: Path) -> None:
+    wrapped = {"network_weights": {f"module._orig_mod.{key}": value for key, value in state.items()}, "epoch": 3}
+    torch.save(wrapped, tmp_path / "checkpoint_final.pth")
+    found = import_checkpoint(tmp_path / "checkpoint_final.pth", manifest, tiny.MISSING_ID)
+    assert load_state_dict(found.path).keys() == state.keys()
 
 
 class RunsCode:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +16,7 @@ from torch import nn
 from segmamba.errors import ModelError
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_quantized, save_safetensors
 from segmamba.networks.quantization import dequantize, quantize_int8
+from segmamba.networks.state_dict import find_state_dict
 from segmamba.training import quantize
 
 
@@ -72,7 +78,7 @@ def test_absent_file_is_a_clear_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 def test_damaged_file_is_a_clear_sentence(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"not a checkpoint at all")
+    (tmp_path / name).write_bytes(b"\1\2\3 not a checkpoint at all")
     with pytest.raises(ModelError, match="is damaged"):
         load_state_dict(tmp_path / name)
 
@@ -87,7 +93,7 @@ def test_torch_file_with_code_is_refused_and_the_code_does_not_run(
 ) -> None:
     path = tmp_path / "model.pt"
     torch.save({"w": torch.zeros(1), "extra": RunsCode()}, path)
-    with pytest.raises(ModelError, match="holds more than weights"):
+    with pytest.raises(ModelError, match=r"holds more than weights \(\w*\.?print\)"):
         load_state_dict(path)
     assert "ran" not in capsys.readouterr().out
 
@@ -200,3 +206,88 @@ def test_the_command_stores_a_checkpoint_in_eight_bits_and_any_network_still_loa
         load_weights(nn.Sequential(nn.Conv3d(16, 32, 3)), load_state_dict(tmp_path / "eight.safetensors"))
     assert quantize.main([str(tmp_path / "none.pt"), str(tmp_path / "out.safetensors")]) == ModelError.exit_code
     assert capsys.readouterr().err.count("\n") == 1
+
+
+WRAPPERS = (
+    *(["model_state_dict"], ["net"], ["network_weights"], ["model", "state_dict"], ["state_dict", "module"]),
+    *(["ema", "net"], ["student"]),
+)
+PREFIXES = ("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "model.", "net._orig_mod.")
+
+
+@pytest.mark.parametrize("wrappers", WRAPPERS, ids=".".join)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_weights_are_found_whatever_a_program_has_wrapped_them_in(
+    a_network: nn.Module, tmp_path: Path, wrappers: list[str], prefix: str
+) -> None:
+    content: dict[str, Any] = {f"{prefix}{name}": value for name, value in a_network.state_dict().items()}
+    for wrapper in reversed(wrappers):
+        content = {wrapper: content, "epoch": 3, "best": np.float64(0.5), "arguments": Namespace(out=tmp_path)}
+    torch.save(content, tmp_path / "model.pt")
+    state = load_state_dict(tmp_path / "model.pt")
+    assert state.keys() == a_network.state_dict().keys()
+    load_weights(a_network, state)
+
+
+def test_only_the_weights_of_the_network_are_taken(a_network: nn.Module, tmp_path: Path) -> None:
+    compiled_inside = {f"0._orig_mod.{name}": value for name, value in a_network[0].state_dict().items()}
+    assert find_state_dict(compiled_inside).keys() == {"0.weight", "0.bias"}
+    of_lightning = {f"net.{name}": value for name, value in a_network.state_dict().items()}
+    optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}
+    saved = {"state_dict": of_lightning | {"loss.weight": torch.ones(2)}, "optimizer_states": optimizer}
+    assert find_state_dict(saved).keys() == a_network.state_dict().keys()
+    averaged = torch.optim.swa_utils.AveragedModel(a_network).state_dict()
+    assert find_state_dict(averaged).keys() == a_network.state_dict().keys()
+    assert find_state_dict({"epoch": 3, **a_network.state_dict()}).keys() == a_network.state_dict().keys()
+
+
+def test_two_networks_with_the_same_names_are_refused(a_network: nn.Module) -> None:
+    state = dict(a_network.state_dict())
+    with pytest.raises(ModelError, match=r"two weights '0.weight'"):
+        find_state_dict(state | {f"module.{name}": value for name, value in state.items()})
+
+
+def test_the_content_and_not_the_name_says_which_format_it_is(a_network: nn.Module, tmp_path: Path) -> None:
+    save_safetensors(a_network, tmp_path / "a.pt")
+    torch.save(a_network.state_dict(), tmp_path / "b.safetensors")
+    for name in ("a.pt", "b.safetensors"):
+        load_weights(a_network, load_state_dict(tmp_path / name))
+
+
+OTHER_FILES = {
+    "web page": (b"<!DOCTYPE html><html><title>Sign in</title></html>", "is a web page, .* save the file itself"),
+    "page with a mark": (b"\xef\xbb\xbf\n<html lang='en'>", "is a web page"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "pointer of Git LFS"),
+    "json": (b'{"message": "Not Found"}', "is a text file"),
+    "yaml": ("learning_rate: 0.1  # größer\n".encode() * 100, "is a text file"),
+    "wide text": ("weights".encode("utf-16"), "is a text file"),
+    "empty": (b"", "is empty"),
+    "zeros": (b"\0" * 5000, "is empty"),
+    "packed": (gzip.compress(b"x" * 100), r"is packed \(gzip\): unpack it"),
+    "keras": (b"\x89HDF\r\n\x1a\n" + b"\0\1" * 90, "HDF5"),
+    "damaged": (bytes(range(256)) * 9, "is damaged: get it again"),
+    "cut": (None, "is damaged: get it again"),
+}
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_what_is_not_a_checkpoint_is_said_to_be_what_it_is(tmp_path: Path, kind: str, name: str) -> None:
+    content, said = OTHER_FILES[kind]
+    if content is None:
+        torch.save({"weight": torch.zeros(999)}, tmp_path / "whole")
+        content = (tmp_path / "whole").read_bytes()[:2000]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_state_dict(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_zip_of_other_things_and_a_program_are_said_to_be_that(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/weights.pth", b"x")
+    with pytest.raises(ModelError, match=r"is packed \(zip\): unpack it"):
+        load_state_dict(tmp_path / "model.pt")
+    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "script.pt"))
+    with pytest.raises(ModelError, match="TorchScript program"):
+        load_state_dict(tmp_path / "script.pt")
