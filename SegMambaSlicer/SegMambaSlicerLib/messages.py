@@ -15,7 +15,7 @@ from slicer.i18n import tr as _
 
 from segmamba.inference.forecast import FINE_TIME, Forecast
 from segmamba.models.manifest import Model
-from segmamba.reporting.report import numbering_doubt
+from segmamba.reporting.report import level_variants, numbering_doubt
 from segmamba.spine.levels import level_name
 from segmamba.utils.memory import gibibytes
 
@@ -230,13 +230,16 @@ def segmentFlags(
 
 
 def numberingText(report: Mapping[str, Any]) -> str:
-    """Return why the vertebral levels are uncertain, and what else they could be; empty where they are certain."""
-    doubt = numbering_doubt(report)
-    if not doubt:
+    """Return why the vertebral levels are uncertain, what is unusual in them and what else they could be.
+
+    Empty where the levels are certain and as usual.
+    """
+    doubt, variants = numbering_doubt(report), level_variants(report)
+    if not doubt and not variants:
         return ""
     numbering = report["numbering"]
-    sentences = [doubt, *numbering["variants"]]
-    if numbering["runner_up"]:
+    sentences = [doubt, *variants] if doubt else [*variants]
+    if doubt and numbering["runner_up"]:
         text = _("Second most likely ({probability}): {numbers}.")
         probability = f"{numbering['runner_up_probability']:.0%}"
         sentences.append(text.format(probability=probability, numbers=_rival(numbering)))

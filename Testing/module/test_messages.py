@@ -112,6 +112,16 @@ def test_doubt_about_numbers_names_the_rival_where_there_is_one(texts, rival, sa
 
 def test_numbers_that_are_certain_or_not_spoken_of_raise_no_doubt(texts):
     assert texts.numberingText({"numbering": {"certain": True}}) == texts.numberingText({}) == ""
+    certain = {"certain": True, "reason": "", "variants": [], "runner_up": ["L1"], "runner_up_probability": 0.01}
+    assert texts.numberingText({"numbering": certain}) == ""
+
+
+def test_unusual_levels_are_said_even_where_they_are_certain(texts):
+    numbering = {"certain": True, "reason": "", "variants": ["The sacrum follows L4.", "There is no T12."]}
+    numbering |= {"levels": {"23": 0.99}, "runner_up": ["L5"], "runner_up_probability": 0.01}
+    assert texts.numberingText({"numbering": numbering}) == (
+        "The sacrum follows L4. There is no T12. Select a vertebra and renumber it if needed."
+    )
 
 
 def test_steps_of_the_refinement_are_said_in_words(texts):

@@ -8,8 +8,8 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
+from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case_record import CaseRecord
-from segmamba.batch.cases import BatchCase
 from segmamba.batch.layout import CASES, REPORT
 from segmamba.batch.plan import Plan
 from segmamba.reporting import report as reporting
@@ -17,7 +17,7 @@ from segmamba.reporting import report as reporting
 Row = dict[str, Any]
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
-LEVELS_UNCERTAIN, NOTHING_FOUND = "levels uncertain", "nothing found"
+LEVELS_UNCERTAIN, UNUSUAL_LEVELS, NOTHING_FOUND = "levels uncertain", "unusual levels", "nothing found"
 AT_BORDER, WARNING, REPEATED, OUTDATED = "cut by the border", "warning", "repeated", "old results kept"
 
 
@@ -27,8 +27,8 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
     Returns
     -------
     dict
-        ``case``, ``status``, ``error``, ``flags`` (list of short texts to look at), ``summary``, ``input``, ``folder``
-        (below that of the run), ``this_run`` (else an earlier run did it), ``attempts``, ``seconds``,
+        ``case``, ``status``, ``error``, ``flags`` (list of short texts to look at), ``summary``, ``variants``
+        (sentences about unusual levels), ``input``, ``folder`` (below that of the run), ``this_run`` (else an earlier run did it), ``attempts``, ``seconds``,
         ``finished``, ``host``, ``model``, ``model_version``, ``checkpoint_sha256``, ``settings``, versions of the
         ``software``, ``device``, ``device_title``, ``precision``, ``scan_backend``, ``timings_s`` (seconds by stage)
         and ``structures``: name, then measurements by name.
@@ -40,6 +40,7 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
         **_base(BatchCase(record.name, record.path), plan, DONE),
         "flags": flags(report, run["attempts"]),
         "summary": report["summary"],
+        "variants": reporting.level_variants(report),
         "folder": f"{CASES}/{record.name}",
         "this_run": this_run,
         **{name: run[name] for name in ("attempts", "seconds", "finished", "host")},
@@ -70,6 +71,8 @@ def flags(report: Mapping[str, Any], attempts: int) -> list[str]:
         found.append(NOTHING_FOUND)
     if reporting.numbering_doubt(report):
         found.append(LEVELS_UNCERTAIN)
+    if reporting.level_variants(report):
+        found.append(UNUSUAL_LEVELS)
     if any(segment["at_border"] for segment in report["segments"]):
         found.append(AT_BORDER)
     if report["run"]["warnings"]:
@@ -101,6 +104,7 @@ def _base(case: BatchCase, plan: Plan, status: str) -> Row:
         "error": "",
         "flags": [],
         "summary": "",
+        "variants": [],
         "input": case.path,
         "folder": "",
         "this_run": True,

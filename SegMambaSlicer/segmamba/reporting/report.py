@@ -113,18 +113,24 @@ def describe_grid(geometry: Geometry) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return the report's outcome in one sentence, and in a second one whether the vertebrae's numbers are in doubt."""
+    """Return the report's outcome: what was found, whether the levels are uncertain, and what is unusual in them."""
     found = [segment["name"] for segment in report["segments"]]
     if not found:
         return "No structure was found: the segmentation is empty."
     outcome = f"{len(found)} structure{'s' if len(found) > 1 else ''} found: {', '.join(found)}."
-    return f"{outcome} {numbering_doubt(report)}".rstrip()
+    return " ".join(filter(None, (outcome, numbering_doubt(report), *level_variants(report))))
 
 
 def numbering_doubt(report: Mapping[str, Any]) -> str:
     """Return a sentence where the vertebral levels are uncertain, else an empty text."""
     numbering = report.get("numbering", {"certain": True})
     return "" if numbering["certain"] else f"Vertebral levels are uncertain: {numbering['reason']}"
+
+
+def level_variants(report: Mapping[str, Any]) -> list[str]:
+    """Return what is unusual in the levels, such as a sixth lumbar vertebra, a sentence each, certain or not."""
+    variants: list[str] = report.get("numbering", {}).get("variants", [])
+    return variants
 
 
 def write_report(path: str | Path, report: Mapping[str, Any]) -> None:

@@ -17,15 +17,16 @@ from pyarrow import parquet
 
 from segmamba.batch import cluster, engine, run
 from segmamba.batch import plan as planning
+from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case import do_case
-from segmamba.batch.cases import BatchCase
 from segmamba.batch.layout import OVERVIEW, PARQUET, PREVIEW, REPORT, ROWS, TABLE, THUMBNAIL
-from segmamba.batch.outcome import LEVELS_UNCERTAIN, flags
+from segmamba.batch.outcome import LEVELS_UNCERTAIN, failed_row, flags
 from segmamba.batch.plan import Plan, make_plan
 from segmamba.batch.table import flattened, write_table
 from segmamba.cli.main import main
 from segmamba.cli.progress import CaseProgress
 from segmamba.errors import Cancelled, InstallationError, OutputError
+from segmamba.request import Request
 
 pytest_plugins = ("helpers.batch_runs",)
 
@@ -129,11 +130,22 @@ def test_flags_say_what_to_look_at() -> None:
     doubt = {"numbering": {"certain": False, "reason": "no landmark is in view."}}
     assert flags(report, 1) == []
     assert flags(report | doubt, 1) == [LEVELS_UNCERTAIN]
+    unusual = {"numbering": {"certain": True, "variants": ["The sacrum follows L4."]}}
+    assert flags(report | unusual, 1) == ["unusual levels"]
     assert flags({"segments": [], "run": {"warnings": ["memory ran out"]}}, 2) == [
         "nothing found",
         "warning",
         "repeated",
     ]
+
+
+def test_unusual_levels_are_a_column_of_the_table(case: BatchCase, plan: Plan) -> None:
+    def run(request: Request) -> dict[str, Any]:
+        return quick_run(request) | {"numbering": {"certain": True, "variants": ["The sacrum follows L4."]}}
+
+    done, _ = do_case(case, plan, 1, run)
+    assert flattened(done)["variants"] == "The sacrum follows L4."
+    assert flattened(failed_row(case, plan, "No.", 1))["variants"] == ""
 
 
 def test_measurements_of_the_report_are_in_the_row(case: BatchCase, plan: Plan) -> None:

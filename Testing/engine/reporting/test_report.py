@@ -58,6 +58,14 @@ def test_the_summary_says_why_numbers_are_not_certain() -> None:
     assert "certain" not in report.summary({"segments": [], "numbering": doubt})
 
 
+@pytest.mark.parametrize("doubt", ["", "T12 could be L1: check."])
+def test_the_summary_says_what_is_unusual_in_the_levels(doubt: str) -> None:
+    numbering = {"certain": not doubt, "reason": doubt, "variants": ["The sacrum follows L4.", "There is no T12."]}
+    said = report.summary({"segments": [{"name": "L4 vertebra"}], "numbering": numbering})
+    told = f"Vertebral levels are uncertain: {doubt} " if doubt else ""
+    assert said == f"1 structure found: L4 vertebra. {told}The sacrum follows L4. There is no T12."
+
+
 def test_a_report_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         report.write_report(tmp_path / "r.json", {"volume": float("nan")})
