@@ -25,7 +25,7 @@ CHUNK_BYTES = 1 << 20
 # Images have more values than the first number. Between the two, label maps are told by their flat regions: most
 # voxels of a label have the next one's value, and few voxels of an image have, as it has noise.
 MOST_LABELS, FEW_LABELS, FLAT_PART = 256, 8, 0.6
-LEAST_LABEL = -1  # "ignore"
+LEAST_LABEL, LARGEST_LABEL = -1, 255  # -1 for "ignore"; larger ones only where the name says that it is a label map
 # So many voxels that are not background are enough to tell.
 ENOUGH_VOXELS = 10_000
 # Images cannot be compressed to less than this part of their size, label maps much further.
@@ -60,7 +60,7 @@ def _labels(chunks: Iterable[np.ndarray], named: bool) -> set[int]:
         if chunk.dtype.kind not in "iu" and not np.array_equal(values, np.round(values)):
             return set()
         labels.update(int(value) for value in values[: MOST_LABELS + 1])
-        if len(labels) > MOST_LABELS or min(labels) < LEAST_LABEL:
+        if len(labels) > MOST_LABELS or min(labels) < LEAST_LABEL or (max(labels) > LARGEST_LABEL and not named):
             return set()
         inside = chunk[:-1] != 0
         foreground += np.count_nonzero(inside)

@@ -114,15 +114,22 @@ def test_label_maps_next_to_their_images_are_left_out(tmp_path: Path, names: tup
         (some_labels(2), r"\(2 whole numbers, 0 to 1\)"),
         (some_labels(118) * 0, "value 0 everywhere, and its name"),
         (some_labels(118).astype(np.int16) - 1, r"\(7 whole numbers, -1 to 50\)"),
+        (some_labels(118).astype(np.int16) * 100, r"\(7 whole numbers, 0 to 5100\)"),
         (some_mr(), "^$"),
         (some_mr() * 5 - 1000, "^$"),
         (some_mr() / np.float32(200), "^$"),
     ],
-    ids=["binary", "empty", "ignored", "image", "CT", "fractions"],
+    ids=["binary", "empty", "ignored", "large", "image", "CT", "fractions"],
 )
 def test_the_values_and_not_the_name_make_a_label_map(tmp_path: Path, array: np.ndarray, reason: str) -> None:
     save(tmp_path / "in" / "labelsTr" / "s1.nii.gz", array)
     assert re.search(reason, reasons(tmp_path / "in")["labelsTr/s1.nii.gz"])
+
+
+def test_an_image_in_flat_regions_is_no_label_map(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "phantom.nii.gz", some_labels(118).astype(np.int16) * 10)
+    save(tmp_path / "in" / "ct.nii.gz", some_labels(118).astype(np.int16) - 1000)
+    assert set(reasons(tmp_path / "in").values()) == {""}
 
 
 def test_an_image_that_was_segmented_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

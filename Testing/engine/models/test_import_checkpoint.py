@@ -167,7 +167,9 @@ def test_a_web_page_for_a_checkpoint_ends_in_one_line_without_warnings_of_librar
     (tmp_path / name).write_text("<!DOCTYPE html><html><title>Sign in</title></html>" * 9)
     assert main(["models", "import", str(tmp_path / name)]) == ModelError.exit_code
     *progress, line = capsys.readouterr().err.strip().splitlines()
-    assert progress == ["read"] and line.startswith(f"segmamba: error: The file {tmp_path / name} is a web page, not a checkpoint: open the")
+    assert progress == ["read"] and line.startswith(
+        f"segmamba: error: The file {tmp_path / name} is a web page, not a checkpoint: open the"
+    )
 
 
 @pytest.mark.parametrize(("debug", "shown"), [("", False), ("1", True)])
