@@ -160,8 +160,13 @@ def find_files(path: Path) -> tuple[str, ...]:
         series = find_series(path)
         chosen = _only(path, series)
     else:
-        series = group_series(sorted(other for other in path.parent.iterdir() if other.is_file()))
-        chosen = next(one for one in series if str(path) in (*one.files, *one.copies))
+        # macOS puts a hidden file beside each one on a foreign disk.
+        beside = (other for other in path.parent.iterdir() if other == path or other.name[0] != ".")
+        series = group_series(sorted(other for other in beside if other.is_file()))
+        belonging = [one for one in series if str(path) in (*one.files, *one.copies)]
+        if not belonging:
+            raise InputError(f"{path} lists the files of a disc and is not an image: give the folder of the slices.")
+        chosen = belonging[0]
     places = {Path(file).parent for file in chosen.files}
     for one in series:
         if one.damaged and Path(one.files[0]).parent in places:

@@ -176,7 +176,7 @@ def _read_torch(path: Path) -> Any:
         if refused is None:
             raise ModelError(f"The checkpoint {path} is damaged: get it again.") from error
         raise ModelError(
-            f"The checkpoint {path} holds more than weights ({refused[1]}), so it is not loaded, for that might run "
+            f"The checkpoint {path} holds more than weights ({refused[1]}), so it is not loaded, as that could run "
             "code: save the weights alone, with torch.save(model.state_dict(), ...)."
         ) from error
 

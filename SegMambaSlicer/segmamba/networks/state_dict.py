@@ -21,7 +21,7 @@ WRAPPING_PARTS = frozenset(
     {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
 # Names that a training class gives to the network in it; its other weights (of a loss, say) are not the network's.
-ATTRIBUTES = ("model", "network", "net", "ema_model")
+ATTRIBUTES = ("model", "_model", "network", "net", "ema_model", "backbone", "segmentor")
 # How often torch.optim.swa_utils.AveragedModel has averaged: saved next to the weights.
 COUNT_OF_AVERAGES = "n_averaged"
 

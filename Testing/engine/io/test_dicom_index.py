@@ -311,10 +311,19 @@ def test_a_folder_stands_for_the_only_scan_below_it(tmp_path: Path) -> None:
 
 def test_the_directory_of_a_disc_stands_for_its_folder(tmp_path: Path) -> None:
     write_slices(tmp_path / "DICOM", some_ct(), GEOMETRY)
-    write_dataset(
-        tmp_path / "DICOMDIR", {"SOPClassUID": MediaStorageDirectoryStorage, "SOPInstanceUID": generate_uid()}
-    )
+    for name in ("DICOMDIR", "index"):
+        write_dataset(tmp_path / name, {"SOPClassUID": MediaStorageDirectoryStorage, "SOPInstanceUID": generate_uid()})
     np.testing.assert_array_equal(read_volume(tmp_path / "DICOMDIR").array, some_ct())
+    with pytest.raises(InputError, match="index lists the files of a disc and is not an image: give the folder"):
+        read_volume(tmp_path / "index")
+
+
+def test_hidden_files_of_other_systems_beside_slices_are_not_damaged_slices(tmp_path: Path) -> None:
+    files = write_slices(tmp_path, some_ct(), GEOMETRY)
+    for file in files:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    for path in (tmp_path, files[0]):
+        np.testing.assert_array_equal(read_volume(path).array, some_ct())
 
 
 def test_eighty_series_are_told_in_a_sentence_that_can_be_read(tmp_path: Path) -> None:
