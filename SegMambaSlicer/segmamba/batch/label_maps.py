@@ -63,8 +63,8 @@ def _labels(chunks: Iterable[np.ndarray], named: bool) -> set[int]:
         if len(labels) > MOST_LABELS or min(labels) < LEAST_LABEL or (max(labels) > LARGEST_LABEL and not named):
             return set()
         inside = chunk[:-1] != 0
-        foreground += np.count_nonzero(inside)
-        flat += np.count_nonzero(inside & (chunk[:-1] == chunk[1:]))
+        foreground += int(np.count_nonzero(inside))
+        flat += int(np.count_nonzero(inside & (chunk[:-1] == chunk[1:])))
         if foreground >= ENOUGH_VOXELS and (named or not _are_labels(labels, flat, foreground)):
             break
     return labels if _are_labels(labels, flat, foreground) else set()

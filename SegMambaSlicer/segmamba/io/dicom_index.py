@@ -261,7 +261,8 @@ def _without_copies(group: Sequence[Found]) -> tuple[list[Found], list[str]]:
         uid = _text(header, "SOPInstanceUID")
         reliable = uid and len(places[uid]) == 1 and _place(header, "ImagePositionPatient")
         alike[(uid if reliable else "", *_image_key(header))].append((file, header))
-    kept, copies = [], []
+    kept: list[Found] = []
+    copies: list[str] = []
     for (uid, *_), same in alike.items():
         once = {(uid if uid or len(same) == 1 else _pixels(file)): (file, header) for file, header in reversed(same)}
         kept += once.values()
