@@ -69,7 +69,7 @@ def flags(report: Mapping[str, Any], attempts: int) -> list[str]:
     found = []
     if not report["segments"]:
         found.append(NOTHING_FOUND)
-    if reporting.numbering_doubt(report):
+    if report["segments"] and reporting.numbering_doubt(report):
         found.append(LEVELS_UNCERTAIN)
     if reporting.level_variants(report):
         found.append(UNUSUAL_LEVELS)

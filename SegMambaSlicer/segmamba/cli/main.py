@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn, TextIO
 
 from segmamba import __version__
 from segmamba.cli import batch, doctor, evaluate, models, segment, train
@@ -77,7 +77,14 @@ def _warnings_in_log() -> Iterator[None]:
         yield
 
 
-def _log_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     logger.info("%s:%d: %s: %s", filename, lineno, category.__name__, message)
 
 

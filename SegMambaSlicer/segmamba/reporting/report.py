@@ -128,8 +128,10 @@ def numbering_doubt(report: Mapping[str, Any]) -> str:
 
 
 def level_variants(report: Mapping[str, Any]) -> list[str]:
-    """Return what is unusual in the levels, such as a sixth lumbar vertebra, a sentence each, certain or not."""
-    variants: list[str] = report.get("numbering", {}).get("variants", [])
+    """Return what is unusual in the levels of the segments, such as a sixth lumbar vertebra, a sentence each."""
+    # Of vertebrae that were removed, nothing is said.
+    numbering = report.get("numbering", {}) if report.get("segments", True) else {}
+    variants: list[str] = numbering.get("variants", [])
     return variants
 
 

@@ -132,6 +132,8 @@ def test_flags_say_what_to_look_at() -> None:
     assert flags(report | doubt, 1) == [LEVELS_UNCERTAIN]
     unusual = {"numbering": {"certain": True, "variants": ["The sacrum follows L4."]}}
     assert flags(report | unusual, 1) == ["unusual levels"]
+    assert flags({"segments": [], "run": {"warnings": []}} | unusual | doubt, 1) == ["nothing found"]
+    assert flags({"segments": [], "run": {"warnings": []}} | unusual, 1) == ["nothing found"]
     assert flags({"segments": [], "run": {"warnings": ["memory ran out"]}}, 2) == [
         "nothing found",
         "warning",
