@@ -256,7 +256,7 @@ def test_phases_with_one_identifier_are_not_taken_for_copies(tmp_path: Path) -> 
     for phase in (1, 2):
         tags = {"SeriesInstanceUID": "1.2", "SOPInstanceUID": "1.2.3", "StudyInstanceUID": "1"}
         files = write_slices(tmp_path / str(phase), some_ct(phase), GEOMETRY, **tags)
-    with pytest.raises(InputError, match="10 slices at the place of another one"):
+    with pytest.raises(InputError, match="10 slices at the position of another one"):
         read_volume(tmp_path)
     assert read_volume(files[0]).array.shape == some_ct().shape
 
