@@ -11,7 +11,7 @@ demo: .venv/installed
 
 # Two files at a time, each on one core: most of their time is waiting for processes to start.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What depends on the processor, as on one without AVX-512 and bfloat16 (AMD Zen 3, most laptops).
 test-avx2: .venv/installed-dev
