@@ -22,12 +22,13 @@ def load_models(path: Path | None = None) -> Manifest:
     """Return all models that can be used, or only those of a manifest that is named.
 
     Models of the user's own come after those of the software. A description that cannot be read, or that has the id of
-    another model, is left out and named in ``problems``: it does not keep the other models from running.
+    another model, is left out and named in ``problems``, and so is a damaged settings file: neither keeps the other
+    models from running.
 
     Raises
     ------
     ModelError
-        The file is not a manifest, or is one of another schema version; or the settings file is damaged.
+        The file is not a manifest, or is one of another schema version.
 
     Examples
     --------
@@ -37,7 +38,11 @@ def load_models(path: Path | None = None) -> Manifest:
     manifest = load_manifest(path)
     if path is not None:
         return manifest
-    for description in _descriptions():
+    try:
+        descriptions = list(_descriptions())
+    except ModelError as error:
+        return replace(manifest, problems=(str(error),))
+    for description in descriptions:
         try:
             model = described_model(read_description(description), description)
             manifest = with_model(manifest, model)
