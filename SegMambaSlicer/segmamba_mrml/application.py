@@ -21,15 +21,21 @@ def inside_slicer() -> bool:
     return getattr(slicer, "app", None) is not None
 
 
-def start() -> None:
+def start(scene: Any = None) -> None:
     """Make ``slicer.mrmlScene`` and ``slicer.modules.<name>.logic()`` available.
 
     Inside Slicer both are there already and nothing is done. On ``slicer-core`` an application logic is created, with
-    the logics that segmentations need registered on it; calling again does nothing.
+    the logics that segmentations need registered on it; calling again does nothing. What is done to nodes starts it
+    by itself.
+
+    Parameters
+    ----------
+    scene : vtkMRMLScene, optional
+        Becomes ``slicer.mrmlScene`` where there is none; by default a new one.
     """
-    if inside_slicer() or getattr(slicer, "mrmlScene", None) is not None:
+    if inside_slicer() or getattr(slicer, "modules", None) is not None:
         return
-    scene = slicer.vtkMRMLScene()
+    scene = scene or getattr(slicer, "mrmlScene", None) or slicer.vtkMRMLScene()
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)
     application.GetColorLogic().SetMRMLScene(scene)

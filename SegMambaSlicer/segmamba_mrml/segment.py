@@ -19,7 +19,7 @@ from segmamba.inference.file_to_file import requested_model
 from segmamba.io.volume import Volume
 from segmamba.request import Request
 from segmamba.worker.client import WorkerProcess
-from segmamba_mrml.application import worker_python
+from segmamba_mrml.application import start, worker_python
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, write_report
 from segmamba_mrml.segmentation import LabelBox, check_segmentation, label_box, segment_ids, segments_in_steps
 from segmamba_mrml.terminology import load_terminology
@@ -54,6 +54,7 @@ class SegmentationCase:
 
     def __init__(self, volume_node: Any, request: Request, output_node: Any = None) -> None:
         check_volume(volume_node)
+        start(volume_node.GetScene())
         if output_node is not None:
             check_segmentation(output_node, volume_node)
         self._volume_node = volume_node

@@ -17,6 +17,7 @@ from segmamba.errors import InputError
 from segmamba.io.labelmap import SEGMENTATION_EXTENSION, segment_id
 from segmamba.labels import Label
 from segmamba.utils.atomic import atomic_write, check_output
+from segmamba_mrml.application import start
 
 BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 # Where a segmentation keeps the grid of the volume that it is of.
@@ -124,6 +125,7 @@ def segments_in_steps(
     Each segment makes Slicer's views and tables follow. An iterator that is closed before its end, or that raises,
     takes back what it has added.
     """
+    start(volume_node.GetScene())
     shape = volume_node.GetImageData().GetDimensions()[::-1]
     if box.shape != shape:
         raise InputError(

@@ -33,6 +33,9 @@ def load_terminology() -> None:
     """
     import slicer
 
+    from segmamba_mrml.application import start
+
+    start()
     logic = slicer.modules.terminologies.logic()
     if logic.IsTerminologyContextLoaded(TERMINOLOGY_CONTEXT):
         return

@@ -8,21 +8,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import vtk_to_numpy
 
 from segmamba.errors import InputError, OutputError
 from segmamba.io.read import MODALITY_KEY
-from segmamba.io.volume import Geometry, Volume
+from segmamba.io.volume import Geometry, Volume, corners, nearest_orthonormal
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# ITK and NIfTI keep directions in double and in single precision; a shear below this cannot be told from rounding.
-LARGEST_SHEAR = 1e-4
+# A volume is taken as it lies where that puts nothing off by more than this part of a voxel: headers, registrations
+# and DICOM positions are rounded.
+NEGLIGIBLE = 0.2
+# What Slicer's DICOM reader calls the transform that it puts volumes under whose slices are not on an even grid.
+ACQUISITION = "acquisition transform"
 # NRRD's names for numbers where they are not numpy's.
 NRRD_TYPES = {"float32": "float", "float64": "double"}
 
@@ -58,10 +61,12 @@ def check_volume(volume_node: Any) -> None:
 def index_to_lps(volume_node: Any) -> np.ndarray:
     """Return the 4 x 4 matrix from voxel indices (i, j, k) to LPS world millimetres, parent transforms applied.
 
+    Its axes are at right angles; where they are so but for rounding, no voxel moves by more than `NEGLIGIBLE`.
+
     Raises
     ------
     InputError
-        A parent transform is not linear, or leaves the voxel axes at other than right angles.
+        A parent transform is not linear (see `world_matrix`), or leaves the voxel axes at other than right angles.
     """
     ijk_to_ras = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(ijk_to_ras)
@@ -69,13 +74,18 @@ def index_to_lps(volume_node: Any) -> np.ndarray:
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     if not np.isfinite(matrix).all() or spacing.min() <= 0:
         raise InputError(f"'{volume_node.GetName()}' has no valid voxel spacing: correct it in the Volumes module.")
-    directions = matrix[:3, :3] / spacing
-    if np.abs(directions.T @ directions - np.eye(3)).max() > LARGEST_SHEAR:
+    last = np.array(volume_node.GetImageData().GetDimensions()) - 1
+    straight = np.eye(4)
+    straight[:3, :3] = nearest_orthonormal(matrix[:3, :3] / spacing) * spacing
+    # What is off is so by as much on either side.
+    straight[:3, 3] = matrix[:3, 3] + (matrix - straight)[:3, :3] @ (last / 2)
+    moved = np.linalg.inv(straight) @ (matrix - straight) @ corners((0, 0, 0), last).T
+    if np.abs(moved[:3]).max() > NEGLIGIBLE:
         raise InputError(
             f"The voxel axes of '{volume_node.GetName()}' are not at right angles (a sheared transform or a tilted "
             "gantry): resample it with the module Resample Scalar/Vector/DWI Volume and choose the result."
         )
-    return matrix
+    return straight
 
 
 def volume_of(volume_node: Any) -> Volume:
@@ -159,30 +169,76 @@ def roi_box(roi_node: Any) -> tuple[tuple[float, float, float], tuple[float, flo
     if roi_node.GetNumberOfDefinedControlPoints() == 0 or half.min() <= 0:
         raise InputError(f"The ROI '{roi_node.GetName()}' has no extent: place it in a slice view first.")
     object_to_lps = RAS_TO_LPS @ slicer.util.arrayFromVTKMatrix(roi_node.GetObjectToWorldMatrix())
-    corners = np.array([[*(half * signs), 1.0] for signs in product((-1, 1), repeat=3)]) @ object_to_lps.T
-    low, high = corners[:, :3].min(axis=0).tolist(), corners[:, :3].max(axis=0).tolist()
+    box = corners(-half, half) @ object_to_lps.T
+    low, high = box[:, :3].min(axis=0).tolist(), box[:, :3].max(axis=0).tolist()
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
 def world_matrix(volume_node: Any) -> np.ndarray:
-    """Return the 4 x 4 matrix of a volume's parent transforms, from its own space to the world, in RAS millimetres.
+    """Return the 4 x 4 matrix of a node's parent transforms, from its own space to the world, in RAS millimetres.
+
+    Slicer's DICOM reader puts series under a grid transform whose slices are off an even grid by a micrometre. Such
+    transforms count as none where together they move nothing by more than `NEGLIGIBLE`.
+
+    Parameters
+    ----------
+    volume_node : vtkMRMLScalarVolumeNode or vtkMRMLSegmentationNode
 
     Raises
     ------
     InputError
-        One of them is not linear.
+        One of them is not linear, and moves more than that.
     """
+    matrix, moved = np.eye(4), 0.0
     transform_node = volume_node.GetParentTransformNode()
-    if transform_node is None:
-        return np.eye(4)
-    if not transform_node.IsTransformToWorldLinear():
-        raise InputError(
-            f"'{volume_node.GetName()}' is under the non-linear transform '{transform_node.GetName()}': harden the "
-            "transform on a copy of the volume (Data module) and choose the copy."
-        )
+    while transform_node is not None:
+        if transform_node.IsLinear():
+            to_parent = vtk.vtkMatrix4x4()
+            transform_node.GetMatrixTransformToParent(to_parent)
+            matrix = slicer.util.arrayFromVTKMatrix(to_parent) @ matrix
+        else:
+            displacements = _displacements(transform_node)
+            axes = matrix[:3, :3] @ _voxel_axes(volume_node)
+            moved += np.abs(np.linalg.solve(axes, displacements)).max() if displacements is not None else np.inf
+            if not moved <= NEGLIGIBLE:
+                raise InputError(_non_linear(volume_node, transform_node, displacements))
+        transform_node = transform_node.GetParentTransformNode()
+    return matrix
+
+
+def _displacements(transform_node: Any) -> np.ndarray | None:
+    """Return by how much a grid transform moves its grid's points, shape (3, points), in RAS millimetres."""
+    transform = transform_node.GetTransformFromParent()
+    grid = transform.GetDisplacementGrid() if transform_node.IsA("vtkMRMLGridTransformNode") else None
+    if grid is None or not grid.GetNumberOfPoints():
+        return None
+    vectors = vtk_to_numpy(grid.GetPointData().GetScalars()).reshape(-1, 3).T
+    return np.array(vectors * transform.GetDisplacementScale() + transform.GetDisplacementShift(), float)
+
+
+def _voxel_axes(node: Any) -> np.ndarray:
+    """Return the steps from voxel to voxel of a volume or a segmentation as columns, in its own space."""
     matrix = vtk.vtkMatrix4x4()
-    transform_node.GetMatrixTransformToWorld(matrix)
-    return np.array(slicer.util.arrayFromVTKMatrix(matrix))
+    if node.IsA("vtkMRMLSegmentationNode"):
+        image, segmentation = slicer.vtkOrientedImageData(), node.GetSegmentation()
+        geometry = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+        converter = slicer.vtkSegmentationConverter
+        converter.DeserializeImageGeometry(segmentation.GetConversionParameter(geometry), image, False)
+        image.GetImageToWorldMatrix(matrix)
+    else:
+        node.GetIJKToRASMatrix(matrix)
+    return np.array(slicer.util.arrayFromVTKMatrix(matrix)[:3, :3])
+
+
+def _non_linear(node: Any, transform_node: Any, displacements: np.ndarray | None) -> str:
+    name, transform = node.GetName(), transform_node.GetName()
+    way_out = "harden the transform on a copy of the volume (Data module) and choose the copy."
+    if displacements is None or ACQUISITION not in transform:
+        return f"'{name}' is under the non-linear transform '{transform}': {way_out}"
+    return (
+        f"The slices of '{name}' are tilted or at uneven distances: its transform '{transform}' moves them by up to "
+        f"{np.linalg.norm(displacements, axis=0).max():.2g} mm, so {way_out}"
+    )
 
 
 def modality_of(volume_node: Any) -> str:

@@ -91,6 +91,34 @@ def a_warp(a_slicer_scene):
     return node
 
 
+@pytest.fixture
+def put_on_uneven_slices(a_slicer_scene):
+    """Put a volume under the transform that Slicer's DICOM reader makes where slices are off an even grid.
+
+    Takes the volume node and by how much each slice is to move, shape (slices, 3), in RAS millimetres.
+    """
+
+    def put(volume_node, moves):
+        columns, rows, slices = volume_node.GetImageData().GetDimensions()
+        spacing, directions = volume_node.GetSpacing(), vtk.vtkMatrix4x4()
+        volume_node.GetIJKToRASDirectionMatrix(directions)
+        grid = vtk.vtkImageData()
+        grid.SetOrigin(volume_node.GetOrigin())
+        grid.SetDimensions(2, 2, slices)
+        grid.SetSpacing(spacing[0] * columns, spacing[1] * rows, spacing[2])
+        grid.AllocateScalars(vtk.VTK_DOUBLE, 3)
+        transform = slicer.vtkOrientedGridTransform()
+        transform.SetGridDirectionMatrix(directions)
+        transform.SetDisplacementGridData(grid)
+        node = a_slicer_scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "2: Abdomen acquisition transform")
+        node.SetAndObserveTransformToParent(transform)
+        slicer.util.arrayFromGridTransform(node)[:] = np.asarray(moves)[:, None, None]
+        volume_node.SetAndObserveTransformNodeID(node.GetID())
+        return node
+
+    return put
+
+
 @pytest.fixture(scope="session")
 def a_tiny_model(tmp_path_factory):
     """A manifest whose only model is a tiny SpineMamba with random weights for T12, L1 and the sacrum."""

@@ -20,6 +20,38 @@ def test_starting_twice_keeps_the_scene(a_slicer_scene):
     assert node.GetScene() is a_slicer_scene
 
 
+OWN_SCENE = """
+import numpy as np, slicer, vtk
+from segmamba.models.manifest import load_manifest
+from segmamba.request import Request
+from segmamba_mrml.segment import SegmentationCase
+from segmamba_mrml.terminology import load_terminology
+scene = slicer.vtkMRMLScene()
+volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
+image = vtk.vtkImageData()
+image.SetDimensions(9, 10, 12)
+image.AllocateScalars(vtk.VTK_SHORT, 1)
+volume.SetAndObserveImageData(image)
+case = SegmentationCase(volume, Request.of(task="vertebrae"))
+from segmamba.io.labelmap import write_labelmap
+from segmamba_mrml.volumes import volume_of
+labels = np.zeros((12, 10, 9), np.uint8)
+labels[4:8, 3:7, 3:6] = 20
+write_labelmap(case.request.output, labels, volume_of(volume).geometry, load_manifest().default("vertebrae").labels)
+node = case.finish({"segments": [{"name": "L1 vertebra"}]})
+assert node.GetScene() is scene is slicer.mrmlScene
+print(node.GetSegmentation().GetNthSegment(0).GetName())
+load_terminology()
+"""
+
+
+def test_scene_of_ones_own_on_slicer_core_is_worked_on_without_further_calls():
+    command = [sys.executable, "-c", OWN_SCENE]
+    done = subprocess.run(command, cwd=PACKAGES, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "L1 vertebra"), done.stderr
+    assert "ERR|" not in done.stderr
+
+
 def test_module_logics_work_on_the_scene(a_slicer_scene):
     for name in ("segmentations", "volumes", "terminologies", "subjecthierarchy", "markups", "colors"):
         assert getattr(slicer.modules, name).logic().GetMRMLScene() is a_slicer_scene

@@ -249,3 +249,18 @@ def geometry_of(volume_node):
         origin=tuple(matrix[:3, 3]),
         direction=tuple((matrix[:3, :3] / spacing).flatten()),
     )
+
+
+def test_segmentation_of_a_volume_on_uneven_slices_lies_under_its_transform_and_can_be_measured(
+    a_volume_node, put_on_uneven_slices, labels, vertebrae
+):
+    from segmamba_mrml.volumes import world_matrix
+
+    step = slicer.util.arrayFromVolume(a_volume_node).shape[0]
+    transform = put_on_uneven_slices(a_volume_node, np.full((step, 3), 0.05))
+    node = segmentation_from_labels(labels, a_volume_node, vertebrae, "spine")
+    assert node.GetTransformNodeID() == transform.GetID()
+    np.testing.assert_array_equal(world_matrix(node), np.eye(4))
+    slicer.util.arrayFromGridTransform(transform)[:] = 2.0
+    with pytest.raises(InputError, match="tilted or at uneven distances"):
+        world_matrix(node)

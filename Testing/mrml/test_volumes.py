@@ -10,6 +10,7 @@ import vtk
 
 from segmamba.errors import InputError, OutputError
 from segmamba.io.read import read_volume
+from segmamba.io.volume import corners
 from segmamba_mrml.volumes import check_volume, coarse_volume, index_to_lps, roi_box, volume_of, write_volume
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -66,6 +67,63 @@ def test_non_linear_parent_transform_is_refused_with_a_way_out(a_volume_node, a_
     a_volume_node.SetAndObserveTransformNodeID(a_warp.GetID())
     with pytest.raises(InputError, match="non-linear transform 'warp': harden"):
         check_volume(a_volume_node)
+
+
+def uneven(volume_node, part):
+    """Return how slices move: every other one, along their normal, by a part of a voxel."""
+    step = _ijk_to_ras(volume_node)[:3, 2]
+    return np.outer(np.arange(volume_node.GetImageData().GetDimensions()[2]) % 2, part * step)
+
+
+def test_volume_whose_slices_are_off_by_a_part_of_a_voxel_is_taken_as_it_lies(
+    a_volume_node, a_linear_transform, put_on_uneven_slices
+):
+    a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    before = index_to_lps(a_volume_node)
+    outer = put_on_uneven_slices(a_volume_node, uneven(a_volume_node, 0.19))
+    outer.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    np.testing.assert_allclose(index_to_lps(a_volume_node), before, atol=1e-9)
+
+
+def test_voxels_are_measured_where_a_transform_in_between_has_put_them(
+    a_volume_node, a_linear_transform, put_on_uneven_slices
+):
+    grid = put_on_uneven_slices(a_volume_node, uneven(a_volume_node, 0.3))
+    slicer.util.updateTransformMatrixFromArray(a_linear_transform, np.diag([2.0, 2.0, 2.0, 1.0]))
+    a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    a_linear_transform.SetAndObserveTransformNodeID(grid.GetID())
+    check_volume(a_volume_node)
+
+
+@pytest.mark.parametrize("part", [0.21, 3.0, np.nan])
+def test_tilted_or_uneven_slices_are_refused_with_how_far_they_are_off(a_volume_node, put_on_uneven_slices, part):
+    put_on_uneven_slices(a_volume_node, uneven(a_volume_node, part))
+    with pytest.raises(InputError, match=r"'case 7' are tilted or at uneven distances.* mm, so harden .* on a copy"):
+        check_volume(a_volume_node)
+
+
+def test_small_displacements_of_several_transforms_add_up(a_volume_node, put_on_uneven_slices):
+    inner = put_on_uneven_slices(a_volume_node, uneven(a_volume_node, 0.15))
+    outer = put_on_uneven_slices(a_volume_node, uneven(a_volume_node, 0.15))
+    check_volume(a_volume_node)
+    a_volume_node.SetAndObserveTransformNodeID(inner.GetID())
+    inner.SetAndObserveTransformNodeID(outer.GetID())
+    with pytest.raises(InputError, match="uneven distances"):
+        check_volume(a_volume_node)
+
+
+def test_axes_that_are_at_right_angles_but_for_rounding_are_made_so(a_volume_node, a_linear_transform):
+    shear = np.eye(4)
+    shear[0, 1], shear[2, 0] = 0.004, -0.003
+    slicer.util.updateTransformMatrixFromArray(a_linear_transform, shear)
+    a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    matrix = index_to_lps(a_volume_node)
+    directions = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
+    np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=1e-9)
+    sheared = RAS_TO_LPS @ shear @ _ijk_to_ras(a_volume_node)
+    last = np.array(a_volume_node.GetImageData().GetDimensions()) - 1
+    off = np.linalg.inv(sheared) @ matrix @ corners((0, 0, 0), last).T - corners((0, 0, 0), last).T
+    assert 0.001 < np.abs(off).max() < 0.05
 
 
 def test_sheared_transform_is_refused_with_a_way_out(a_volume_node, a_linear_transform, tmp_path):
