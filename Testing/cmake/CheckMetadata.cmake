@@ -1,5 +1,5 @@
 # Slicer packages the extension here, with these facts for its catalogue. It passes them on unquoted.
-foreach(name IN ITEMS HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS)
+foreach(name IN ITEMS HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS DICOM_SUPPORT_RULE)
   if("${EXTENSION_${name}}" STREQUAL "" OR "${EXTENSION_${name}}" MATCHES ";")
     message(FATAL_ERROR "EXTENSION_${name} has to be one text without ';', and is '${EXTENSION_${name}}'")
   endif()

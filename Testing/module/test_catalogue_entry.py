@@ -9,6 +9,8 @@ import subprocess
 import pytest
 from helpers.repository import REPOSITORY
 
+from segmamba.models.manifest import Manifest
+
 ENTRY = REPOSITORY / "Resources" / "ExtensionsIndex" / "SegMambaSlicer.json"
 SCHEMA = (
     "https://raw.githubusercontent.com/Slicer/Slicer/main/Schemas/slicer-extension-catalog-entry-schema-v1.0.2.json#"
@@ -89,6 +91,29 @@ def test_cmake_and_the_module_name_the_repository_of_the_entry(entry: dict, cmak
 def test_build_dependencies_are_those_of_cmake(entry: dict, cmake_lists: str) -> None:
     depends = _setting(cmake_lists, "EXTENSION_DEPENDS").split()
     assert entry["build_dependencies"] == [name for name in depends if name != "NA"]
+
+
+def test_pytorch_comes_with_the_extension(entry: dict) -> None:
+    # The index's review asks this of extensions that install torch with pip.
+    assert entry["build_dependencies"] == ["PyTorch"]
+
+
+def test_dicom_rule_is_that_of_cmake_and_takes_the_modalities_of_the_models(
+    entry: dict, cmake_lists: str, manifest: Manifest
+) -> None:
+    rule = entry["dicom_support_rule"]
+    assert rule == _setting(cmake_lists, "EXTENSION_DICOM_SUPPORT_RULE")
+    # What it is made of reads alike in Python.
+    taken = {one for one in ("CT", "MR", "PT", "SEG", "US") if eval(rule, {}, {"Modality": one})}
+    assert taken == {one for model in manifest.models for one in model.modalities}
+
+
+def test_description_names_the_licences_of_code_and_bundled_weights(cmake_lists: str) -> None:
+    said = _setting(cmake_lists, "EXTENSION_DESCRIPTION")
+    assert "Apache-2.0" in said
+    models = json.loads((REPOSITORY / "weights_manifest.json").read_text(encoding="utf-8"))["models"]
+    licences = {model["licence"] for model in models if model["file"]["bundled"]}
+    assert {found.replace(" ", "-") for found in re.findall(r"CC BY(?:-SA)? 4\.0", said)} == licences
 
 
 @pytest.mark.parametrize("name", ["EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"])
