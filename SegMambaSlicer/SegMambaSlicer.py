@@ -56,8 +56,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.sections = None
         self._parameterNode = None
         self._guiTag = None
-        self._stage, self._stageBegin = "", 0.0
-        self._refused = False
+        self._stage, self._stageBegin, self._refused = "", 0.0, False
         # Last: without a parent it builds the panel at once.
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
@@ -78,21 +77,20 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.segmentButton.connect("clicked(bool)", self.onSegmentButton)
         self.sections.checkpoints.changed.connect(self.onParametersChanged)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneLoaded)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneLoaded)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.initializeParameterNode)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.initializeParameterNode)
         self.useManifest(None)
         self.initializeParameterNode()
 
     def cleanup(self):
-        """Stop a running job and the worker; called when the module is reloaded or Slicer closes."""
+        """Stop a running job, the worker and all else; called when the module is reloaded or Slicer closes."""
         if self.sections is None:
             return
         self.logic.stop()
         self.setParameterNode(None)
         self.removeObservers()
-        self.sections.forecast.stop()
         self.sections.results.show(None)
-        self.sections.checkpoints.stop()
+        self.sections.stop()
 
     def enter(self):
         """Look again at what may have changed while another module was open."""
@@ -111,8 +109,8 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         except SegMambaError as error:
             self.showStatus(str(error), problem=True)
 
-    def initializeParameterNode(self):
-        """Show the scene's parameter node, and choose the first volume where none is chosen."""
+    def initializeParameterNode(self, _caller=None, _event=None):
+        """Show what the scene (perhaps a new one) holds, and choose the first volume where none is chosen."""
         self.setParameterNode(self.logic.getParameterNode())
         if not self._parameterNode.inputVolume:
             node = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
@@ -150,10 +148,6 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.sections.results.show(None)
         self.ui.segmentButton.enabled = False
         self.showStatus(_("The scene was closed, so the job was stopped.") if wasRunning else "")
-
-    def onSceneLoaded(self, _caller, _event):
-        """Show the new scene's choices and result."""
-        self.initializeParameterNode()
 
     def onSegmentButton(self, _checked=False):
         """Start a job, or cancel the one that is running."""
@@ -227,8 +221,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._stage, self._stageBegin = "", time.monotonic()
         if running:
             self.showStatus("")
-            self.ui.progressBar.value = 0
-            self.ui.progressBar.format = _("Starting")
+            self.ui.progressBar.value, self.ui.progressBar.format = 0, _("Starting")
         self.ui.progressBar.visible = running
         self.ui.segmentButton.text = _("Cancel") if running else _("Segment")
         self.sections.setRunning(running)
@@ -338,6 +331,12 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
 
         return measurements_table(segmentationNode, volumeNode)
 
+    def export(self, segmentationNode, folder, format="nii.gz"):
+        """Write surfaces ("stl", "obj") or a label map with the manifest's values to a new folder; return its path."""
+        from segmamba_mrml.export import export_segmentation
+
+        return export_segmentation(segmentationNode, folder, format)
+
     def stop(self):
         """Cancel what runs and end the worker; the next run starts another one."""
         if self._job is not None:
@@ -393,6 +392,5 @@ class SegMambaSlicerTest(ScriptedLoadableModuleTest):
             tag = vtk.reference("")
             self.assertTrue(segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag))
             entry = slicer.vtkSlicerTerminologyEntry()
-            terminologies = slicer.modules.terminologies.logic()
-            self.assertTrue(terminologies.DeserializeTerminologyEntry(str(tag), entry))
+            self.assertTrue(slicer.modules.terminologies.logic().DeserializeTerminologyEntry(str(tag), entry))
             self.assertEqual(entry.GetTypeObject().GetCodeMeaning(), label.type.meaning)

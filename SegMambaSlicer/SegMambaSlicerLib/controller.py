@@ -15,6 +15,7 @@ from SegMambaSlicerLib.sections.checkpoint import CheckpointSection
 from SegMambaSlicerLib.sections.correction import CorrectionSection
 from SegMambaSlicerLib.sections.dependency import DependencySection
 from SegMambaSlicerLib.sections.device import DeviceSection
+from SegMambaSlicerLib.sections.export import ExportSection
 from SegMambaSlicerLib.sections.forecast import ForecastSection
 from SegMambaSlicerLib.sections.log import LogSection
 from SegMambaSlicerLib.sections.measurement import MeasurementSection
@@ -94,6 +95,11 @@ class Sections:
             getattr(self.ui, name).enabled = not running
         self.checkpoints.lock(running)
 
+    def stop(self) -> None:
+        """End all that goes on: the widgets are about to go."""
+        for section in (self.forecast, self.devices, self.checkpoints, self.dependencies, self.correction):
+            section.stop()
+
 
 def buildSections(
     ui: Any, requirements: Path, stopWorker: Callable[[], None], say: Callable[[str, bool], None]
@@ -116,6 +122,6 @@ def buildSections(
     checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
     dependencies = DependencySection(ui, requirements, stopWorker)
     correction, measurement = CorrectionSection(ui, results), MeasurementSection(ui, results)
-    for section in (correction, measurement):
+    for section in (correction, measurement, ExportSection(ui, results)):
         section.said.connect(say)
     return Sections(ui, models, devices, forecast, results, correction, checkpoints, dependencies, log)

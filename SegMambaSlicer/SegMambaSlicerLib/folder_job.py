@@ -7,7 +7,6 @@ import glob
 import json
 import os
 import re
-import tempfile
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from segmamba.batch.table import read_rows
 from segmamba.cli.batch import SOME_FAILED
 from segmamba.cli.options import to_arguments
 from segmamba.errors import ERRORS_BY_NAME, InputError, InstallationError, WorkerError
+from segmamba.utils.child import how_it_ended
 from segmamba.worker.client import LOG_LINES
 from SegMambaSlicerLib.cli_process import startCommand
 from SegMambaSlicerLib.messages import commandOutcome
@@ -94,18 +94,11 @@ class FolderJob:
         source = os.path.abspath(inputFolder)
         given = source if pattern is None else os.path.join(glob.escape(source), pattern)
         arguments = ["batch", given, str(self._output), "--json", "--format", format, *to_arguments(request)]
-        # The command goes on while this folder is there. A signal would end with the launcher that PythonSlicer may
-        # be, and on Windows there is none to ask with.
-        self._asking = tempfile.TemporaryDirectory(prefix="segmamba-", ignore_cleanup_errors=True)
-        try:
-            startCommand([*arguments, "--while", self._asking.name], self._hear, self._end)
-        except InstallationError:
-            self._asking.cleanup()
-            raise
+        self._program = startCommand(arguments, self._hear, self._end)
 
     def cancel(self) -> None:
         """Ask the run to stop; it ends within seconds, with the table of what is done, and nothing half done stays."""
-        self._asking.cleanup()
+        self._program.askToStop()
 
     def wait(self) -> list[dict[str, Any]]:
         """Wait for the end, with Slicer's events processed, and return the rows.
@@ -142,11 +135,14 @@ class FolderJob:
             self.cancel()
 
     def _end(self, status: int) -> None:
-        self._asking.cleanup()
         if status in (0, SOME_FAILED):
             self.rows = list(read_rows(self._output / ROWS))
         elif self.error is None:
+            end = how_it_ended(status, self._lines)
             kind = next((kind for kind in ERRORS_BY_NAME.values() if kind.exit_code == status), WorkerError)
+            if end.killed or end.crash:
+                # The launcher's own status says nothing.
+                kind = WorkerError
             self.error = kind(commandOutcome(self._lines, status))
         self.finished = True
         self.ended.emit(self)

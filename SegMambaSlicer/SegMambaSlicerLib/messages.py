@@ -17,6 +17,7 @@ from segmamba.inference.forecast import FINE_TIME, Forecast
 from segmamba.models.manifest import Model
 from segmamba.reporting.report import level_variants, numbering_doubt
 from segmamba.spine.levels import level_name
+from segmamba.utils.child import how_it_ended
 from segmamba.utils.memory import gibibytes
 
 # Share of a run that a stage takes, about: 512 x 512 x 133 voxels on a processor.
@@ -138,6 +139,12 @@ def commandOutcome(lines: Sequence[str], status: int) -> str:
     errors = [COMMAND_ERROR.sub("", line, count=1) for line in lines if COMMAND_ERROR.match(line)]
     if errors:
         return errors[-1]
+    end = how_it_ended(status, lines)
+    if end.killed:
+        return _("The command was killed, most likely because memory ran out: close other programs and try again.")
+    if end.crash:
+        text = _("The command crashed ({crash}): press 'Check installation' in the section Dependencies.")
+        return text.format(crash=end.crash)
     if not lines:
         text = _("The command ended with status {status}: press 'Check installation' in the section Dependencies.")
         return text.format(status=status)

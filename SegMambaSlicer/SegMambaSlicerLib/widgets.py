@@ -22,6 +22,8 @@ def prepareTable(table: Any, titles: Sequence[str]) -> None:
     # Otherwise all titles turn bold with each row that is selected.
     header.highlightSections = False
     table.verticalHeader().defaultSectionSize = ROW_HEIGHT
+    # The arrow keys go from row to row, and the tabulator to what is below.
+    table.tabKeyNavigation = False
 
 
 def showRows(table: Any, rows: int, fewest: int, most: int) -> None:

@@ -72,8 +72,9 @@ class Tally:
 class Laboratory:
     """A folder with an input and a model, and a worker that faults happen to."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, python: str = sys.executable) -> None:
         self.tally = Tally()
+        self._python = python
         self._random = random.Random(seed)
         self._folder = folder
         self._mark = secrets.token_hex(8)
@@ -142,7 +143,7 @@ class Laboratory:
     def _new_worker(self) -> WorkerProcess:
         environment = {MARK: self._mark, "TMPDIR": str(self._temporary)}
         worker = WorkerProcess(environment=environment, patience=PATIENCE)
-        worker._command = [sys.executable, faulty_worker.__file__]
+        worker._command = [self._python, faulty_worker.__file__]
         return worker
 
     def _prepare(self, kind: str) -> None:

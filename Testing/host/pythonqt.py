@@ -4,8 +4,11 @@ The two differ where a panel's code is most easily wrong: in PythonQt ``label.te
 error. So every Qt property becomes an attribute here, and wins over a method of its name; an attribute that Qt does
 not know cannot be set on a Qt object; and signals connect by signature too (``button.connect("clicked(bool)", f)``).
 
-Known to be different: a signal that does not exist raises here, where PythonQt prints a line that nobody reads;
-dynamic properties are read by ``property()`` only.
+A list of texts reads as a tuple, a property of an object that Qt has destroyed raises ValueError, and to connect a
+signal that does not exist prints a line and returns False, all as in PythonQt; such signals are kept for the tests.
+
+Known to be different: a method of a destroyed object raises RuntimeError (PythonQt: ValueError); dynamic properties are
+read by ``property()`` only.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ MODULES = (QtCore, QtGui, QtWidgets)
 if sys.version_info < (3, 12):
     ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 _ignoring = False
+# What code wanted to connect that is not there.
+unknown_signals: list[str] = []
 
 
 class QtProperty:
@@ -51,19 +56,28 @@ class QtProperty:
     def __get__(self, instance, owner=None):
         if instance is None:
             return self.method
+        _check(instance, f"read attribute '{self.name}'")
         key = id(instance)
         # Some getters are virtual, and Qt looks for a Python override of them here while the property is being read.
         if key in self._reading:
             return self.method.__get__(instance)
         self._reading.add(key)
         try:
-            return instance.property(self.name)
+            value = instance.property(self.name)
+            return tuple(value) if isinstance(value, list) else value
         finally:
             self._reading.discard(key)
 
     def __set__(self, instance, value):
+        _check(instance, f"set attribute '{self.name}'")
+        value = list(value) if isinstance(value, tuple) else value
         if value is None or not instance.setProperty(self.name, value):
             raise AttributeError(f"Property '{self.name}' of {type(instance).__name__} cannot be set to {value!r}.")
+
+
+def _check(instance, what):
+    if not Shiboken.isValid(instance):
+        raise ValueError(f"Trying to {what} of a destroyed {type(instance).__name__} object")
 
 
 @contextlib.contextmanager
@@ -144,7 +158,9 @@ def _signal(sender, verb, signal, receiver, slot=None):
     # Nodes and scenes are Python objects for PySide6.
     signature = QtCore.QMetaObject.normalizedSignature(re.sub(r"vtk\w+\s*\*", "PyObject", signal)).data().decode()
     if sender.metaObject().indexOfSignal(signature) < 0:
-        raise ValueError(f"{type(sender).__name__} has no signal '{signal}'.")
+        unknown_signals.append(signal)
+        print(f"QObject::{verb}: {type(sender).__name__} has no signal '{signal}'.", file=sys.stderr)
+        return False
     if slot is not None:
         receiver = getattr(receiver, slot.split("(")[0])
     return bool(getattr(QtCore.QObject, verb)(sender, QtCore.SIGNAL(signature), receiver))

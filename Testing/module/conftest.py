@@ -15,6 +15,7 @@ import slicer
 from helpers import phantoms, tiny
 from helpers.own_time import PATIENCE
 from helpers.repository import PACKAGES
+from launcher import make_launcher
 from PySide6.QtTest import QTest
 from shiboken6 import Shiboken
 from slicer_host import SlicerHost, themes
@@ -32,6 +33,7 @@ def a_slicer_host(tmp_path):
     yield host
     host.stop()
     assert not host.errors
+    assert not host.unknown_signals
     assert not host.take_messages()
 
 
@@ -139,9 +141,10 @@ def a_slow_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def a_warm_worker():
-    """One worker for all tests: starting it takes seconds. A test that kills it gets a new process."""
-    with WorkerProcess() as worker:
+def a_warm_worker(tmp_path_factory):
+    """One worker for all tests, behind a launcher: starting it takes seconds. A test that kills it gets a new one."""
+    launcher = make_launcher(tmp_path_factory.mktemp("bin"))
+    with WorkerProcess(python=str(launcher)) as worker:
         yield worker
 
 

@@ -70,7 +70,7 @@ def test_install_asks_pip_and_says_when_it_is_done(without_torch, the_module, a_
     ui.installButton.click()
     without_torch.clear()
     wait_until(lambda: "Done." in ui.dependenciesLog.plainText)
-    assert a_slicer_host.pip.calls == [["install", *wanted]]
+    assert a_slicer_host.pip.calls == [["pip", "install", *wanted]]
     assert not ui.installButton.enabled and not ui.cleanButton.enabled
     assert "All packages" in ui.dependenciesLabel.text
 
@@ -95,7 +95,7 @@ def test_what_only_folders_need_is_offered_and_holds_nobody_up(
     click(ui.dependenciesSection)
     click(ui.installButton)
     wait_until(lambda: "still missing: pyarrow>=17" in ui.dependenciesLog.plainText)
-    assert a_slicer_host.pip.calls == [["install", "pyarrow>=17"]]
+    assert a_slicer_host.pip.calls == [["pip", "install", "pyarrow>=17"]]
 
 
 def test_what_only_folders_need_is_installed_after_what_the_networks_need(
@@ -104,7 +104,7 @@ def test_what_only_folders_need_is_installed_after_what_the_networks_need(
     without_folders_packages.append("torch>=2.4")
     the_module.ui.installButton.click()
     wait_until(lambda: "still missing" in the_module.ui.dependenciesLog.plainText)
-    assert a_slicer_host.pip.calls == [["install", "torch>=2.4"], ["install", "pyarrow>=17"]]
+    assert a_slicer_host.pip.calls == [["pip", "install", "torch>=2.4"], ["pip", "install", "pyarrow>=17"]]
 
 
 def test_pip_that_ends_well_without_installing_is_not_believed(without_torch, the_module, click, wait_until):
@@ -133,21 +133,75 @@ def test_failure_shows_pip_s_own_lines_and_offers_to_clean_up(
     assert len(a_slicer_host.pip.calls) == 2
 
 
-def test_pytorch_extension_s_installer_is_used_where_it_is(
-    without_torch, the_module, a_slicer_host, click, wait_until, monkeypatch
-):
-    started = []
-
-    def run(module, arguments, blocking, logCallback, completedCallback):
-        started.append((module, arguments))
-        completedCallback(0)
-
-    monkeypatch.setattr(slicer.util, "executePythonModule", run)
+@pytest.fixture
+def the_pytorch_extension(a_slicer_host):
+    """The module of the PyTorch extension."""
     slicer.modules.pytorchutils = SimpleNamespace(name="PyTorchUtils")
+
+
+def test_pytorch_extension_s_installer_is_used_where_it_is(
+    without_torch, the_pytorch_extension, the_module, a_slicer_host, click, wait_until
+):
+    wanted = list(without_torch)
     click(the_module.ui.installButton)
-    wait_until(lambda: started)
-    assert a_slicer_host.pip.calls[0] == ["install", "light-the-torch>=0.5"]
-    assert started[0] == ("light_the_torch", ["install", without_torch[0]])
+    without_torch.clear()
+    wait_until(lambda: "Done." in the_module.ui.dependenciesLog.plainText)
+    assert a_slicer_host.pip.calls == [
+        ["pip", "install", "light-the-torch>=0.5"],
+        ["light_the_torch", "install", *wanted],
+    ]
+
+
+@pytest.mark.parametrize("broken", ["light_the_torch", "pip"])
+def test_pip_itself_installs_torch_where_the_extension_s_installer_fails(
+    broken, without_torch, the_pytorch_extension, the_module, a_slicer_host, click, wait_until
+):
+    ui, wanted = the_module.ui, ["pip", "install", *without_torch]
+    a_slicer_host.pip.failing = {broken}
+    click(ui.installButton)
+    wait_until(lambda: wanted in a_slicer_host.pip.calls)
+    assert "pip installs PyTorch itself" in ui.dependenciesLog.plainText
+    wait_until(lambda: ui.checkButton.enabled)
+    end = "failed" if broken == "pip" else "still missing"
+    assert end in ui.dependenciesLog.plainText.splitlines()[-2 if broken == "pip" else -1]
+
+
+def test_reload_in_mid_installation_leaves_no_error_and_pip_is_not_started_twice(
+    without_torch, packages, the_module, a_slicer_host, click, wait_until
+):
+    (packages / "torch").mkdir()
+    a_slicer_host.pip.hold.touch()
+    click(the_module.ui.installButton)
+    wait_until(lambda: "Successfully" in the_module.ui.dependenciesLog.plainText)
+    slicer.util.reloadScriptedModule("SegMambaSlicer")
+    ui = slicer.modules.SegMambaSlicerWidget.ui
+    assert slicer.packaging.isPipInstallInProgress()
+    for button in (ui.installButton, ui.cleanButton):
+        button.click()
+        assert "being installed already" in ui.dependenciesLog.plainText
+        ui.dependenciesLog.clear()
+    assert (packages / "torch").is_dir() and len(a_slicer_host.pip.calls) == 1
+    a_slicer_host.pip.hold.unlink()
+    wait_until(lambda: not slicer.packaging.isPipInstallInProgress())
+    ui.installButton.click()
+    without_torch.clear()
+    wait_until(lambda: "Done." in ui.dependenciesLog.plainText)
+
+
+def test_error_in_the_log_does_not_leave_slicer_believing_that_pip_runs(
+    without_torch, the_module, a_slicer_host, click, wait_until, monkeypatch, caplog
+):
+    section = the_module.widget.sections.dependencies
+    monkeypatch.setattr(section, "_show", lambda line: 1 / 0)
+    section._run([*section_steps(without_torch)])
+    wait_until(lambda: a_slicer_host.pip.calls and not slicer.packaging.isPipInstallInProgress())
+    assert "ZeroDivisionError" in caplog.text
+
+
+def section_steps(missing):
+    from SegMambaSlicerLib.sections.dependency import installSteps
+
+    return installSteps(missing)
 
 
 def test_requirements_are_met_here_and_a_half_installed_package_is_not(install, tmp_path, monkeypatch, the_module):
@@ -174,7 +228,7 @@ def test_check_runs_the_doctor_in_a_child_process(the_module, click, wait_until,
     click(ui.checkButton)
     wait_until(lambda: "does not work" in ui.dependenciesLog.plainText)
     assert "FAIL  torch: broken" in ui.dependenciesLog.plainText
-    assert "['-m', 'segmamba', 'doctor']" in ui.dependenciesLog.plainText
+    assert "['-m', 'segmamba', '--stop-at-eof', 'doctor']" in ui.dependenciesLog.plainText
     assert ui.cleanButton.enabled
 
 

@@ -6,17 +6,21 @@ import hashlib
 import json
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import qt
+import slicer
 from helpers import tiny
 from helpers.file_server import Served, file_server
 from helpers.models_section import row
 from helpers.own_time import PATIENCE
+from helpers.processes import behind
 from helpers.trained_model import OWN, write_run
 
 from segmamba.errors import InstallationError
 
 pytest_plugins = ("helpers.models_section",)
+NAME = "SegMambaSlicer"
 
 
 def test_table_says_what_is_installed_how_large_and_from_where(section, click, screenshot):
@@ -174,11 +178,34 @@ def test_mirror_makes_a_model_with_a_known_hash_downloadable(section, use, done,
     assert not section.downloadButton.enabled
 
 
-def test_reloading_the_module_ends_the_command(the_module, section, panel, click):
+def test_cancel_ends_the_python_behind_the_launcher(section, use, panel, click, wait_until):
+    with file_server() as server:
+        server.files["/slow"] = Served(bytes(1 << 20), piece=1024, stop=4096)
+        use(name="got.safetensors", size=1 << 20, sha256="0" * 64, urls=[f"{server.url}/slow"])
+        click(section.modelsTable, 1)
+        click(section.downloadButton)
+        wait_until(lambda: server.requests)
+        python = behind(panel.sections.checkpoints._program.child)
+        click(section.cancelModelsButton)
+        assert psutil.wait_procs([python], PATIENCE)[0]
+        server.files["/slow"].go_on.set()
+
+
+@pytest.mark.parametrize("leave", [lambda module: module.unload(), lambda _: slicer.util.reloadScriptedModule(NAME)])
+def test_leaving_the_module_ends_the_command_and_nothing_is_told_to_what_is_gone(
+    leave, the_module, section, panel, click, a_slicer_host, wait_until
+):
     click(section.verifyButton)
-    process = panel.sections.checkpoints._process
-    the_module.module.unload()
-    assert process.wait(PATIENCE) != 0
+    python = behind(panel.sections.checkpoints._program.child)
+    leave(the_module.module)
+    assert psutil.wait_procs([python], PATIENCE)[0]
+    a_slicer_host.process_events()
+
+
+def test_killed_command_is_told_as_killed(section, panel, click, done, wait_until):
+    click(section.verifyButton)
+    behind(panel.sections.checkpoints._program.child).kill()
+    assert "The command was killed, most likely because memory ran out" in done()
 
 
 def test_folder_is_made_and_opened_or_the_reason_is_said(section, click, models_folder, monkeypatch):

@@ -142,8 +142,8 @@ def test_samples_are_offered_once_slicer_has_started_with_verifiable_files(the_m
         slicer.app.startupCompleted.emit()
     (category, sources), *others = slicer.modules.sampleDataSources.items()
     assert (category, others) == ("SegMambaSlicer", [])
-    assert [source.nodeNames for source in sources] == ["CTChest", "CTLiver"]
+    assert [source.nodeNames for source in sources] == [["CTChest"], ["CTLiver"]]
     for source in sources:
-        digest = source.checksums.removeprefix("SHA256:")
+        digest = source.checksums[0].removeprefix("SHA256:")
         # The address at which Slicer keeps a file is its digest.
-        assert len(digest) == 64 and source.uris == f"{slicer.util.TESTING_DATA_URL}SHA256/{digest}"
+        assert len(digest) == 64 and source.uris == [f"{slicer.util.TESTING_DATA_URL}SHA256/{digest}"]

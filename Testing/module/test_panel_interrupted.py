@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import slicer
 from helpers import large, phantoms
 from helpers.large import Clock
 from helpers.own_time import own_time
+from helpers.processes import behind, is_alive
 
 from segmamba.errors import OutputError
 
@@ -27,11 +27,12 @@ def test_cancel_ends_the_worker_within_two_seconds_and_changes_nothing(
     screenshot("running")
     assert panel.ui.segmentButton.text == "Cancel"
     assert not panel.ui.inputSelector.enabled
-    process, folder = panel.logic._worker._process, panel.job._case._folder.name
+    python, folder = behind(panel.logic._worker), panel.job._case._folder.name
     begin = own_time()
     click(panel.ui.segmentButton)
     assert own_time() - begin < 2
-    assert panel.job is None and process.poll() is not None
+    # A next run would need the same memory once more.
+    assert panel.job is None and not is_alive(python)
     assert slicer.mrmlScene.GetNumberOfNodes() == nodes
     assert not os.path.exists(folder)
     assert "cancelled" in panel.ui.statusLabel.text
@@ -45,10 +46,10 @@ def test_killed_worker_is_one_sentence_and_the_next_run_works(
 ):
     panel.useManifest(a_slow_model)
     start()
-    os.kill(panel.logic._worker.pid, signal.SIGKILL)
+    behind(panel.logic._worker).kill()
     wait_until(lambda: panel.job is None)
     screenshot("killed")
-    assert "The worker was killed" in panel.ui.statusLabel.text
+    assert "The worker was killed, most likely because memory ran out" in panel.ui.statusLabel.text
     assert panel.ui.statusLabel.text.count(". ") == 0
     panel.useManifest(a_quick_model)
     assert segment() is not None
@@ -117,10 +118,10 @@ def test_full_disk_is_a_sentence(panel, a_ct, segment, click, wait_until, monkey
 def test_closing_the_scene_stops_the_run_and_the_worker(panel, a_ct, a_slow_model, start, add_volume, wait_until):
     panel.useManifest(a_slow_model)
     start()
-    process = panel.logic._worker._process
+    python = behind(panel.logic._worker)
     slicer.mrmlScene.Clear(0)
     assert panel.job is None
-    assert process.poll() is not None
+    assert not is_alive(python)
     assert "scene was closed" in panel.ui.statusLabel.text
     assert not panel.ui.segmentButton.enabled
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
@@ -131,6 +132,39 @@ def test_closing_the_scene_stops_the_run_and_the_worker(panel, a_ct, a_slow_mode
 @pytest.mark.slow
 def test_reloading_the_module_ends_the_worker(the_module, panel, a_ct, segment):
     segment()
-    process = panel.logic._worker._process
+    python = behind(panel.logic._worker)
     the_module.module.unload()
-    assert process.poll() is not None
+    assert not is_alive(python)
+
+
+@pytest.mark.slow
+def test_reload_in_mid_run_stops_it_and_the_new_panel_runs(
+    the_module, panel, a_ct, a_slow_model, a_quick_model, start, wait_until, a_slicer_host
+):
+    panel.useManifest(a_slow_model)
+    start()
+    python = behind(panel.logic._worker)
+    slicer.util.reloadScriptedModule("SegMambaSlicer")
+    a_slicer_host.process_events()
+    assert not is_alive(python)
+    assert panel.job is None
+    again = slicer.modules.SegMambaSlicerWidget
+    again.useManifest(a_quick_model)
+    # One worker for all tests.
+    again.logic._worker = panel.logic._worker
+    again.onSegmentButton()
+    assert again.job is not None, again.ui.statusLabel.text
+    wait_until(lambda: again.job is None)
+    assert again.sections.results.node is not None
+
+
+def test_forecast_that_is_due_when_the_panel_goes_is_dropped(the_module, panel, a_ct, a_slicer_host):
+    timer, devices = panel.sections.forecast._timer, panel.sections.devices
+    panel.sections.forecast.askLater()
+    assert timer.active
+    the_module.area.takeWidget()
+    the_module.module.unload()
+    a_slicer_host.process_events()
+    # The answer of a program that was asked before.
+    devices.refreshed.emit()
+    assert not timer.active

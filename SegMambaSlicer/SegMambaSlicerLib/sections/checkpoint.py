@@ -14,7 +14,7 @@ from slicer.i18n import tr as _
 from segmamba.errors import InstallationError, ModelError
 from segmamba.models.manifest import ListedModel
 from segmamba.models.store import model_folder, models_folder
-from SegMambaSlicerLib.cli_process import startCommand
+from SegMambaSlicerLib.cli_process import Program, startCommand
 from SegMambaSlicerLib.import_options import ImportOptions
 from SegMambaSlicerLib.messages import commandOutcome
 from SegMambaSlicerLib.model_locations import ModelLocations
@@ -54,7 +54,7 @@ class CheckpointSection:
         self._ui, self._models, self._stopWorker, self._log = ui, models, stopWorker, log
         self.changed = Signal()
         self._states: list[ModelStatus] = []
-        self._process: Any = None
+        self._program: Program | None = None
         self._locked = False
         table = ui.modelsTable
         prepareTable(table, COLUMNS)
@@ -105,10 +105,9 @@ class CheckpointSection:
 
     def stop(self) -> None:
         """End the command that runs: what was installed stays, and what was not yet is not."""
-        process, self._process = self._process, None
-        if process is not None:
-            # Not killed: a launcher, as PythonSlicer may be one, passes this on to its child.
-            process.terminate()
+        program, self._program = self._program, None
+        if program is not None:
+            program.end()
 
     def _fill(self, row: int, state: ModelStatus) -> None:
         found, size = state.found, state.model.file.size
@@ -141,7 +140,7 @@ class CheckpointSection:
 
     def _allow(self) -> None:
         """Enable what can be done with the selected model."""
-        ui, chosen, free = self._ui, self._chosen(), self._process is None
+        ui, chosen, free = self._ui, self._chosen(), self._program is None
         ui.importButton.enabled = free
         ui.downloadButton.enabled = free and chosen is not None and chosen.downloadable
         ui.verifyButton.enabled = free and chosen is not None and bool(chosen.found or chosen.problem)
@@ -201,25 +200,21 @@ class CheckpointSection:
         """Start a command, and say at its end what it said, or ``done``."""
         lines: list[str] = []
 
-        # A command that was stopped may still be heard.
         def hear(line: str) -> None:
             lines.append(line)
-            if self._process is process:
-                self._show(line)
+            self._show(line)
 
         def end(status: int) -> None:
-            if self._process is process:
-                self._process = None
-                self._end(commandOutcome(lines, status) or done, status != 0)
+            self._program = None
+            self._end(commandOutcome(lines, status) or done, status != 0)
 
         manifest = self._models.manifestPath
         named = ["--manifest", str(manifest)] if manifest else []
         try:
-            process = startCommand(["models", *named, *arguments], hear, end)
+            self._program = startCommand(["models", *named, *arguments], hear, end)
         except InstallationError as error:
             self._say(str(error), problem=True)
             return
-        self._process = process
         self._say(text)
         self._setBusy(True)
 

@@ -63,6 +63,11 @@ class CorrectionSection(VertebraeSection):
             getattr(self._ui, name).visible = self._level is not None
         self._allow()
 
+    def stop(self) -> None:
+        """Correct no more; a refinement that is being computed is dropped."""
+        self._forget()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
     def _segment(self) -> str:
         """Return the ID of the segment whose row is selected, or an empty text."""
         items = self._ui.resultTable.selectedItems()

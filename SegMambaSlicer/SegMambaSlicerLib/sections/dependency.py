@@ -6,6 +6,7 @@ installer (light-the-torch, which finds the build for the GPU) is run in a child
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import sysconfig
@@ -20,7 +21,10 @@ from slicer.i18n import tr as _
 
 from segmamba.errors import InstallationError
 from segmamba.utils.memory import gibibytes
-from SegMambaSlicerLib.cli_process import startCommand
+from SegMambaSlicerLib.cli_process import Program, startCommand
+
+# What to do: it is given a log and what to call with its exit status at its end.
+Step = Callable[[Callable[[str], None], Callable[[int], None]], None]
 
 REQUESTER = "SegMambaSlicer"
 # What only the console's segmentFolder needs is in a file beside the other requirements.
@@ -54,6 +58,8 @@ class DependencySection:
         self._requirements = requirements
         self._stopWorker = stopWorker
         self._lines: list[str] = []
+        self._check: Program | None = None
+        self._stopped = False
         ui.installButton.connect("clicked(bool)", self._onInstall)
         ui.cleanButton.connect("clicked(bool)", self._onClean)
         ui.checkButton.connect("clicked(bool)", self._onCheck)
@@ -78,18 +84,37 @@ class DependencySection:
         if missing:
             self._ui.dependenciesSection.collapsed = False
 
+    def stop(self) -> None:
+        """Follow no more what runs: pip itself goes on, for what it leaves half done is worse."""
+        self._stopped = True
+        if self._check is not None:
+            self._check.end()
+
     def _onInstall(self, _checked: bool = False) -> None:
+        if self._pipIsBusy():
+            return
         self._lines = []
         self._stopWorker()
         self._install()
 
     def _onClean(self, _checked: bool = False) -> None:
+        if self._pipIsBusy():
+            return
         self._lines = []
         self._stopWorker()
         for path in leftovers(packagesFolder()):
             self._show(_("Removing {path}").format(path=path))
             shutil.rmtree(path, ignore_errors=True)
         self._install()
+
+    def _pipIsBusy(self) -> bool:
+        """Tell whether pip runs, for this panel before it was loaded again or for another module, and say so."""
+        import slicer.packaging
+
+        busy = slicer.packaging.isPipInstallInProgress()
+        if busy:
+            self._show(_("Packages are being installed already: wait a few minutes, then try again."))
+        return bool(busy)
 
     def _install(self) -> None:
         # What folders need comes last: if it fails, the networks run all the same.
@@ -98,7 +123,7 @@ class DependencySection:
     def _onCheck(self, _checked: bool = False) -> None:
         self._lines = []
         try:
-            startCommand(["doctor"], self._show, self._onChecked)
+            self._check = startCommand(["doctor"], self._show, self._onChecked)
         except InstallationError as error:
             self._show(str(error))
             return
@@ -114,7 +139,7 @@ class DependencySection:
             self._show(_("Something does not work: see the lines with FAIL."))
             self._ui.cleanButton.enabled = any(line.startswith("FAIL  torch") for line in self._lines)
 
-    def _run(self, steps: list[Callable[[Callable[[str], None], Callable[[int], None]], None]]) -> None:
+    def _run(self, steps: list[Step]) -> None:
         """Do one step after another; stop at the first that fails and show its last lines."""
         if not steps:
             self._setBusy(False)
@@ -133,6 +158,8 @@ class DependencySection:
         begin = len(self._lines)
 
         def onCompleted(status: int) -> None:
+            if self._stopped:
+                return
             if status == 0:
                 self._run(steps[1:])
                 return
@@ -150,6 +177,8 @@ class DependencySection:
             onCompleted(1)
 
     def _show(self, line: str) -> None:
+        if self._stopped:
+            return
         self._lines.append(line)
         self._ui.dependenciesLog.appendPlainText(line)
 
@@ -174,14 +203,12 @@ def missingForFolders(requirements: Path) -> list[str]:
     return missingRequirements(requirements.with_name(FOLDER_REQUIREMENTS))
 
 
-def installSteps(
-    missing: list[str],
-) -> list[Callable[[Callable[[str], None], Callable[[int], None]], None]]:
-    """Return what to do, one call after another, to install requirements; each takes a log and an end callback."""
+def installSteps(missing: list[str]) -> list[Step]:
+    """Return what to do, one step after another, to install requirements."""
     if any(requirement.startswith("torch") for requirement in missing) and hasattr(slicer.modules, "pytorchutils"):
         torch = [requirement for requirement in missing if requirement.startswith("torch")]
         rest = [requirement for requirement in missing if requirement not in torch]
-        steps = [_pip([LIGHT_THE_TORCH]), _lightTheTorch(torch)]
+        steps = [_either([_pip([LIGHT_THE_TORCH]), _lightTheTorch(torch)], _pip(torch))]
         return steps + ([_pip(rest)] if rest else [])
     return [_pip(missing)] if missing else []
 
@@ -242,7 +269,7 @@ def _base(requirement: str) -> str:
     return Requirement(requirement).name
 
 
-def _pip(requirements: list[str]) -> Callable[[Callable[[str], None], Callable[[int], None]], None]:
+def _pip(requirements: list[str]) -> Step:
     def install(log: Callable[[str], None], completed: Callable[[int], None]) -> None:
         import slicer.packaging
 
@@ -251,21 +278,64 @@ def _pip(requirements: list[str]) -> Callable[[Callable[[str], None], Callable[[
             blocking=False,
             show_progress=False,
             requester=REQUESTER,
-            logCallback=log,
-            completedCallback=completed,
+            logCallback=_safe(log),
+            completedCallback=_safe(completed),
         )
 
     return install
 
 
-def _lightTheTorch(requirements: list[str]) -> Callable[[Callable[[str], None], Callable[[int], None]], None]:
+def _lightTheTorch(requirements: list[str]) -> Step:
     def install(log: Callable[[str], None], completed: Callable[[int], None]) -> None:
         slicer.util.executePythonModule(
             "light_the_torch",
             ["install", *requirements],
             blocking=False,
-            logCallback=log,
-            completedCallback=completed,
+            logCallback=_safe(log),
+            completedCallback=_safe(completed),
         )
 
     return install
+
+
+def _either(attempt: list[Step], otherwise: Step) -> Step:
+    """Return the steps of an attempt as one, and another step for where one of them fails."""
+
+    def install(log: Callable[[str], None], completed: Callable[[int], None]) -> None:
+        def run(steps: list[Step]) -> None:
+            def end(status: int) -> None:
+                if status:
+                    log(
+                        _(
+                            "The PyTorch extension's installer failed, so pip installs PyTorch itself. If the GPU is "
+                            "not used then, install PyTorch in the module PyTorch Util."
+                        )
+                    )
+                    otherwise(log, completed)
+                elif steps[1:]:
+                    run(steps[1:])
+                else:
+                    completed(0)
+
+            try:
+                steps[0](log, end)
+            except Exception as error:
+                # Whatever pip or the child process raises is for the user to read.
+                log(str(error))
+                end(1)
+
+        run(attempt)
+
+    return install
+
+
+def _safe(callback: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a callback that does not raise: Slicer would believe until it is restarted that pip still runs."""
+
+    def call(value: Any) -> None:
+        try:
+            callback(value)
+        except Exception:
+            logging.exception("SegMambaSlicer")
+
+    return call

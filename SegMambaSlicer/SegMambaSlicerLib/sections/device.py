@@ -12,6 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from segmamba.utils.memory import gibibytes, system_memory
+from SegMambaSlicerLib.cli_process import Program
 from SegMambaSlicerLib.signal import Signal
 
 SETTING = "SegMambaSlicer/Device"
@@ -45,7 +46,7 @@ class DeviceSection:
     def __init__(self, ui: Any) -> None:
         self._combo = ui.deviceComboBox
         self.refreshed = Signal()
-        self._lines: list[str] = []
+        self._program: Program | None = None
         self._gpus: list[Gpu] = []
         self._chosen = slicer.util.settingsValue(SETTING, "auto")
         self._show([])
@@ -68,18 +69,22 @@ class DeviceSection:
         if program is None:
             self._show([])
             return
-        self._lines = []
-        slicer.util.launchConsoleProcess(
-            [program, *QUERY],
-            useStartupEnvironment=False,
-            blocking=False,
-            logCallback=self._lines.append,
-            completedCallback=self._onAnswer,
-        )
+        self.stop()
+        lines: list[str] = []
 
-    def _onAnswer(self, status: int) -> None:
-        self._show(gpus(self._lines) if status == 0 else [])
-        self.refreshed.emit()
+        def end(status: int) -> None:
+            self._show(gpus(lines) if status == 0 else [])
+            self.refreshed.emit()
+
+        try:
+            self._program = Program([program, *QUERY], lines.append, end)
+        except OSError:
+            self._show([])
+
+    def stop(self) -> None:
+        """Ask no more."""
+        if self._program is not None:
+            self._program.end()
 
     def _show(self, found: list[Gpu]) -> None:
         self._gpus = found

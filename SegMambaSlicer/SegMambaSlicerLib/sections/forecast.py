@@ -42,6 +42,7 @@ class ForecastSection:
     def __init__(self, ui: Any, devices: DeviceSection, models: ModelSection) -> None:
         self._ui, self._devices, self._models = ui, devices, models
         self.parameters: Any = None
+        self._stopped = False
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(DELAY_MS)
@@ -57,10 +58,12 @@ class ForecastSection:
 
     def askLater(self) -> None:
         """Forecast soon."""
-        self._timer.start()
+        if not self._stopped:
+            self._timer.start()
 
     def stop(self) -> None:
         """Forecast no more."""
+        self._stopped = True
         self._timer.stop()
 
     def ask(self) -> None:

@@ -55,6 +55,7 @@ class ResultSection:
         table = ui.resultTable
         prepareTable(table, COLUMNS)
         table.connect("cellClicked(int,int)", self._onCell)
+        table.connect("cellActivated(int,int)", self._onCell)
         ui.show3DButton.connect("toggled(bool)", self._onShow3D)
         ui.segmentEditorButton.connect("clicked(bool)", self._onSegmentEditor)
         self.show(None)

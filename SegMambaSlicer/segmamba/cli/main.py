@@ -13,6 +13,7 @@ from typing import NoReturn, TextIO
 
 from segmamba import __version__
 from segmamba.cli import batch, doctor, evaluate, models, segment, train
+from segmamba.cli.interrupt import stop_at_end_of_input
 from segmamba.errors import (
     DEBUG_VARIABLE,
     Cancelled,
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = make_parser().parse_args(arguments)
     try:
+        if options.stop_at_eof:
+            stop_at_end_of_input()
         with _warnings_in_log():
             status: int = options.run(options)
         return status
@@ -110,6 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"segmamba {__version__}")
+    text = "take the end of standard input for Ctrl-C: for programs that start this one"
+    parser.add_argument("--stop-at-eof", action="store_true", help=text)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (segment, batch, models, evaluate, doctor, train):
         command.add_command(commands)

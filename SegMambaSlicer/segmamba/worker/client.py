@@ -6,20 +6,19 @@ import contextlib
 import itertools
 import os
 import queue
-import signal
-import subprocess
 import sys
 import sysconfig
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, DeviceLost, WorkerError, package_problem
 from segmamba.request import Request
+from segmamba.utils.child import Child, how_it_ended
 from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 from segmamba.worker.watchdog import PATIENCE, Watchdog
 
@@ -29,15 +28,14 @@ Message = dict[str, Any]
 GRACE = 2.0
 WRITING_GRACE = 60.0
 POLL = 0.05
-LOG_LINES = 50
+# Room for the traceback of a crash.
+LOG_LINES = 200
 HUNG = (
     "The worker was silent for {:.0f} seconds and was ended, so it hung: try again, and choose the device cpu if it "
     "happens again."
 )
 # The folder that this package lies in.
 PACKAGES = Path(__file__).resolve().parents[2]
-# What Windows gives for a process that a crash ended, as signals do elsewhere.
-WINDOWS_CRASH = 0xC0000000
 
 
 class WorkerProcess:
@@ -73,7 +71,8 @@ class WorkerProcess:
         self._log = log
         self._environment = dict(environment or {})
         self._patience = patience
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
+        self._reader: threading.Thread | None = None
         self._watchdog: Watchdog | None = None
         self._messages: queue.Queue[Message] = queue.Queue()
         self._numbers = itertools.count(1)
@@ -88,8 +87,8 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the worker, or None while none runs."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
+        """Process id of the worker, in Slicer that of its launcher; None while none runs."""
+        return self._child.pid if self._child is not None and self._child.running else None
 
     def start(self) -> None:
         """Start the process if none runs; `submit` does it too. The first message is of the type "ready".
@@ -184,57 +183,46 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Let the worker end; kill it if it does not within two seconds."""
-        if self._process is not None:
+        if self._child is not None:
             self._send({"type": "quit"})
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE)
+            self._child.wait(GRACE)
         self.kill()
 
     def kill(self) -> None:
-        """End the worker at once."""
-        process, self._process = self._process, None
-        if process is None:
+        """End the worker at once, behind its launcher too; its memory is then free again."""
+        child, self._child = self._child, None
+        reader, self._reader = self._reader, None
+        if child is None:
             return
-        process.kill()
-        process.wait()
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+        child.end()
+        # A process gives back its memory before it closes its pipes; a driver may keep it in there for a moment.
+        if reader is not None and reader is not threading.current_thread():
+            reader.join(GRACE)
 
     def _start(self) -> None:
         self.kill()
         self._messages = queue.Queue()
         try:
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=worker_environment() | self._environment,
-                # Python imports from the folder it is started in, and a user's folder may hold a numpy.py.
-                cwd=PACKAGES,
-                # Ctrl-C in the terminal is the parent's affair, which then cancels politely.
-                start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-                | getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
+            # Python imports from the folder it is started in, and a user's folder may hold a numpy.py.
+            child = Child(self._command, worker_environment() | self._environment, PACKAGES)
         except OSError as error:
             python = self._command[0]
             raise WorkerError(f"The worker cannot be started ({error}): check that {python} is Python.") from error
-        self._process = process
-        self._watchdog = Watchdog(process, self._patience)
+        self._child = child
+        self._watchdog = Watchdog(child, self._patience)
         lines: deque[str] = deque(maxlen=LOG_LINES)
-        log = threading.Thread(target=_read_log, args=(process, lines, self._log), name="worker log", daemon=True)
+        log = threading.Thread(target=_read_log, args=(child, lines, self._log), name="worker log", daemon=True)
         log.start()
-        reader = (process, self._messages, log, lines, self._watchdog)
-        threading.Thread(target=_read_messages, args=reader, name="worker messages", daemon=True).start()
+        reader = (child, self._messages, log, lines, self._watchdog)
+        self._reader = threading.Thread(target=_read_messages, args=reader, name="worker messages", daemon=True)
+        self._reader.start()
 
     def _send(self, message: Message) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._child is not None
         # A worker that just died tells so itself, through its last message.
         with contextlib.suppress(OSError, ValueError):
-            self._process.stdin.write(encode(message))
-            self._process.stdin.flush()
+            self._child.input.write(encode(message))
+            self._child.input.flush()
 
 
 def worker_environment() -> dict[str, str]:
@@ -248,9 +236,9 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
-def _read_log(process: subprocess.Popen[bytes], lines: deque[str], log: Callable[[str], None] | None) -> None:
-    assert process.stderr is not None
-    with process.stderr as stream:
+def _read_log(child: Child, lines: deque[str], log: Callable[[str], None] | None) -> None:
+    assert child.log is not None
+    with child.log as stream:
         for raw in stream:
             line = raw.decode("utf-8", errors="replace").rstrip()
             lines.append(line)
@@ -259,14 +247,13 @@ def _read_log(process: subprocess.Popen[bytes], lines: deque[str], log: Callable
 
 
 def _read_messages(
-    process: subprocess.Popen[bytes],
+    child: Child,
     messages: queue.Queue[Message],
     log: threading.Thread,
     lines: deque[str],
     watchdog: Watchdog,
 ) -> None:
-    assert process.stdout is not None
-    with process.stdout as stream:
+    with child.output as stream:
         for raw in stream:
             message = decode(raw)
             if message is None:
@@ -277,42 +264,38 @@ def _read_messages(
             else:
                 watchdog.heard(message["type"] in ("result", "error"))
                 messages.put(message)
-    status = process.wait()
-    # The reason is often in the last line; a grandchild may hold the log open, so there is a limit.
+    status = child.wait()
+    assert status is not None
+    # The reason is often in the last lines; a grandchild may hold the log open, so there is a limit.
     log.join(1.0)
-    last_line = next((line for line in reversed(lines) if line), "")
-    messages.put(_death(HUNG.format(watchdog.patience) if watchdog.ended_it else describe_end(status, last_line)))
+    messages.put(_death(HUNG.format(watchdog.patience) if watchdog.ended_it else describe_end(status, list(lines))))
 
 
 def _death(text: str) -> Message:
     return {"type": "error", "id": None, "error": WorkerError.__name__, "message": text}
 
 
-def describe_end(status: int, last_line: str) -> str:
+def describe_end(status: int, lines: Sequence[str]) -> str:
     """Say in one sentence why a process ended and what to do.
 
     Parameters
     ----------
     status : int
         The exit status, negative for a signal.
-    last_line : str
-        Of its log.
+    lines : sequence of str
+        The last ones of its log.
     """
-    problem = package_problem(last_line) if status == 1 else None
+    end = how_it_ended(status, lines)
+    problem = package_problem(end.words) if status == 1 else None
     if problem is not None:
         return problem
-    said = f" (its last line: {last_line})" if last_line else ""
-    if status == -getattr(signal, "SIGKILL", 9):
+    said = f" (its last line: {end.words})" if end.words else ""
+    if end.killed:
+        by = f" ({end.killed})" if status < 0 else ""
         return (
-            f"The worker was killed (SIGKILL){said}, most likely because memory ran out: close other programs, or "
+            f"The worker was killed{by}{said}, most likely because memory ran out: close other programs, or "
             "give a region of interest."
         )
-    if status < 0:
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f"signal {-status}"
-        return f"The worker crashed ({name}){said}: run 'segmamba doctor', or choose the device cpu."
-    if status >= WINDOWS_CRASH:
-        return f"The worker crashed (0x{status:08X}){said}: run 'segmamba doctor', or choose the device cpu."
+    if end.crash:
+        return f"The worker crashed ({end.crash}){said}: run 'segmamba doctor', or choose the device cpu."
     return f"The worker ended with exit status {status}{said}: run 'segmamba doctor'."

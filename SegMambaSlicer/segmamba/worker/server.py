@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import queue
@@ -128,6 +129,8 @@ def _throttled(job: str, send: Callable[[Message], None]) -> Callable[[str, floa
 
 def main() -> None:
     """Serve on standard input and output; whatever else writes to standard output is led to standard error."""
+    # A crash is told in the log: the launcher that Slicer has instead of Python hides the signal.
+    faulthandler.enable()
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr

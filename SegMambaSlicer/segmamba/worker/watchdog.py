@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
+
+from segmamba.utils.child import Child
 
 # A window on a slow processor, compiling for a new GPU or reading from a network drive take a minute or two.
 PATIENCE = 900.0
@@ -11,27 +12,27 @@ INTERVAL = 1.0
 
 
 class Watchdog:
-    """Kills a process that was silent for too long while it had work.
+    """Ends a child process that was silent for too long while it had work.
 
     Time is counted in looks of its own thread, not read from a clock: neither a clock that is set nor a computer that
     slept makes a worker look dead.
 
     Parameters
     ----------
-    process : Popen
+    child : Child
     patience : float
         Seconds.
 
     Attributes
     ----------
     ended_it : bool
-        Whether it has killed the process.
+        Whether it has ended the process.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+    def __init__(self, child: Child, patience: float = PATIENCE) -> None:
         self.ended_it = False
         self.patience = patience
-        self._process = process
+        self._child = child
         self._jobs = 0
         self._silent = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -48,12 +49,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         interval = min(INTERVAL, self.patience / 4)
-        while True:
-            try:
-                self._process.wait(interval)
-                return
-            except subprocess.TimeoutExpired:
-                self._silent = self._silent + interval if self._jobs > 0 else 0.0
+        while self._child.wait(interval) is None:
+            self._silent = self._silent + interval if self._jobs > 0 else 0.0
             if self._silent > self.patience:
                 self.ended_it = True
-                self._process.kill()
+                self._child.end()

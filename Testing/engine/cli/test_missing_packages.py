@@ -120,4 +120,4 @@ def test_a_package_that_does_not_load_is_told_apart_from_a_missing_one() -> None
     assert "pip install torch'" in str(package_problem("ModuleNotFoundError: No module named 'torch.cuda'"))
     assert "does not load (DLL" in str(package_problem(ImportError("DLL load failed")))
     assert package_problem("KeyError: 'x'") is None
-    assert "pip install scipy'" in describe_end(1, "ModuleNotFoundError: No module named 'scipy'")
+    assert "pip install scipy'" in describe_end(1, ["ModuleNotFoundError: No module named 'scipy'"])

@@ -18,6 +18,7 @@ if sys.platform == "win32":
     pytest.skip("signals and memory limits of POSIX", allow_module_level=True)
 
 from helpers.random_faults import KINDS, Laboratory, inject
+from launcher import make_launcher
 
 
 @pytest.mark.slow
@@ -51,6 +52,15 @@ def test_a_fault_of_the_worker_is_told_and_what_to_do(
 ) -> None:
     with pytest.raises(error, match=sentence):
         raise ending(kind)
+
+
+def test_a_fault_behind_the_launcher_of_slicer_is_told_alike(tmp_path: Path) -> None:
+    launcher = make_launcher(tmp_path / "bin")
+    with Laboratory(tmp_path, 0, str(launcher)) as laboratory:
+        hung, crashed = laboratory.error_of("hang"), laboratory.error_of("crash")
+    assert "silent for 4 seconds and was ended, so it hung: try again" in str(hung)
+    assert "The worker crashed (Segmentation fault)" in str(crashed)
+    assert "segmamba doctor" in str(crashed)
 
 
 def test_after_the_gpu_was_lost_the_next_job_gets_a_new_process(tmp_path: Path) -> None:

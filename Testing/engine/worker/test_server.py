@@ -192,8 +192,8 @@ def test_a_worker_that_ends_at_once_gives_its_last_words() -> None:
 
 @posix
 def test_the_end_of_a_process_is_told_in_words() -> None:
-    assert "SIGSEGV" in describe_end(-signal.SIGSEGV, "")
-    assert "0xC0000005" in describe_end(0xC0000005, "")
+    assert "SIGSEGV" in describe_end(-signal.SIGSEGV, [])
+    assert "0xC0000005" in describe_end(0xC0000005, [])
 
 
 def serve(lines: list[bytes], segment: worker_module.Segment) -> list[dict[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 
 import qt
@@ -160,12 +159,3 @@ class SegmentEditor:
 
     def sourceVolumeNode(self):
         return self._volume
-
-
-def interpreter(folder):
-    """Make a ``PythonSlicer`` in a folder, which runs this Python, and return the folder."""
-    folder.mkdir(parents=True)
-    script = folder / "PythonSlicer"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
-    script.chmod(0o755)
-    return folder

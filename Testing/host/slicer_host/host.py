@@ -10,11 +10,13 @@ from types import ModuleType, SimpleNamespace
 
 import ctk  # noqa: F401  (for .ui files)
 import pytest
+import pythonqt
 import qt
 import slicer
+from launcher import make_launcher
 
 from segmamba_mrml import application as mrml_host
-from slicer_host import application, packaging, parameter_node, qmrml, sample_data, scripted_module
+from slicer_host import application, packaging, parameter_node, qmrml, sample_data, scripted_module, slicer_source
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class SlicerHost:
         The button that "the user" clicks in the next message boxes; by default the one that declines.
     errors : list of Exception
         What Python code that Qt called raised; Slicer prints it, a test fails of it.
+    unknown_signals : list of str
+        Signals that do not exist and that code wanted to connect; PythonQt prints a line, a test fails of it.
     pip : packaging.Pip
         What pip was asked for and shall answer. Nothing is ever installed.
     """
@@ -45,7 +49,8 @@ class SlicerHost:
         self.messages: list[Message] = []
         self.answer = qt.QMessageBox.Cancel
         self.errors: list[BaseException] = []
-        self.pip = packaging.pip = packaging.Pip()
+        self.unknown_signals = pythonqt.unknown_signals = []
+        self.pip = packaging.Pip(folder)
         self._patch = pytest.MonkeyPatch()
 
     def start(self):
@@ -62,9 +67,10 @@ class SlicerHost:
         (self.folder / "temporary").mkdir(parents=True)
         qt.QSettings.setDefaultFormat(qt.QSettings.IniFormat)
         qt.QSettings.setPath(qt.QSettings.IniFormat, qt.QSettings.UserScope, str(self.folder / "settings"))
-        patch.setenv("PATH", str(application.interpreter(self.folder / "bin")), prepend=os.pathsep)
+        launcher = make_launcher(self.folder / "bin")
+        patch.setenv("PATH", str(launcher.parent), prepend=os.pathsep)
+        patch.setattr(sys, "executable", str(launcher))
         patch.setattr(sys, "excepthook", self._on_error)
-        patch.setattr(slicer.util, "messageBox", self._on_message)
         patch.setattr(slicer, "app", app, raising=False)
         patch.setattr(slicer, "modules", SimpleNamespace(**vars(slicer.modules)))
         slicer.modules.segmenteditor = slicer.modules.SegmentEditorWidget = application.SegmentEditor()
@@ -74,22 +80,29 @@ class SlicerHost:
         ):
             patch.setattr(slicer, cls.__name__, cls, raising=False)
         self._add_modules()
+        patch.setattr(slicer.util, "messageBox", self._on_message)
+        patch.setattr(slicer.util, "executePythonModule", self.pip.execute)
         self._window = application.MainWindow()
 
     def _add_modules(self):
         translation = ModuleType("slicer.i18n")
         translation.tr, translation.translate = (lambda text: text), (lambda _context, text: text)
         modules = {
-            "i18n": translation,
-            "ScriptedLoadableModule": scripted_module,
-            "parameterNodeWrapper": parameter_node,
-            "packaging": packaging,
+            "SampleData": sample_data,
+            "slicer.i18n": translation,
+            "slicer.ScriptedLoadableModule": scripted_module,
+            "slicer.parameterNodeWrapper": parameter_node,
+            "slicer.packaging": packaging,
         }
+        checkout = slicer_source.folder()
+        if checkout is not None:
+            modules = slicer_source.modules(checkout)
+        self._patch.setattr(modules["slicer.packaging"], "_pip_install_in_progress", False)
         self._patch.setattr(slicer.modules, "sampleDataSources", {}, raising=False)
-        self._patch.setitem(sys.modules, "SampleData", sample_data)
         for name, module in modules.items():
-            self._patch.setitem(sys.modules, f"slicer.{name}", module)
-            self._patch.setattr(slicer, name, module, raising=False)
+            self._patch.setitem(sys.modules, name, module)
+            if name.startswith("slicer."):
+                self._patch.setattr(slicer, name.removeprefix("slicer."), module, raising=False)
 
     def stop(self):
         """Undo all of ``start``; the Qt application stays, since a process can have one only."""

@@ -33,7 +33,7 @@ def _stored(kind, name, default):
     """Make a Qt property that refreshes its widget when it changes."""
 
     def write(self, value):
-        self._values[name] = value
+        self._values[name] = tuple(value) if isinstance(value, list) else value
         self._refresh()
 
     return qt.Property(kind, lambda self: self._values.get(name, default), write)
@@ -55,8 +55,8 @@ class qMRMLNodeComboBox(qt.QWidget):
     nodeAddedByUser = qt.Signal(object)
     nodeAddedByUserAction = qt.Signal(object)
 
-    nodeTypes = _stored("QStringList", "nodeTypes", [])
-    hideChildNodeTypes = _stored("QStringList", "hideChildNodeTypes", [])
+    nodeTypes = _stored("QStringList", "nodeTypes", ())
+    hideChildNodeTypes = _stored("QStringList", "hideChildNodeTypes", ())
     showHidden = _stored(bool, "showHidden", False)
     showChildNodeTypes = _stored(bool, "showChildNodeTypes", True)
     baseName = _stored(str, "baseName", "")

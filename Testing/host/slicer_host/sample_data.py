@@ -9,13 +9,13 @@ import slicer
 
 @dataclass(frozen=True)
 class SampleDataSource:
-    """A volume that is offered."""
+    """A volume that is offered; as in Slicer, what there can be several of is in lists."""
 
     sampleName: str
-    uris: str
-    fileNames: str
-    nodeNames: str
-    checksums: str
+    uris: list[str]
+    fileNames: list[str]
+    nodeNames: list[str]
+    checksums: list[str]
 
 
 class SampleDataLogic:
@@ -24,6 +24,6 @@ class SampleDataLogic:
     @staticmethod
     def registerCustomSampleDataSource(category, sampleName, uris, fileNames, nodeNames, checksums):
         sources = slicer.modules.sampleDataSources.setdefault(category, [])
-        source = SampleDataSource(sampleName, uris, fileNames, nodeNames, checksums)
+        source = SampleDataSource(sampleName, *([each] for each in (uris, fileNames, nodeNames, checksums)))
         if source not in sources:
             sources.append(source)
