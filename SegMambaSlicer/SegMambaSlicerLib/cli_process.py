@@ -117,6 +117,7 @@ def startCommand(arguments: list[str], onLine: Callable[[str], None], onEnd: Cal
     """
     command = [worker_python(), "-m", "segmamba", "--stop-at-eof", *arguments]
     try:
-        return Program(command, onLine, onEnd, worker_environment())
+        # On Windows a pipe would get the old encoding of the system.
+        return Program(command, onLine, onEnd, {**worker_environment(), "PYTHONIOENCODING": "utf-8"})
     except OSError as error:
         raise InstallationError(f"{command[0]} cannot be run ({error}): install 3D Slicer again.") from error

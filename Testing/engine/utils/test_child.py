@@ -127,6 +127,37 @@ def test_child_that_does_not_stop_at_the_end_of_input_is_ended(start) -> None:
     assert child.wait() == 1
 
 
+STOPPING = """
+import sys, time
+sys.path.insert(0, {packages!r})
+from segmamba.cli.interrupt import stop_at_end_of_input, stop_signal
+stop_at_end_of_input()
+{rest}
+"""
+ASKED = """
+with stop_signal() as stopped:
+    print("ready", flush=True)
+    while not stopped():
+        time.sleep(0.01)
+print("stopped")
+"""
+INTERRUPTED = """
+print("ready", flush=True)
+try:
+    time.sleep(3600)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize("rest", [ASKED, INTERRUPTED])
+def test_end_of_input_counts_as_ctrl_c_for_the_command_line(start, rest: str) -> None:
+    child, _python = start(STOPPING.format(packages=str(PACKAGES), rest=rest))
+    child.close_input()
+    assert child.output.read() == b"stopped\n"
+    assert child.wait() == 0
+
+
 def test_windows_ends_the_tree_of_processes(start, monkeypatch: pytest.MonkeyPatch) -> None:
     child, python = start()
     asked: list[list[str]] = []
