@@ -78,7 +78,11 @@ def modelSummary(model: Model, origin: str) -> str:
     x, y, z = model.preprocessing.spacing
     spacing = f"{x:.3g} × {y:.3g} × {z:.3g} mm"
     licence = model.entry.get("licence") or _("licence not stated")
-    said = ["/".join(model.modalities), spacing, accuracy(model.entry), origin, licence]
+    measured = accuracy(model.entry)
+    first = measured[0] if measured else _("accuracy not measured")
+    if measured[1:]:
+        first = _("{first} (hover for {number} more)").format(first=first, number=len(measured) - 1)
+    said = ["/".join(model.modalities), spacing, first, origin, licence]
     if model.preprocessing.estimated:
         said.append(model.preprocessing.estimated)
     if model.caution:
@@ -86,20 +90,18 @@ def modelSummary(model: Model, origin: str) -> str:
     return " · ".join(said)
 
 
-def accuracy(entry: Mapping[str, Any]) -> str:
+def accuracy(entry: Mapping[str, Any]) -> list[str]:
     """Return the span of each measure in a manifest entry, for example ``Dice, whole spine 0.58 to 0.86``."""
     values: dict[str, list[float]] = {}
     for row in entry.get("accuracy", []):
         values.setdefault(row["measure"], []).append(row["value"])
-    if not values:
-        return _("accuracy not measured")
-    return "; ".join(f"{name} {_span(numbers)}" for name, numbers in values.items())
+    return [f"{name} {_span(numbers)}" for name, numbers in values.items()]
 
 
 def modelDetails(model: Model) -> str:
-    """Return several lines about a model: its limits, training data and citation."""
+    """Return several lines about a model: its accuracy, limits, training data and citation."""
     limits = [*model.entry.get("limits", []), model.preprocessing.estimated]
-    parts = [model.title, bulletList([limit for limit in limits if limit])]
+    parts = [model.title, bulletList([limit for limit in [*accuracy(model.entry), *limits] if limit])]
     parts += [f"{name}: {model.entry[key]}" for name, key in _DETAILS if model.entry.get(key)]
     return "\n".join(parts)
 

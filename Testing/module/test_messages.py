@@ -63,8 +63,17 @@ def test_remaining_time_is_told_from_the_windows_only(texts):
 
 def test_accuracy_is_the_span_of_each_measure(texts):
     rows = [{"measure": "Dice", "value": 0.581}, {"measure": "Dice", "value": 0.86}, {"measure": "Hit", "value": 1}]
-    assert texts.accuracy({"accuracy": rows}) == "Dice 0.58 to 0.86; Hit 1.00"
-    assert texts.accuracy({}) == "accuracy not measured"
+    assert texts.accuracy({"accuracy": rows}) == ["Dice 0.58 to 0.86", "Hit 1.00"]
+    assert texts.accuracy({}) == []
+
+
+def test_summary_of_a_model_has_one_measure_and_its_tip_all(texts, manifest):
+    model = manifest.default("vertebrae")
+    summary, tip = texts.modelSummary(model, "comes with the software"), " ".join(texts.modelDetails(model).split())
+    first, *others = texts.accuracy(model.entry)
+    assert first in summary and f"(hover for {len(others)} more)" in summary
+    assert not any(measure in summary for measure in others)
+    assert all(measure in tip for measure in (first, *others))
 
 
 def test_memory_that_is_short_warns_and_memory_that_is_not_there_refuses(texts):
