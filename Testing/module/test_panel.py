@@ -251,6 +251,9 @@ def test_too_large_a_volume_is_refused_with_a_way_out(panel, a_ct, click, monkey
     click(panel.ui.segmentButton)
     assert panel.job is None
     assert "limit the region with an ROI" in panel.ui.statusLabel.text
+    wait_until(lambda: "limit the region" in panel.ui.forecastLabel.text)
+    # Once is enough.
+    assert not panel.ui.forecastLabel.visible
     screenshot("no-memory")
 
 

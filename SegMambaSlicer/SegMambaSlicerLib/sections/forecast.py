@@ -78,8 +78,8 @@ class ForecastSection:
 
     def show(self) -> None:
         """Show the forecast, unless the line below the button says the same."""
-        text = self._ui.forecastLabel.text
-        self._ui.forecastLabel.visible = bool(text) and text != self._ui.statusLabel.text
+        text, said = self._ui.forecastLabel.text, self._ui.statusLabel.text
+        self._ui.forecastLabel.visible = bool(text) and not (said and said in text)
 
     def refusal(self) -> str:
         """Return in one sentence why a run cannot work, or an empty text."""
