@@ -7,8 +7,8 @@ not know cannot be set on a Qt object; and signals connect by signature too (``b
 A list of texts reads as a tuple, a property of an object that Qt has destroyed raises ValueError, and to connect a
 signal that does not exist prints a line and returns False, all as in PythonQt; such signals are kept for the tests.
 
-Known to be different: a method of a destroyed object raises RuntimeError (PythonQt: ValueError); dynamic properties are
-read by ``property()`` only.
+Known to be different: only properties give lists of texts as tuples, methods do not; a method of a destroyed object
+raises RuntimeError (PythonQt: ValueError); dynamic properties are read by ``property()`` only.
 """
 
 from __future__ import annotations

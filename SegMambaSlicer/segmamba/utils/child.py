@@ -28,6 +28,8 @@ ABNORMAL = "exit abnormally"
 FAULT = re.compile(r"(?:Fatal Python error|Windows fatal exception): (.+)")
 # What Windows gives for a process that a crash ended, as signals do elsewhere.
 WINDOWS_CRASH = 0xC0000000
+# To wait for the end of a process that was killed.
+LAST_SECONDS = 5.0
 NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 
@@ -101,7 +103,10 @@ class Child:
             self.input.close()
 
     def end(self) -> None:
-        """End it and all that it has started, at once; return when it is gone. Any thread may call this, repeatedly."""
+        """End it and all that it has started, at once; return when it is gone. Any thread may call this, repeatedly.
+
+        A driver may hold a process back that is about to end; that is not waited for longer than `LAST_SECONDS`.
+        """
         with self._ending:
             # Once only: later the number may be another process's.
             if not self._ended:
@@ -109,7 +114,7 @@ class Child:
                 self._ended = True
         # After that: a thread that waits to write into the pipe is free now.
         self.close_input()
-        self._process.wait()
+        self.wait(LAST_SECONDS)
 
     def _end_all(self) -> None:
         if sys.platform == "win32":
