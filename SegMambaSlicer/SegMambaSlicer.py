@@ -193,6 +193,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onDone(self, job):
         """Show the result, or in one sentence why there is none."""
         from segmamba.errors import SegMambaError
+        from SegMambaSlicerLib.messages import outcomeText
 
         self.job = None
         self._setRunning(False)
@@ -200,7 +201,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.sections.forecast.learn(job.report, self.sections.devices.device)
             self._parameterNode.resultSegmentation = job.node
             self.sections.results.show(job.node)
-            self.showStatus(" ".join([job.report["summary"], *job.report["run"]["warnings"]]))
+            self.showStatus(outcomeText(job.report))
         elif isinstance(job.error, SegMambaError):
             self.showStatus(str(job.error), problem=True)
         else:

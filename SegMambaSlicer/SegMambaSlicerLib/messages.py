@@ -35,6 +35,10 @@ TASK_TITLES = {"vertebrae": _("Vertebrae"), "colorectal": _("Colorectal cancer")
 WARNING_STYLE = "color: #d9480f;"
 # Below this mean probability of its voxels a segment is marked, and below this one of its level.
 LOW_CONFIDENCE, UNSURE_NUMBER = 0.6, 0.9
+# How the engine's summary of a single volume begins.
+FOUND = re.compile(r"\d+ structures? found: ")
+# More structures than this are not named above the table that lists them.
+NAMED = 4
 # What refinement does to a mask, by its steps.
 REFINEMENT_STEPS = {
     "pieces": _("loose components and holes removed"),
@@ -123,6 +127,21 @@ def limitsText(limits: Sequence[str], estimated: str | None = None) -> str:
     elif limits:
         lines.append(_("Limitations: {first}").format(first=limits[0]))
     return "\n".join(lines)
+
+
+def outcomeText(report: Mapping[str, Any]) -> str:
+    """Return what a run found, and its warnings; what the table below lists, or says of the levels, is not repeated."""
+    found = [row["name"] for row in report.get("segments", [])]
+    said = report["summary"]
+    # That of a sequence is about its items.
+    if found and FOUND.match(said):
+        if len(found) == 1:
+            said = _("1 structure found: {name}.").format(name=found[0])
+        elif len(found) <= NAMED:
+            said = _("{number} structures found: {names}.").format(number=len(found), names=", ".join(found))
+        else:
+            said = _("{number} structures found.").format(number=len(found))
+    return " ".join([said, *report["run"]["warnings"]])
 
 
 def missingCheckpoint(model: Model, path: Path) -> str:

@@ -76,6 +76,20 @@ def test_summary_of_a_model_has_one_measure_and_its_tip_all(texts, manifest):
     assert all(measure in tip for measure in (first, *others))
 
 
+def test_outcome_names_few_structures_and_leaves_the_levels_to_the_line_below_the_table(texts):
+    def outcome(*names, summary=""):
+        plural = "s" if names[1:] else ""
+        said = summary or f"{len(names)} structure{plural} found: {', '.join(names)}. Levels are uncertain: x."
+        rows, run = [{"name": name} for name in names], {"warnings": ["It was slow."]}
+        return texts.outcomeText({"segments": rows, "summary": said, "run": run})
+
+    assert outcome("L1", "L2") == "2 structures found: L1, L2. It was slow."
+    assert outcome("Colon") == "1 structure found: Colon. It was slow."
+    assert outcome(*"ABCDE") == "5 structures found. It was slow."
+    assert outcome(summary="No structure was found.") == "No structure was found. It was slow."
+    assert outcome("L1", summary="2 of 2 items of the sequence were segmented.").startswith("2 of 2 items")
+
+
 def test_memory_that_is_short_warns_and_memory_that_is_not_there_refuses(texts):
     need = 4 * 2**30
     assert texts.memoryProblem(need, 8 * 2**30, 6 * 2**30) == ("", False)
