@@ -1,0 +1,238 @@
+"""A corrected segmentation and its volume as a case to train on, in a folder in nnU-Net's layout.
+
+``segmamba train FOLDER`` reads such a folder, and so does every program that reads nnU-Net's data sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import slicer
+import vtk
+
+import segmamba
+from segmamba.errors import InputError, OutputError
+from segmamba.io.modality import resolve_modality
+from segmamba.io.volume import Volume, to_image
+from segmamba.labels import Label
+from segmamba.models.settings import user_folder
+from segmamba.utils.atomic import atomic_write
+from segmamba_mrml.reports import parts, read_report
+from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.volumes import volume_of
+
+DESCRIPTION, BACKGROUND = "dataset.json", "background"
+IMAGES, LABELS, PROVENANCE = "imagesTr", "labelsTr", "provenance"
+ENDING = ".nii.gz"
+# Structures that the model does not have get values from here on.
+FIRST_OWN_VALUE, LAST_VALUE = 100, 254
+NAME_LENGTH = 10
+
+
+def save_training_case(
+    segmentation_node: Any,
+    volume_node: Any,
+    folder: Path | str,
+    structures: Sequence[Label],
+    replace: bool = False,
+) -> str:
+    """Save a volume and its segmentation as they are now, and return the case's name.
+
+    The name says nothing of the patient, but is the same for all volumes of one: ``sub-`` and a code that only this
+    computer user can make again. Nothing else of a DICOM header is saved.
+
+    Parameters
+    ----------
+    segmentation_node : vtkMRMLSegmentationNode
+    volume_node : vtkMRMLScalarVolumeNode
+        What was segmented.
+    folder : Path or str
+        Of the data set; it is made if it is not there.
+    structures : sequence of Label
+        Of the model: segments of their codes get their names and values. Other segments are structures of their own.
+    replace : bool
+        Take the place of an earlier case of the same image.
+
+    Raises
+    ------
+    InputError
+        There is nothing to save, the folder is of other images or labels, or it has the same image already
+        (`saved_case` tells).
+    OutputError
+        The folder cannot be written.
+    """
+    volume, folder = volume_of(volume_node), Path(folder)
+    digest = image_digest(volume)
+    earlier = saved_case(folder, digest)
+    if earlier and not replace:
+        raise InputError(
+            f"This image is in {folder} already, as {earlier}: replace that case, or choose another folder."
+        )
+    description = _read_description(folder, resolve_modality(volume).modality or "MR")
+    labels, values = labels_on_volume(segmentation_node, volume_node, structures, description["labels"])
+    name = earlier or _new_name(folder, person_code(volume_node, digest))
+    report = parts(read_report(segmentation_node))[0]
+    provenance = {
+        "case": name,
+        "image_sha256": digest,
+        "saved": date.today().isoformat(),
+        "software": f"SegMambaSlicer {segmamba.__version__}",
+        "model": {key: report.get("model", {}).get(key) for key in ("id", "version", "checkpoint_sha256")},
+        "structures": sorted(name for name, value in values.items() if (labels == value).any()),
+    }
+    try:
+        for part in (IMAGES, LABELS, PROVENANCE):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from error
+    _write(volume.array, volume, folder / IMAGES / f"{name}_0000{ENDING}")
+    _write(labels, volume, folder / LABELS / f"{name}{ENDING}")
+    description["labels"] = {BACKGROUND: 0, **values}
+    description["numTraining"] = len(list((folder / LABELS).glob(f"*{ENDING}")))
+    # The description last: a case that it does not count yet is one more file, never a broken data set.
+    for path, content in ((folder / PROVENANCE / f"{name}.json", provenance), (folder / DESCRIPTION, description)):
+        with atomic_write(path, (".json",)) as file:
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return name
+
+
+def saved_case(folder: Path | str, digest: str) -> str:
+    """Return the name of the case in a folder that has the image of a digest, or an empty text."""
+    for path in sorted((Path(folder) / PROVENANCE).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.get("image_sha256") == digest:
+            return path.stem
+    return ""
+
+
+def image_digest(volume: Volume) -> str:
+    """Return what only the same voxels have, as hexadecimal text."""
+    return hashlib.sha256(np.ascontiguousarray(volume.array).tobytes()).hexdigest()
+
+
+def labels_on_volume(
+    segmentation_node: Any, volume_node: Any, structures: Sequence[Label], known: Mapping[str, int]
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Return a segmentation as one label map on a volume's grid, and the value of each structure's name.
+
+    Parameters
+    ----------
+    segmentation_node, volume_node, structures
+        See `save_training_case`.
+    known : mapping of str to int
+        Values that the data set gives names already; they stay.
+
+    Returns
+    -------
+    labels : ndarray of uint8, shape (z, y, x)
+        Where segments overlap, the later one counts.
+    values : dict of str to int
+        Of all structures of the data set, those of ``known`` with them, in ascending order.
+
+    Raises
+    ------
+    InputError
+        No voxel is labelled, or there are more structures than a label map has values.
+    """
+    by_code = {(label.type.scheme, label.type.value): label for label in structures}
+    values = {name: value for name, value in known.items() if value}
+    labels = np.zeros(slicer.util.arrayFromVolume(volume_node).shape, np.uint8)
+    for identifier in segment_ids(segmentation_node):
+        segment = segmentation_node.GetSegmentation().GetSegment(identifier)
+        label = by_code.get(_code_of(segment))
+        name = label.name if label else segment.GetName()
+        if name not in values:
+            values[name] = _free_value(label.value if label else FIRST_OWN_VALUE, values, segmentation_node)
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation_node, identifier, volume_node)
+        if mask is not None:
+            labels[mask > 0] = values[name]
+    if not labels.any():
+        raise InputError(
+            f"'{segmentation_node.GetName()}' labels no voxel of '{volume_node.GetName()}': segment it first."
+        )
+    return labels, dict(sorted(values.items(), key=lambda item: item[1]))
+
+
+def person_code(volume_node: Any, otherwise: str) -> str:
+    """Return a code for the patient of a volume; without DICOM for ``otherwise``, which only the same image has.
+
+    It is made with a secret that stays in the user's settings: from the code alone nobody finds the patient's ID.
+    """
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volume_node.GetScene())
+    item = hierarchy.GetItemByDataNode(volume_node) if hierarchy else 0
+    key = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMPatientIDAttributeName()
+    patient = hierarchy.GetAttributeFromItemAncestor(item, key) if item else ""
+    code = hmac.new(_secret(), (patient or otherwise).encode(), hashlib.sha256).hexdigest()
+    return f"sub-{code[:NAME_LENGTH]}"
+
+
+def _secret() -> bytes:
+    path = user_folder("XDG_CONFIG_HOME", ".config") / "training-secret"
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+        return path.read_bytes()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): check the folder's permissions.") from error
+
+
+def _read_description(folder: Path, modality: str) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        labels = {BACKGROUND: 0}
+        return {"name": folder.name, "channel_names": {"0": modality}, "labels": labels, "file_ending": ENDING}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        channels, labels = content["channel_names"], content["labels"]
+        plain = all(isinstance(value, int) for value in labels.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not describe a data set of nnU-Net's layout: choose another folder.") from error
+    if list(channels.values()) != [modality] or not plain or content.get("file_ending", ENDING) != ENDING:
+        raise InputError(
+            f"{folder} is of other images ({', '.join(channels.values())}): choose another folder for {modality}."
+        )
+    return content
+
+
+def _new_name(folder: Path, person: str) -> str:
+    number = 1
+    while (folder / LABELS / f"{person}_{number:02}{ENDING}").exists():
+        number += 1
+    return f"{person}_{number:02}"
+
+
+def _free_value(wanted: int, values: Mapping[str, int], node: Any) -> int:
+    taken = set(values.values())
+    free = [value for value in (wanted, *range(FIRST_OWN_VALUE, LAST_VALUE + 1)) if value not in taken]
+    if not free:
+        raise InputError(f"'{node.GetName()}' has more structures than a label map has values: remove some segments.")
+    return free[0]
+
+
+def _code_of(segment: Any) -> tuple[str, str]:
+    """Return scheme and value of a segment's type, the third of the seven parts of its terminology tag."""
+    tag = vtk.reference("")
+    if not segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag):
+        return "", ""
+    code = "".join(str(tag).split("~")[2:3]).split("^")
+    return (code[0], code[1]) if len(code) > 1 else ("", "")
+
+
+def _write(array: np.ndarray, volume: Volume, path: Path) -> None:
+    with atomic_write(path, (ENDING,)) as file:
+        sitk.WriteImage(to_image(np.ascontiguousarray(array), volume.geometry), str(file), useCompression=True)
