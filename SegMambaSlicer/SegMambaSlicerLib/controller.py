@@ -21,6 +21,7 @@ from SegMambaSlicerLib.sections.log import LogSection
 from SegMambaSlicerLib.sections.measurement import MeasurementSection
 from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
 from SegMambaSlicerLib.sections.result import ResultSection
+from SegMambaSlicerLib.sections.training_case import TrainingCaseSection
 
 OVERWRITE_SETTING = "SegMambaSlicer/Overwrite"
 # What must stay as it is while a job runs.
@@ -122,6 +123,7 @@ def buildSections(
     checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
     dependencies = DependencySection(ui, requirements, stopWorker)
     correction, measurement = CorrectionSection(ui, results), MeasurementSection(ui, results)
-    for section in (correction, measurement, ExportSection(ui, results)):
+    cases = TrainingCaseSection(ui, results, models)
+    for section in (correction, measurement, ExportSection(ui, results), cases):
         section.said.connect(say)
     return Sections(ui, models, devices, forecast, results, correction, checkpoints, dependencies, log)

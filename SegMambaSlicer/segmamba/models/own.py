@@ -127,7 +127,8 @@ def add_own(folder: Path, model: ListedModel, manifest: Manifest, part: Path, re
 
 def _check_better(entry: dict[str, Any], even_if_worse: bool) -> None:
     compared = entry.get("compared")
-    if compared and compared["after"] < compared["before"] and not even_if_worse:
+    # To three decimals, as they are told.
+    if compared and round(compared["after"], 3) < round(compared["before"], 3) and not even_if_worse:
         raise ModelError(
             f"'{entry['id']}' does worse on its validation cases than '{compared['model']}', which it was trained from "
             f"(Dice {compared['after']:.3f}, before {compared['before']:.3f}): train it for longer or on more cases, "

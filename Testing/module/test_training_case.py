@@ -1,0 +1,104 @@
+"""Corrections that teach: from two corrected results, by clicks and one command, to a fine-tuned model in the list."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import qt
+import slicer
+from helpers import phantoms
+from helpers.trained_model import OWN, write_run
+
+from segmamba.cli.main import main
+from segmamba.models.library import load_models
+from segmamba.models.own import import_own
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch, a_warm_worker):
+    """A model of the user's own in the list, beside the software's."""
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
+    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
+    # A worker has the environment that it was started in.
+    a_warm_worker.kill()
+    import_own(write_run(tmp_path / "given") / "model.json", load_models())
+    yield OWN
+    a_warm_worker.kill()
+
+
+@pytest.fixture
+def save(panel, click, monkeypatch, tmp_path):
+    """Save the result that is shown as a training case, and return what the panel says."""
+
+    def save(folder="cases"):
+        choose(monkeypatch, "getExistingDirectory", tmp_path / folder)
+        click(panel.ui.trainingCaseButton)
+        return panel.ui.statusLabel.text
+
+    return save
+
+
+def choose(monkeypatch, dialog, path):
+    """Choose a path in the next dialogs of a kind."""
+    monkeypatch.setattr(qt.QFileDialog, dialog, staticmethod(lambda *_arguments: str(path)))
+
+
+def corrected(node, identifier, volume_node):
+    """Give a segment a block, as an edit by hand does."""
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, identifier, volume_node)
+    mask[2:6, 2:6, 2:6] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, identifier, volume_node)
+
+
+@pytest.mark.slow
+def test_two_corrected_cases_become_a_fine_tuned_model_that_the_panel_offers(
+    panel, own_model, add_volume, segment, save, click, wait_until, tmp_path, monkeypatch, screenshot
+):
+    panel.useManifest(None)
+    ui = panel.ui
+    ui.taskComboBox.currentIndex = ui.taskComboBox.findData(own_model)
+    assert not ui.trainingCaseButton.enabled
+    for number in range(2):
+        volume_node = add_volume(f"case {number}", phantoms.phantom())
+        slicer.util.arrayFromVolume(volume_node)[:] += number
+        ui.inputSelector.setCurrentNode(volume_node)
+        node = segment()
+        corrected(node, node.GetSegmentation().GetNthSegmentID(0), volume_node)
+        assert save().startswith("Saved as sub-")
+    screenshot("training-case")
+    cases = tmp_path / "cases"
+    assert json.loads((cases / "dataset.json").read_text())["numTraining"] == 2
+
+    command = ["train", str(cases), "--output", str(tmp_path / "run"), "--device", "cpu"]
+    assert main([*command, "--from", own_model, "--plan-only"]) == 0
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    # One step that changes next to nothing: the model does as well as before.
+    plan["recipe"] |= {"iterations": 1, "batch": 1, "learning_rate": 1e-9, "log_every": 1}
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
+    assert main(command) == 0
+
+    click(ui.modelsSection)
+    choose(monkeypatch, "getOpenFileName", tmp_path / "run/fold-0/model/model.json")
+    click(ui.importButton)
+    wait_until(lambda: ui.importButton.enabled)
+    assert ui.modelsLabel.text.startswith("Installed: own-cases-fold-0"), ui.modelsLabel.text
+    tasks = [ui.taskComboBox.itemData(index) for index in range(ui.taskComboBox.count)]
+    assert tasks == ["vertebrae", "colorectal", "own-cases-fold-0", own_model]
+
+
+def test_the_same_image_takes_its_place_again_only_when_the_user_agrees(
+    panel, a_ct, a_slicer_host, segment, save, tmp_path
+):
+    segment()
+    first = save()
+    name = first.removeprefix("Saved as ").split(" in ")[0]
+    path = tmp_path / "cases" / "provenance" / f"{name}.json"
+    before = path.stat().st_mtime_ns
+    assert save() == first
+    assert f"as {name}. Replace its labels" in a_slicer_host.take_messages()[0]
+    assert path.stat().st_mtime_ns == before
+    a_slicer_host.answer = qt.QMessageBox.Ok
+    assert save() == first
+    assert a_slicer_host.take_messages()
+    assert path.stat().st_mtime_ns > before
