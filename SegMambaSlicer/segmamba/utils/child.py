@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 # What PythonSlicer writes of a Python that a signal or an exception of Windows has ended.
 ABNORMAL = "exit abnormally"
@@ -184,6 +185,18 @@ def how_it_ended(status: int, lines: Sequence[str]) -> End:
     return End(status, "", name, words)
 
 
+def take_input() -> BinaryIO:
+    """Take standard input from this process's own children, which get an empty one, and return it.
+
+    A child on Windows would wait at its start for the thread that reads from the same pipe.
+    """
+    taken = os.dup(0)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return os.fdopen(taken, "rb")
+
+
 def call_at_end_of_input(stop: Callable[[], None], last_seconds: float) -> None:
     """In a child process: call ``stop`` when standard input ends, and end the process if it then does not.
 
@@ -194,12 +207,12 @@ def call_at_end_of_input(stop: Callable[[], None], last_seconds: float) -> None:
     last_seconds : float
         Seconds from that call to the end of the process.
     """
+    stream = take_input()
 
     def follow() -> None:
         # Nothing is expected to be written into it.
-        with os.fdopen(os.dup(0), "rb") as stream:
-            while stream.read(1):
-                pass
+        while stream.read(1):
+            pass
         stop()
         time.sleep(last_seconds)
         os._exit(1)

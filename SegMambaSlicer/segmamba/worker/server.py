@@ -21,6 +21,7 @@ from segmamba import __version__
 from segmamba.errors import Cancelled, SegMambaError
 from segmamba.inference.file_to_file import segment_file
 from segmamba.request import Request
+from segmamba.utils.child import take_input
 from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 
 # Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
@@ -144,7 +145,6 @@ def main() -> None:
 
     if PRELOAD in sys.argv:
         importlib.import_module("segmamba.inference.pipeline")
-    # Reopened: sys.stdin may be text with a buffer that a library reads from.
-    serve(Inbox(os.fdopen(os.dup(0), "rb")), send)
+    serve(Inbox(take_input()), send)
     # Not through the interpreter's clean-up: on some systems GPU libraries hang in it.
     os._exit(0)

@@ -158,6 +158,24 @@ def test_end_of_input_counts_as_ctrl_c_for_the_command_line(start, rest: str) ->
     assert child.wait() == 0
 
 
+GRANDCHILD = """
+import subprocess, sys
+sys.path.insert(0, {packages!r})
+from segmamba.utils.child import take_input
+stream = take_input()
+child = subprocess.run([sys.executable, "-c", "import sys; print(sys.stdin.read())"], capture_output=True)
+print("ready", flush=True)
+print(child.stdout, stream.read(), flush=True)
+"""
+
+
+def test_children_of_a_child_do_not_share_its_input(start) -> None:
+    child, _python = start(GRANDCHILD.format(packages=str(PACKAGES)))
+    child.input.write(b"for the child")
+    child.close_input()
+    assert child.output.read() == b"b'\\n' b'for the child'\n"
+
+
 def test_windows_ends_the_tree_of_processes(start, monkeypatch: pytest.MonkeyPatch) -> None:
     child, python = start()
     asked: list[list[str]] = []
