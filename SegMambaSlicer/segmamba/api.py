@@ -74,7 +74,7 @@ def segment(
     chosen = model if isinstance(model, Model) else load_models().choose(task, model)
     options = replace(options or Options(), **changes)
     volume = as_volume(image, affine)
-    check_modality(volume, chosen)
+    check_modality(volume, chosen, options.modality)
 
     from segmamba.inference import pipeline  # imports torch, which what is refused above need not wait for
 

@@ -83,6 +83,12 @@ class Options:
         metavar="NAME",
         error=ModelError,
     )
+    modality: str = option(
+        Choice(("auto", "CT", "MR")),
+        "what the volume is; by default what the file or its values say",
+        "auto",
+        metavar="NAME",
+    )
     seed: int = option(WholeNumber(63), "random seed", 0, metavar="N")
 
     def __post_init__(self) -> None:

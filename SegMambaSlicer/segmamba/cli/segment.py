@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
 def _print_result(report: Mapping[str, Any], request: Request) -> None:
     run = report["run"]
     print(report["summary"])
-    for sentence in run["warnings"]:
+    for sentence in (*run["warnings"], *run["notes"]):
         print(f"Note: {sentence}")
     for sentence in filter(None, (report["model"]["estimated"], report["model"]["caution"])):
         print(f"Note: {sentence}.")

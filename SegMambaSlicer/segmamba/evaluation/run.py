@@ -35,10 +35,10 @@ def run_model(model: Model, options: Options, checkpoint: Path | None = None, ro
     def predict(name: str, image: Volume) -> tuple[Volume, Mapping[str, Any] | None]:
         from segmamba.inference.pipeline import segment
 
-        image = resolve_modality(image)
+        image = resolve_modality(image, options.modality)
         check_modality(image, model)
         result = segment(image, model, options, checkpoint=checkpoint, root=root)
-        return Volume(result.labels, image.geometry), result.report
+        return Volume(result.grid_labels, image.geometry), result.report
 
     return predict
 

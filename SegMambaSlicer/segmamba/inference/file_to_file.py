@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segmamba.errors import (
     Cancelled,
@@ -23,6 +26,7 @@ from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
 from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.read import read_volume
+from segmamba.io.stored_grid import labels_as_stored
 from segmamba.measurements.vertebrae import write_table
 from segmamba.models.library import load_models
 from segmamba.models.manifest import Model, chosen_labels
@@ -32,6 +36,10 @@ from segmamba.request import Request
 from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.atomic import check_output
 from segmamba.utils.paths import check_input
+
+if TYPE_CHECKING:
+    from segmamba.inference.pipeline import Result
+    from segmamba.io.volume import Volume
 
 # The first two are PyTorch's, the third is ITK's.
 SIGNS_OF_NO_MEMORY = ("not enough memory", "out of memory", "Failed to allocate memory")
@@ -105,13 +113,13 @@ def _segment_file(
     root = Path(request.manifest).parent if request.manifest else None
     started = time.perf_counter()
     progress("read", 0.0)
-    volume = resolve_modality(read_volume(request.input))
+    volume = resolve_modality(read_volume(request.input), request.options.modality)
     read_seconds = time.perf_counter() - started
     progress("read", 1.0)
 
     from segmamba.inference.pipeline import segment
 
-    check_modality(volume, model)
+    check_modality(volume, model, request.options.modality)
     checkpoint = Path(request.checkpoint) if request.checkpoint else None
     result = segment(volume, model, request.options, progress, cancelled, checkpoint, root)
     # From here on the job is not cancelled: whole files are written.
@@ -122,11 +130,8 @@ def _segment_file(
     picture = None
     if request.preview:
         certain = not reporting.numbering_doubt(result.report)
-        picture = previewing.render(volume, result.labels, result.model, Path(request.input).name, certain=certain)
-    if _is_dicom_seg(request.output):
-        write_dicom_seg(request.output, result.labels, dicom_index.find_files(Path(request.input)), model.labels, model)
-    else:
-        write_labelmap(request.output, result.labels, volume.geometry, model.labels)
+        picture = previewing.render(volume, result.grid_labels, result.model, Path(request.input).name, certain=certain)
+    noted = _write_labels(request, result, volume)
     if request.preview and picture is not None:
         previewing.write_png(request.preview, picture)
     if request.measurements:
@@ -138,12 +143,55 @@ def _segment_file(
         "input": request.input,
         "output": request.output,
         "preview": request.preview,
+        "run": {**result.report["run"], "warnings": [*result.report["run"]["warnings"], *noted]},
         "timings_s": {**timings, "total": round(now - started, 3)},
     }
     if request.report:
         reporting.write_report(request.report, report)
     progress("write", 1.0)
     return report
+
+
+def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str, ...]:
+    """Write the segmentation that was asked for, and return what to tell the user of it.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written. So that the run was not in vain, the labels are then in another file, which is named.
+    """
+    try:
+        if not _is_dicom_seg(request.output):
+            write_labelmap(request.output, result.labels, result.geometry, result.model.labels)
+            return ()
+        labels = result.grid_labels
+        if volume.stored is not None:
+            labels = labels_as_stored(labels, volume.geometry, volume.stored)
+        files = dicom_index.find_files(Path(request.input))
+        return write_dicom_seg(request.output, labels, files, result.model.labels, result.model)
+    except Exception as error:
+        kept = _kept_elsewhere(request.output, result)
+        if kept is None:
+            raise
+        reason = str(error) if isinstance(error, SegMambaError) else f"{request.output} cannot be written ({error})."
+        raise OutputError(f"{reason} The labels were kept in {kept}.") from error
+
+
+def _kept_elsewhere(output: str, result: Result) -> Path | None:
+    """Write labels beside an output that cannot be written, or else into the folder for temporary files.
+
+    Returns
+    -------
+    Path or None
+        The file: of a new name, so that none is replaced. None where that failed, too.
+    """
+    name = Path(output).name.split(".")[0] or "labels"
+    for folder in (Path(output).absolute().parent, Path(tempfile.gettempdir())):
+        path = folder / f"{name}-{secrets.token_hex(4)}.nii.gz"
+        with contextlib.suppress(Exception):
+            result.save(path)
+            return path
+    return None
 
 
 def _check_outputs(request: Request) -> None:

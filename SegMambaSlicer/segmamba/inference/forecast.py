@@ -76,7 +76,7 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     InputError
         There is no body in the volume, or the region of interest lies outside it.
     """
-    model = model_for_modality(volume, model)
+    model = model_for_modality(volume, model, options.modality)
     grid = model_grid(volume, model.preprocessing, Box(*options.roi) if options.roi else None)
     size = grid.geometry.size
     overlap = model.overlap if options.overlap is None else options.overlap

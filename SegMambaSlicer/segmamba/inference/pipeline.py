@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ from segmamba.inference.resample_back import resample_to_input
 from segmamba.inference.sliding_window import identity, predict, softmax
 from segmamba.inference.windows import Windows, window_count
 from segmamba.io.labelmap import write_labelmap
-from segmamba.io.modality import modality_warning, model_for_modality, resolve_modality
+from segmamba.io.modality import CT, modality_note, modality_warning, model_for_modality, resolve_modality
+from segmamba.io.stored_grid import labels_as_stored
 from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
 from segmamba.measurements.vertebrae import measure_labels
@@ -41,6 +42,7 @@ from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.reporting import DISCLAIMER
 from segmamba.reporting import report as reporting
 from segmamba.request import Options
+from segmamba.spine.orientation import orientation_doubt
 from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.arrays import bounding_box
 from segmamba.utils.memory import gibibytes
@@ -55,19 +57,22 @@ class Result:
     Attributes
     ----------
     labels : ndarray of uint8
-        Shape (z, y, x), on the volume's own grid; the values are the manifest's.
+        Shape (z, y, x), on the voxels of the file or the image itself; the values are the manifest's.
     report : dict
         See `segmamba.reporting.report`.
     model : Model
         With the normalization parameters that were used.
     geometry : Geometry
-        The volume's grid.
+        The grid of ``labels``: sheared where the file is.
+    grid_labels : ndarray of uint8
+        On the volume's grid: the same as ``labels``, but of a volume that was resampled when it was read.
     """
 
     labels: np.ndarray
     report: dict[str, Any]
     model: Model
     geometry: Geometry
+    grid_labels: np.ndarray
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the labels to a file of `segmamba.io.labelmap.write_labelmap`; one of that name is replaced.
@@ -113,16 +118,17 @@ def segment(
     options = options or Options()
     stages = _Stages(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
     wanted = chosen_labels(model, options.structures)
-    volume = resolve_modality(volume)
+    volume = resolve_modality(volume, options.modality)
     torch.manual_seed(options.seed)
     torch.backends.cudnn.deterministic = True
     with stages.stage("load"):
         engine = _prepare(model, options, checkpoint, root)
         model = model_for_modality(volume, engine.model)
-        modality_doubt = modality_warning(volume, engine.model)
+        doubts = tuple(filter(None, [modality_warning(volume, engine.model)]))
     prediction = _predict(engine, volume, model, options, stages)
     passes, findings = prediction.passes, prediction.findings
-    warnings = (*engine.warnings, *([modality_doubt] if modality_doubt else []), *prediction.warnings)
+    warnings = (*volume.notes, *engine.warnings, *doubts, *prediction.warnings)
+    notes = [note for note in [modality_note(volume, engine.model)] if note and note not in warnings]
     with stages.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
@@ -134,12 +140,33 @@ def segment(
         labels = _postprocess_and_filter(labels, volume, model, options, wanted)
         if model.task == VERTEBRAE_TASK:
             findings = {**findings, "measurements": measure_labels(labels, volume, wanted)}
+            doubt = orientation_doubt(labels, volume.geometry.affine, volume.array if volume.modality == CT else None)
+            if doubt:
+                findings, warnings = _doubted(findings), (*warnings, doubt)
     if engine.device.kind == "cuda":
         torch.cuda.empty_cache()
     segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
-    run = _describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings))}
+    run = _describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings)), "notes": notes}
     report = _report(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
-    return Result(labels, report | {"summary": reporting.summary(report)}, model, volume.geometry)
+    own, geometry = _on_own_voxels(labels, volume)
+    return Result(own, report | {"summary": reporting.summary(report)}, model, geometry, labels)
+
+
+def _doubted(findings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return findings whose levels are not certain, as the patient lies otherwise than the header says."""
+    numbering = findings.get("numbering")
+    if numbering is None:
+        return dict(findings)
+    reason = numbering["reason"] or "The image's orientation seems to be wrong: check that first."
+    return {**findings, "numbering": {**numbering, "certain": False, "reason": reason}}
+
+
+def _on_own_voxels(labels: np.ndarray, volume: Volume) -> tuple[np.ndarray, Geometry]:
+    """Return labels on the grid of a volume's source, where a geometry can describe that; else on the volume's."""
+    geometry = volume.stored.geometry if volume.stored is not None else None
+    if volume.stored is None or geometry is None:
+        return labels, volume.geometry
+    return labels_as_stored(labels, volume.geometry, volume.stored), geometry
 
 
 class _Stages:

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from segmamba.errors import InputError
 from segmamba.io.read import check_values, frame_of, modality_of, read_volume
+from segmamba.io.stored_grid import straightened
 from segmamba.io.volume import RAS_TO_LPS, Geometry, Volume, check_geometry, check_scalar_3d, image_geometry
 
 AXES = 3
@@ -133,14 +134,14 @@ def volume_from_sitk(image: sitk.Image) -> Volume:
 
 
 def _checked(volume: Volume, name: str = "The volume") -> Volume:
-    check_geometry(volume.geometry, name)
+    check_geometry(volume.geometry, name, sheared=True)
     if volume.array.shape != volume.geometry.size[::-1]:
         raise InputError(
             f"{name} has an array of shape {volume.array.shape} and a grid of size {volume.geometry.size}: the shape "
             "has to be the size in reverse."
         )
     check_values(volume.array, name)
-    return volume
+    return straightened(volume, name)
 
 
 def _matrix(affine: Any, name: str) -> np.ndarray:

@@ -12,16 +12,23 @@ import SimpleITK as sitk
 
 from segmamba.errors import InputError
 from segmamba.io.dicom_headers import is_marked, modality_of, pydicom
+from segmamba.io.padding import declared_padding, padding_to_air
 from segmamba.io.read import quiet
-from segmamba.io.volume import Geometry, Volume, check_geometry, nearest_orthonormal
+from segmamba.io.stored_grid import LARGEST_SHEAR, RESAMPLED, StoredGrid, resampled
+from segmamba.io.volume import SHEAR_TOLERANCE, SHEARED, Geometry, Volume, check_geometry, nearest_orthonormal
 from segmamba.utils.paths import check_text
 
 MODALITY, SOP_CLASS = "0008|0060", "0008|0016"
+PADDING, BITS_ALLOCATED, BITS_STORED = "0028|0120", "0028|0100", "0028|0101"
+SLOPE, INTERCEPT = "0028|1053", "0028|1052"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 # Slices may be this far, in slice spacings, from an even spacing: positions are often rounded in the files.
 UNEVENNESS = 0.2
-# A slice may be shifted sideways by this much against the first before the stack counts as sheared.
+# A slice may be shifted sideways by this much against the first before the stack counts as sheared, and by this much
+# against a sheared stack.
 DRIFT_MM = 1.0
+# A gap this many times as wide as both of its neighbours lacks slices, if so many of the gaps are alike.
+MISSING_GAP, ALIKE = 1.5, 0.75
 # What a multi-frame file says of its frames: of all together, or of each.
 GROUPS = (
     *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
@@ -104,6 +111,25 @@ def _numbers(reader: sitk.ImageFileReader, key: str, count: int) -> np.ndarray |
     return values if values.size == count and np.all(np.isfinite(values)) else None
 
 
+def _padding(reader: sitk.ImageFileReader) -> tuple[float, ...]:
+    """Return the values that the padding which a header declares may have been read as."""
+    stored, allocated, used, slope, intercept = (
+        _number(reader, key, otherwise)
+        for key, otherwise in (
+            *((PADDING, math.nan), (BITS_ALLOCATED, 16.0), (BITS_STORED, 16.0)),
+            *((SLOPE, 1.0), (INTERCEPT, 0.0)),
+        )
+    )
+    if not math.isfinite(stored):
+        return ()
+    return declared_padding(stored, (int(allocated), int(used)), (slope, intercept))
+
+
+def _number(reader: sitk.ImageFileReader, key: str, otherwise: float) -> float:
+    values = _numbers(reader, key, 1)
+    return otherwise if values is None else float(values[0])
+
+
 def _read_slice_header(file: str) -> Slice:
     reader = _header(file)
     if reader.GetNumberOfComponents() > 1:
@@ -113,6 +139,8 @@ def _read_slice_header(file: str) -> Slice:
         raise InputError(
             f"{file} does not say where its slice lies in the patient: choose a series of CT or MR slices."
         )
+    if _number(reader, SLOPE, 1.0) == 0:
+        raise InputError(f"{file} has a rescale slope of 0, which makes all voxels the same: export the series again.")
     spacing = _numbers(reader, PIXEL_SPACING, 2)
     if spacing is None:
         raise InputError(f"{file} does not say how large its pixels are: export the series again.")
@@ -138,7 +166,7 @@ def read_files(name: str, files: Sequence[str]) -> Volume:
         return _read_frames(name, files[0])
     slices = sorted_slices(name, files)
     first = slices[0]
-    geometry = _stack(name, np.array([one.position for one in slices]), first.orientation, first.spacing, first.shape)
+    stack = _stack(name, np.array([one.position for one in slices]), first.orientation, first.spacing, first.shape)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([one.file for one in slices])
     if any(one.pixel_type != first.pixel_type for one in slices):
@@ -149,7 +177,8 @@ def read_files(name: str, files: Sequence[str]) -> Volume:
             image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{name} has a slice that cannot be read: copy or export the series again.") from error
-    return Volume(sitk.GetArrayFromImage(image), geometry, first.modality)
+    array, padding = padding_to_air(sitk.GetArrayFromImage(image), first.modality, name, _padding(_header(first.file)))
+    return _placed(array, stack, first.modality, padding)
 
 
 def sorted_slices(name: str, files: Sequence[str]) -> list[Slice]:
@@ -191,8 +220,9 @@ def _read_frames(name: str, file: str) -> Volume:
     if len(positions) != image.GetSize()[2]:
         raise InputError(UNPLACED.format(file))
     order = np.argsort(positions @ np.cross(*orientation), kind="stable")
-    geometry = _stack(name, positions[order], orientation, spacing, image.GetSize()[:2])
-    return Volume(sitk.GetArrayFromImage(image)[order], geometry, _modality(reader))
+    stack, modality = _stack(name, positions[order], orientation, spacing, image.GetSize()[:2]), _modality(reader)
+    array, padding = padding_to_air(sitk.GetArrayFromImage(image)[order], modality, name, _padding(reader))
+    return _placed(array, stack, modality, padding)
 
 
 def _frame_places(file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -221,24 +251,81 @@ def _frames(reader: sitk.ImageFileReader) -> int:
     return math.prod(reader.GetSize()[2:])
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """How slices lie: on a rectangular grid, or in places of their own, of which a note says how."""
+
+    geometry: Geometry
+    stored: StoredGrid | None
+    note: str
+
+
+def _placed(array: np.ndarray, stack: _Stack, modality: str | None, padding: tuple[str, ...]) -> Volume:
+    """Return the volume of a stack, resampled where it does not lie on a rectangular grid."""
+    volume = Volume(array, stack.geometry, modality, notes=padding)
+    return resampled(volume, stack.stored, stack.note) if stack.stored is not None else volume
+
+
 def _stack(
     name: str, positions: np.ndarray, orientation: np.ndarray, spacing: np.ndarray, shape: Sequence[int]
-) -> Geometry:
-    """Return the grid of slices with these positions (n, 3), in order; see `Slice` for the others."""
-    normal = np.cross(*orientation)
-    step = _slice_step(positions, normal, name)
-    direction = tuple(nearest_orthonormal(np.stack([*orientation, normal], axis=1)).ravel().tolist())
-    along_y, along_x = (float(value) for value in spacing)
-    x, y, z = (float(value) for value in positions[0])
+) -> _Stack:
+    """Return how slices with these positions (n, 3) lie, in order; see `Slice` for the others."""
+    along_x, along_y = orientation / np.linalg.norm(orientation, axis=1, keepdims=True)
+    normal = np.cross(along_x, along_y)
+    normal /= np.linalg.norm(normal)
+    heights = (positions - positions[0]) @ normal
+    step, even = _slice_step(heights, name)
     columns, rows = shape
-    geometry = Geometry((columns, rows, len(positions)), (along_x, along_y, step), (x, y, z), direction)
+    direction = tuple(nearest_orthonormal(np.stack([along_x, along_y, normal], axis=1)).ravel().tolist())
+    x, y, z = (float(value) for value in positions[0])
+    size = (columns, rows, len(positions))
+    geometry = Geometry(size, (float(spacing[1]), float(spacing[0]), step), (x, y, z), direction)
     check_geometry(geometry, name)
-    return geometry
+    tilt = _tilt(positions - positions[0] - np.outer(heights, normal), heights, name)
+    skewed = abs(float(along_x @ along_y))
+    if max(np.sin(np.arctan(tilt)), skewed) > LARGEST_SHEAR:
+        raise InputError(SHEARED.format(name))
+    tilted = tilt * (heights[-1] - heights[0]) > DRIFT_MM or skewed > SHEAR_TOLERANCE
+    if even and not tilted:
+        return _Stack(geometry, None, "")
+    axes = np.stack([along_x * spacing[1], along_y * spacing[0]], axis=1)
+    note = _unrectangular(name, np.diff(heights), even, tilted, tilt)
+    return _Stack(geometry, StoredGrid(size, axes, positions), note)
 
 
-def _slice_step(positions: np.ndarray, normal: np.ndarray, name: str) -> float:
-    """Return the distance of neighbouring slices in millimetres; positions have shape (n, 3), in order."""
-    heights = positions @ normal
+def _unrectangular(name: str, gaps: np.ndarray, even: bool, tilted: bool, tilt: float) -> str:
+    """Return what a user has to know of slices that make no rectangular grid."""
+    what = [f"slices that are tilted by {np.degrees(np.arctan(tilt)):.1f} degrees (a tilted gantry?)"] if tilted else []
+    what += [] if even else [f"slices at uneven distances ({gaps.min():.2f} to {gaps.max():.2f} mm)"]
+    where = "its own voxels" if even else "that grid, and a DICOM SEG on its own slices"
+    return f"{name} has {' and '.join(what)}: {RESAMPLED}, and a label map of it lies on {where}."
+
+
+def _tilt(drift: np.ndarray, heights: np.ndarray, name: str) -> float:
+    """Return by how much slices are shifted sideways for each mm of height; ``drift`` (n, 3) is in mm.
+
+    Raises
+    ------
+    InputError
+        They are not shifted alike.
+    """
+    slope = heights @ drift / (heights @ heights)
+    if np.linalg.norm(drift - np.outer(heights, slope), axis=1).max() > DRIFT_MM:
+        raise InputError(
+            f"{name} has slices aside of each other (two scans in one series?): keep the slices of one scan, or "
+            "resample it to a rectangular grid."
+        )
+    return float(np.linalg.norm(slope))
+
+
+def _slice_step(heights: np.ndarray, name: str) -> tuple[float, bool]:
+    """Return the distance of neighbouring slices in mm, and whether it is even; heights have shape (n,), in order.
+
+    Raises
+    ------
+    InputError
+        Slices are missing, or there are several at one place.
+    """
     gaps = np.diff(heights)
     typical = float(np.median(gaps))
     repeated = int(np.count_nonzero(gaps < 0.01))
@@ -248,13 +335,13 @@ def _slice_step(positions: np.ndarray, normal: np.ndarray, name: str) -> float:
             "keep the slices of one of them."
         )
     step = float(heights[-1] - heights[0]) / len(gaps)
-    if np.max(np.abs(heights - heights[0] - step * np.arange(len(heights)))) > UNEVENNESS * step:
-        missing = int(np.sum(np.round(gaps / typical) - 1))
-        what = f"lacks {missing} slices" if missing > 0 else "has slices at uneven distances"
-        raise InputError(f"{name} {what}: export the complete series, or resample it to even slices.")
-    drift = positions - positions[0] - np.outer(heights - heights[0], normal)
-    if np.linalg.norm(drift, axis=1).max() > DRIFT_MM:
-        raise InputError(
-            f"{name} has slices that are shifted sideways (a tilted gantry?): resample it to a rectangular grid first."
-        )
-    return step
+    if np.max(np.abs(heights - heights[0] - step * np.arange(len(heights)))) <= UNEVENNESS * step:
+        return step, True
+    beside = np.stack([np.r_[np.inf, gaps[:-1]], np.r_[gaps[1:], np.inf]])
+    beside[~np.isfinite(beside)] = 0
+    alone = gaps > MISSING_GAP * np.maximum(beside.max(axis=0), typical)
+    alike = np.abs(gaps / typical - 1) <= UNEVENNESS
+    if alone.any() and alike.mean() >= ALIKE:
+        missing = int(np.sum(np.round(gaps[alone] / typical) - 1))
+        raise InputError(f"{name} lacks {missing} slices: export the complete series, or resample it to even slices.")
+    return step, False

@@ -9,7 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.errors import InputError
-from segmamba.io.read import quiet, read_image
+from segmamba.io import nifti
+from segmamba.io.read import quiet, read_stored
 from segmamba.io.volume import RAS_TO_LPS, Geometry, to_image
 from segmamba.labels import Label
 from segmamba.utils.arrays import label_boxes
@@ -22,7 +23,10 @@ REPRESENTATION = "Binary labelmap"
 
 
 def write_labelmap(
-    path: str | os.PathLike[str], labels: np.ndarray, geometry: Geometry, segments: Sequence[Label]
+    path: str | os.PathLike[str],
+    labels: np.ndarray,
+    geometry: Geometry,
+    segments: Sequence[Label],
 ) -> None:
     """Write labels on the grid they lie on.
 
@@ -34,7 +38,8 @@ def write_labelmap(
     labels : ndarray of uint8
         Shape (z, y, x).
     geometry : Geometry
-        The grid of ``labels``.
+        The grid of ``labels``, which may be sheared. On that of a NIfTI file, a label map in NIfTI repeats both places
+        (sform and qform) that the file's header states.
     segments : sequence of Label
         What the values mean.
 
@@ -46,15 +51,19 @@ def write_labelmap(
     if labels.shape != geometry.size[::-1]:
         raise ValueError(f"labels of shape {labels.shape} do not fit a grid of size {geometry.size}")
     with atomic_write(path, LABELMAP_EXTENSIONS) as temporary:
-        image = to_image(np.ascontiguousarray(labels, dtype=np.uint8), geometry)
-        if temporary.name.endswith(SEGMENTATION_EXTENSION):
-            for key, value in segmentation_metadata(labels, geometry, segments).items():
-                image.SetMetaData(key, value)
-        with quiet():
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+        array = np.ascontiguousarray(labels, dtype=np.uint8)
+        if nifti.is_nifti(temporary):
+            nifti.write(temporary, array, geometry)
+        else:
+            image = to_image(array, geometry)
+            if temporary.name.endswith(SEGMENTATION_EXTENSION):
+                for key, value in segmentation_metadata(labels, geometry, segments).items():
+                    image.SetMetaData(key, value)
+            with quiet():
+                sitk.WriteImage(image, str(temporary), useCompression=True)
         # ITK says nothing when a disk is full while it writes NIfTI; what is read back tells.
         try:
-            written = read_image(temporary).array
+            written = read_stored(temporary).array
         except InputError as error:
             raise OSError("the file is not whole") from error
         if not np.array_equal(written, labels):

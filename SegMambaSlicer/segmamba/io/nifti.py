@@ -1,19 +1,20 @@
 """Reading NIfTI (1 and 2): nibabel reads the header, and what it passes over is refused here.
 
-That is a voxel size that is not positive or contradicts the sform, a sheared sform beside a sound qform, and voxels
-that begin within the header. The voxels are read here, too: once, straight into their array, and to the end of the
-file, where a gzip file has its checksum. The grid and the type of rescaled voxels are those of ITK, which shows the
-volume in Slicer.
+That is a voxel size that is not positive or contradicts the sform, and voxels that begin within the header. The voxels
+are read here, too: once, straight into their array, and to the end of the file, where a gzip file has its checksum. The
+grid and the type of rescaled voxels are those of ITK, which shows the volume in Slicer; but for a file without an
+orientation, which ITK would turn by 180 degrees.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import zlib
 from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -22,13 +23,13 @@ from segmamba.io.volume import (
     IMPOSSIBLE,
     NO_MEMORY,
     RAS_TO_LPS,
-    SHEARED,
     UNKNOWN,
     Geometry,
     Volume,
     are_orthonormal,
     check_geometry,
     check_scalar_3d,
+    corners,
     nearest_orthonormal,
 )
 
@@ -44,10 +45,29 @@ EXTENSION_FLAG = 4
 SINGLE_FILE = b"n+"
 SCANNER = 1
 # The lowest bits of the units are those of length: metres, micrometres, else millimetres.
-UNIT_BITS, METRE, MICROMETRE = 7, 1, 3
+UNIT_BITS, UNITS = 7, {1: 1000.0, 3: 0.001}
 # Headers round the voxel size; more than this much, as a part of it, makes a volume of another size.
 SPACING_TOLERANCE = 0.01
 DAMAGED = "{} is truncated or damaged: copy or download it again."
+# Header of an Analyze 7.5 file begins with the same size; what says NIfTI is missing.
+ANALYZE = (
+    "{} is an Analyze file, which does not say left from right: convert it to NIfTI with the program that wrote it."
+)
+NO_ORIENTATION = (
+    "{} does not say how the patient lies (qform and sform have the code 0): x was taken to grow to the right, y to "
+    "the front and z to the head. If that is not so, all results are wrong: give the file its orientation."
+)
+# By how much sform and qform may place a voxel differently, in voxels.
+FORM_TOLERANCE = 0.5
+FORM_FIELDS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+COMPRESSION = 6
+TWO_PLACES = (
+    "{} has two places in its header, sform and qform, which are up to {:.0f} mm apart. The {} was used, as in Slicer; "
+    "{} A label map in NIfTI keeps both."
+)
 
 
 def is_nifti(path: Path) -> bool:
@@ -62,6 +82,7 @@ def read(path: Path) -> Volume:
     -------
     Volume
         In the data type of the file; rescaled values as float32, or float64 where the file has that. They may be NaN.
+        Its axes may be at other than right angles.
 
     Raises
     ------
@@ -77,15 +98,15 @@ def read(path: Path) -> Volume:
     try:
         header = _header(described)
         if header is None:
-            raise InputError(UNKNOWN.format(path))
+            raise InputError((ANALYZE if described != stored else UNKNOWN).format(path))
         dtype = _voxel_type(header, path)
         with np.errstate(all="ignore"):  # numbers that cannot be are refused
-            geometry = _geometry(header, path)
-        check_geometry(geometry, str(path))
+            geometry, notes = _geometry(header, path)
+        check_geometry(geometry, str(path), sheared=True)
         raw = _voxels(stored, path, int(header["vox_offset"]), dtype, geometry.size)
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(DAMAGED.format(path)) from error
-    return Volume(_rescaled(raw, header), geometry)
+    return Volume(_rescaled(raw, header), geometry, notes=notes)
 
 
 def _files(path: Path) -> tuple[Path, Path]:
@@ -142,8 +163,11 @@ def _voxel_type(header: Nifti1Header, path: Path) -> np.dtype:
     return dtype
 
 
-def _geometry(header: Nifti1Header, path: Path) -> Geometry:
-    """Return the grid: the voxel size of ``pixdim``, and directions and origin of the sform or the qform."""
+def _geometry(header: Nifti1Header, path: Path) -> tuple[Geometry, tuple[str, ...]]:
+    """Return the grid, and what a user has to know of it.
+
+    It has the voxel size of ``pixdim``, and directions and origin of the sform or the qform.
+    """
     spacing = header["pixdim"][1:4].astype(float)
     sform = header.get_sform().astype(float)
     has_sform, has_qform = header["sform_code"] != 0, header["qform_code"] != 0
@@ -153,25 +177,55 @@ def _geometry(header: Nifti1Header, path: Path) -> Geometry:
         lengths = np.linalg.norm(sform[:3, :3], axis=0)
         if not (np.isfinite(sform).all() and np.isfinite(lengths).all() and lengths.all()):
             raise InputError(IMPOSSIBLE.format(path))
-        if not are_orthonormal(sform[:3, :3] / lengths):
-            raise InputError(SHEARED.format(path))
-        if not np.allclose(lengths, spacing, rtol=SPACING_TOLERANCE):
+        # Of a sheared grid, some programs write the distances of the planes.
+        planes = 1 / np.linalg.norm(np.linalg.pinv(sform[:3, :3]), axis=1)
+        agrees = np.isclose(lengths, spacing, rtol=SPACING_TOLERANCE) | np.isclose(
+            planes, spacing, rtol=SPACING_TOLERANCE
+        )
+        if not agrees.all():
             first, second = (" x ".join(f"{part:g}" for part in both) for both in (spacing, lengths))
             raise InputError(f"{path} gives two voxel sizes ({first} and {second}) in its header: correct the header.")
     # As ITK chooses, so that a result lies on its volume in Slicer: the sform of the scanner, else the qform.
-    if has_sform and (header["sform_code"] == SCANNER or not has_qform):
+    notes: tuple[str, ...] = ()
+    by_sform = has_sform and (header["sform_code"] == SCANNER or not has_qform)
+    if by_sform:
         to_ras = sform
+        if not are_orthonormal(sform[:3, :3] / lengths):
+            spacing = lengths
     elif has_qform:
         to_ras = _qform(header, path)
     else:
-        to_ras = RAS_TO_LPS  # nothing is said of directions: ITK takes the voxels' axes for LPS
+        to_ras = np.eye(4)  # the standard's own axes
+        notes = (NO_ORIENTATION.format(path),)
+    if has_sform and has_qform:
+        notes = _two_places(header, sform, _qform(header, path), path, by_sform)
     to_lps = RAS_TO_LPS @ to_ras
-    direction = nearest_orthonormal(to_lps[:3, :3] / np.linalg.norm(to_lps[:3, :3], axis=0))
-    unit = {METRE: 1000.0, MICROMETRE: 0.001}.get(int(header["xyzt_units"]) & UNIT_BITS, 1.0)
+    direction = to_lps[:3, :3] / np.linalg.norm(to_lps[:3, :3], axis=0)
+    if are_orthonormal(direction):
+        direction = nearest_orthonormal(direction)
+    unit = UNITS.get(int(header["xyzt_units"]) & UNIT_BITS, 1.0)
     columns, rows, slices = header.get_data_shape()[:3]
     along_x, along_y, along_z = (unit * spacing).tolist()
     x, y, z = (unit * to_lps[:3, 3]).tolist()
-    return Geometry((columns, rows, slices), (along_x, along_y, along_z), (x, y, z), tuple(direction.ravel().tolist()))
+    geometry = Geometry(
+        (columns, rows, slices), (along_x, along_y, along_z), (x, y, z), tuple(direction.ravel().tolist()), header
+    )
+    return geometry, notes
+
+
+def _two_places(
+    header: Nifti1Header, sform: np.ndarray, qform: np.ndarray, path: Path, by_sform: bool
+) -> tuple[str, ...]:
+    """Return a sentence where sform and qform place voxels differently; ``qform`` is for voxels of 1 mm."""
+    spacing = header["pixdim"][1:4].astype(float)
+    qform = qform @ np.diag([*spacing, 1.0])
+    last = np.array(header.get_data_shape()[:3]) - 1
+    apart = float(np.linalg.norm(((sform - qform) @ corners((0, 0, 0), last).T)[:3], axis=0).max())
+    if not apart > FORM_TOLERANCE * spacing.max():
+        return ()
+    unit = UNITS.get(int(header["xyzt_units"]) & UNIT_BITS, 1.0)
+    others = "some other programs use the qform." if by_sform else "nibabel, FSL and nnU-Net use the sform."
+    return (TWO_PLACES.format(path, unit * apart, "sform" if by_sform else "qform", others),)
 
 
 def _qform(header: Nifti1Header, path: Path) -> np.ndarray:
@@ -228,3 +282,47 @@ def _rescaled(raw: np.ndarray, header: Nifti1Header) -> np.ndarray:
         for plane, into in zip(raw, result, strict=True):
             into[...] = plane.astype(np.float64) * slope + intercept
     return result
+
+
+def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write an array of shape (z, y, x) as NIfTI 1 on a grid that may be sheared.
+
+    On the grid of a NIfTI file it has both places of that file's header, so that it lies on it in every program,
+    whichever of them that uses.
+    """
+    from nibabel.nifti1 import Nifti1Header
+
+    header = Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape[::-1])
+    header.set_zooms(geometry.spacing)
+    header.set_slope_inter(1, 0)
+    source = geometry.header
+    if source is not None and _states(source, geometry, path):
+        for name in FORM_FIELDS:
+            header[name] = source[name]
+        header["pixdim"][:4] = source["pixdim"][:4]
+    else:
+        affine, rectangular = RAS_TO_LPS @ geometry.affine, are_orthonormal(np.reshape(geometry.direction, (3, 3)))
+        header.set_qform(affine if rectangular else None, SCANNER if rectangular else 0)
+        header.set_sform(affine, SCANNER)
+        header.set_xyzt_units("mm")
+    # Not by way of nibabel's images, which have one affine for both places.
+    first = header.sizeof_hdr + EXTENSION_FLAG
+    header["vox_offset"] = first
+    packed = path.name.lower().endswith(".gz")
+    with path.open("wb") as file, _packed(file) if packed else contextlib.nullcontext(file) as stream:
+        stream.write(header.binaryblock.ljust(first, b"\0"))
+        for plane in array:
+            stream.write(np.ascontiguousarray(plane).data)
+
+
+def _packed(file: BinaryIO) -> gzip.GzipFile:
+    # Without a name and a time, the same labels make the same bytes.
+    return gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0)
+
+
+def _states(header: Nifti1Header, geometry: Geometry, path: Path) -> bool:
+    """Say whether a header states a grid, which may have been cropped or turned since it was read."""
+    stated = _geometry(header, path)[0]
+    return stated.size == geometry.size and np.allclose(stated.affine, geometry.affine, atol=1e-3)

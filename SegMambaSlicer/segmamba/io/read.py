@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,10 @@ import SimpleITK as sitk
 from segmamba.errors import DeviceError, InputError
 from segmamba.io import nifti
 from segmamba.io.dicom_headers import is_dicom
-from segmamba.io.volume import (
-    IMPOSSIBLE,
-    NO_MEMORY,
-    SHEARED,
-    UNKNOWN,
-    Volume,
-    check_geometry,
-    check_scalar_3d,
-    image_geometry,
-)
+from segmamba.io.headers import missing_data, place_notes
+from segmamba.io.padding import padding_to_air
+from segmamba.io.stored_grid import straightened
+from segmamba.io.volume import IMPOSSIBLE, NO_MEMORY, UNKNOWN, Volume, check_geometry, check_scalar_3d, image_geometry
 from segmamba.utils.paths import check_input, misnamed
 
 # What ITK says where memory is short.
@@ -46,7 +41,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     Returns
     -------
     Volume
-        With the file's own data type and grid.
+        With the file's own data type and grid; resampled to a rectangular one if its axes are at other than right
+        angles. Its ``notes`` say what was assumed.
 
     Raises
     ------
@@ -66,9 +62,15 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
     path = Path(path)
     check_input(path)
-    volume = dicom_index.read(path) if path.is_dir() or is_dicom(path) else read_image(path)
-    check_values(volume.array, str(path))
-    return volume
+    name = str(path)
+    if path.is_dir() or is_dicom(path):
+        volume = dicom_index.read(path)
+        check_values(volume.array, name)
+        return volume
+    volume = read_stored(path)
+    check_values(volume.array, name)
+    array, notes = padding_to_air(volume.array, volume.modality, name)
+    return straightened(replace(volume, array=array, notes=(*volume.notes, *notes)), name)
 
 
 def check_values(array: np.ndarray, name: str) -> None:
@@ -119,13 +121,20 @@ def _refuse_bad_values(bad: int, total: int, name: str) -> None:
 
 
 def read_image(path: Path) -> Volume:
-    """Return a NIfTI, NRRD or MetaImage file, whatever its values: `read_volume` without its check of them.
+    """Return a NIfTI, NRRD or MetaImage file on a rectangular grid, whatever its values, for example a label map.
 
     Raises
     ------
     InputError
-        The file is no 3-D scalar image, or not whole.
+        The file is no 3-D scalar image, is not whole, or has axes that are not at right angles.
     """
+    volume = read_stored(path)
+    check_geometry(volume.geometry, str(path))
+    return volume
+
+
+def read_stored(path: Path) -> Volume:
+    """Return what `read_image` does, with the file's own voxels and axes, which may be at other than right angles."""
     state = _state(path)
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes): copy or export it again.")
@@ -176,9 +185,10 @@ def _read_with_itk(path: Path) -> Volume:
         with quiet():
             reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(_reason(path, str(error), UNKNOWN.format(path))) from error
+        raise InputError(missing_data(path) or _reason(path, str(error), UNKNOWN.format(path))) from error
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     check_scalar_3d(reader.GetSize(), reader.GetNumberOfComponents(), str(path), kind)
+    notes = place_notes(path, reader.GetImageIOFromFileName(str(path)))
     try:
         with quiet():
             image = frame_of(reader.Execute())
@@ -186,16 +196,14 @@ def _read_with_itk(path: Path) -> Volume:
         if NO_MEMORY_SIGN in str(error):
             raise DeviceError(NO_MEMORY.format(path, math.prod(reader.GetSize()))) from error
         damaged = f"{path} cannot be read to its end: it is incomplete or damaged, copy it again."
-        raise InputError(_reason(path, str(error), damaged)) from error
+        raise InputError(missing_data(path) or _reason(path, str(error), damaged)) from error
     geometry = image_geometry(image)
-    check_geometry(geometry, str(path))
-    return Volume(sitk.GetArrayFromImage(image), geometry, modality_of(reader))
+    check_geometry(geometry, str(path), sheared=True)
+    return Volume(sitk.GetArrayFromImage(image), geometry, modality_of(reader), notes=notes)
 
 
 def _reason(path: Path, error: str, otherwise: str) -> str:
     """Return what ITK's error means for the user, where it can be told."""
-    if "orthonormal" in error:
-        return SHEARED.format(path)
     if "pacing" in error or "eterminant" in error:
         return IMPOSSIBLE.format(path)
     return otherwise

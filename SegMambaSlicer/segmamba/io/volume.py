@@ -5,12 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
 
 from segmamba.errors import InputError
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+
+    from segmamba.io.stored_grid import StoredGrid
 
 # A direction matrix further than this from orthonormal shears a 500 mm volume by more than half a millimetre.
 SHEAR_TOLERANCE = 1e-3
@@ -27,10 +33,9 @@ NO_MEMORY = (
     "There is not enough memory to read {}, which has {:,} voxels by its header: close other programs, or crop the "
     "volume; if it is not that large, export it again."
 )
-SHEARED = (
-    "{} has axes that are not at right angles (gantry tilt or a sheared transform): "
-    "resample it to a rectangular grid first."
-)
+SHEARED = "{} has axes that are far from right angles, as no scanner's are: correct the directions in its header."
+# Where a volume's modality is from.
+SOURCE, VALUES, USER = "source", "values", "user"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Geometry:
         LPS position of the centre of voxel (0, 0, 0), in millimetres.
     direction : tuple of float
         Nine numbers, row-major: column n is the LPS direction in which index n grows.
+    header : nibabel header or None
+        Of the NIfTI file that the grid is from: it may state two places, which a label map on the grid repeats.
 
     Examples
     --------
@@ -63,6 +70,7 @@ class Geometry:
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     direction: tuple[float, ...]
+    header: Nifti1Header | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_affine(cls, size: Sequence[int], affine: np.ndarray, name: str = "The volume") -> Geometry:
@@ -118,8 +126,12 @@ class Volume:
     modality : str or None
         DICOM modality ("CT", "MR", ...). From a file it is what the file states, or None; a run decides it at its
         start (`segmamba.io.modality.resolve_modality`).
-    modality_inferred : bool
-        The modality was inferred from the values, because the source does not state it.
+    modality_from : str
+        Who says so: "source", "values" (it was inferred from them) or "user".
+    notes : tuple of str
+        What reading assumed or changed, a sentence each; the report of a run repeats them.
+    stored : StoredGrid or None
+        The grid of the source's voxels, where that is not rectangular and the volume was resampled.
 
     Examples
     --------
@@ -132,7 +144,14 @@ class Volume:
     array: np.ndarray
     geometry: Geometry
     modality: str | None = None
-    modality_inferred: bool = False
+    modality_from: str = SOURCE
+    notes: tuple[str, ...] = ()
+    stored: StoredGrid | None = None
+
+    @property
+    def modality_inferred(self) -> bool:
+        """Whether the modality was inferred from the values, because nobody states it."""
+        return self.modality_from == VALUES
 
 
 def image_geometry(image: sitk.Image) -> Geometry:
@@ -149,8 +168,11 @@ def to_image(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     return image
 
 
-def check_geometry(geometry: Geometry, name: str) -> None:
-    """Raise InputError unless the grid is a sound 3-D one: more than one slice, sane spacing and place, no shear."""
+def check_geometry(geometry: Geometry, name: str, sheared: bool = False) -> None:
+    """Raise InputError unless the grid is a sound 3-D one: more than one slice, sane spacing and place, no shear.
+
+    With ``sheared``, its axes may be at other than right angles (`segmamba.io.stored_grid.straightened` is for those).
+    """
     if min(geometry.size) < 1:
         raise InputError(f"{name} holds no voxel: export it again.")
     if min(geometry.size) < 2:
@@ -167,7 +189,7 @@ def check_geometry(geometry: Geometry, name: str) -> None:
     # Written so that NaN is refused, too.
     if not all(abs(part) <= FARTHEST_MM for part in geometry.origin):
         raise InputError(f"{name} has an origin far outside any scanner: correct it in the header.")
-    if not are_orthonormal(np.reshape(geometry.direction, (3, 3))):
+    if not sheared and not are_orthonormal(np.reshape(geometry.direction, (3, 3))):
         raise InputError(SHEARED.format(name))
 
 
@@ -195,7 +217,10 @@ def check_scalar_3d(shape: Sequence[int], components: int, name: str, kind: str 
 
 
 def are_orthonormal(direction: np.ndarray) -> bool:
-    """Say whether the columns of a 3x3 matrix are at right angles and of length one, but for rounding."""
+    """Say whether the columns of a 3x3 matrix are at right angles and of length one, but for rounding.
+
+    This is the one rule for what counts as shear: for all readers, and for volumes of a Slicer scene.
+    """
     return bool(np.allclose(direction.T @ direction, np.eye(3), atol=SHEAR_TOLERANCE))
 
 

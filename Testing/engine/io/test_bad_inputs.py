@@ -91,6 +91,31 @@ def without_its_data(folder: Path) -> Path:
     return path
 
 
+def nhdr_without_its_data(folder: Path) -> Path:
+    path = saved(folder / "header.nhdr", sitk.GetImageFromArray(noise(5, 6, 7)))
+    (folder / "header.raw").unlink()
+    return path
+
+
+def nrrd_fields(*more: str, encoding: str = "raw") -> Callable[[Path], Path]:
+    """Return what writes an NRRD file as a program would that knows of voxels alone, and these fields."""
+
+    def write(folder: Path) -> Path:
+        lines = ("NRRD0004", "type: short", "dimension: 3", "sizes: 7 6 5", "endian: little", f"encoding: {encoding}")
+        header = "\n".join([*lines, *filter(None, more)]) + "\n\n"
+        (folder / "bare.nrrd").write_bytes(header.encode() + noise(5, 6, 7).astype("<i2").tobytes())
+        return folder / "bare.nrrd"
+
+    return write
+
+
+packed_with_bzip2 = nrrd_fields("spacings: 1 1 1", encoding="bzip2")
+
+
+def tiff(folder: Path) -> Path:
+    return saved(folder / "stack.tif", sitk.GetImageFromArray(noise(5, 6, 7)))
+
+
 def with_values(name: str, *values: float) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         array = noise(5, 6, 7)
@@ -126,7 +151,7 @@ def no_spacing(folder: Path) -> Path:
 
 def sheared(folder: Path) -> Path:
     image = sitk.GetImageFromArray(noise(5, 6, 7))
-    image.SetDirection((1, 0, 0, 0, 1, 0.2, 0, 0, 1))
+    image.SetDirection((1, 0, 0, 0, 1, 2.0, 0, 0, 1))
     return saved(folder / "tilt.nrrd", image)
 
 
@@ -135,7 +160,7 @@ def sheared_sform(qform_code: int) -> Callable[[Path], Path]:
         path = saved(folder / "tilt.nii", sitk.GetImageFromArray(noise(5, 6, 7)))
         header = bytearray(path.read_bytes())
         struct.pack_into("<2h", header, 252, qform_code, 1)
-        struct.pack_into("<12f", header, 280, *(-1, 0, 0, 0), *(0, -1, -0.2, 0), *(0, 0, 1, 0))
+        struct.pack_into("<12f", header, 280, *(-1, 0, 0, 0), *(0, -1, -2.0, 0), *(0, 0, 1, 0))
         path.write_bytes(header)
         return path
 
@@ -225,7 +250,15 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "truncated NRRD": (truncated("ct.nrrd"), "incomplete or damaged, copy"),
     "truncated MetaImage": (truncated("ct.mha"), "incomplete or damaged, copy"),
     "whole gzip of half a NIfTI": (unpacked_too_short, "is truncated: copy"),
-    "header alone": (without_its_data, "incomplete or damaged, copy"),
+    "header alone": (without_its_data, "belongs to header.raw, which is missing: copy both"),
+    "NRRD header alone": (nhdr_without_its_data, "belongs to header.raw, which is missing: copy both"),
+    "NRRD packed with bzip2": (packed_with_bzip2, "packed with bzip2, which cannot be read: save it with gzip"),
+    "NRRD without a voxel size": (nrrd_fields(""), "does not say how large its voxels are: give"),
+    "MetaImage without a voxel size": (
+        with_header("a.mha", b"ElementSpacing = 1 1 1\n", b""),
+        "does not say how large its voxels are: give",
+    ),
+    "TIFF": (tiff, "does not say how large its voxels are: give"),
     "all NaN": (all_nan, "no valid value"),
     "NaN in NRRD": (with_values("odd.nrrd", np.nan, np.inf, -np.inf), "has 3 voxels that are NaN or infinite: repair"),
     "NaN in NIfTI": (with_values("odd.nii.gz", np.nan, np.inf), "has 2 voxels that are NaN or infinite: repair"),
@@ -233,9 +266,9 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "single slice": (single_slice, "single slice"),
     "absurd spacing": (huge_voxels, "voxel size of 1 x 1 x 2500 mm"),
     "no spacing": (no_spacing, "impossible voxel size"),
-    "sheared NRRD": (sheared, "not at right angles"),
-    "sheared NIfTI": (sheared_sform(0), "not at right angles"),
-    "sheared NIfTI with a sound qform": (sheared_sform(1), "not at right angles"),
+    "NRRD sheared beyond any gantry": (sheared, "far from right angles"),
+    "NIfTI sheared beyond any gantry": (sheared_sform(0), "far from right angles"),
+    "NIfTI sheared beyond any gantry with a sound qform": (sheared_sform(1), "far from right angles"),
     "tiny voxels": (with_spacing(0.001, 0.001, 0.001), "voxel size of 0.001 x 0.001 x 0.001 mm"),
     "longer than a patient": (long, "is 2.6 m long, more than any patient: correct the voxel size"),
     "metres for millimetres in NIfTI": (with_nifti_field(UNITS, "<b", 1), "voxel size of 1500 x 1500 x 1500 mm"),

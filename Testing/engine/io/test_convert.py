@@ -21,7 +21,7 @@ from segmamba.io.volume import Geometry, Volume, to_image
 
 OBLIQUE = Geometry((9, 8, 7), (0.7, 0.8, 2.5), (-10.0, 20.5, -300.0), rotation(20, -15))
 LEFT_HANDED = Geometry((9, 8, 7), (0.7, 0.8, 2.5), (1.0, 2.0, 3.0), (0, 1.0, 0, 1.0, 0, 0, 0, 0, 1.0))
-SHEAR = np.eye(4) + np.eye(4, k=1) * (0.1, 0.1, 0, 0)
+SHEAR = np.eye(4) + np.eye(4, k=1) * (0, 2.0, 0, 0)
 
 
 def some_ct(geometry: Geometry) -> Volume:
@@ -100,8 +100,8 @@ CASES: dict[str, tuple[Callable[[], Volume], str]] = {
     "text": (with_affine("eye"), "not a 4 x 4 matrix"),
     "zeros": (with_affine(np.diag([1.0, 0, 1, 1])), "gives no voxel size"),
     "NaN": (with_affine(np.diag([1.0, np.nan, 1, 1])), "gives no voxel size"),
-    "singular": (with_affine(np.eye(4) + np.diag([1.0, 0, 0], 1) - np.diag([0.0, 1, 0, 0])), "not at right angles"),
-    "sheared": (with_affine(SHEAR), "not at right angles"),
+    "singular": (with_affine(np.eye(4) + np.diag([1.0, 0, 0], 1) - np.diag([0.0, 1, 0, 0])), "far from right angles"),
+    "sheared beyond any gantry": (with_affine(SHEAR), "far from right angles"),
     "huge voxels": (with_affine(np.diag([99.0, 1, 1, 1])), "voxel size of 99 x 1 x 1 mm"),
     "2-D": (array(NOISE[0]), "2-D image"),
     "4-D": (array(np.stack([NOISE, NOISE], axis=-1)), r"holds 2 volumes \(4-D\)"),

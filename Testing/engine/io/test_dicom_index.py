@@ -344,21 +344,24 @@ def test_missing_slices_are_a_sentence(tmp_path: Path) -> None:
         read_series(only(tmp_path))
 
 
-def test_uneven_slices_are_a_sentence(tmp_path: Path) -> None:
+def test_uneven_slices_are_resampled_with_a_note(tmp_path: Path) -> None:
     write_slices(tmp_path, some_ct()[:6], GEOMETRY, SeriesInstanceUID="1.2.3")
     x, y, z = (GEOMETRY.affine @ [0, 0, 6.4, 1])[:3]
     apart = Geometry(GEOMETRY.size, GEOMETRY.spacing, (x, y, z), GEOMETRY.direction)
     write_slices(tmp_path, some_ct()[6:], apart, SeriesInstanceUID="1.2.3", start=100)
-    with pytest.raises(InputError, match="slices at uneven distances"):
-        read_series(only(tmp_path))
+    volume = read_series(only(tmp_path))
+    assert "slices at uneven distances" in volume.notes[0]
+    assert volume.array.shape[0] > 10 and volume.geometry.spacing[2] == pytest.approx(GEOMETRY.spacing[2], abs=1e-3)
+    assert volume.stored is not None and volume.stored.geometry is None
 
 
-def test_a_tilted_gantry_is_a_sentence(tmp_path: Path) -> None:
+def test_a_tilted_gantry_is_resampled_with_a_note(tmp_path: Path) -> None:
     for k in range(10):
         shifted = Geometry((9, 8, 1), (1.0, 1.0, 2.0), (0.0, 0.6 * k, 2.0 * k), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
         write_slices(tmp_path, some_ct()[k : k + 1], shifted, start=k, SeriesInstanceUID="1.2.3")
-    with pytest.raises(InputError, match="tilted gantry"):
-        read_series(only(tmp_path))
+    volume = read_series(only(tmp_path))
+    assert "tilted by 16.7 degrees" in volume.notes[0]
+    assert volume.array.shape == (10, 14, 9)
 
 
 def test_slices_shifted_in_the_middle_of_a_series_are_a_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import SimpleITK as sitk
 from helpers.phantoms import OBLIQUE, spine_labels, true_labels
 
 from segmamba.errors import OutputError
+from segmamba.io import nifti
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
 from segmamba.io.volume import image_geometry
 from segmamba.utils.atomic import atomic_write, check_output
@@ -125,14 +127,16 @@ def test_a_good_output_passes_and_nothing_is_written(tmp_path: Path) -> None:
 def test_a_file_that_was_cut_while_it_was_written_is_an_error(
     extension: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = sitk.WriteImage
+    def cutting(write: Callable[..., None], place: int) -> Callable[..., None]:
+        def cut(*parts: object, **keywords: object) -> None:
+            write(*parts, **keywords)
+            path = Path(str(parts[place]))
+            path.write_bytes(path.read_bytes()[:-20])
 
-    def cut(image: sitk.Image, name: str, **keywords: object) -> None:
-        write(image, name, **keywords)
-        content = Path(name).read_bytes()
-        Path(name).write_bytes(content[: len(content) - 20])
+        return cut
 
-    monkeypatch.setattr(sitk, "WriteImage", cut)
+    monkeypatch.setattr(sitk, "WriteImage", cutting(sitk.WriteImage, 1))
+    monkeypatch.setattr(nifti, "write", cutting(nifti.write, 0))
     with pytest.raises(OutputError, match="free space"):
         write_labelmap(tmp_path / f"out{extension}", LABELS, OBLIQUE, spine_labels())
     assert not list(tmp_path.iterdir())

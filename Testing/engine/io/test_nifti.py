@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -14,6 +15,7 @@ from helpers.phantoms import rotation
 
 from segmamba.errors import DeviceError, InputError
 from segmamba.io import nifti
+from segmamba.io.labelmap import write_labelmap
 from segmamba.io.read import read_image, read_volume
 from segmamba.io.volume import image_geometry
 
@@ -46,7 +48,7 @@ def written(path: Path, image: nibabel.Nifti1Image, *fields: tuple[int, str, tup
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("qform_code", [NONE, SCANNER, ALIGNED])
 @pytest.mark.parametrize("sform_code", [NONE, SCANNER, ALIGNED, 4])
-def test_the_grid_is_that_of_itk_whichever_of_its_two_places_states_it(
+def test_the_grid_is_that_of_itk_whichever_of_its_two_places_states_it_and_the_standards_where_none_does(
     sform_code: int, qform_code: int, mirrored: bool, tmp_path: Path
 ) -> None:
     image = nibabel.Nifti1Image(values(), None)
@@ -55,7 +57,8 @@ def test_the_grid_is_that_of_itk_whichever_of_its_two_places_states_it(
     path = written(tmp_path / "ct.nii", image, (CODES, "h", (qform_code, sform_code)))
     expected = image_geometry(sitk.ReadImage(str(path)))
     volume = read_volume(path)
-    np.testing.assert_allclose(volume.geometry.affine, expected.affine, atol=1e-5)
+    affine = expected.affine if sform_code or qform_code else np.diag([-1, -1, 1, 1]) @ expected.affine
+    np.testing.assert_allclose(volume.geometry.affine, affine, atol=1e-5)
     assert volume.geometry.size == expected.size
     np.testing.assert_array_equal(volume.array.T, values())
 
@@ -126,7 +129,7 @@ def test_a_missing_half_is_named(tmp_path: Path) -> None:
 
 def test_an_analyze_file_which_does_not_say_left_from_right_is_refused(tmp_path: Path) -> None:
     nibabel.AnalyzeImage(values(), np.eye(4)).to_filename(tmp_path / "ct.img")
-    with pytest.raises(InputError, match="is not an image that can be read"):
+    with pytest.raises(InputError, match="is an Analyze file, which does not say left from right: convert"):
         read_volume(tmp_path / "ct.img")
 
 
@@ -207,3 +210,65 @@ def test_a_type_of_voxels_that_is_none_of_numbers_is_refused(code: int, tmp_path
     path = written(tmp_path / "ct.nii", nibabel.Nifti1Image(values(), np.eye(4)), (TYPE, "h", (code,)))
     with pytest.raises(InputError, match="is not an image that can be read|has colours or vectors"):
         read_volume(path)
+
+
+@pytest.mark.parametrize(("codes", "used"), [((1, 1), "sform"), ((1, 2), "qform")])
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("second", [grid(20, -15, mirrored=True), grid(0, 20)])
+def test_two_places_that_differ_are_told_and_the_label_map_keeps_both(
+    second: np.ndarray, extension: str, codes: tuple[int, int], used: str, tmp_path: Path
+) -> None:
+    image = nibabel.Nifti1Image(values(), None)
+    image.set_qform(grid(0, 0), codes[0])
+    image.set_sform(second, codes[1])
+    nibabel.save(image, tmp_path / f"ct{extension}")
+    volume = read_volume(tmp_path / f"ct{extension}")
+    assert f"The {used} was used" in volume.notes[0]
+    write_labelmap(tmp_path / f"labels{extension}", (volume.array > 50).astype(np.uint8), volume.geometry, ())
+    written, source = (nibabel.load(tmp_path / f"{name}{extension}") for name in ("labels", "ct"))
+    for form in ("get_sform", "get_qform"):
+        (matrix, code), (expected, source_code) = (getattr(one, form)(coded=True) for one in (written, source))
+        np.testing.assert_array_equal(matrix, expected)
+        assert code == source_code
+    by_itk = [image_geometry(sitk.ReadImage(str(tmp_path / f"{name}{extension}"))) for name in ("labels", "ct")]
+    np.testing.assert_allclose(by_itk[0].affine, by_itk[1].affine)
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), values() > 50)
+
+
+def test_two_places_that_agree_are_no_doubt(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(values(), None)
+    image.set_qform(grid(0, 0), 1)
+    image.set_sform(grid(0, 0.1), 1)
+    nibabel.save(image, tmp_path / "ct.nii")
+    assert read_volume(tmp_path / "ct.nii").notes == ()
+
+
+def test_labels_of_a_part_of_a_volume_do_not_get_the_places_of_the_whole(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(values(), grid(20, -15)), tmp_path / "ct.nii")
+    whole = read_volume(tmp_path / "ct.nii").geometry
+    part = replace(whole, size=(3, 4, 5), origin=(1.0, 2.0, 3.0))
+    write_labelmap(tmp_path / "part.nii", np.ones((5, 4, 3), np.uint8), part, ())
+    np.testing.assert_allclose(read_image(tmp_path / "part.nii").geometry.affine, part.affine, atol=1e-5)
+
+
+def test_a_file_without_an_orientation_lies_in_the_standards_own_axes_and_says_so(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(values(), None)
+    image.header.set_zooms(SPACING)
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    volume = read_volume(tmp_path / "ct.nii.gz")
+    np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ volume.geometry.affine, np.diag([*SPACING, 1]))
+    assert "does not say how the patient lies" in volume.notes[0]
+    write_labelmap(tmp_path / "labels.nii", (volume.array > 50).astype(np.uint8), volume.geometry, ())
+    header = nibabel.load(tmp_path / "labels.nii").header
+    assert (header["sform_code"], header["qform_code"]) == (0, 0)
+    np.testing.assert_allclose(read_image(tmp_path / "labels.nii").geometry.affine, volume.geometry.affine)
+
+
+@pytest.mark.parametrize("shear", [1e-4, 2e-4, 5e-4, 9e-4])
+def test_rounding_shear_is_read_without_a_word(shear: float, tmp_path: Path) -> None:
+    affine = np.diag([1.5, 1, 2, 1.0])
+    affine[1, 2] = 2 * shear
+    nibabel.save(nibabel.Nifti1Image(values(), affine), tmp_path / "ct.nii")
+    volume = read_volume(tmp_path / "ct.nii")
+    assert volume.notes == () and volume.stored is None
+    np.testing.assert_array_equal(volume.array.T, values())

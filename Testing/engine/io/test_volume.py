@@ -131,14 +131,6 @@ def test_two_slices_at_one_place_are_noticed(tmp_path: Path) -> None:
         read_volume(tmp_path)
 
 
-def test_a_tilted_gantry_is_noticed(tmp_path: Path) -> None:
-    for k in range(6):
-        shifted = Geometry((9, 8, 1), (1.0, 1.0, 2.0), (0.0, 0.6 * k, 2.0 * k), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
-        write_series(tmp_path, some_ct()[k : k + 1], shifted, start=k)
-    with pytest.raises(InputError, match="tilted gantry"):
-        read_volume(tmp_path)
-
-
 def test_a_scout_view_in_the_series_is_noticed(tmp_path: Path) -> None:
     write_series(tmp_path, some_ct(), GEOMETRY)
     scout = Geometry((9, 8, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 0, -1.0, 0, 1.0, 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from segmamba.utils.atomic import atomic_write
 
 # Places that are kept of each class, for samples centred on it.
 PLACES = 5000
+# What makes a `Geometry`.
+PARTS = ("size", "spacing", "origin", "direction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +133,15 @@ def _some_places(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def described(grid: ModelGrid) -> dict[str, object]:
     """Return a grid as JSON."""
     crop = [[part.start, part.stop] for part in grid.crop]
-    return {"geometry": asdict(grid.geometry), "input": asdict(grid.input), "crop": crop}
+    grids = {"geometry": grid.geometry, "input": grid.input}
+    return {name: {part: getattr(one, part) for part in PARTS} for name, one in grids.items()} | {"crop": crop}
 
 
 def restored_grid(described: dict[str, Any]) -> ModelGrid:
     """Return the grid that `described` wrote."""
-    geometry, given = (
-        Geometry(**{key: tuple(value) for key, value in described[name].items()}) for name in ("geometry", "input")
-    )
+    grids = []
+    for name in ("geometry", "input"):
+        parts: dict[str, Any] = {part: tuple(described[name][part]) for part in PARTS}
+        grids.append(Geometry(**parts))
     z, y, x = (slice(int(first), int(last)) for first, last in described["crop"])
-    return ModelGrid(geometry, given, (z, y, x))
+    return ModelGrid(grids[0], grids[1], (z, y, x))

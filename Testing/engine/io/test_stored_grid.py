@@ -1,0 +1,144 @@
+"""Volumes of tilted gantries, sheared axes and uneven slices lie as in the patient, and labels come back to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from helpers.bright_bone import VALUE, bright_bone, segment, write_model
+from helpers.dicom_files import write_slices
+from helpers.phantoms import AIR, BODY_AXES, BODY_CENTRE, BONE, VERTEBRA_AXES, VERTEBRAE, WATER, dice, rotation
+
+from segmamba.errors import InputError
+from segmamba.io.labelmap import write_labelmap
+from segmamba.io.read import read_stored, read_volume
+from segmamba.io.stored_grid import StoredGrid, labels_as_stored, straightened
+from segmamba.io.volume import Geometry, Volume, are_orthonormal
+
+__all__ = ["bright_bone"]
+SIZE = (36, 34, 40)
+
+
+def sheared(shear: float, axes: tuple[int, int] = (1, 2), degrees: int = 0) -> Geometry:
+    """Return a grid around the phantom whose axis ``axes[1]`` leans towards ``axes[0]``."""
+    matrix = np.reshape(rotation(degrees, -degrees), (3, 3)).copy()
+    matrix[:, axes[1]] += shear * matrix[:, axes[0]]
+    matrix = matrix * (4.0, 5.0, 5.0)
+    affine = np.eye(4)
+    affine[:3, :3] = matrix
+    affine[:3, 3] = np.subtract(BODY_CENTRE, matrix @ ((np.array(SIZE) - 1) / 2))
+    return Geometry.from_affine(SIZE, affine)
+
+
+def drawn(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the phantom's CT and labels at LPS points (..., 3)."""
+    array = np.where((((points - BODY_CENTRE) / BODY_AXES) ** 2).sum(axis=-1) < 1, WATER, AIR).astype(np.int16)
+    labels = np.zeros(array.shape, np.uint8)
+    for value, centre in VERTEBRAE.items():
+        labels[(((points - centre) / VERTEBRA_AXES) ** 2).sum(axis=-1) < 1] = value
+    array[labels > 0] = BONE
+    return array, labels
+
+
+def points_of(grid: StoredGrid) -> np.ndarray:
+    columns, rows, _ = grid.size
+    j, i = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    return grid.positions[:, None, None] + np.stack([i, j], axis=-1)[None] @ grid.axes.T
+
+
+SHEARS = [(0.3, (1, 2), 0), (-0.3, (0, 2), 0), (0.2, (0, 1), 20), (0.3, (1, 2), 20), (0.005, (1, 2), 0)]
+
+
+@pytest.mark.parametrize(("shear", "axes", "degrees"), SHEARS)
+def test_a_sheared_volume_is_straight_where_it_was_and_labels_come_back(
+    shear: float, axes: tuple[int, int], degrees: int
+) -> None:
+    geometry = sheared(shear, axes, degrees)
+    grid = StoredGrid.of(geometry)
+    array, labels = drawn(points_of(grid))
+    volume = straightened(Volume(array, geometry), "it")
+    assert are_orthonormal(np.reshape(volume.geometry.direction, (3, 3)))
+    assert "off a right angle" in volume.notes[0] and "own voxels" in volume.notes[0]
+    expected, expected_labels = drawn(points_of(StoredGrid.of(volume.geometry)))
+    bone = expected == BONE
+    assert dice(volume.array > (BONE + WATER) / 2, bone) > 0.9
+    back = labels_as_stored(expected_labels, volume.geometry, grid)
+    assert back.shape == labels.shape
+    assert all(dice(back == value, labels == value) > 0.85 for value in VERTEBRAE)
+    np.testing.assert_allclose(grid.geometry.affine, geometry.affine, atol=1e-9)
+
+
+def test_a_grid_that_is_straight_stays_as_it_is() -> None:
+    geometry = sheared(0.0009)
+    volume = Volume(np.zeros(SIZE[::-1], np.int16), geometry)
+    assert straightened(volume, "it") is volume
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nrrd", ".mha"])
+def test_a_sheared_file_is_segmented_in_place_and_its_label_map_has_its_own_voxels(
+    extension: str, tmp_path: Path, bright_bone: None
+) -> None:
+    geometry = sheared(0.25)
+    array, labels = drawn(points_of(StoredGrid.of(geometry)))
+    path = tmp_path / f"tilted{extension}"
+    write_labelmap(path, (array == BONE).astype(np.uint8), geometry, ())  # for its header alone
+    if extension == ".nii.gz":
+        affine = np.diag([-1, -1, 1, 1]) @ geometry.affine
+        nibabel.save(nibabel.Nifti1Image(array.T, affine), path)
+    else:
+        image = sitk.GetImageFromArray(array)
+        image.CopyInformation(sitk.ReadImage(str(path)))
+        sitk.WriteImage(image, str(path))
+    found = segment(path, write_model(tmp_path, 5.0), tmp_path)
+    assert found.shape == array.shape
+    assert dice(found == VALUE, labels > 0) > 0.85
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nrrd", ".mha", ".seg.nrrd"])
+def test_labels_on_a_sheared_grid_are_written_and_read_as_they_are(extension: str, tmp_path: Path) -> None:
+    geometry = sheared(0.25)
+    labels = drawn(points_of(StoredGrid.of(geometry)))[1]
+    write_labelmap(tmp_path / f"labels{extension}", labels, geometry, ())
+    written = read_stored(tmp_path / f"labels{extension}")
+    np.testing.assert_array_equal(written.array, labels)
+    np.testing.assert_allclose(written.geometry.affine, geometry.affine, atol=1e-3)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.3])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_slices_of_a_tilted_gantry_and_at_two_distances_lie_where_the_files_say(
+    tilt: float, uneven: bool, tmp_path: Path
+) -> None:
+    heights = np.r_[np.arange(0, 60, 4.0), np.arange(60, 140, 8.0)] if uneven else np.arange(0, 140, 5.0)
+    positions = np.array([-45.0, -60.0 - 0.5 * tilt * 140, 30.0]) + heights[:, None] * (0.0, tilt, 1.0)
+    grid = StoredGrid((26, 36, len(heights)), np.array([[4.0, 0], [0, 4.0], [0, 0]]), positions)
+    array, labels = drawn(points_of(grid))
+    for k, (plane, place) in enumerate(zip(array, positions, strict=True)):
+        alone = Geometry((26, 36, 1), (4.0, 4.0, 4.0), tuple(place.tolist()), rotation(0, 0))
+        write_slices(tmp_path, plane[None], alone, start=k, SeriesInstanceUID="1.2.3")
+    volume = read_volume(tmp_path)
+    assert bool(volume.notes) == (bool(tilt) or uneven)
+    expected = drawn(points_of(StoredGrid.of(volume.geometry)))[1]
+    assert dice(volume.array > (BONE + WATER) / 2, expected > 0) > 0.85
+    if volume.stored is not None:
+        back = labels_as_stored(expected, volume.geometry, volume.stored)
+        assert back.shape == labels.shape and dice(back > 0, labels > 0) > 0.85
+
+
+def test_axes_that_no_scanner_has_are_refused() -> None:
+    volume = Volume(np.zeros(SIZE[::-1], np.int16), sheared(1.2))
+    with pytest.raises(InputError, match="far from right angles"):
+        straightened(volume, "it")
+
+
+def test_labels_beyond_a_cropped_volume_are_none() -> None:
+    geometry = sheared(0.25)
+    grid = StoredGrid.of(geometry)
+    volume = straightened(Volume(drawn(points_of(grid))[0], geometry), "it")
+    half = replace(volume.geometry, size=(*volume.geometry.size[:2], 20))
+    back = labels_as_stored(np.ones(half.size[::-1], np.uint8), half, grid)
+    assert back[5].any() and not back[30].any()
