@@ -70,6 +70,7 @@ class Sections:
             "roi": parameters.roi,
             "refine": parameters.refine,
             "postprocess": parameters.postprocess,
+            "modality": parameters.modality,
             **QUALITIES[self.ui.qualityComboBox.currentData],
             "device": self.devices.device,
             "allItems": self.ui.allItemsCheckBox.enabled and parameters.allItems,

@@ -28,6 +28,8 @@ class ParameterNode:
         Empty for the first one.
     quality : str
         A key of `SegMambaSlicerLib.sections.model.QUALITIES`.
+    modality : str
+        "auto", "CT" or "MR".
     structures : str
         Values of the labels to keep, separated by commas; empty for all.
     refine, postprocess : bool
@@ -43,6 +45,7 @@ class ParameterNode:
     task: str = ""
     model: str = ""
     quality: str = "standard"
+    modality: str = "auto"
     structures: str = ""
     refine: bool = True
     postprocess: bool = True

@@ -52,7 +52,10 @@ class ReadyWorker:
         self._labels = folder / "ready.nrrd"
         write_labelmap(self._labels, labels, geometry, model.labels)
         self._report = {"model": {"id": model.id}, "summary": "Ready.", "segments": rows}
-        self._report |= {"timings_s": {"predict": 1.0}, "run": {"warnings": [], "windows": 1, "tta_axes": []}}
+        self._report |= {
+            "timings_s": {"predict": 1.0},
+            "run": {"warnings": [], "notes": [], "windows": 1, "tta_axes": []},
+        }
         self._messages = queue.Queue()
 
     def start(self):

@@ -36,10 +36,11 @@ def quick_run(request: Request) -> dict[str, Any]:
     Image.new("RGB", (640, 320)).save(request.preview)
     checkpoint = Path(str(request.manifest)).with_name("tiny.safetensors")
     segment = {"name": "L1 vertebra", "value": 20, "volume_ml": 1.5, "mean_confidence": 0.9, "at_border": False}
-    used = {"device": "cpu", "precision": "float32", "scan_backend": "torch", "warnings": []}
+    used = {"device": "cpu", "precision": "float32", "scan_backend": "torch", "warnings": [], "notes": []}
     return {
         "model": {"checkpoint_sha256": sha256(checkpoint)},
         "software": {"segmamba": "0"},
+        "volume": {"modality": request.options.modality, "modality_inferred": False},
         "run": {**used, "device_title": f"none, {threads()} threads"},
         "timings_s": {"total": 0.0},
         "segments": [segment],

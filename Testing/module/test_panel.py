@@ -268,9 +268,10 @@ def test_model_without_its_file_says_where_to_put_it(panel, a_ct, click, wait_un
 
 def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wait_until):
     panel.ui.qualityComboBox.currentIndex = panel.ui.qualityComboBox.findData("fast")
+    panel.ui.modalityComboBox.currentIndex = panel.ui.modalityComboBox.findData("CT")
     panel.ui.postprocessCheckBox.checked = panel.ui.refineCheckBox.checked = False
     options = json.loads(segment().GetAttribute(REPORT_ATTRIBUTE))["run"]["options"]
-    assert not options["postprocess"] and not options["refine"]
+    assert not options["postprocess"] and not options["refine"] and options["modality"] == "CT"
     scene = slicer.mrmlScene
     scene.SetSaveToXMLString(1)
     scene.Commit()
@@ -281,6 +282,7 @@ def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wa
     scene.SetSceneXMLString(text)
     scene.Import()
     assert panel.ui.qualityComboBox.currentData == "fast"
+    assert panel.ui.modalityComboBox.currentData == "CT"
     assert not panel.ui.postprocessCheckBox.checked and not panel.ui.refineCheckBox.checked
     assert panel.ui.inputSelector.currentNode().GetName() == "case 7"
 

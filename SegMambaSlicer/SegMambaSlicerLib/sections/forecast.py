@@ -106,7 +106,7 @@ class ForecastSection:
         if problem:
             return problem, True
         try:
-            check_modality(coarse_volume(volumeNode), self._models.model)
+            check_modality(coarse_volume(volumeNode), self._models.model, self.parameters.modality)
             told = self._forecast()
         except SegMambaError as error:
             return str(error), True
@@ -129,7 +129,7 @@ class ForecastSection:
         volumeNode, roiNode = self.parameters.inputVolume, self.parameters.roi
         volume = coarse_volume(volumeNode)
         roi = roi_box(roiNode) if roiNode is not None else None
-        options = Options(roi=roi, **QUALITIES[self._ui.qualityComboBox.currentData])
+        options = Options(roi=roi, modality=self.parameters.modality, **QUALITIES[self._ui.qualityComboBox.currentData])
         voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))
         return forecast(volume, self._models.model, options, voxels)
 

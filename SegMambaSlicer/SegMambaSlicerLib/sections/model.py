@@ -33,8 +33,11 @@ QUALITY_TITLES = {
 }
 
 
+MODALITY_TITLES = {"auto": _("Automatic"), "CT": "CT", "MR": "MR"}
+
+
 class ModelSection:
-    """Keeps the widgets and the parameter node's task, model, quality and structures the same.
+    """Keeps the widgets and the parameter node's task, model, quality, modality and structures the same.
 
     Parameters
     ----------
@@ -60,6 +63,7 @@ class ModelSection:
         ui.taskComboBox.connect("currentIndexChanged(int)", self._onTask)
         ui.modelComboBox.connect("currentIndexChanged(int)", self._onModel)
         ui.qualityComboBox.connect("currentIndexChanged(int)", self._onQuality)
+        ui.modalityComboBox.connect("currentIndexChanged(int)", self._onModality)
         ui.structuresList.connect("itemChanged(QListWidgetItem*)", self._onStructures)
 
     @property
@@ -101,6 +105,7 @@ class ModelSection:
             _select(self._ui.taskComboBox, parameters.task)
             self._fillModels(parameters.model)
             self._fillQualities(parameters.quality)
+            self._fillModalities(parameters.modality)
             self._fillStructures({part for part in parameters.structures.split(",") if part})
             self._describe()
 
@@ -139,6 +144,13 @@ class ModelSection:
             if quality != "tta" or (model is not None and model.flip_axes):
                 combo.addItem(title, quality)
         _select(combo, chosen, "standard")
+
+    def _fillModalities(self, chosen: str) -> None:
+        combo = self._ui.modalityComboBox
+        combo.clear()
+        for modality, title in MODALITY_TITLES.items():
+            combo.addItem(title, modality)
+        _select(combo, chosen, "auto")
 
     def _fillStructures(self, chosen: set[str]) -> None:
         widget = self._ui.structuresList
@@ -185,6 +197,9 @@ class ModelSection:
 
     def _onQuality(self, _index: int) -> None:
         self._write(quality=self._ui.qualityComboBox.currentData)
+
+    def _onModality(self, _index: int) -> None:
+        self._write(modality=self._ui.modalityComboBox.currentData)
 
     def _onStructures(self, _item: Any) -> None:
         widget = self._ui.structuresList

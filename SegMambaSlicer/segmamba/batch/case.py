@@ -80,6 +80,11 @@ def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: 
             text = str(error)
             for link, original in originals.items():
                 text = text.replace(link, original)
+            # Labels that no writer took (`segmamba.inference.file_to_file`) outlive the working folder.
+            for labels in work.glob("*.nii.gz"):
+                kept = Path(plan.folder) / f"{case.name}-{labels.name}"
+                shutil.move(labels, kept)
+                text = text.replace(str(labels), str(kept))
             raise type(error)(text) from error
         _check_model(report, plan)
         timings = report.pop("timings_s")

@@ -28,8 +28,8 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
     -------
     dict
         ``case``, ``status``, ``error``, ``flags`` (list of short texts to look at), ``summary``, ``variants``
-        (sentences about unusual levels), ``input``, ``folder`` (below that of the run), ``this_run`` (else an earlier
-        run did it), ``attempts``, ``seconds``, ``finished``, ``host``, ``model``, ``model_version``,
+        (sentences about unusual levels), ``modality``, ``modality_inferred`` (nobody states it), ``input``, ``folder``
+        (below that of the run), ``this_run`` (else an earlier run did it), ``attempts``, ``seconds``, ``finished``, ``host``, ``model``, ``model_version``,
         ``checkpoint_sha256``, ``settings``, versions of the ``software``, ``device``, ``device_title``, ``precision``,
         ``scan_backend``, ``timings_s`` (seconds by stage) and ``structures``: name, then measurements by name.
     """
@@ -41,6 +41,8 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
         "flags": flags(report, run["attempts"]),
         "summary": report["summary"],
         "variants": reporting.level_variants(report),
+        "modality": report["volume"]["modality"],
+        "modality_inferred": report["volume"]["modality_inferred"],
         "folder": f"{CASES}/{record.name}",
         "this_run": this_run,
         **{name: run[name] for name in ("attempts", "seconds", "finished", "host")},

@@ -177,7 +177,7 @@ def read_files(name: str, files: Sequence[str]) -> Volume:
             image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{name} has a slice that cannot be read: copy or export the series again.") from error
-    array, padding = padding_to_air(sitk.GetArrayFromImage(image), first.modality, name, _padding(_header(first.file)))
+    array, padding = padding_to_air(sitk.GetArrayFromImage(image), first.modality, _padding(_header(first.file)))
     return _placed(array, stack, first.modality, padding)
 
 
@@ -221,7 +221,7 @@ def _read_frames(name: str, file: str) -> Volume:
         raise InputError(UNPLACED.format(file))
     order = np.argsort(positions @ np.cross(*orientation), kind="stable")
     stack, modality = _stack(name, positions[order], orientation, spacing, image.GetSize()[:2]), _modality(reader)
-    array, padding = padding_to_air(sitk.GetArrayFromImage(image)[order], modality, name, _padding(reader))
+    array, padding = padding_to_air(sitk.GetArrayFromImage(image)[order], modality, _padding(reader))
     return _placed(array, stack, modality, padding)
 
 
@@ -289,16 +289,16 @@ def _stack(
     if even and not tilted:
         return _Stack(geometry, None, "")
     axes = np.stack([along_x * spacing[1], along_y * spacing[0]], axis=1)
-    note = _unrectangular(name, np.diff(heights), even, tilted, tilt)
+    note = _unrectangular(np.diff(heights), even, tilted, tilt)
     return _Stack(geometry, StoredGrid(size, axes, positions), note)
 
 
-def _unrectangular(name: str, gaps: np.ndarray, even: bool, tilted: bool, tilt: float) -> str:
+def _unrectangular(gaps: np.ndarray, even: bool, tilted: bool, tilt: float) -> str:
     """Return what a user has to know of slices that make no rectangular grid."""
     what = [f"slices that are tilted by {np.degrees(np.arctan(tilt)):.1f} degrees (a tilted gantry?)"] if tilted else []
     what += [] if even else [f"slices at uneven distances ({gaps.min():.2f} to {gaps.max():.2f} mm)"]
     where = "its own voxels" if even else "that grid, and a DICOM SEG on its own slices"
-    return f"{name} has {' and '.join(what)}: {RESAMPLED}, and a label map of it lies on {where}."
+    return f"The series has {' and '.join(what)}: {RESAMPLED}, and a label map of it lies on {where}."
 
 
 def _tilt(drift: np.ndarray, heights: np.ndarray, name: str) -> float:

@@ -17,8 +17,8 @@ HEADER_BYTES = 1 << 16
 DETACHED = {".nhdr": ("data file", "datafile"), ".mhd": ("elementdatafile",)}
 NO_SIZE = "{} does not say how large its voxels are: give {}, with the voxel size in its header."
 NO_ORIENTATION = (
-    "{} does not say how the patient lies: x was taken to grow to the left, y to the back and z to the head. If that "
-    "is not so, all results are wrong: give it its directions."
+    "The file does not say how the patient lies: x was taken to grow to the left, y to the back and z to the head. If "
+    "that is not so, all results are wrong: give it its directions."
 )
 
 
@@ -50,7 +50,7 @@ def place_notes(path: Path, reader: str) -> tuple[str, ...]:
         sized, oriented = {reader} - set(UNSIZED), False
     if not sized:
         raise InputError(NO_SIZE.format(path, FORMATS))
-    return () if oriented else (NO_ORIENTATION.format(path),)
+    return () if oriented else (NO_ORIENTATION,)
 
 
 def missing_data(path: Path) -> str | None:

@@ -54,8 +54,8 @@ ANALYZE = (
     "{} is an Analyze file, which does not say left from right: convert it to NIfTI with the program that wrote it."
 )
 NO_ORIENTATION = (
-    "{} does not say how the patient lies (qform and sform have the code 0): x was taken to grow to the right, y to "
-    "the front and z to the head. If that is not so, all results are wrong: give the file its orientation."
+    "The file does not say how the patient lies (qform and sform have the code 0): x was taken to grow to the right, y "
+    "to the front and z to the head. If that is not so, all results are wrong: give the file its orientation."
 )
 # By how much sform and qform may place a voxel differently, in voxels.
 FORM_TOLERANCE = 0.5
@@ -65,8 +65,8 @@ FORM_FIELDS = (
 )
 COMPRESSION = 6
 TWO_PLACES = (
-    "{} has two places in its header, sform and qform, which are up to {:.0f} mm apart. The {} was used, as in Slicer; "
-    "{} A label map in NIfTI keeps both."
+    "The file has two places in its header, sform and qform, which are up to {:.0f} mm apart. The {} was used, as in "
+    "Slicer; {} A label map in NIfTI keeps both."
 )
 
 
@@ -196,9 +196,9 @@ def _geometry(header: Nifti1Header, path: Path) -> tuple[Geometry, tuple[str, ..
         to_ras = _qform(header, path)
     else:
         to_ras = np.eye(4)  # the standard's own axes
-        notes = (NO_ORIENTATION.format(path),)
+        notes = (NO_ORIENTATION,)
     if has_sform and has_qform:
-        notes = _two_places(header, sform, _qform(header, path), path, by_sform)
+        notes = _two_places(header, sform, _qform(header, path), by_sform)
     to_lps = RAS_TO_LPS @ to_ras
     direction = to_lps[:3, :3] / np.linalg.norm(to_lps[:3, :3], axis=0)
     if are_orthonormal(direction):
@@ -213,9 +213,7 @@ def _geometry(header: Nifti1Header, path: Path) -> tuple[Geometry, tuple[str, ..
     return geometry, notes
 
 
-def _two_places(
-    header: Nifti1Header, sform: np.ndarray, qform: np.ndarray, path: Path, by_sform: bool
-) -> tuple[str, ...]:
+def _two_places(header: Nifti1Header, sform: np.ndarray, qform: np.ndarray, by_sform: bool) -> tuple[str, ...]:
     """Return a sentence where sform and qform place voxels differently; ``qform`` is for voxels of 1 mm."""
     spacing = header["pixdim"][1:4].astype(float)
     qform = qform @ np.diag([*spacing, 1.0])
@@ -225,7 +223,7 @@ def _two_places(
         return ()
     unit = UNITS.get(int(header["xyzt_units"]) & UNIT_BITS, 1.0)
     others = "some other programs use the qform." if by_sform else "nibabel, FSL and nnU-Net use the sform."
-    return (TWO_PLACES.format(path, unit * apart, "sform" if by_sform else "qform", others),)
+    return (TWO_PLACES.format(unit * apart, "sform" if by_sform else "qform", others),)
 
 
 def _qform(header: Nifti1Header, path: Path) -> np.ndarray:

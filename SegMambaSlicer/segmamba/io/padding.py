@@ -12,11 +12,11 @@ AIR = -1000
 BRIGHTEST = 31000
 # A constant is padding if it is this part of all voxels at least, and if nothing is between half of it and it.
 SMALLEST_PART = 0.001
-TOLD = "{} is padded with {}, which was taken for air."
+TOLD = "The volume is padded with {}, which was taken for air."
 
 
 def padding_to_air(
-    array: np.ndarray, modality: str | None, name: str, declared: Sequence[float] = ()
+    array: np.ndarray, modality: str | None, declared: Sequence[float] = ()
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return an array with its padding as dark as air, and what to tell the user.
 
@@ -26,8 +26,6 @@ def padding_to_air(
         Shape (z, y, x). Changed in place where there is padding.
     modality : str or None
         A CT's air is -1000, that of others is as dark as their darkest voxel.
-    name : str
-        What the sentence calls the volume.
     declared : sequence of float
         Values that its header declares to be padding. One that tissue can have counts where it touches the border.
 
@@ -53,7 +51,7 @@ def padding_to_air(
     if modality == "CT" and array.dtype.kind in "if":
         darkest = min(darkest, AIR)
     array[padded] = darkest
-    return array, (TOLD.format(name, " and ".join(f"{value:g}" for value in values)),)
+    return array, (TOLD.format(" and ".join(f"{value:g}" for value in values)),)
 
 
 def declared_padding(stored: float, bits: tuple[int, int], rescale: tuple[float, float]) -> tuple[float, ...]:

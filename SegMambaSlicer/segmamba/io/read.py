@@ -69,7 +69,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
         return volume
     volume = read_stored(path)
     check_values(volume.array, name)
-    array, notes = padding_to_air(volume.array, volume.modality, name)
+    array, notes = padding_to_air(volume.array, volume.modality)
     return straightened(replace(volume, array=array, notes=(*volume.notes, *notes)), name)
 
 

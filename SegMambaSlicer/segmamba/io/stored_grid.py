@@ -91,7 +91,7 @@ def straightened(volume: Volume, name: str) -> Volume:
         raise InputError(SHEARED.format(name))
     angle = np.degrees(np.arcsin(cosines.max()))
     note = (
-        f"{name} has axes that are {angle:.1f} degrees off a right angle (a tilted gantry or a sheared transform): "
+        f"The volume has axes that are {angle:.1f} degrees off a right angle (a tilted gantry or a sheared transform): "
         f"{RESAMPLED}, and a label map of it lies on its own voxels."
     )
     return resampled(volume, StoredGrid.of(volume.geometry), note)

@@ -1,7 +1,7 @@
 """Does the patient lie as the header says? A check of labelled vertebrae against anatomy that everybody shares.
 
 A wrong header cannot be proven from an image, and left cannot be told from right by the spine. Three things can be
-seen: vertebrae lie in the back half of the trunk, arches lie behind bodies, and there is no lung beside L3 and below.
+seen: vertebrae lie in the back half of the trunk, arches lie behind bodies, and there is no lung from L3 downwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEEP = 0.85
 
 SPINE_IN_FRONT = "the spine lies in the front half of the body"
 ARCHES_IN_FRONT = "the arches of the vertebrae lie in front of their bodies"
-LUNG_BESIDE_LUMBAR = "there is lung beside the lower lumbar vertebrae"
+LUNG_BELOW = "there is lung beside the lower lumbar vertebrae or below them"
 
 
 def orientation_doubt(labels: np.ndarray, affine: np.ndarray, ct: np.ndarray | None) -> str:
@@ -54,8 +54,11 @@ def orientation_doubt(labels: np.ndarray, affine: np.ndarray, ct: np.ndarray | N
         depths = [plane.depth for plane in planes.values() if plane.depth is not None]
         if len(depths) >= FEWEST_VERTEBRAE and np.median(depths) < FRONT_HALF:
             found.append(SPINE_IN_FRONT)
-        if sum(plane.lung for level, plane in planes.items() if level >= L3) > LUNG_CM2:
-            found.append(LUNG_BESIDE_LUMBAR)
+        lower = {level: plane for level, plane in planes.items() if level >= L3}
+        if lower:
+            end = _Plane(ct, affine, _lower_end(ct, affine, centres[max(lower)][0]))
+            if max(plane.lung for plane in (*lower.values(), end)) > LUNG_CM2:
+                found.append(LUNG_BELOW)
     # LPS counts to the back.
     arches = [centroid[1] - middle[1] for centroid, middle in centres.values() if middle is not None]
     if len(arches) >= FEWEST_VERTEBRAE and np.median(arches) < -ARCH_IN_FRONT_MM:
@@ -74,20 +77,30 @@ def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.nd
     Both are LPS, in mm.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
+    # Finer voxels would only take longer.
+    steps = np.maximum(1, (PLANE_MM / spacing).astype(int))
     found = {}
     for level, box in label_boxes(labels).items():
         if level > L6:
             continue
-        mask = np.pad(labels[box] == level, 1)
-        corner = np.array([part.start - 1 for part in box])
-        centroid = _to_lps(np.argwhere(mask).mean(axis=0) + corner, affine)
+        mask = np.pad((labels[box] == level)[tuple(slice(None, None, step) for step in steps)], 1)
+        corner = np.array([part.start for part in box]) - steps
+        centroid = _to_lps(np.argwhere(mask).mean(axis=0) * steps + corner, affine)
         cut = any(part.start == 0 or part.stop == length for part, length in zip(box, labels.shape, strict=True))
         middle = None
         if not cut:
-            depth = ndimage.distance_transform_edt(mask, spacing)
-            middle = _to_lps(np.argwhere(depth >= DEEP * depth.max()).mean(axis=0) + corner, affine)
+            depth = ndimage.distance_transform_edt(mask, spacing * steps)
+            middle = _to_lps(np.argwhere(depth >= DEEP * depth.max()).mean(axis=0) * steps + corner, affine)
         found[level] = (centroid, middle)
     return found
+
+
+def _lower_end(ct: np.ndarray, affine: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Return the LPS point of a volume's lowest plane that is below another point."""
+    last = np.array(ct.shape[::-1]) - 1
+    ends = np.array([[x, y, z] for x in (0, last[0]) for y in (0, last[1]) for z in (0, last[2])])
+    heights = ends @ affine[2, :3] + affine[2, 3]
+    return np.array([above[0], above[1], heights.min() + PLANE_MM])
 
 
 def _to_lps(index: np.ndarray, affine: np.ndarray) -> np.ndarray:

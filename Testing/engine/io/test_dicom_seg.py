@@ -19,7 +19,7 @@ from helpers.phantoms import phantom, rotation
 from segmamba.cli.main import main
 from segmamba.errors import InputError, InstallationError, OutputError
 from segmamba.io.dicom_index import Series, find_series
-from segmamba.io.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
+from segmamba.io.dicom_seg import MAY_BE_EMPTY, check_sources, write_dicom_seg
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry
 from segmamba.models.manifest import Manifest, Model
@@ -157,6 +157,44 @@ def test_a_series_that_lacks_what_is_needed_is_a_sentence(tmp_path: Path, model:
     files = [str(path) for path in sorted(tmp_path.iterdir())]
     with pytest.raises(InputError, match=said):
         write_dicom_seg(tmp_path / "no.dcm", some_labels(), files, model.labels, model)
+
+
+USUAL = {
+    "Japan": {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎"},
+    "Korea": {"SpecificCharacterSet": ["", "ISO 2022 IR 149"], "PatientName": "Hong^Gildong=洪^吉洞=홍^길동"},
+    "unknown set of characters": {"SpecificCharacterSet": "latin1", "PatientName": "Muller^A"},
+    "year of birth": {"PatientBirthDate": "1960"},
+    "dates with dots": {"PatientBirthDate": "1950.12.11", "StudyDate": "2024.01.01"},
+    "words for dates": {"PatientBirthDate": "REMOVED", "StudyDate": "ANONYMIZED"},
+    "impossible time": {"StudyTime": "25:61:00"},
+    "sex in another language": {"PatientSex": "W"},
+    "sex in a word": {"PatientSex": "Female"},
+    "age without its unit": {"PatientAge": "63"},
+    "long identifiers": {"PatientID": "x" * 90, "AccessionNumber": "y" * 40},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", USUAL)
+def test_what_is_wrong_in_a_header_is_left_out_and_told(name: str, tmp_path: Path, model: Model) -> None:
+    write_slices(tmp_path / "in", np.zeros(GEOMETRY.size[::-1], np.int16), GEOMETRY)
+    files = [str(path) for path in sorted((tmp_path / "in").iterdir())]
+    for file in files:
+        header = pydicom.dcmread(file)
+        for key, value in USUAL[name].items():
+            tag = pydicom.datadict.tag_for_keyword(key)
+            kind = pydicom.datadict.dictionary_VR(tag)
+            header[tag] = pydicom.DataElement(tag, kind, value, validation_mode=pydicom.config.IGNORE)
+        header.save_as(file)
+    check_sources(files)
+    said = write_dicom_seg(tmp_path / "out.dcm", some_labels(), files, model.labels, model)
+    written = pydicom.dcmread(tmp_path / "out.dcm")
+    assert written.pixel_array.any()
+    if "PatientName" in USUAL[name]:
+        assert str(written.PatientName) == USUAL[name]["PatientName"]
+        return
+    for key in USUAL[name]:
+        assert key in said[0] and not written.get(key)
 
 
 @pytest.mark.parametrize("lacks", [*MAY_BE_EMPTY, "SliceThickness"])

@@ -60,15 +60,15 @@ def test_padding_of_a_converted_series_is_as_dark_as_its_darkest_voxel_and_told(
 
 def test_metal_and_saturated_voxels_stay() -> None:
     array = padded(30710)
-    assert padding_to_air(array, "CT", "it") == (array, ())
+    assert padding_to_air(array, "CT") == (array, ())
     bright = np.minimum(np.linspace(0, 100_000, 1000), 65535).reshape(10, 10, 10)
-    assert padding_to_air(bright.copy(), None, "it")[1] == ()
+    assert padding_to_air(bright.copy(), None)[1] == ()
 
 
 def test_a_declared_value_within_the_patient_stays() -> None:
     array = phantom().array.copy()
     array[44, 30:36, 30:36] = 7
-    kept, notes = padding_to_air(array.copy(), "CT", "it", (7.0,))
+    kept, notes = padding_to_air(array.copy(), "CT", (7.0,))
     np.testing.assert_array_equal(kept, array)
     assert notes == ()
 
