@@ -141,7 +141,7 @@ def outcomeText(report: Mapping[str, Any]) -> str:
             said = _("{number} structures found: {names}.").format(number=len(found), names=", ".join(found))
         else:
             said = _("{number} structures found.").format(number=len(found))
-    return " ".join([said, *report["run"]["warnings"]])
+    return " ".join([said, *report["run"]["warnings"], *report["run"].get("notes", [])])
 
 
 def missingCheckpoint(model: Model, path: Path) -> str:

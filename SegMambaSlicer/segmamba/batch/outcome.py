@@ -29,9 +29,10 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
     dict
         ``case``, ``status``, ``error``, ``flags`` (list of short texts to look at), ``summary``, ``variants``
         (sentences about unusual levels), ``modality``, ``modality_inferred`` (nobody states it), ``input``, ``folder``
-        (below that of the run), ``this_run`` (else an earlier run did it), ``attempts``, ``seconds``, ``finished``, ``host``, ``model``, ``model_version``,
-        ``checkpoint_sha256``, ``settings``, versions of the ``software``, ``device``, ``device_title``, ``precision``,
-        ``scan_backend``, ``timings_s`` (seconds by stage) and ``structures``: name, then measurements by name.
+        (below that of the run), ``this_run`` (else an earlier run did it), ``attempts``, ``seconds``, ``finished``,
+        ``host``, ``model``, ``model_version``, ``checkpoint_sha256``, ``settings``, versions of the ``software``,
+        ``device``, ``device_title``, ``precision``, ``scan_backend``, ``timings_s`` (seconds by stage) and
+        ``structures``: name, then measurements by name.
     """
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     run = record.run

@@ -360,3 +360,18 @@ def test_a_sound_volume_passes() -> None:
     check_geometry(volume.geometry, "it")
     check_values(volume.array, "it")
     assert to_image(volume.array, volume.geometry).GetSize() == volume.geometry.size
+
+
+@pytest.mark.parametrize("name", ["spaced.nrrd", "spaced.mha", "volume.vtk"])
+def test_a_file_that_does_not_say_how_the_patient_lies_is_told(name: str, tmp_path: Path) -> None:
+    if name.endswith(".nrrd"):
+        path = nrrd_fields("spacings: 1 1 2")(tmp_path)
+    else:
+        path = saved(tmp_path / name, sitk.GetImageFromArray(noise(5, 6, 7)))
+        path.write_bytes(path.read_bytes().replace(b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n", b""))
+    assert "does not say how the patient lies" in read_volume(path).notes[0]
+
+
+@pytest.mark.parametrize("name", ["ct.nrrd", "ct.nhdr", "ct.mha", "ct.mhd", "ct.nii.gz"])
+def test_a_file_with_directions_is_read_without_a_word(name: str, tmp_path: Path) -> None:
+    assert read_volume(saved(tmp_path / name, sitk.GetImageFromArray(noise(5, 6, 7)))).notes == ()
