@@ -173,7 +173,8 @@ def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str
         kept = _kept_elsewhere(request.output, result)
         if kept is None:
             raise
-        reason = str(error) if isinstance(error, SegMambaError) else f"{request.output} cannot be written ({error})."
+        text = " ".join(str(error).split())
+        reason = text if isinstance(error, SegMambaError) else f"{request.output} cannot be written ({text})."
         raise OutputError(f"{reason} The labels were kept in {kept}.") from error
 
 

@@ -92,9 +92,10 @@ def test_slices_at_two_distances_get_a_dicom_seg_on_themselves(
     positions = np.array([-45.0, -60.0, 30.0]) + heights[:, None] * (0.0, 0.0, 1.0)
     grid = StoredGrid((26, 36, len(heights)), np.array([[4.0, 0], [0, 4.0], [0, 0]]), positions)
     array, labels = drawn(points_of(grid))
+    uids = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2", "FrameOfReferenceUID": "1.2.4"}
     for k, (plane, place) in enumerate(zip(array, positions, strict=True)):
         alone = replace(sheared(0.0), size=(26, 36, 1), spacing=(4.0,) * 3, origin=tuple(place.tolist()))
-        write_slices(tmp_path / "in", plane[None], alone, start=k, SeriesInstanceUID="1.2.3", StudyInstanceUID="1.2")
+        write_slices(tmp_path / "in", plane[None], alone, start=k, **uids)
     report = segment_file(request_of(tmp_path / "in", "out.dcm"))
     assert "uneven distances" in report["run"]["warnings"][0]
     written = pydicom.dcmread(tmp_path / "out.dcm")
