@@ -14,8 +14,8 @@ from segmamba.errors import InputError
 from segmamba.io.dicom_headers import is_marked, modality_of, pydicom
 from segmamba.io.padding import declared_padding, padding_to_air
 from segmamba.io.read import quiet
-from segmamba.io.stored_grid import LARGEST_SHEAR, RESAMPLED, StoredGrid, resampled
-from segmamba.io.volume import SHEAR_TOLERANCE, SHEARED, Geometry, Volume, check_geometry, nearest_orthonormal
+from segmamba.io.stored_grid import LARGEST_SHEAR, RESAMPLED, TOO_SHEARED, StoredGrid, resampled
+from segmamba.io.volume import SHEAR_TOLERANCE, Geometry, Volume, check_geometry, nearest_orthonormal
 from segmamba.utils.paths import check_text
 
 MODALITY, SOP_CLASS = "0008|0060", "0008|0016"
@@ -284,7 +284,7 @@ def _stack(
     tilt = _tilt(positions - positions[0] - np.outer(heights, normal), heights, name)
     skewed = abs(float(along_x @ along_y))
     if max(np.sin(np.arctan(tilt)), skewed) > LARGEST_SHEAR:
-        raise InputError(SHEARED.format(name))
+        raise InputError(TOO_SHEARED.format(name))
     tilted = tilt * (heights[-1] - heights[0]) > DRIFT_MM or skewed > SHEAR_TOLERANCE
     if even and not tilted:
         return _Stack(geometry, None, "")

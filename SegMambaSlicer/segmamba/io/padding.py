@@ -38,6 +38,8 @@ def padding_to_air(
     found = [value for value in declared if not (modality == "CT" and value <= AIR)]
     if brightest > BRIGHTEST and brightest not in found:
         found.append(brightest)
+    if not found:
+        return array, ()
     padded = np.zeros(array.shape, bool)
     values = []
     for value in found:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.errors import InputError
-from segmamba.io.volume import SHEARED, Geometry, Volume, are_orthonormal, check_geometry, nearest_orthonormal
+from segmamba.io.volume import Geometry, Volume, are_orthonormal, check_geometry, nearest_orthonormal
 
 if TYPE_CHECKING:
     pass
@@ -23,6 +23,7 @@ LARGEST_SHEAR = 0.71
 EVEN_MM = 0.02
 # Of uneven distances, the distance of the resampled slices: few are smaller.
 QUANTILE = 0.25
+TOO_SHEARED = "{} has axes that are far from right angles, as no scanner's are: correct the directions in its header."
 RESAMPLED = "it was resampled to a rectangular grid"
 
 
@@ -88,7 +89,7 @@ def straightened(volume: Volume, name: str) -> Volume:
         return volume
     cosines = np.abs(direction.T @ direction - np.eye(3))
     if not cosines.max() <= LARGEST_SHEAR:
-        raise InputError(SHEARED.format(name))
+        raise InputError(TOO_SHEARED.format(name))
     angle = np.degrees(np.arcsin(cosines.max()))
     note = (
         f"The volume has axes that are {angle:.1f} degrees off a right angle (a tilted gantry or a sheared transform): "

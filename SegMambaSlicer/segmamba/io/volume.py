@@ -33,7 +33,7 @@ NO_MEMORY = (
     "There is not enough memory to read {}, which has {:,} voxels by its header: close other programs, or crop the "
     "volume; if it is not that large, export it again."
 )
-SHEARED = "{} has axes that are far from right angles, as no scanner's are: correct the directions in its header."
+SHEARED = "{} has axes that are not at right angles: resample it to a rectangular grid first."
 # Where a volume's modality is from.
 SOURCE, VALUES, USER = "source", "values", "user"
 
