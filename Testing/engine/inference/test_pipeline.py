@@ -295,3 +295,25 @@ def test_a_gpu_with_too_little_memory_gives_way_to_the_cpu_only_if_nobody_asked_
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match=r"overlap|region of interest"):
         Options(**options)  # type: ignore[arg-type]
+
+
+def test_a_patient_who_lies_otherwise_than_the_header_says_is_told(
+    volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[np.ndarray | None] = []
+    sentence = "The patient seems to lie otherwise."
+    monkeypatch.setattr(pipeline, "orientation_doubt", lambda labels, affine, ct: asked.append(ct) or sentence)
+    for modality_of_run in ("CT", "MR"):
+        changed = replace(volume, modality=modality_of_run)
+        assert sentence in segment(changed, model, manifest_path.parent).report["run"]["warnings"]
+    np.testing.assert_array_equal(asked[0], volume.array)
+    assert asked[1] is None
+
+
+@pytest.mark.parametrize(("reason", "kept"), [("", "orientation"), ("T12 could be T11.", "T12 could be T11.")])
+def test_levels_of_such_a_patient_are_never_certain(reason: str, kept: str) -> None:
+    numbering = {"certain": not reason, "reason": reason, "probability": 0.99}
+    doubted = pipeline._doubted({"numbering": numbering, "refinement": []})
+    assert not doubted["numbering"]["certain"] and kept in doubted["numbering"]["reason"]
+    assert doubted["numbering"]["probability"] == 0.99 and doubted["refinement"] == []
+    assert pipeline._doubted({"measurements": []}) == {"measurements": []}
