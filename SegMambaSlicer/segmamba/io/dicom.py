@@ -312,7 +312,7 @@ def _tilt(drift: np.ndarray, heights: np.ndarray, name: str) -> float:
     slope = heights @ drift / (heights @ heights)
     if np.linalg.norm(drift - np.outer(heights, slope), axis=1).max() > DRIFT_MM:
         raise InputError(
-            f"{name} has slices aside of each other (two scans in one series?): keep the slices of one scan, or "
+            f"{name} has slices that are shifted sideways (two scans in one series?): keep the slices of one scan, or "
             "resample it to a rectangular grid."
         )
     return float(np.linalg.norm(slope))
