@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ LEAST_LABEL, LARGEST_LABEL = -1, 255  # -1 for "ignore"; larger ones only where 
 ENOUGH_VOXELS = 10_000
 # Images cannot be compressed to less than this part of their size, label maps much further.
 COMPRESSED_IMAGE = 0.2
+# Files are looked at in several threads, and `quiet` is for one at a time.
+ITK = threading.Lock()
 
 
 def why_label_map(path: str) -> str | None:
@@ -94,8 +97,7 @@ def _nifti_chunks(path: Path) -> Iterator[np.ndarray]:
 def _itk_chunks(path: Path) -> Iterator[np.ndarray]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with quiet():
-        reader.ReadImageInformation()
+    _quietly(reader.ReadImageInformation)
     dtype = np.dtype(sitk.GetArrayFromImage(sitk.Image(1, 1, 1, reader.GetPixelID())).dtype)
     count = math.prod(reader.GetSize())
     files = data_files(str(path)) or [str(path)]
@@ -106,8 +108,12 @@ def _itk_chunks(path: Path) -> Iterator[np.ndarray]:
             stream.seek(size - whole)
             yield from _pieces(stream, dtype, count)
     elif size < COMPRESSED_IMAGE * whole:
-        with quiet():
-            yield from sitk.GetArrayFromImage(reader.Execute()).reshape(-1, reader.GetSize()[0] * reader.GetSize()[1])
+        yield from sitk.GetArrayFromImage(_quietly(reader.Execute)).reshape(-1, math.prod(reader.GetSize()[:2]))
+
+
+def _quietly(call: Callable[[], Any]) -> Any:
+    with ITK, quiet():
+        return call()
 
 
 def _pieces(stream: Any, dtype: np.dtype, count: int) -> Iterator[np.ndarray]:

@@ -133,9 +133,10 @@ def group_series(paths: Iterable[Path]) -> list[Series]:
             groups[_series_key(file, header)].append((file, header))
     for group in groups.values():
         kept, copies = _without_copies(group)
-        parts = [[one] for one in kept if _frames(one[1]) > 1]
-        slices = [one for one in kept if _frames(one[1]) == 1]
-        parts += [slices] if slices else []
+        # Documents may have the UID of the images that they belong to.
+        documents = [one for one in kept if "Rows" not in one[1]]
+        slices = [one for one in kept if "Rows" in one[1] and _frames(one[1]) == 1]
+        parts = [[one] for one in kept if _frames(one[1]) > 1] + [part for part in (slices, documents) if part]
         found += [_series(part, copies, alone=len(parts) == 1) for part in parts]
     return sorted(found, key=lambda series: series.files[0])
 

@@ -23,6 +23,7 @@ from segmamba.models.manifest import ListedModel, Manifest
 from segmamba.models.own import add_own
 from segmamba.models.record import RECORD_NAME, Record, record_from_json
 from segmamba.utils.atomic import atomic_write
+from segmamba.utils.file_kinds import why_no_checkpoint
 
 PIECE = 1 << 20
 # Upper limit of the size of a record.
@@ -194,6 +195,9 @@ def _opened(path: Path) -> Iterator[tuple[tuple[str, ...], Reader]]:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
+        other = why_no_checkpoint(path) if path.is_file() else None
+        if other:
+            raise ModelError(f"The file {path} {other}") from error
         raise ModelError(
             f"{path} cannot be read as a zip archive ({error}): check the path, or copy it again."
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from segmamba.batch import search
 from segmamba.batch.cases import find_cases
 from segmamba.batch.datafiles import data_files
+from segmamba.batch.label_maps import why_label_map
 from segmamba.batch.layout import prepare
 from segmamba.errors import InputError
 from segmamba.io.dicom_index import find_files
@@ -124,6 +126,18 @@ def test_label_maps_next_to_their_images_are_left_out(tmp_path: Path, names: tup
 def test_the_values_and_not_the_name_make_a_label_map(tmp_path: Path, array: np.ndarray, reason: str) -> None:
     save(tmp_path / "in" / "labelsTr" / "s1.nii.gz", array)
     assert re.search(reason, reasons(tmp_path / "in")["labelsTr/s1.nii.gz"])
+
+
+def test_files_are_looked_at_in_many_threads_without_taking_standard_output_away(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(40):
+        save(tmp_path / f"{number}.mha", some_labels(3)[:2])
+    paths = [str(tmp_path / f"{number}.mha") for number in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(why_label_map, paths))
+    os.write(1, b"still here")
+    assert "still here" in capfd.readouterr().out
 
 
 def test_an_image_in_flat_regions_is_no_label_map(tmp_path: Path) -> None:

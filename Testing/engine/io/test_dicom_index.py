@@ -300,6 +300,14 @@ def test_other_files_are_not_taken_for_dicom(tmp_path: Path, content: bytes) -> 
     assert find_series(tmp_path) == []
 
 
+def test_documents_of_a_series_do_not_make_its_images_one(tmp_path: Path) -> None:
+    write_slices(tmp_path, some_ct(), GEOMETRY, SeriesInstanceUID="1.2")
+    raw = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66", "SOPInstanceUID": generate_uid(), "SeriesInstanceUID": "1.2"}
+    write_dataset(tmp_path / "0", {**raw, "Modality": "CT", "PatientID": "P1", "SeriesNumber": 3})
+    np.testing.assert_array_equal(read_volume(tmp_path).array, some_ct())
+    assert [series.left_out for series in find_series(tmp_path)] == ["It holds no image.", None]
+
+
 def test_a_folder_stands_for_the_only_scan_below_it(tmp_path: Path) -> None:
     write_slices(tmp_path / "DICOM" / "A" / "1", some_ct(), GEOMETRY)
     write_slices(tmp_path / "DICOM" / "A" / "2", some_ct()[:2], GEOMETRY, SeriesDescription="Scout")

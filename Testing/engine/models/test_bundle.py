@@ -211,3 +211,15 @@ def test_damaged_model_is_not_bundled(manifest: Manifest, found: store.Installed
     with pytest.raises(ModelError, match="get the file again"):
         write_bundle(tmp_path / "b.zip", [found])
     assert not list(tmp_path.glob("*.zip"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"<html><title>Sign in</title>", "is a web page"), (b"\1\2\3" * 99, "cannot be read as a zip archive")],
+)
+def test_what_is_not_an_archive_is_said_to_be_what_it_is(
+    manifest: Manifest, tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "models.zip").write_bytes(content)
+    with pytest.raises(ModelError, match=said):
+        import_bundle(tmp_path / "models.zip", manifest)
