@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,23 +159,12 @@ def find_files(path: Path) -> tuple[str, ...]:
     if not path.is_dir() and is_directory(path):
         return find_files(path.parent)
     if path.is_dir():
-        series = find_series(path)
-        chosen = _only(path, series)
+        paths = tuple(_paths_below(path))
     else:
         # macOS puts a hidden file beside each one on a foreign disk.
         beside = (other for other in path.parent.iterdir() if other == path or other.name[0] != ".")
-        series = group_series(sorted(other for other in beside if other.is_file()))
-        belonging = [one for one in series if str(path) in (*one.files, *one.copies)]
-        if not belonging:
-            raise InputError(f"{path} lists the files of a disc and is not an image: give the folder of the slices.")
-        chosen = belonging[0]
-    places = {Path(file).parent for file in chosen.files}
-    for one in series:
-        if one.damaged and Path(one.files[0]).parent in places:
-            raise InputError(
-                f"{one.files[0]} is damaged: copy or export it again, or remove it if it is not a slice of the scan."
-            )
-    return chosen.files
+        paths = tuple(sorted(other for other in beside if other.is_file()))
+    return _chosen_files(path, paths, tuple(map(_state, paths)))
 
 
 def read(path: Path) -> Volume:
@@ -207,6 +197,35 @@ def _paths_below(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(place, name) for name in sorted(names) if name[0] != ".")
+
+
+# A run asks for the files three times if it writes a DICOM segmentation; a header takes some milliseconds.
+@lru_cache(maxsize=2)
+def _chosen_files(path: Path, paths: tuple[Path, ...], _states: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the files that a path stands for, see `find_files`, out of those that are there, in the given states."""
+    series = group_series(paths)
+    if path.is_dir():
+        chosen = _only(path, series)
+    else:
+        belonging = [one for one in series if str(path) in (*one.files, *one.copies)]
+        if not belonging:
+            raise InputError(f"{path} lists the files of a disc and is not an image: give the folder of the slices.")
+        chosen = belonging[0]
+    places = {Path(file).parent for file in chosen.files}
+    for one in series:
+        if one.damaged and Path(one.files[0]).parent in places:
+            raise InputError(
+                f"{one.files[0]} is damaged: copy or export it again, or remove it if it is not a slice of the scan."
+            )
+    return chosen.files
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _only(folder: Path, found: Sequence[Series]) -> Series:

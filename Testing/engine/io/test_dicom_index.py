@@ -16,7 +16,8 @@ from helpers.phantoms import rotation
 from pydicom.uid import EnhancedSRStorage, MediaStorageDirectoryStorage, generate_uid
 
 from segmamba.errors import InputError, InstallationError
-from segmamba.io.dicom_headers import is_dicom
+from segmamba.io import dicom_index
+from segmamba.io.dicom_headers import headers, is_dicom
 from segmamba.io.dicom_index import Series, find_files, find_series, read_series
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry
@@ -324,6 +325,19 @@ def test_the_directory_of_a_disc_stands_for_its_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(tmp_path / "DICOMDIR").array, some_ct())
     with pytest.raises(InputError, match="index lists the files of a disc and is not an image: give the folder"):
         read_volume(tmp_path / "index")
+
+
+def test_headers_are_read_again_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_slices(tmp_path, some_ct(), GEOMETRY)
+    read: list[Path] = []
+    monkeypatch.setattr(dicom_index, "headers", lambda paths: headers(read.append(path) or path for path in paths))
+    for path in (tmp_path, files[0], tmp_path, files[0]):
+        assert len(find_files(path)) == 10
+    assert len(read) == 20
+    shutil.copy(files[0], tmp_path / "copy")
+    files[1].unlink()
+    assert len(find_files(tmp_path)) == 9
+    assert len(read) == 30
 
 
 def test_hidden_files_of_other_systems_beside_slices_are_not_damaged_slices(tmp_path: Path) -> None:
