@@ -25,7 +25,7 @@ NAMES = re.compile(
 CHUNK_BYTES = 1 << 20
 # Up to so many values, a file is a label map. Up to the second number, it is one if most of its foreground voxels have
 # the value of the next one in their row or column: 86 % and more do in label maps of the spine and the abdomen, and up
-# to 68 % in 8-bit MR images, whose background is dark and flat (Docs/adr/0027).
+# to 68 % in 8-bit MR images, whose background is dark and flat (Docs/adr/0028).
 FEW_LABELS, MOST_LABELS, FLAT_PART = 8, 200, 0.77
 LEAST_LABEL, LARGEST_LABEL = -1, 999  # -1 for "ignore"; larger ones only where the name says that it is a label map
 # So many voxels that are not background are enough to tell.

@@ -16,7 +16,7 @@ from segmamba.errors import InstallationError
 from segmamba.utils.atomic import atomic_write
 
 STRUCTURES = "structures"
-# Names of files may hold bytes that are no text: they are written as numbers.
+# Names of files may hold bytes that are not text: they are written as numbers.
 UNPRINTABLE = "backslashreplace"
 # Rows that are in memory at a time.
 ROWS_AT_A_TIME = 500
