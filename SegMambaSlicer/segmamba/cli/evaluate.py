@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from segmamba.cli.options import add_options, read_options, read_request
 from segmamba.errors import InputError, OutputError
-from segmamba.evaluation.names import BODIES, CASES, IDS, OWN_IDS, PERTURBATIONS, PLAIN, RESAMPLES, WHOLE
+from segmamba.evaluation.names import (
+    BODIES,
+    CASES,
+    IDS,
+    OWN_IDS,
+    PARTS,
+    PERTURBATIONS,
+    PLAIN,
+    RESAMPLES,
+    TEST,
+    WHOLE,
+)
 from segmamba.models.manifest import Model
 from segmamba.request import SETTINGS, Request
 from segmamba.tasks import VERTEBRAE_TASK
@@ -43,6 +54,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--bodies", action="store_true", help="compare with NAME_bodies.nii.gz: vertebral bodies only")
     ids = f"label values of the references: {' or '.join(IDS)} (default {OWN_IDS}); A,B for one per folder"
     parser.add_argument("--reference-ids", metavar="IDS", default=OWN_IDS, help=ids)
+    text = f"which exams of a folder with a split.csv: {TEST}, or those that models were trained on (default {TEST})"
+    parser.add_argument("--part", choices=PARTS, default=TEST, help=text)
     parser.add_argument(
         "--perturbations", metavar="A,B", help=f"also evaluate perturbed versions: {', '.join(PERTURBATIONS)}"
     )
@@ -78,7 +91,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     kind = PLAIN if model.task != VERTEBRAE_TASK else BODIES if options.bodies else WHOLE
     config = ScoringConfig(kind, {label.value: label.name for label in model.labels})
     structure = "bodies" if options.bodies else model.task
-    cases = find_cases(options.pairs, structure, options.reference_ids.split(","))
+    cases = find_cases(options.pairs, structure, options.reference_ids.split(","), options.part)
     folder = _prepared(options.output, request.overwrite)
     predict = read_predictions(options.predictions) if options.predictions else _run_model(model, request)
     subject: dict[str, Any] = {}
@@ -138,11 +151,14 @@ def _line(result: Mapping[str, Any]) -> str:
 
 
 def _write(result: Mapping[str, Any], folder: Path) -> None:
-    from segmamba.evaluation.tables import to_markdown
+    from segmamba.evaluation.certainty import draw_reliability
+    from segmamba.evaluation.tables import RELIABILITY, to_markdown
     from segmamba.reporting.report import write_report
     from segmamba.utils.atomic import atomic_write
 
     write_report(folder / REPORT, result)
+    if result.get("calibration"):
+        draw_reliability(result["calibration"], folder / RELIABILITY)
     with atomic_write(folder / TABLE, (".md",)) as temporary:
         temporary.write_text(to_markdown(result, PICTURES), encoding="utf-8")
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from segmamba.errors import InputError
-from segmamba.evaluation.names import IDS, NATIVE, OWN_IDS
+from segmamba.evaluation.names import IDS, NATIVE, OWN_IDS, TEST
 from segmamba.evaluation.perturbations import PerturbedCase, resampled
 from segmamba.evaluation.references import HIGHEST, ineligible_reasons, read_reference
 from segmamba.evaluation.scores import ScoringConfig
+from segmamba.evaluation.split import SPLIT, exams_of_part
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS
 from segmamba.io.modality import CT, MR
 from segmamba.io.read import read_image, read_volume
@@ -47,7 +48,9 @@ class EvaluationCase:
     ids: str
 
 
-def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OWN_IDS,)) -> list[EvaluationCase]:
+def find_cases(
+    folders: Sequence[Path], structure: str, ids: Sequence[str] = (OWN_IDS,), part: str = TEST
+) -> list[EvaluationCase]:
     """Return the cases in folders, in the order of their names.
 
     A case is ``NAME_ct.nii.gz``, ``NAME_mr.nii.gz`` or ``NAME_image.nii.gz`` with ``NAME_STRUCTURE.nii.gz``; images
@@ -60,22 +63,24 @@ def find_cases(folders: Sequence[Path], structure: str, ids: Sequence[str] = (OW
         The task, or "bodies".
     ids : sequence of str
         Numbering of the references: one for all folders, or one per folder.
+    part : str
+        Where a folder has a ``split.csv``, the part of its exams: "test", or "train", on which models were trained.
 
     Raises
     ------
     InputError
-        There is no case, or two of one name, or ``ids`` is wrong.
+        There is no case, or two of one name, or ``ids`` is wrong, or a ``split.csv`` is.
     """
     unknown = [one for one in ids if one not in IDS]
     if unknown or len(ids) not in (1, len(folders)):
         raise InputError(f"The reference ids are '{','.join(ids)}': give one of {', '.join(IDS)}, or one per folder.")
     cases: list[EvaluationCase] = []
     for folder, numbering in zip(folders, ids if len(ids) > 1 else list(ids) * len(folders), strict=True):
-        found = _cases_in(folder, structure, numbering)
+        found = _cases_in(folder, structure, numbering, part)
         if not found:
             raise InputError(
                 f"{folder} holds no pair NAME_ct{ENDING} (or _mr, _image) and NAME_{structure}{ENDING}: "
-                "check the folder and the names."
+                f"check the folder and the names, and the part '{part}' of a {SPLIT}."
             )
         cases += found
     names = [case.name for case in cases]
@@ -133,7 +138,7 @@ def read_prediction(folder: Path, name: str) -> Volume:
     )
 
 
-def _cases_in(folder: Path, structure: str, ids: str) -> list[EvaluationCase]:
+def _cases_in(folder: Path, structure: str, ids: str, part: str) -> list[EvaluationCase]:
     cases = []
     for suffix, modality in MODALITIES.items():
         for image in folder.glob(f"*_{suffix}{ENDING}"):
@@ -141,4 +146,5 @@ def _cases_in(folder: Path, structure: str, ids: str) -> list[EvaluationCase]:
             reference = folder / f"{name}_{structure}{ENDING}"
             if reference.is_file():
                 cases.append(EvaluationCase(name, modality, image, reference, ids))
-    return sorted(cases, key=lambda case: case.name)
+    chosen = exams_of_part(folder, [case.name for case in cases], part)
+    return sorted((case for case in cases if case.name in chosen), key=lambda case: case.name)

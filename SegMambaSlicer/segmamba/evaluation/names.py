@@ -8,8 +8,21 @@ WHOLE, BODIES, PLAIN = "whole vertebrae", "vertebral bodies", "structures"
 OWN_IDS, TOTALSEGMENTATOR_IDS = "own", "totalsegmentator"
 IDS = (OWN_IDS, TOTALSEGMENTATOR_IDS)
 # A case as it is, and its perturbations.
-NATIVE, THICK, NOISE, CROP, STORAGE, OBLIQUE = "native", "thick", "noise", "crop", "storage", "oblique"
-PERTURBATIONS = (THICK, NOISE, CROP, STORAGE, OBLIQUE)
+NATIVE, THICK, SAGITTAL, NOISE, CROP, STORAGE, OBLIQUE = (
+    "native",
+    "thick",
+    "sagittal",
+    "noise",
+    "crop",
+    "storage",
+    "oblique",
+)
+# Crops, by the number of vertebrae that they show.
+CROPS = {CROP: 5, f"{CROP}7": 7, f"{CROP}9": 9}
+PERTURBATIONS = (THICK, SAGITTAL, NOISE, *CROPS, STORAGE, OBLIQUE)
+# Parts of a folder with a split.csv.
+TRAIN, TEST = "train", "test"
+PARTS = (TRAIN, TEST)
 # What the bootstrap draws.
 CASES, EACH = "cases", "structures"
 RESAMPLES = (CASES, EACH)

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk
 
-from segmamba.evaluation.names import CROP, NOISE, OBLIQUE, STORAGE, THICK
+from segmamba.evaluation.names import CROPS as CROP_KINDS
+from segmamba.evaluation.names import NOISE, OBLIQUE, SAGITTAL, STORAGE, THICK
 from segmamba.evaluation.references import at_border
 from segmamba.inference.model_grid import cropped_geometry
 from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
 from segmamba.spine.levels import L6
 from segmamba.utils.arrays import label_boxes
 
-THICKNESS_MM = 5.0
+THICKNESS_MM, SAGITTAL_MM = 5.0, 4.5
+LEFT, UP = 0, 2  # axes of the patient
 NOISE_HU = 60.0
-CROP_LEVELS = 5
 CROPS = 3
 CROP_MARGIN_MM = 3.0
 AXIS_ORDER, AXIS_FLIPS = (2, 0, 1), (True, False, True)
@@ -67,17 +68,24 @@ def perturb(kind: str, image: Volume, reference: Volume, reasons: Reasons, seed:
 
 
 def _thick(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
+    return _in_slices(case, slice_axis(case.image.geometry), THICKNESS_MM)
+
+
+def _sagittal(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
+    return _in_slices(case, slice_axis(case.image.geometry, LEFT), SAGITTAL_MM)
+
+
+def _in_slices(case: PerturbedCase, axis: int, thickness: float) -> Iterator[PerturbedCase]:
     geometry = case.image.geometry
-    axis = slice_axis(geometry)
     step = geometry.spacing[2 - axis]
-    if step >= THICKNESS_MM:
+    if step >= thickness:
         return
-    weights = slab_weights(case.image.array.shape[axis], step, THICKNESS_MM)
+    weights = slab_weights(case.image.array.shape[axis], step, thickness)
     size, spacing = list(geometry.size), list(geometry.spacing)
-    size[2 - axis], spacing[2 - axis] = len(weights), THICKNESS_MM
+    size[2 - axis], spacing[2 - axis] = len(weights), thickness
     start = np.zeros(4)
     # The first slab begins at the outer face of the first voxel.
-    start[2 - axis], start[3] = THICKNESS_MM / 2 / step - 0.5, 1.0
+    start[2 - axis], start[3] = thickness / 2 / step - 0.5, 1.0
     x, y, z = (float(value) for value in (geometry.affine @ start)[:3])
     grid = Geometry((size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2]), (x, y, z), geometry.direction)
     image = averaged(case.image.array, weights, axis)
@@ -93,12 +101,13 @@ def _noise(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
 
 
 def _crop(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
+    count = CROP_KINDS[case.kind]
     labels, geometry = case.reference.array, case.reference.geometry
     axis = slice_axis(geometry)
     margin = int(np.ceil(CROP_MARGIN_MM / geometry.spacing[2 - axis]))
     boxes = label_boxes(labels)
-    for first in crop_starts(case.reasons):
-        shown = range(first, first + CROP_LEVELS)
+    for first in crop_starts(case.reasons, count):
+        shown = range(first, first + count)
         low = max(0, min(boxes[level][axis].start for level in shown) - margin)
         high = min(labels.shape[axis], max(boxes[level][axis].stop for level in shown) + margin)
         if high - low == labels.shape[axis]:
@@ -110,7 +119,8 @@ def _crop(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
         for level, box in label_boxes(reference.array).items():
             if reasons.get(level) is None and at_border(box, reference.array.shape):
                 reasons[level] = "cut by the crop"
-        yield replace(case, name=f"{CROP} {shown[0]}-{shown[-1]}", image=image, reference=reference, reasons=reasons)
+        name = f"{case.kind} {shown[0]}-{shown[-1]}"
+        yield replace(case, name=name, image=image, reference=reference, reasons=reasons)
 
 
 def _storage(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
@@ -131,8 +141,9 @@ def _oblique(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
 
 KINDS: dict[str, Callable[[PerturbedCase, int], Iterator[PerturbedCase]]] = {
     THICK: _thick,
+    SAGITTAL: _sagittal,
     NOISE: _noise,
-    CROP: _crop,
+    **dict.fromkeys(CROP_KINDS, _crop),
     STORAGE: _storage,
     OBLIQUE: _oblique,
 }
@@ -146,9 +157,9 @@ def resampled(volume: Volume, grid: Geometry, how: int = sitk.sitkNearestNeighbo
     return replace(volume, array=sitk.GetArrayFromImage(copy), geometry=grid)
 
 
-def slice_axis(geometry: Geometry) -> int:
-    """Return the array's axis (0, 1, 2) that runs most along the patient's long axis."""
-    return 2 - int(np.abs(np.reshape(geometry.direction, (3, 3))[2]).argmax())
+def slice_axis(geometry: Geometry, patient_axis: int = UP) -> int:
+    """Return the array's axis (0, 1, 2) that runs most along an axis of the patient, its long one or `LEFT`."""
+    return 2 - int(np.abs(np.reshape(geometry.direction, (3, 3))[patient_axis]).argmax())
 
 
 def slab_weights(length: int, step: float, thickness: float) -> np.ndarray:
@@ -185,10 +196,10 @@ def thick_labels(labels: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarr
     return np.where(filled >= 0.5, result, 0).astype(np.uint8)
 
 
-def crop_starts(reasons: Reasons) -> list[int]:
-    """Return the first levels of up to three runs of five eligible levels, spread along the column."""
+def crop_starts(reasons: Reasons, count: int) -> list[int]:
+    """Return the first levels of up to three runs of ``count`` eligible levels, spread along the column."""
     levels = {value for value, reason in reasons.items() if reason is None and value <= L6}
-    starts = [level for level in sorted(levels) if levels >= set(range(level, level + CROP_LEVELS))]
+    starts = [level for level in sorted(levels) if levels >= set(range(level, level + count))]
     if not starts:
         return []
     chosen = np.unique(np.rint(np.linspace(0, len(starts) - 1, CROPS)).astype(int))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.evaluation.cases import EvaluationCase, on_grid, read_case, read_prediction
-from segmamba.evaluation.names import CASES, CROP, NATIVE, NOISE
+from segmamba.evaluation.certainty import calibration, level_rows, right_and_certain
+from segmamba.evaluation.names import CASES, CROPS, NATIVE, NOISE
 from segmamba.evaluation.perturbations import PerturbedCase, perturb
 from segmamba.evaluation.scores import ScoringConfig, score
 from segmamba.evaluation.statistics import MEASURES, eligible, grouped, mean_with_interval, values_of
@@ -21,7 +22,7 @@ from segmamba.request import Options
 from segmamba.spine.levels import C1, C2, SACRUM
 from segmamba.utils.arrays import label_boxes
 
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 # What determines the levels of a column without the ribs.
 LANDMARKS = (C1, C2, SACRUM)
 
@@ -77,7 +78,8 @@ def evaluate_case(
     ------
     dict
         What `segmamba.evaluation.scores.score` returns, and ``case``, ``perturbation``, ``kind``, ``seconds``,
-        ``device``, ``landmark`` (whether the reference shows C1, C2 or the sacrum), ``picture``.
+        ``device``, ``landmark`` (whether the reference shows C1, C2 or the sacrum), ``picture``; rows of vertebrae have
+        what `segmamba.evaluation.certainty.level_rows` adds.
 
     Raises
     ------
@@ -128,8 +130,13 @@ def evaluation(
         "losses": losses,
         "cases": list(cases),
     }
-    if CROP in kinds:
-        result["crops"] = abstentions([case for case in cases if case["kind"] == CROP])
+    if config.vertebrae:
+        by_kind = {kind: [case for case in cases if case["kind"] == kind] for kind in kinds}
+        result["certainty"] = {kind: right_and_certain(some) for kind, some in by_kind.items()}
+        result["calibration"] = calibration(cases)
+    crops = [kind for kind in CROPS if kind in kinds]
+    if crops:
+        result["crops"] = {kind: abstentions([case for case in cases if case["kind"] == kind]) for kind in crops}
     return result
 
 
@@ -160,7 +167,7 @@ def dice_loss(cases: Sequence[Mapping[str, Any]], resample: str, seed: int = 0) 
         if case["kind"] == NATIVE:
             continue
         whole = {row["value"]: row["dice"] for row in eligible(native[case["case"]])}
-        key = "dice_shifted" if case["kind"] == CROP and abstained(case) else "dice"
+        key = "dice_shifted" if case["kind"] in CROPS and abstained(case) else "dice"
         found = [(whole[row["value"]], row[key]) for row in eligible(case) if row["value"] in whole]
         pairs.setdefault(case["case"], []).extend(found)
     losses = {name: [before - after for before, after in values] for name, values in pairs.items()}
@@ -238,6 +245,8 @@ def _result(
         "picture": None,
     }
     result |= score(labels, perturbed.reference, config, perturbed.reasons, reported_certainty(report))
+    if config.vertebrae:
+        level_rows(result, report)
     if report is not None:
         result["model"] = report["model"] | {"options": report["run"].get("options")}
     if pictures is not None:

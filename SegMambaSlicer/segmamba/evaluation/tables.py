@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from segmamba.evaluation.names import NATIVE, PLAIN
+from segmamba.evaluation.names import CROPS, NATIVE, PLAIN
 from segmamba.evaluation.statistics import eligible
 from segmamba.reporting import DISCLAIMER
 
@@ -19,13 +19,16 @@ MEASURE_TITLES = {
 KIND_TITLES = {
     NATIVE: "as it is",
     "thick": "5 mm slices",
+    "sagittal": "4.5 mm sagittal slices",
     "noise": "noise, sigma 60 HU",
-    "crop": "cropped to 5 vertebrae",
+    **{kind: f"cropped to {count} vertebrae" for kind, count in CROPS.items()},
     "storage": "axes permuted and flipped",
     "oblique": "on an oblique grid",
 }
 OUTCOMES = ("crops", "right", "wrong", "abstained_right", "abstained_wrong")
 NONE = "-"
+# Name of the reliability diagram beside the table.
+RELIABILITY = "reliability.png"
 
 
 def to_markdown(evaluation: Mapping[str, Any], pictures: str) -> str:
@@ -38,6 +41,9 @@ def to_markdown(evaluation: Mapping[str, Any], pictures: str) -> str:
         f"(bootstrap over {evaluation['resample']}; {NONE} where there is only one).",
         _summary(evaluation["summary"], evaluation["compared"] != PLAIN),
     ]
+    if "certainty" in evaluation:
+        parts += ["## Levels: right and certain", _certainty(evaluation["certainty"])]
+        parts += _calibration(evaluation["calibration"])
     if evaluation["losses"]:
         parts += ["## Robustness", _losses(evaluation["losses"])]
     if "crops" in evaluation:
@@ -114,15 +120,40 @@ def _losses(losses: Mapping[str, Any]) -> str:
     return table(["perturbation", "pairs", "Dice as it is", "Dice perturbed", "lost", "abstentions"], rows)
 
 
-def _crops(crops: Mapping[str, Mapping[str, Any]]) -> str:
+def _certainty(certainty: Mapping[str, Mapping[str, Any]]) -> str:
+    keys = ("right_certain", "right_uncertain", "wrong_certain", "wrong_uncertain", "right_unsaid", "wrong_unsaid")
+    rows = []
+    for kind, entry in certainty.items():
+        right = sum(entry[key] for key in keys if key.startswith("right"))
+        every = sum(entry[key] for key in keys)
+        named = "; ".join(entry["wrong_and_certain"]) or NONE
+        counts = [str(entry[key]) for key in (*keys[:4], "runner_up_right")]
+        rows.append([_kind(kind), f"{right} of {every}", *counts, named])
+    head = ["perturbation", "right", "right, certain", "right, not certain", "wrong, certain", "wrong, not certain"]
+    return table([*head, "of these the runner-up is right", "wrong and certain"], rows)
+
+
+def _calibration(calibration: Mapping[str, Any] | None) -> list[str]:
+    if calibration is None:
+        return []
+    error = number(calibration["expected_calibration_error"])
+    rows = [[str(one["vertebrae"]), number(one["probability"]), number(one["right"])] for one in calibration["bins"]]
+    return [
+        f"Expected calibration error of the levels' probabilities: {error} ({calibration['vertebrae']} vertebrae).",
+        f"![Reliability]({RELIABILITY})",
+        table(["vertebrae", "mean probability", "right"], rows),
+    ]
+
+
+def _crops(crops: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     titles = {"landmark": "C1, C2 or sacrum in view", "no_landmark": "none of these"}
     rows = [
-        [title, *(str(crops[key][outcome]) for outcome in OUTCOMES), number(crops[key]["abstention_rate"])]
+        [_kind(kind), title, *(str(entry[key][outcome]) for outcome in OUTCOMES), number(entry[key]["abstention_rate"])]
+        for kind, entry in crops.items()
         for key, title in titles.items()
     ]
-    return table(
-        ["crops with", "crops", "right", "wrong", "abstained, right", "abstained, wrong", "abstention rate"], rows
-    )
+    head = ["perturbation", "crops with", "crops", "right", "wrong", "abstained, right", "abstained, wrong"]
+    return table([*head, "abstention rate"], rows)
 
 
 def _levels(cases: Sequence[Mapping[str, Any]]) -> str:

@@ -197,8 +197,9 @@ def describe_numbering(column: Column) -> dict[str, Any]:
     """Return how sure the numbers are, as JSON.
 
     ``certain`` (false: check the levels), ``reason`` (a sentence where not certain), ``probability`` of the whole
-    numbering, ``runner_up`` (names, top first) and its probability, ``variants`` (sentences), ``levels`` (label value
-    as text to the probability of that level).
+    numbering, ``runner_up`` (names, top first) and its probability, ``runner_up_levels`` (label value as text to the
+    level that the vertebra has there, 0 for none), ``variants`` (sentences), ``levels`` (label value as text to the
+    probability of that level).
     """
     numbering = column.numbering
     runner_up = numbering.runner_up
@@ -207,6 +208,9 @@ def describe_numbering(column: Column) -> dict[str, Any]:
         "reason": numbering.reason,
         "probability": round(float(numbering.probability), 4),
         "runner_up": [level_name(int(level)) for level in runner_up if level] if runner_up is not None else None,
+        "runner_up_levels": None
+        if column.runner_up is None
+        else {str(int(a)): int(b) for a, b in zip(column.levels, column.runner_up, strict=True)},
         "runner_up_probability": round(float(numbering.runner_up_probability), 4),
         "variants": list(numbering.variants),
         "levels": {

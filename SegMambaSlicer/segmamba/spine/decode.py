@@ -9,7 +9,7 @@ from scipy import ndimage, special
 
 from segmamba.spine.hmm import Numbering, label_levels
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
-from segmamba.spine.levels import C1, L5, L6, SACRUM, distance_by_volume
+from segmamba.spine.levels import C1, L5, L6, SACRUM, SACRUM_TOP_MM, distance_by_volume
 from segmamba.spine.nearest import nearest_labels
 from segmamba.utils.arrays import bounding_box
 from segmamba.utils.morphology import CONNECTIVITY_26
@@ -24,6 +24,9 @@ AROUND_MM = 12.0
 # An instance with this part of its volume below the height under which this part of the sacrum's volume lies belongs to
 # the sacrum: L5 of the open label maps has at most 0.1 there, and 0.4 where all but 16 mm of the sacrum is cut off.
 WITHIN_SACRUM, SACRUM_TOP = 0.5, 0.9
+# So does the last instance if it has less than this part of the volume of the three above it and lies nearer to the
+# sacrum's centroid than L5 lies to that of the sacrum's top: S1, which looks like a vertebra on MR.
+SMALL_LAST, ABOVE_LAST = 0.7, 3
 # A rib is detected if there is more than this volume of it within this distance: in the open label maps, with ribs
 # extended to the joint, vertebrae with a rib have 0.5 to 3.5 mL there, all others none.
 RIB_NEAR_MM, RIB_ML = 6.0, 0.25
@@ -47,6 +50,8 @@ class Column:
         Shape (k, 3): their centroids, (z, y, x) in mm from the centre of voxel (0, 0, 0).
     confidence : ndarray
         Shape (k,): probability of each one's level.
+    runner_up : ndarray of int or None
+        Shape (k,): their levels in the next best labelling, 0 for none.
     sacrum : ndarray or None
         Shape (3,), in mm: centroid of the sacrum, if there is one.
     sacral : ndarray
@@ -61,6 +66,7 @@ class Column:
     levels: np.ndarray
     centres: np.ndarray
     confidence: np.ndarray
+    runner_up: np.ndarray | None
     sacrum: np.ndarray | None
     sacral: np.ndarray
     box: tuple[np.ndarray, np.ndarray] | None
@@ -93,6 +99,10 @@ def decode(
     if sacrum is not None and _is_above_most(sacrum, instances):
         sacrum_mask[:], sacrum = False, None
     vertebrae = _above(instances, sacrum_mask)
+    if sacrum is not None and _is_top_of_sacrum(instances, vertebrae, sacrum):
+        vertebrae[np.flatnonzero(vertebrae)[-1]] = False
+        sacrum_mask |= np.r_[False, ~vertebrae][instances.labels]
+        sacrum = np.argwhere(sacrum_mask).mean(axis=0) * spacing_mm
     sacrum_mask |= np.r_[False, ~vertebrae][instances.labels]
     sacral, instances = instances.centres[~vertebrae], _kept(instances, vertebrae)
     cut = _cut(instances)
@@ -117,6 +127,7 @@ def decode(
         numbering.levels[kept],
         instances.centres[kept],
         numbering.confidence[kept],
+        None if numbering.runner_up is None else numbering.runner_up[kept],
         sacrum,
         sacral,
         _fine_region(labels, spacing_mm),
@@ -247,6 +258,16 @@ def _above(instances: Instances, sacrum: np.ndarray) -> np.ndarray:
     return above
 
 
+def _is_top_of_sacrum(instances: Instances, vertebrae: np.ndarray, sacrum: np.ndarray) -> bool:
+    """Say whether the last of the vertebrae (n,) is the top of a sacrum with this centroid (3,), in mm."""
+    kept = np.flatnonzero(vertebrae)
+    if len(kept) <= ABOVE_LAST:
+        return False
+    usual = np.median(instances.volumes[kept[-1 - ABOVE_LAST : -1]])
+    distance = np.linalg.norm(instances.centres[kept[-1]] - sacrum)
+    return bool(instances.volumes[kept[-1]] < SMALL_LAST * usual and distance < SACRUM_TOP_MM)
+
+
 def _kept(instances: Instances, kept: np.ndarray) -> Instances:
     """Return some of the instances, renumbered from 1."""
     numbers = np.r_[0, np.where(kept, np.cumsum(kept), 0)].astype(np.int16)
@@ -284,13 +305,16 @@ def _extended(column: Column, end: int, step: int, own: np.ndarray, following: n
     centres = column.centres.copy()
     centres[end] = own
     index = 0 if end == 0 else len(centres)
-    rival = column.numbering.runner_up
-    if rival is not None:
-        level = int(rival[rival > 0][end]) + step
-        rival = np.insert(rival, 0 if end == 0 else len(rival), level) if C1 <= level <= L6 else None
+    rival, all_rivals = column.runner_up, column.numbering.runner_up
+    if rival is not None and all_rivals is not None:
+        level = int(all_rivals[all_rivals > 0][end]) + step
+        known = C1 <= level <= L6
+        all_rivals = np.insert(all_rivals, 0 if end == 0 else len(all_rivals), level) if known else None
+        rival = np.insert(rival, index, level) if known else None
     return replace(
         column,
-        numbering=replace(column.numbering, runner_up=rival),
+        numbering=replace(column.numbering, runner_up=all_rivals),
+        runner_up=rival,
         levels=np.insert(column.levels, index, column.levels[end] + step),
         centres=np.insert(centres, index, following, axis=0),
         confidence=np.insert(column.confidence, index, column.confidence[end]),

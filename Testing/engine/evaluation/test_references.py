@@ -202,9 +202,10 @@ def test_crops_show_five_whole_vertebrae_and_cut_ones_do_not_count() -> None:
 
 
 def test_too_few_whole_vertebrae_give_no_crop() -> None:
-    assert crop_starts(dict.fromkeys([1, 2, 3, 4, 6, 7])) == []
-    assert crop_starts(dict.fromkeys(range(1, 6)) | {6: "at the volume's border"}) == [1]
-    assert crop_starts(dict.fromkeys(range(1, 20))) == [1, 8, 15]
+    assert crop_starts(dict.fromkeys([1, 2, 3, 4, 6, 7]), 5) == []
+    assert crop_starts(dict.fromkeys(range(1, 6)) | {6: "at the volume's border"}, 5) == [1]
+    assert crop_starts(dict.fromkeys(range(1, 20)), 5) == [1, 8, 15]
+    assert crop_starts(dict.fromkeys(range(1, 20)), 7) == [1, 7, 13]
 
 
 def test_an_oblique_grid_holds_the_whole_volume() -> None:

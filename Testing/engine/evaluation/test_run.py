@@ -56,6 +56,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def certainty_of(**counts: int) -> dict[str, Any]:
+    """Return a 2 x 2 table with these counts."""
+    keys = [f"{what}_{how}" for what in ("right", "wrong") for how in ("certain", "uncertain", "unsaid")]
+    return dict.fromkeys([*keys, "runner_up_right"], 0) | {"wrong_and_certain": []} | counts
+
+
 def run(pairs: Path, output: Path, *more: str) -> int:
     return main(["evaluate", str(pairs), "--task", "vertebrae", "--output", str(output), *more])
 
@@ -66,6 +72,8 @@ def test_label_maps_of_any_tool_are_measured(pairs: Path, tmp_path: Path, capsys
     one, two = result["cases"]
     assert [row["dice"] for row in one["structures"]] == [1, 1, 1] and one["identified"] == one["of"] == 3
     assert two["dice_foreground"] == 1 and two["dice_mean"] < 0.01 and two["identified"] == 0
+    assert one["structures"][0]["level_probability"] is None and result["calibration"] is None
+    assert result["certainty"]["native"] | {"wrong_and_certain": []} == certainty_of(right_unsaid=1, wrong_unsaid=1)
     assert two["numbering"] == {"certain": None, "wrong": 3, "best_shift": -1, "dice_mean_shifted": 1.0}
     assert [row["name"] for row in two["extra"]] == ["L4 vertebra"] and two["missed"] == 1
     assert result["summary"]["native"]["identified"]["mean"] == 0.5
@@ -319,7 +327,9 @@ def test_a_crop_whose_numbers_are_left_open_is_scored_after_the_best_shift(
     assert dice_loss(open_, "cases")["mean"] == 0 and dice_loss(open_, "cases")["abstained"] == 3
     assert dice_loss(sure, "cases")["mean"] == 1 and dice_loss(sure, "cases")["abstained"] == 0
     whole = evaluation(sure, CONFIG, {"id": "x"})
-    assert whole["crops"]["no_landmark"]["wrong"] == 3
+    assert whole["crops"]["crop"]["no_landmark"]["wrong"] == 3
+    assert whole["certainty"]["crop"]["wrong_certain"] == 3
+    assert whole["certainty"]["crop"]["wrong_and_certain"][0] == "x, crop 12-16"
     assert whole["summary"]["crop"]["dice"]["values"] == 15
     assert "cropped to 5 vertebrae | 15 | 1.000 | 0.000 | +1.000" in to_markdown(whole, "pictures")
     assert worst_first(sure)[-1]["perturbation"] == "native"
