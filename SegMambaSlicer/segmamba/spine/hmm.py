@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segmamba.spine.doubts import doubts
 from segmamba.spine.factors import (
     CHANGES,
     LEVEL_OFFSETS,
@@ -51,7 +52,7 @@ LOG_SCALES = np.arange(-4, 5) * 0.07
 # Prior probability that rib evidence is meaningless for the whole column: all ribs missed, for example.
 RIBS_UNRELIABLE = 0.05
 # A labelling is certain if it is at least this probable and a landmark is in view: the sacrum, the first or last rib,
-# or C1 or C2 with at least this probability from the network itself.
+# or C1 or C2 with at least this probability from the network itself; and if nothing contradicts it (`doubts`).
 CERTAIN, CERTAIN_RING = 0.95, 0.5
 
 
@@ -135,13 +136,14 @@ def label_levels(
     confidence = np.where(kept, marginals[np.arange(count), levels - 1], dropped)
     probability = min(1.0, model.weight_of(levels, lenient=True) / partition)
     landmark = _landmark(levels, evidence, sacrum, ribs)
-    certain = landmark and probability >= CERTAIN
+    contradictions = doubts(levels, evidence, centres, volumes, sacrum is not None, cut, ribs)
+    certain = bool(landmark and probability >= CERTAIN and not contradictions)
     return Numbering(
         levels,
         np.clip(confidence, 0.0, 1.0),
         probability,
         certain,
-        "" if certain else _reason(levels, runner_up, landmark),
+        "" if certain else _reason(levels, runner_up, landmark, contradictions),
         runner_up,
         min(1.0, max(weights, default=0.0)),
         _variants(levels, sacrum is not None),
@@ -330,7 +332,9 @@ def _landmark(levels: np.ndarray, evidence: np.ndarray, sacrum: np.ndarray | Non
     return bool(changes & {(C7, T1, 0, 1), (T12, L1, 1, 0)})
 
 
-def _reason(levels: np.ndarray, runner_up: np.ndarray | None, landmark: bool) -> str:
+def _reason(levels: np.ndarray, runner_up: np.ndarray | None, landmark: bool, contradictions: list[str]) -> str:
+    if contradictions:
+        return f"{contradictions[0][0].upper()}{contradictions[0][1:]}: check the levels."
     why = "" if landmark else ", and neither C1, C2, the first or last rib nor the sacrum is clearly in view"
     if runner_up is None:
         return f"The evidence is weak{why}: check the levels."

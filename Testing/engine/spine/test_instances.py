@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from helpers.simulated_answers import Answers, centroids, load, simulate
 
-from segmamba.spine.decode import RIB_ML, Column, decode, decode_fine, near_rib, recover_truncated_ends
-from segmamba.spine.instances import assign, find_instances
+from segmamba.spine.decode import (
+    RIB_ML,
+    Column,
+    _is_top_of_sacrum,
+    decode,
+    decode_fine,
+    near_rib,
+    recover_truncated_ends,
+)
+from segmamba.spine.instances import Instances, assign, find_instances
 
 SPACING = 2.0
 
@@ -137,6 +145,18 @@ def test_the_top_of_the_sacrum_taken_for_a_vertebra_is_none() -> None:
     fine = decode_fine(simulated.probabilities, simulated.offsets, SPACING, np.zeros(3), column)
     assert (fine[front] == 26).mean() > 0.8
     assert (fine[truth == 26] == 24).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("volume", "distance", "sacral"), [(25.0, 15.0, True), (60.0, 15.0, False), (25.0, 40.0, False)]
+)
+def test_half_a_vertebra_at_the_sacrum_is_its_top(volume: float, distance: float, sacral: bool) -> None:
+    centres = np.array([[200.0, 0, 0], [168.0, 0, 0], [136.0, 0, 0], [104.0, 0, 0], [78.0, 0, 0]])
+    found = Instances(np.zeros((1, 1, 1), np.int16), centres, np.array([55.0, 60.0, 65.0, 65.0, volume]))
+    whole = np.ones(5, bool)
+    assert _is_top_of_sacrum(found, whole, centres[-1] - [distance, 0.0, 0.0]) is sacral
+    # Three vertebrae say what is usual.
+    assert not _is_top_of_sacrum(found, np.array([False, False, True, True, True]), centres[-1])
 
 
 def rods(truth: np.ndarray, levels: range) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""What contradicts a labelling, however probable it is: reasons not to call it certain. Our own rules."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from segmamba.spine.levels import C1, C2, L1, L4, L5, L6, T11, T12, level_name
+
+# The network's own levels say otherwise if, over the column, another shift is more probable than the result by this
+# factor for each vertebra.
+AGAINST = 3.0
+SHIFTS = (-2, -1, 1, 2)
+# An instance between two vertebrae was left out although there is room for it: their distance is more than this
+# multiple of what is usual next to them.
+ROOM = 1.45
+# Two neighbours are one step apart if their distance is below this multiple of that.
+ONE_STEP = 1.35
+# A volume is questionable below and above these parts of its neighbours'.
+HALF, TWICE = 0.45, 2.1
+
+
+def doubts(
+    levels: np.ndarray,
+    evidence: np.ndarray,
+    centres: np.ndarray,
+    volumes: np.ndarray,
+    sacrum: bool,
+    cut: np.ndarray,
+    ribs: np.ndarray,
+) -> list[str]:
+    """Return what contradicts the levels of a column, as clauses of a sentence, the gravest first.
+
+    Parameters
+    ----------
+    levels : ndarray of int
+        Shape (n,): 1 to 25, 0 for a spurious instance.
+    evidence, centres, volumes, cut, ribs
+        As for `segmamba.spine.hmm.label_levels`, of the same instances.
+    sacrum : bool
+        Whether the sacrum is in view.
+    """
+    kept = np.flatnonzero(levels)
+    if not len(kept):
+        return []
+    names = [level_name(int(level)) for level in levels[kept]]
+    found: list[str] = []
+    gaps = np.linalg.norm(np.diff(centres[kept], axis=0), axis=1)
+    steps = np.diff(levels[kept])
+    for index, (gap, step) in enumerate(zip(gaps, steps, strict=True)):
+        near = [gaps[n] / steps[n] for n in range(max(0, index - 2), min(len(gaps), index + 3)) if n != index]
+        usual = float(np.median(near)) if near else np.inf
+        pair = f"{names[index]} and {names[index + 1]}"
+        if step > 1 and gap < ONE_STEP * usual and (levels[kept[index]], step) != (T11, 2):
+            found.append(f"{pair} are as close as neighbours")
+        if kept[index + 1] - kept[index] > 1 and step == 1 and gap > ROOM * usual:
+            found.append(f"there is room for a vertebra between {pair}")
+    last, ribs_tell = int(levels[kept[-1]]), _last_rib_is_known(levels, ribs)
+    if sacrum and last < L4:
+        found.append(f"nothing was found between {names[-1]} and the sacrum")
+    if not ribs_tell and (last == L6 or (sacrum and last == L4)):
+        count = {L4: "four", L6: "six"}[last]
+        found.append(f"whether there are {count} or five lumbar vertebrae is not clear from the ribs")
+    if not ribs_tell and _without_t12(levels, kept):
+        found.append("whether there are eleven or twelve thoracic vertebrae is not clear from the ribs")
+    if _rib(levels, ribs, T11) == 1 and _rib(levels, ribs, T12) == 0:
+        found.append("no rib was found at T12")
+    # Two landmarks that agree outweigh the network.
+    landmarks = sum((bool(levels[kept[0]] <= C2), sacrum, ribs_tell))
+    if landmarks < 2 and _network_says_otherwise(levels, evidence, kept):
+        found.append("the vertebrae look like those of other levels")
+    for index in range(1, len(kept) - 1):
+        ratio = volumes[kept[index]] / np.median(volumes[kept[[index - 1, index + 1]]])
+        if not cut[kept[[index - 1, index, index + 1]]].any() and levels[kept[index]] > C2 and not HALF < ratio < TWICE:
+            found.append(f"the size of {names[index]} is unlike its neighbours'")
+    return list(dict.fromkeys(found))
+
+
+def _without_t12(levels: np.ndarray, kept: np.ndarray) -> bool:
+    return any((levels[a], levels[b]) == (T11, L1) for a, b in zip(kept, kept[1:], strict=False))
+
+
+def _rib(levels: np.ndarray, ribs: np.ndarray, level: int) -> float:
+    """Return whether a level has a rib, 0 or 1; NaN where it is unknown or not there."""
+    where = np.flatnonzero(levels == level)
+    return float(ribs[where[0]]) if len(where) else np.nan
+
+
+def _last_rib_is_known(levels: np.ndarray, ribs: np.ndarray) -> bool:
+    """Say whether the last rib lies above L1, and none at it."""
+    above = _rib(levels, ribs, T12) if (levels == T12).any() else _rib(levels, ribs, T11)
+    return above == 1 and _rib(levels, ribs, L1) == 0
+
+
+def _network_says_otherwise(levels: np.ndarray, evidence: np.ndarray, kept: np.ndarray) -> bool:
+    found = levels[kept]
+    own = evidence[kept, found - 1].mean()
+    for shift in SHIFTS:
+        other = found + shift
+        inside = (other >= C1) & (other <= L5)
+        if inside.sum() * 2 > len(kept):
+            gain = evidence[kept[inside], other[inside] - 1].mean() - evidence[kept[inside], found[inside] - 1].mean()
+            if gain > np.log(AGAINST):
+                return True
+    return bool(own < np.log(1e-4))
