@@ -35,7 +35,11 @@ class Config(RunConfig):
     mr_channels : tuple of IntensityNormalization
         Normalization from MR, of scheme "relative", as many as ``channels``.
     mr_share : float
-        Part of the samples that is MR, 0 to 1.
+        Part of the synthetic samples that is MR, 0 to 1.
+    exams : str
+        Pattern of the ``.npz`` files of `segmamba.training.vertebrae.exams.prepare`, real MR, or empty.
+    exam_share : float
+        Part of all samples that is made of them, 0 to 1.
     anatomies : str
         Pattern of the ``.npz`` files of `segmamba.training.vertebrae.label_maps.prepare`, or of
         `segmamba.training.colorectal.label_maps.prepare`.
@@ -70,6 +74,8 @@ class Config(RunConfig):
     task: str = VERTEBRAE_TASK
     mr_channels: tuple[IntensityNormalization, ...] = ()
     mr_share: float = 0.0
+    exams: str = ""
+    exam_share: float = 0.0
     evaluation: str = ""
     num_workers: int = 0
 
@@ -92,9 +98,13 @@ class Config(RunConfig):
             raise ValueError("mr_share must be 0: there is no MR of colorectal cancer")
         if not 0 <= self.mr_share <= 1:
             raise ValueError("mr_share must be from 0 to 1")
-        if self.mr_share > 0 and len(self.mr_channels) != len(self.channels):
+        if not 0 <= self.exam_share <= 1 or bool(self.exams) != (self.exam_share > 0):
+            raise ValueError("exams and exam_share, from 0 to 1, must be given together")
+        if self.exams and self.task == COLORECTAL_TASK:
+            raise ValueError("exams must be left out: they are of vertebrae")
+        if (self.mr_share > 0 or self.exams) and len(self.mr_channels) != len(self.channels):
             raise ValueError("mr_channels must be as many as channels")
-        for name in ("anatomies", "evaluation"):
+        for name in ("anatomies", "exams", "evaluation"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a text")
         if len(self.patch) != 3 or not all(isinstance(n, int) and n > 0 for n in self.patch):

@@ -12,6 +12,9 @@ from segmamba.training.synthesis.tissue_labels import VERTEBRAE
 SMOOTHING = 1.0
 # Below this, errors of the offset are squared, in units of `OFFSET_UNIT_MM`: 1 mm.
 OFFSET_BETA = 1.0 / OFFSET_UNIT_MM
+# Codes of voxels beside the levels, where nobody has drawn what is there. Of the first two one is known: if it is bone,
+# then of a vertebra or of the sacrum; of the last one nothing.
+VERTEBRA_IF_BONE, SACRUM_IF_BONE, UNKNOWN = 251, 252, 253
 
 
 def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor, ribs: Tensor) -> Tensor:
@@ -23,24 +26,48 @@ def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor, ribs: Tensor)
         See `segmamba.networks.spine_mamba`: 6 channels, or 33 with levels and ribs. Any floating type; the
         loss is computed in float32.
     levels : Tensor (batch, z, y, x), int64
-        0 in the background.
+        0 in the background; or one of the codes above, which count neither for the ribs nor as background.
     offsets : Tensor (batch, 3, z, y, x)
         In mm; used on vertebrae but not on the sacrum.
-    ribs : Tensor (batch, z, y, x), bool
+    ribs : Tensor (batch, z, y, x), int64
+        0 or 1; `UNKNOWN` counts for nothing.
     """
     sacrum = levels == VERTEBRAE
-    vertebra = (levels > 0) & ~sacrum
-    loss = dice_cross_entropy(answer[:, MASK], vertebra + 2 * sacrum)
+    vertebra = (levels > 0) & (levels < VERTEBRAE)
+    drawn = levels <= VERTEBRAE
+    mask = torch.where(drawn, vertebra + 2 * sacrum, UNKNOWN)
+    loss = dice_cross_entropy(answer[:, MASK], mask, UNKNOWN) + _bone_loss(answer, levels)
     error = functional.smooth_l1_loss(
         answer[:, OFFSET].float(), offsets / OFFSET_UNIT_MM, reduction="none", beta=OFFSET_BETA
     )
     loss = loss + _mean(error.sum(dim=1), vertebra)
     if answer.shape[1] > OFFSET.stop:
         log_probabilities = answer[:, LEVELS].float().log_softmax(dim=1)
-        target = (levels - 1).clamp(min=0)
-        loss = loss + _mean(-log_probabilities.gather(1, target[:, None])[:, 0], levels > 0)
+        numbered = drawn & (levels > 0)
+        target = torch.where(numbered, levels - 1, 0)
+        loss = loss + _mean(-log_probabilities.gather(1, target[:, None])[:, 0], numbered)
         rib = answer[:, RIB].float()
-        loss = loss + dice_cross_entropy(torch.cat([torch.zeros_like(rib), rib], dim=1), ribs.long())
+        loss = loss + dice_cross_entropy(torch.cat([torch.zeros_like(rib), rib], dim=1), ribs, UNKNOWN)
+    return loss
+
+
+def _bone_loss(answer: Tensor, levels: Tensor) -> Tensor:
+    """Return how wrong the kind of what is taken for bone is, where it is known and what is bone is not.
+
+    A mean over the bone, by its probability: whether there is bone is not learned from this.
+    """
+    log_probabilities = answer[:, MASK].float().log_softmax(dim=1)
+    bone = log_probabilities[:, 1:].logsumexp(dim=1)
+    weights = bone.detach().exp()
+    loss = torch.zeros((), device=answer.device)
+    for code, channel in ((VERTEBRA_IF_BONE, 1), (SACRUM_IF_BONE, 2)):
+        share = torch.where(levels == code, weights, 0.0)
+        surprise = torch.where(levels == code, bone - log_probabilities[:, channel], 0.0)
+        loss = loss + (share * surprise).sum() / share.sum().clamp(min=1.0)
+    if answer.shape[1] > OFFSET.stop:
+        share = torch.where(levels == SACRUM_IF_BONE, weights, 0.0)
+        surprise = -answer[:, LEVELS].float().log_softmax(dim=1)[:, VERTEBRAE - 1]
+        loss = loss + (share * surprise).sum() / share.sum().clamp(min=1.0)
     return loss
 
 

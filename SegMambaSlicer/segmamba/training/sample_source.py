@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from segmamba.errors import InputError
 from segmamba.tasks import COLORECTAL_TASK
 from segmamba.training.colorectal.map_format import load_bowel_maps
 from segmamba.training.colorectal.samples import BowelSynthesizer
 from segmamba.training.config import Config
-from segmamba.training.vertebrae.samples import VertebraSynthesizer
+from segmamba.training.vertebrae.exams import load_exams
+from segmamba.training.vertebrae.samples import RealExams, VertebraSynthesizer
 from segmamba.training.vertebrae.tissue_maps import load_anatomies
 
 # Tissue label maps are upsampled to the samples' spacing, but not below this many mm: they have no more detail.
@@ -45,7 +47,13 @@ def synthesizer_factory(
         return lambda seed: BowelSynthesizer(maps, config.patch, config.spacing, config.channels, seed)
     anatomies = load_anatomies(files, device, max(FINEST_MAP, config.spacing))
     channels = {"CT": config.channels, "MR": config.mr_channels}
-    return lambda seed: VertebraSynthesizer(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
+    exam_files = config.files(config.exams) if config.exams else []
+    if config.exams and not exam_files:
+        raise InputError(f"No exam matches '{config.exams}': correct it, or leave the key out.")
+    real = RealExams(load_exams(exam_files, device), config.exam_share)
+    return lambda seed: VertebraSynthesizer(
+        anatomies, config.patch, config.spacing, channels, config.mr_share, seed, real
+    )
 
 
 def source_factory(config: Config, device: torch.device) -> Callable[[int], Source]:

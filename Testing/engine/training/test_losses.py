@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, RIB
-from segmamba.training.losses import dice_cross_entropy, vertebra_loss
+from segmamba.training.losses import SACRUM_IF_BONE, UNKNOWN, VERTEBRA_IF_BONE, dice_cross_entropy, vertebra_loss
 
 CLASSES = 5
 SACRUM = 26
@@ -96,14 +96,14 @@ def perfect(levels: torch.Tensor, offsets: torch.Tensor, channels: int) -> torch
     answer[:, OFFSET] = offsets / 20
     if channels == 33:
         answer[:, LEVELS] = one_hot((levels - 1).clamp(min=0), 26)
-        answer[:, RIB] = torch.where(ribs_of(levels), CERTAIN, -CERTAIN)[:, None]
+        answer[:, RIB] = torch.where(ribs_of(levels) > 0, CERTAIN, -CERTAIN)[:, None]
     return answer
 
 
 def ribs_of(levels: torch.Tensor) -> torch.Tensor:
     """Return ribs (batch, z, y, x) in the background, at one side."""
-    ribs = levels == 0
-    ribs[..., 1:] = False
+    ribs = (levels == 0).long()
+    ribs[..., 1:] = 0
     return ribs
 
 
@@ -215,3 +215,36 @@ def test_voxels_to_ignore_change_neither_loss_nor_gradient() -> None:
     assert logits.grad is not None
     assert logits.grad[..., 2:, :].abs().max() == 0
     torch.testing.assert_close(loss, dice_cross_entropy(logits[:, :, :, :2], labels[:, :, :2]))
+
+
+@both_stages
+def test_what_nobody_has_drawn_costs_nothing(channels: int) -> None:
+    levels, offsets = spine()
+    answer = perfect(levels, offsets, channels)
+    unknown = levels.clone()
+    unknown[:, :2] = UNKNOWN
+    answer[:, :, :2] = torch.randn(answer[:, :, :2].shape, generator=torch.Generator().manual_seed(0))
+    ribs = ribs_of(levels)
+    ribs[:, :2] = UNKNOWN
+    assert vertebra_loss(answer, unknown, offsets, ribs).item() == pytest.approx(0, abs=1e-4)
+
+
+@both_stages
+@pytest.mark.parametrize(("code", "right"), [(VERTEBRA_IF_BONE, 1), (SACRUM_IF_BONE, 2)])
+def test_of_bone_in_a_known_place_only_the_kind_counts(channels: int, code: int, right: int) -> None:
+    levels, offsets = spine()
+    levels[:, :2] = code
+    answer = perfect(levels.masked_fill(levels == code, 0), offsets, channels)
+
+    def cost(kind: int) -> float:
+        answer[:, MASK][:, :, :2] = -CERTAIN
+        answer[:, MASK][:, kind, :2] = CERTAIN
+        if channels == 33:
+            answer[:, LEVELS][:, :, :2] = -CERTAIN
+            answer[:, LEVELS][:, SACRUM - 1, :2] = CERTAIN
+        return vertebra_loss(answer, levels, offsets, torch.full_like(levels, UNKNOWN)).item()
+
+    background, vertebra, sacrum = (cost(kind) for kind in range(3))
+    wrong = {1: sacrum, 2: vertebra}[right]
+    assert background == pytest.approx({1: vertebra, 2: sacrum}[right], abs=1e-4)
+    assert wrong > background + CERTAIN

@@ -34,8 +34,12 @@ def choose_crop(anatomies: Sequence[Anatomy], context: SamplingContext) -> tuple
     anatomy = candidates[rng.integers(len(candidates))]
     if rng.random() < 0.08:
         return anatomy, rng.uniform(0, 1, 3) * anatomy.tissues.shape
-    jitter = rng.normal(0, np.array(JITTER) * context.patch) * context.spacing / anatomy.spacing
-    return anatomy, np.array(anatomy.centres[level]) + jitter
+    return anatomy, jittered(anatomy.centres[level], anatomy.spacing, context)
+
+
+def jittered(place: Sequence[float], spacing: float, context: SamplingContext) -> np.ndarray:
+    """Return a crop centre (3,) near a place (z, y, x), both in voxels of ``spacing`` mm."""
+    return np.array(place) + context.rng.normal(0, np.array(JITTER) * context.patch) * context.spacing / spacing
 
 
 def random_deformation(anatomy: Anatomy, centre: np.ndarray, context: SamplingContext) -> tuple[Tensor, Tensor]:
@@ -54,30 +58,56 @@ def random_deformation(anatomy: Anatomy, centre: np.ndarray, context: SamplingCo
     centres : Tensor (27, 3)
         Deformed centre of each vertebra, in voxels of the patch (perhaps beyond it); only for those in the anatomy.
     """
-    rng, scale = context.rng, context.spacing / anatomy.spacing
-    rotated = rotation(rng.normal(0, np.deg2rad((12, 8, 8))))
-    matrix = rotated * rng.uniform(0.82, 1.22) @ np.diag(rng.uniform(0.93, 1.07, 3))
-    if rng.random() < 0.5:
-        matrix = matrix @ np.diag((1, 1, -1))
-    matrix = matrix * scale
     centres = np.zeros((VERTEBRAE + 1, 3))
     for label, point in anatomy.centres.items():
         centres[label] = point
-    inverse = np.linalg.inv(matrix)
-    upload = context.upload(np.vstack([matrix, centre, inverse, centres - centre]))
-    affine, offset, inverse_affine, relative = upload[:3], upload[3], upload[4:7], upload[7:]
-    bend = _elastic(anatomy.spacing, context)
-    z, y, x = (torch.arange(n, device=context.device, dtype=torch.float32) - (n - 1) / 2 for n in context.patch)
-    columns = affine.T[:, :, None, None, None]
-    where = columns[0] * z[:, None, None] + columns[1] * y[:, None] + columns[2] * x + offset[:, None, None, None]
-    k, j, i = (where + bend).round().long()
+    where, moved = deformed_grid(centres - centre, centre, anatomy.spacing, context)
+    k, j, i = where.round().long()
     depth, height, width = anatomy.tissues.shape
     # Above and below the map is outside the field of view; to the sides is air.
     known = (k >= 0) & (k < depth)
     inside = (j >= 0) & (j < height) & (i >= 0) & (i < width)
     flat = ((k * height + j) * width + i).clamp(0, anatomy.tissues.numel() - 1)
     tissues = anatomy.tissues.flatten()[flat].masked_fill(~inside, AIR).masked_fill(~known, OUTSIDE)
-    return tissues, _inverted(relative, inverse_affine, bend, context)
+    return tissues, moved
+
+
+def deformed_grid(
+    points: np.ndarray, centre: np.ndarray, spacing: float, context: SamplingContext
+) -> tuple[Tensor, Tensor]:
+    """Draw a smooth deformation: pose, scale, mirroring and bending.
+
+    Parameters
+    ----------
+    points : ndarray (n, 3)
+        Places (z, y, x) relative to the centre, in the source's voxels.
+    centre : ndarray (3,)
+        Centre of the patch: z, y, x in the source's voxels.
+    spacing : float
+        Of the source's voxels in mm.
+    context : SamplingContext
+
+    Returns
+    -------
+    where : Tensor (3, z, y, x)
+        For each voxel of the patch its place in the source, in voxels.
+    moved : Tensor (n, 3)
+        Where the points lie in the patch, in its voxels, perhaps beyond it.
+    """
+    rng, scale = context.rng, context.spacing / spacing
+    rotated = rotation(rng.normal(0, np.deg2rad((12, 8, 8))))
+    matrix = rotated * rng.uniform(0.82, 1.22) @ np.diag(rng.uniform(0.93, 1.07, 3))
+    if rng.random() < 0.5:
+        matrix = matrix @ np.diag((1, 1, -1))
+    matrix = matrix * scale
+    inverse = np.linalg.inv(matrix)
+    upload = context.upload(np.vstack([matrix, centre, inverse, points]))
+    affine, offset, inverse_affine, relative = upload[:3], upload[3], upload[4:7], upload[7:]
+    bend = _elastic(spacing, context)
+    z, y, x = (torch.arange(n, device=context.device, dtype=torch.float32) - (n - 1) / 2 for n in context.patch)
+    columns = affine.T[:, :, None, None, None]
+    where = columns[0] * z[:, None, None] + columns[1] * y[:, None] + columns[2] * x + offset[:, None, None, None]
+    return where + bend, _inverted(relative, inverse_affine, bend, context)
 
 
 def _elastic(spacing: float, context: SamplingContext) -> Tensor:

@@ -25,6 +25,15 @@ from segmamba.training.synthesis.tissue_labels import (
 )
 
 OUTSIDE_HU = -1024.0
+# Signals of fat, marrow, discs, canal, muscle and organs on MR. Of water images (Dixon) and of those whose fat is
+# saturated or inverted (STIR, TIRM) fat has hardly any.
+WEIGHTINGS = {
+    "T1": (0.95, 0.6, 0.4, 0.35, 0.4, 0.42),
+    "T2": (0.7, 0.42, 0.45, 0.8, 0.25, 0.4),
+    "fat-saturated": (0.1, 0.2, 0.45, 0.95, 0.25, 0.45),
+    "water": (0.12, 0.33, 0.7, 0.75, 0.4, 0.45),
+}
+WEIGHTING_SHARES = (0.2, 0.25, 0.12, 0.18, 0.25)
 
 
 def ct_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -61,22 +70,19 @@ def ct_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mr_priors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and texture (standard deviation) for the 256 tissue labels: T1-like, T2-like or any contrast at all.
+    """Return mean and texture (standard deviation) for the 256 tissue labels: `WEIGHTINGS` or any contrast at all.
 
     Without unit, fat on T1 being about 1; our own values.
     """
     mean = rng.uniform(0, 1, 256)
     texture = np.full(256, rng.uniform(0.02, 0.08))
-    weighting = rng.choice(("T1", "T2", "any"), p=(0.35, 0.3, 0.35))
+    weighting = str(rng.choice((*WEIGHTINGS, "any"), p=WEIGHTING_SHARES))
     if weighting != "any":
-        fat, marrow, disc, canal, muscle, organs = {
-            "T1": (0.95, 0.6, 0.4, 0.35, 0.4, 0.42),
-            "T2": (0.7, 0.42, 0.45, 0.8, 0.25, 0.4),
-        }[str(weighting)]
+        fat, marrow, disc, canal, muscle, organs = WEIGHTINGS[weighting]
         mean = organs + rng.normal(0, 0.12, 256)
-        mean[FAT], mean[MUSCLE] = fat + rng.normal(0, 0.1), muscle + rng.normal(0, 0.07)
+        mean[FAT], mean[MUSCLE] = fat * rng.uniform(0.7, 1.2), muscle + rng.normal(0, 0.07)
         mean[DISC], mean[CORD] = disc + rng.normal(0, 0.15), canal + rng.normal(0, 0.15)
-        mean[[*BONES]] = marrow + rng.normal(0, 0.12)
+        mean[[*BONES]] = marrow * np.exp(rng.normal(0, 0.25))
         mean[organ(80) : organ(90)] = mean[MUSCLE]
         mean[[organ(i) for i in range(51, 69)]] = rng.uniform(0, 0.6)  # vessels: flow takes the signal, or not
     # One marrow for the whole column, with small differences.

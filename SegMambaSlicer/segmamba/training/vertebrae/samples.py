@@ -1,8 +1,8 @@
 """Synthetic training samples from tissue label maps, on the device of the maps.
 
 Each sample has a new position, pose, elastic deformation, set of tissue intensities, scanner and field of view, so that
-no image is seen twice and no real voxel is used. Training on images synthesized from label maps is the idea of Billot
-et al., SynthSeg, 2023; the recipe is our own.
+no image is seen twice. Training on images synthesized from label maps is the idea of Billot et al., SynthSeg, 2023; the
+recipe is our own. Real exams whose bodies are labelled can be mixed in; they are deformed and scanned in the same way.
 """
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 
 from segmamba.models.manifest import IntensityNormalization
+from segmamba.training.losses import UNKNOWN
 from segmamba.training.synthesis import ct, mr
-from segmamba.training.synthesis.elastic import choose_crop, cut_field_of_view, random_deformation
+from segmamba.training.synthesis.elastic import (
+    choose_crop,
+    cut_field_of_view,
+    deformed_grid,
+    jittered,
+    random_deformation,
+)
 from segmamba.training.synthesis.synthesizer import SampleSynthesizer, normalize
-from segmamba.training.synthesis.tissue_labels import RIBS, VERTEBRAE
+from segmamba.training.synthesis.tissue_labels import OUTSIDE, RIBS, VERTEBRAE
+from segmamba.training.vertebrae.exams import SPACING, Exam, sampled
 from segmamba.training.vertebrae.tissue_maps import Anatomy
 
 # Standard deviation of the logarithm of an MR sample's scale: a sample is not the whole volume that is measured later.
@@ -33,17 +41,25 @@ class Batch:
     ----------
     image : Tensor (batch, channels, z, y, x), float32
     levels : Tensor (batch, z, y, x), int64
-        0, or the vertebra's level (VerSe).
+        0, or the vertebra's level (VerSe), or a code of `segmamba.training.losses`.
     offsets : Tensor (batch, 3, z, y, x), float32
         From each voxel of a vertebra to its centroid (mean position of the vertebra's voxels), z, y, x in mm.
-    ribs : Tensor (batch, z, y, x), bool
-        Ribs.
+    ribs : Tensor (batch, z, y, x), int64
+        1 for a rib, `UNKNOWN` in real exams.
     """
 
     image: Tensor
     levels: Tensor
     offsets: Tensor
     ribs: Tensor
+
+
+@dataclass(frozen=True)
+class RealExams:
+    """Real exams and the part of the samples that is made of them."""
+
+    exams: Sequence[Exam] = ()
+    share: float = 0.0
 
 
 class VertebraSynthesizer(SampleSynthesizer[Batch]):
@@ -58,7 +74,9 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
     channels : mapping of str to sequence of IntensityNormalization
         Normalization of "CT" (of scheme "clip") and, where there is MR, of "MR" (of scheme "relative").
     mr_share : float
-        Part of the samples that is MR.
+        Part of the synthetic samples that is MR.
+    real : RealExams
+        MR, mixed in.
     """
 
     def __init__(
@@ -69,8 +87,10 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         channels: Mapping[str, Sequence[IntensityNormalization]],
         mr_share: float = 0.0,
         seed: int = 0,
+        real: RealExams | None = None,
     ) -> None:
         super().__init__(Batch, patch, spacing, anatomies[0].tissues.device, seed)
+        self.real = real or RealExams()
         self.anatomies = anatomies
         self.channels = channels
         self.mr_share = mr_share
@@ -78,20 +98,41 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
     def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return image (channels, z, y, x), levels (z, y, x), offsets (3, z, y, x) and ribs (z, y, x)."""
         context = self.context
+        if self.real.exams and context.rng.random() < self.real.share:
+            return self._real_sample()
         anatomy, centre = choose_crop(self.anatomies, context)
         tissues, centres = random_deformation(anatomy, centre, context)
         tissues = cut_field_of_view(tissues, context)
         if context.rng.random() < self.mr_share:
             tissues = mr.cut_to_slab(tissues, context)
-            image = mr.relative(mr.synthesize(tissues, context)) * np.exp(context.rng.normal(0, MR_SCALE_JITTER))
-            image = normalize(image[None], self.channels["MR"])
+            image = self._mr_channels(mr.synthesize(tissues, context))
         else:
             image = normalize(ct.synthesize(tissues, context)[None], self.channels["CT"])
         levels = tissues.masked_fill(tissues > VERTEBRAE, 0).long()
-        ribs = (tissues >= RIBS.start) & (tissues < RIBS.stop)
+        ribs = ((tissues >= RIBS.start) & (tissues < RIBS.stop)).long()
         return image, levels, self._offsets(levels, centres), ribs
+
+    def _real_sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        context, exams = self.context, self.real.exams
+        exam = exams[context.rng.integers(len(exams))]
+        level = int(context.rng.choice(sorted(exam.centres)))
+        centre = jittered(exam.centres[level], SPACING, context)
+        places = np.zeros((VERTEBRAE + 1, 3))
+        for label, point in exam.centres.items():
+            places[label] = point
+        where, centres = deformed_grid(places - centre, centre, SPACING, context)
+        image, codes, inside = sampled(exam, where)
+        codes = mr.cut_to_slab(cut_field_of_view(codes.masked_fill(~inside, OUTSIDE), context), context)
+        image = mr.rescanned(image, codes, context)
+        levels = codes.masked_fill(codes == OUTSIDE, 0).long()
+        ribs = torch.full_like(levels, UNKNOWN)
+        return self._mr_channels(image), levels, self._offsets(levels, centres), ribs
+
+    def _mr_channels(self, image: Tensor) -> Tensor:
+        scaled = mr.relative(image) * np.exp(self.context.rng.normal(0, MR_SCALE_JITTER))
+        return normalize(scaled[None], self.channels["MR"])
 
     def _offsets(self, levels: Tensor, centres: Tensor) -> Tensor:
         grid = [torch.arange(n, device=levels.device, dtype=torch.float32) for n in levels.shape]
         voxels = torch.stack(torch.meshgrid(*grid, indexing="ij"))
-        return (centres[levels].movedim(-1, 0) - voxels) * self.context.spacing
+        return (centres[levels.masked_fill(levels > VERTEBRAE, 0)].movedim(-1, 0) - voxels) * self.context.spacing
