@@ -49,14 +49,18 @@ def its_node(a_real_ct, add_volume):
 
 
 @pytest.fixture
-def segment(the_module, click, wait_until):
+def segment(the_module, click, wait_until, screenshot):
     """Click Segment, wait for the end, and return the result's node."""
     panel = the_module.widget
     panel.ui.deviceComboBox.currentIndex = panel.ui.deviceComboBox.findData("cpu")
 
-    def segment():
+    def segment(run="again"):
+        wait_until(lambda: panel.ui.forecastLabel.text.startswith("Forecast"))
+        screenshot(f"real-ct-{run}-before")
         click(panel.ui.segmentButton)
         assert panel.job is not None, panel.ui.statusLabel.text
+        wait_until(lambda: panel.job is None or panel.ui.progressBar.value > 30, TIMEOUT)
+        screenshot(f"real-ct-{run}-running")
         wait_until(lambda: panel.job is None, TIMEOUT)
         assert panel.sections.results.node is not None, panel.ui.statusLabel.text
         return panel.sections.results.node
@@ -102,7 +106,7 @@ def test_vertebrae_are_found_named_coded_corrected_and_the_correction_survives_t
     the_module, a_real_ct, its_node, segment, paint, click, wait_until, screenshot
 ):
     ui = the_module.ui
-    node = segment()
+    node = segment("first")
     identifiers = segment_ids(node)
     by_name = {label.name: label for label in load_manifest().default("vertebrae").labels}
     names = [node.GetSegmentation().GetSegment(identifier).GetName() for identifier in identifiers]
@@ -116,7 +120,7 @@ def test_vertebrae_are_found_named_coded_corrected_and_the_correction_survives_t
         assert label.type.value in str(tag)
     assert ui.resultTable.rowCount == len(identifiers)
     click(ui.resultTable, 2)
-    screenshot("real-ct")
+    screenshot("real-ct-first-result")
 
     corner, size = (5, 5, 5), 6
     before = {identifier: voxels(node, identifier, its_node) for identifier in identifiers}
