@@ -10,7 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,14 @@ class Series:
         return f"{self.modality or '?'} series '{name}' ({len(self.files)} files in {Path(self.files[0]).parent})"
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The files of a series, and what to tell the user of how it was chosen."""
+
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
 def find_series(folder: str | os.PathLike[str]) -> list[Series]:
     """Find all DICOM series below a folder, in the order of their files.
 
@@ -156,15 +164,20 @@ def find_files(path: Path) -> tuple[str, ...]:
     InstallationError
         pydicom is missing.
     """
+    return _found(path).files
+
+
+def _found(path: Path) -> _Chosen:
+    """Return the series that a path stands for, see `find_files`."""
     if not path.is_dir() and is_directory(path):
-        return find_files(path.parent)
+        return _found(path.parent)
     if path.is_dir():
         paths = tuple(_paths_below(path))
     else:
         # macOS puts a hidden file beside each one on a foreign disk.
         beside = (other for other in path.parent.iterdir() if other == path or other.name[0] != ".")
         paths = tuple(sorted(other for other in beside if other.is_file()))
-    return _chosen_files(path, paths, tuple(map(_state, paths)))
+    return _chosen(path, paths, tuple(map(_state, paths)))
 
 
 def read(path: Path) -> Volume:
@@ -175,8 +188,9 @@ def read(path: Path) -> Volume:
     InputError
         As `find_files` and `read_series`.
     """
-    files = find_files(path)
-    return dicom.read_files(str(path if path.is_dir() else path.parent), files)
+    chosen = _found(path)
+    volume = dicom.read_files(str(path if path.is_dir() else path.parent), chosen.files)
+    return replace(volume, notes=(*chosen.notes, *volume.notes))
 
 
 def read_series(series: Series) -> Volume:
@@ -201,11 +215,16 @@ def _paths_below(folder: Path) -> Iterator[Path]:
 
 # A run asks for the files three times if it writes a DICOM segmentation; a header takes some milliseconds.
 @lru_cache(maxsize=2)
-def _chosen_files(path: Path, paths: tuple[Path, ...], _states: tuple[Any, ...]) -> tuple[str, ...]:
-    """Return the files that a path stands for, see `find_files`, out of those that are there, in the given states."""
+def _chosen(path: Path, paths: tuple[Path, ...], _states: tuple[Any, ...]) -> _Chosen:
+    """Return the series that a path stands for, see `find_files`, out of the files in the given states."""
     series = group_series(paths)
+    notes: tuple[str, ...] = ()
     if path.is_dir():
         chosen = _only(path, series)
+        others = [one for one in series if one.has_image and one is not chosen]
+        if others:
+            named = _named(path, others)
+            notes = (f"Of the DICOM series in {path}, this is the only scan; not segmented: {named}.",)
     else:
         belonging = [one for one in series if str(path) in (*one.files, *one.copies)]
         if not belonging:
@@ -217,7 +236,7 @@ def _chosen_files(path: Path, paths: tuple[Path, ...], _states: tuple[Any, ...])
             raise InputError(
                 f"{one.files[0]} is damaged: copy or export it again, or remove it if it is not a slice of the scan."
             )
-    return chosen.files
+    return _Chosen(chosen.files, notes)
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -239,12 +258,15 @@ def _only(folder: Path, found: Sequence[Series]) -> Series:
         if damaged is not None:
             raise InputError(f"{damaged.files[0]} is damaged, and there is no DICOM series beside it: copy it again.")
         raise InputError(f"{folder} holds no DICOM series: choose the folder that the slices are in.")
-    named = "; ".join(_describe(folder, series) for series in scans[:MOST_NAMED])
-    more = f"; and {len(scans) - MOST_NAMED} more" if len(scans) > MOST_NAMED else ""
     raise InputError(
-        f"{folder} holds {len(scans)} DICOM series: give one file of the one you want ({named}{more}), or the folder "
-        "to 'segmamba batch', which segments each of them."
+        f"{folder} holds {len(scans)} DICOM series: give one file of the one you want ({_named(folder, scans)}), or "
+        "the folder to 'segmamba batch', which segments each of them."
     )
+
+
+def _named(folder: Path, found: Sequence[Series]) -> str:
+    named = "; ".join(_describe(folder, series) for series in found[:MOST_NAMED])
+    return f"{named}; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else named
 
 
 def _describe(folder: Path, series: Series) -> str:

@@ -313,7 +313,13 @@ def test_a_folder_stands_for_the_only_scan_below_it(tmp_path: Path) -> None:
     write_slices(tmp_path / "DICOM" / "A" / "1", some_ct(), GEOMETRY)
     write_slices(tmp_path / "DICOM" / "A" / "2", some_ct()[:2], GEOMETRY, SeriesDescription="Scout")
     (tmp_path / "README.TXT").write_text("This disc holds images.")
-    np.testing.assert_array_equal(read_volume(tmp_path).array, some_ct())
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, some_ct())
+    (note,) = volume.notes
+    assert re.search(
+        r"this is the only scan; not segmented: CT 'Scout', 2 files, for example DICOM.A.2.IM\d+.dcm.$", note
+    )
+    assert read_volume(tmp_path / "DICOM" / "A" / "1").notes == ()
     # A series that a batch leaves out is read where it is the only one.
     np.testing.assert_array_equal(read_volume(tmp_path / "DICOM" / "A" / "2").array, some_ct()[:2])
 
