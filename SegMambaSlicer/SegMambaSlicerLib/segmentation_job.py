@@ -185,7 +185,7 @@ class SegmentationJob:
         elif message["type"] == "error":
             self._end(ERRORS_BY_NAME.get(message["error"], WorkerError)(self._case.named(message["message"])))
         elif message["type"] == "result":
-            self.report = message["report"]
+            self.report = self._case.noted(message["report"])
             self._inThread(self._case.read)
 
     def _end(self, error: Exception | None) -> None:

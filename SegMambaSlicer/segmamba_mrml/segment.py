@@ -16,15 +16,28 @@ from typing import Any
 
 from segmamba.errors import InputError, OutputError
 from segmamba.inference.file_to_file import requested_model
+from segmamba.io.stored_grid import labels_as_stored, resampled
 from segmamba.io.volume import Volume
 from segmamba.request import Request
 from segmamba.worker.client import WorkerProcess
 from segmamba_mrml.application import start, worker_python
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, write_report
-from segmamba_mrml.segmentation import LabelBox, check_segmentation, label_box, segment_ids, segments_in_steps
+from segmamba_mrml.segmentation import (
+    LabelBox,
+    check_segmentation,
+    label_box,
+    read_labels,
+    segment_ids,
+    segments_in_steps,
+)
+from segmamba_mrml.slices import stored_volume
 from segmamba_mrml.terminology import load_terminology
-from segmamba_mrml.volumes import check_volume, roi_box, volume_of, write_volume
+from segmamba_mrml.volumes import roi_box, write_volume
 
+RESAMPLED = (
+    "The slices of '{}' are tilted, sheared or at uneven distances: it was resampled for the run, and the segments lie "
+    "on its own voxels."
+)
 __all__ = ["REPORT_ATTRIBUTE", "SegmentationCase", "segment_volume_node"]
 
 
@@ -53,15 +66,17 @@ class SegmentationCase:
     """
 
     def __init__(self, volume_node: Any, request: Request, output_node: Any = None) -> None:
-        check_volume(volume_node)
+        # Held until `close`, so that the voxels do not go while another thread writes them.
+        self._volume: Volume | None
+        self._volume, self._stored = stored_volume(volume_node)
+        # Where the labels lie, of a volume that was resampled.
+        self._geometry = self._volume.geometry
         start(volume_node.GetScene())
         if output_node is not None:
             check_segmentation(output_node, volume_node)
         self._volume_node = volume_node
         self._output_node = output_node
         self._model = requested_model(request)
-        # Held until `close`, so that the voxels do not go while another thread writes them.
-        self._volume: Volume | None = volume_of(volume_node)
         self._box: LabelBox | None = None
         self._stopped = threading.Event()
         try:
@@ -88,7 +103,11 @@ class SegmentationCase:
             The file cannot be written.
         """
         assert self._volume is not None
-        write_volume(self._volume, self.request.input, self._stopped.is_set)
+        volume = self._volume
+        if self._stored is not None:
+            volume = resampled(volume, self._stored, "")
+            self._geometry = volume.geometry
+        write_volume(volume, self.request.input, self._stopped.is_set)
 
     def read(self) -> None:
         """Read the file that the worker wrote; touches no node, so that any thread can do it.
@@ -98,7 +117,18 @@ class SegmentationCase:
         InputError
             The file cannot be read.
         """
-        self._box = label_box(self.request.output)
+        if self._stored is None:
+            self._box = label_box(self.request.output)
+        else:
+            labels = read_labels(self.request.output)
+            self._box = label_box(labels_as_stored(labels, self._geometry, self._stored))
+
+    def noted(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Return the worker's report, with what was done to the volume before it."""
+        if self._stored is None:
+            return report
+        note = RESAMPLED.format(self._volume_node.GetName())
+        return {**report, "run": {**report["run"], "warnings": [note, *report["run"]["warnings"]]}}
 
     def stop(self) -> None:
         """Let a thread that is in `export` come to its end soon."""
@@ -214,6 +244,6 @@ def segment_volume_node(
         case.export()
         with WorkerProcess(python=worker_python()) as worker:
             report = worker.run(case.request, progress, cancelled)
-        return case.finish(report)
+        return case.finish(case.noted(report))
     finally:
         case.close()

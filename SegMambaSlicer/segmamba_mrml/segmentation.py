@@ -46,6 +46,18 @@ class LabelBox:
     values: frozenset[int]
 
 
+def read_labels(path: Path | str) -> np.ndarray:
+    """Return a label map, shape (z, y, x), as its file has it.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read.
+    """
+    array: np.ndarray = sitk.GetArrayFromImage(_read(path))
+    return array
+
+
 def label_box(labels: np.ndarray | Path | str) -> LabelBox:
     """Find what is labelled in a label map, or in the file that holds it. Uses no VTK, so that any thread can do it.
 
@@ -57,10 +69,7 @@ def label_box(labels: np.ndarray | Path | str) -> LabelBox:
     if isinstance(labels, np.ndarray):
         array = labels
     else:
-        try:
-            image = sitk.ReadImage(str(labels))
-        except RuntimeError as error:
-            raise InputError(f"The label map {labels} cannot be read: run the segmentation again.") from error
+        image = _read(labels)
         # A view, which the image must outlive.
         array = sitk.GetArrayViewFromImage(image)
     if array.ndim != 3 or array.dtype != np.uint8:
@@ -77,6 +86,13 @@ def label_box(labels: np.ndarray | Path | str) -> LabelBox:
     counts = sum((np.bincount(plane.ravel(), minlength=256) for plane in inside), np.zeros(256, np.int64))
     values = frozenset(np.flatnonzero(counts).tolist()) - {0}
     return LabelBox(array.shape, inside, tuple(int(part.start) for part in box), values)
+
+
+def _read(path: Path | str) -> Any:
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"The label map {path} cannot be read: run the segmentation again.") from error
 
 
 def segmentation_from_labels(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,23 @@ NRRD_TYPES = {"float32": "float", "float64": "double"}
 
 
 def check_volume(volume_node: Any) -> None:
-    """Refuse, in one sentence, a node that cannot be segmented.
+    """Refuse, in one sentence, a node that is not a volume on a voxel grid.
 
     Raises
     ------
     InputError
         The node is not a scalar volume with three dimensions, or its transform cannot be applied to a voxel grid.
+    """
+    check_voxels(volume_node)
+    world_matrix(volume_node)
+
+
+def check_voxels(volume_node: Any) -> None:
+    """Do what `check_volume` does, whatever the volume's transform is.
+
+    Raises
+    ------
+    InputError
     """
     if volume_node is None:
         raise InputError("No volume is chosen: load a CT or MR volume and choose it as input.")
@@ -55,7 +65,6 @@ def check_volume(volume_node: Any) -> None:
         raise InputError(f"{name} has {components} values per voxel: choose a volume with one, such as a CT or MR.")
     if min(image.GetDimensions()) < 2:
         raise InputError(f"{name} is a single slice: choose a volume with several slices.")
-    world_matrix(volume_node)
 
 
 def index_to_lps(volume_node: Any) -> np.ndarray:
@@ -137,22 +146,6 @@ def write_volume(volume: Volume, path: Path | str, stopped: Callable[[], bool] =
         raise OutputError(f"The volume cannot be copied to {path}: free some disk space there.") from error
 
 
-def coarse_volume(volume_node: Any, voxels: int = 1_000_000) -> Volume:
-    """Return every n-th voxel of a volume node, about ``voxels`` of them: enough to forecast a run, and fast.
-
-    Raises
-    ------
-    InputError
-        The node cannot be segmented, see `check_volume` and `index_to_lps`.
-    """
-    volume = volume_of(volume_node)
-    step = max(1, round((volume.array.size / voxels) ** (1 / 3)))
-    coarse = np.ascontiguousarray(volume.array[::step, ::step, ::step])
-    spacing = tuple(step * each for each in volume.geometry.spacing)
-    geometry = replace(volume.geometry, size=coarse.shape[::-1], spacing=spacing)
-    return Volume(coarse, geometry, volume.modality)
-
-
 def roi_box(roi_node: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return the smallest and largest corner, in LPS world millimetres, of the box around a markups ROI.
 
@@ -189,21 +182,39 @@ def world_matrix(volume_node: Any) -> np.ndarray:
     InputError
         One of them is not linear, and moves more than that.
     """
+    matrix = np.eye(4)
+    for transform in transforms_of(volume_node):
+        if not isinstance(transform, np.ndarray):
+            raise InputError(_non_linear(volume_node, transform))
+        matrix = transform @ matrix
+    return matrix
+
+
+def transforms_of(volume_node: Any) -> list[Any]:
+    """Return a node's parent transforms, from its own to that of the world.
+
+    Returns
+    -------
+    list
+        Of a linear transform the 4 x 4 matrix; of another one its node, unless it moves too little to matter.
+    """
+    found: list[Any] = []
     matrix, moved = np.eye(4), 0.0
     transform_node = volume_node.GetParentTransformNode()
     while transform_node is not None:
         if transform_node.IsLinear():
             to_parent = vtk.vtkMatrix4x4()
             transform_node.GetMatrixTransformToParent(to_parent)
-            matrix = slicer.util.arrayFromVTKMatrix(to_parent) @ matrix
+            found.append(np.array(slicer.util.arrayFromVTKMatrix(to_parent)))
+            matrix = found[-1] @ matrix
         else:
             displacements = _displacements(transform_node)
             axes = matrix[:3, :3] @ _voxel_axes(volume_node)
             moved += np.abs(np.linalg.solve(axes, displacements)).max() if displacements is not None else np.inf
             if not moved <= NEGLIGIBLE:
-                raise InputError(_non_linear(volume_node, transform_node, displacements))
+                found.append(transform_node)
         transform_node = transform_node.GetParentTransformNode()
-    return matrix
+    return found
 
 
 def _displacements(transform_node: Any) -> np.ndarray | None:
@@ -230,8 +241,8 @@ def _voxel_axes(node: Any) -> np.ndarray:
     return np.array(slicer.util.arrayFromVTKMatrix(matrix)[:3, :3])
 
 
-def _non_linear(node: Any, transform_node: Any, displacements: np.ndarray | None) -> str:
-    name, transform = node.GetName(), transform_node.GetName()
+def _non_linear(node: Any, transform_node: Any) -> str:
+    name, transform, displacements = node.GetName(), transform_node.GetName(), _displacements(transform_node)
     way_out = "harden the transform on a copy of the volume (Data module) and choose the copy."
     if displacements is None or ACQUISITION not in transform:
         return f"'{name}' is under the non-linear transform '{transform}': {way_out}"

@@ -11,7 +11,8 @@ import vtk
 from segmamba.errors import InputError, OutputError
 from segmamba.io.read import read_volume
 from segmamba.io.volume import corners
-from segmamba_mrml.volumes import check_volume, coarse_volume, index_to_lps, roi_box, volume_of, write_volume
+from segmamba_mrml.slices import coarse_volume
+from segmamba_mrml.volumes import check_volume, index_to_lps, roi_box, volume_of, write_volume
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

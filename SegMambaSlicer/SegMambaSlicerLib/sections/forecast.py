@@ -14,7 +14,8 @@ from segmamba.inference.forecast import Forecast, forecast
 from segmamba.io.modality import check_modality
 from segmamba.request import Options
 from segmamba.utils.memory import system_memory
-from segmamba_mrml.volumes import coarse_volume, roi_box
+from segmamba_mrml.slices import coarse_volume
+from segmamba_mrml.volumes import roi_box
 from SegMambaSlicerLib.messages import WARNING_STYLE, forecastText, gpuProblem, memoryProblem, secondsPerWindow
 from SegMambaSlicerLib.sections.device import DeviceSection
 from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
