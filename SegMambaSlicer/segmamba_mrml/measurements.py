@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import vtk
 
 from segmamba.errors import InputError
+from segmamba.io.volume import Volume
 from segmamba.utils.arrays import label_boxes
 from segmamba_mrml.application import needed_packages
 from segmamba_mrml.refinement import read_layer, shifted
+from segmamba_mrml.reports import parts, read_report
 from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside
 from segmamba_mrml.vertebra_segments import vertebra_labels, vertebrae_of
 from segmamba_mrml.volumes import RAS_TO_LPS, volume_of, world_matrix
@@ -72,7 +75,7 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
     names = {value: label.name for value, label in vertebra_labels().items()}
     with needed_packages():
         from segmamba.measurements import vertebrae
-    return vertebrae.measure(masks, volume_of(volume_node), names)
+    return vertebrae.measure(masks, _as_segmented(volume_of(volume_node), segmentation_node), names)
 
 
 def measurements_table(segmentation_node: Any, volume_node: Any = None) -> Any:
@@ -98,6 +101,12 @@ def measurements_table(segmentation_node: Any, volume_node: Any = None) -> Any:
     finally:
         node.EndModify(was_modified)
     return node
+
+
+def _as_segmented(volume: Volume, node: Any) -> Volume:
+    """Return a volume with the modality that it was segmented as, where its own source does not say one."""
+    said = parts(read_report(node))[0].get("volume", {}).get("modality")
+    return volume if volume.modality or not said else replace(volume, modality=said)
 
 
 def _masks(node: Any) -> dict[int, Any]:

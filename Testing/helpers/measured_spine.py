@@ -83,7 +83,8 @@ def painted(vertebrae: Mapping[int, Vertebra], geometry: Geometry) -> tuple[np.n
     """Return the labels of vertebrae at the voxels' centres, and their CT: soft tissue around, air at one side."""
     labels = np.zeros(geometry.size[::-1], np.uint8)
     ct = np.full(labels.shape, SOFT_HU, np.int16)
-    ct[:, :, 0] = AIR_HU  # beside the patient
+    # Beside the patient: so much that the values alone say that it is a CT.
+    ct[:, :, : ct.shape[2] // 8] = AIR_HU
     for value, vertebra in vertebrae.items():
         box = vertebra.box(geometry)
         local = vertebra.local(positions(cropped_geometry(geometry, box)))

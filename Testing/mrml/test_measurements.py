@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import highdicom
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
 from segmamba_mrml.measurements import CHECK, NAME, TABLE_ROLE, measure, measurements_table
 from segmamba_mrml.renumber import renumber
-from segmamba_mrml.reports import read_report
+from segmamba_mrml.reports import REPORT_ATTRIBUTE, read_report
 from segmamba_mrml.segment import SegmentationCase
 from segmamba_mrml.segmentation import segmentation_from_labels
 
@@ -47,6 +49,13 @@ def a_result(a_slicer_scene, vertebrae, a_spine):
 
 def column_of(table, title):
     return [table.GetTable().GetColumnByName(title).GetValue(row) for row in range(table.GetNumberOfRows())]
+
+
+def test_density_is_measured_where_the_run_took_the_volume_for_ct_and_only_there(a_result):
+    node, _ = a_result
+    for modality, found in (("MR", False), ("CT", True)):
+        node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({"volume": {"modality": modality}}))
+        assert all((row["trabecular_hu"] is not None) == found for row in measure(node))
 
 
 def test_table_has_a_row_for_each_vertebra_and_is_linked_to_its_segmentation(a_result):
