@@ -129,7 +129,7 @@ def write_dicom_seg(
     if not emptied:
         return ()
     named = ", ".join(emptied)
-    return (f"The DICOM SEG repeats the headers of its series but for what is not valid there: {named} left out.",)
+    return (f"Values in the headers of the series that are not valid DICOM were left out of the DICOM SEG: {named}.",)
 
 
 def _encoded(
