@@ -81,7 +81,7 @@ def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: 
             for link, original in originals.items():
                 text = text.replace(link, original)
             # Labels that no writer took (`segmamba.inference.file_to_file`) outlive the working folder.
-            for labels in work.glob("*.nii.gz"):
+            for labels in work.glob("segmentation-*.nii.gz"):
                 kept = Path(plan.folder) / f"{case.name}-{labels.name}"
                 shutil.move(labels, kept)
                 text = text.replace(str(labels), str(kept))

@@ -227,3 +227,17 @@ def test_a_record_is_of_its_own_input_only(case: BatchCase, plan: Plan, tmp_path
     write_inputs(tmp_path / "other", 2)
     assert up_to_date_record(folder, case.files(), plan.settings) is not None
     assert up_to_date_record(folder, [str(tmp_path / "other" / "ct0001.nii")], plan.settings) is None
+
+
+def test_labels_that_no_writer_took_outlive_the_working_folder(tmp_path: Path, plan: Plan) -> None:
+    write_inputs(tmp_path / "in", 1)
+    (case,) = find_cases([str(tmp_path / "in")], tmp_path / "out")
+
+    def run(request: Request) -> dict[str, Any]:
+        kept = Path(request.output).with_name("segmentation-1234.nii.gz")
+        kept.write_bytes(b"labels")
+        raise OutputError(f"It cannot be written. The labels were kept in {kept}.")
+
+    row, _ = do_case(case, plan, 1, run)
+    kept = Path(row["error"].removesuffix(".").rpartition(" ")[2])
+    assert kept.read_bytes() == b"labels" and kept.parent == Path(plan.folder)
