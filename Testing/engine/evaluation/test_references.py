@@ -165,6 +165,30 @@ def test_thick_slices_are_5_mm_along_the_patient_and_averages(case: tuple[Volume
     assert thick_labels(labels, weights, 0).ravel().tolist() == [1, 2, 3]
 
 
+def test_sagittal_slices_are_4_5_mm_from_left_to_right(case: tuple[Volume, Volume]) -> None:
+    (version,) = perturb("sagittal", *case, {20: None, 21: None, 22: None})
+    grid = version.image.geometry
+    axis = int(np.argmax(grid.spacing))
+    assert grid.spacing[axis] == 4.5
+    assert int(np.abs(np.reshape(grid.direction, (3, 3))[:, axis]).argmax()) == 0
+    places = centroids(version.reference.array, grid)
+    for value, place in VERTEBRAE.items():
+        assert places[value] == pytest.approx(place, abs=1.5)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("crop", 5), ("crop7", 7), ("crop9", 9)])
+def test_crops_show_as_many_vertebrae_as_their_name_says(kind: str, count: int) -> None:
+    labels = np.zeros((160, 12, 12), dtype=np.uint8)
+    for number in range(12):
+        labels[150 - 12 * number : 158 - 12 * number, 2:10, 2:10] = 8 + number
+    geometry = Geometry((12, 12, 160), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), STRAIGHT.direction)
+    image = Volume(labels.astype(np.int16), geometry)
+    crops = list(perturb(kind, image, Volume(labels, geometry), dict.fromkeys(range(8, 20))))
+    assert len(crops) == 3
+    assert all(len(np.unique(crop.reference.array)) == 1 + count for crop in crops)
+    assert crops[0].name == f"{kind} 8-{7 + count}" and crops[-1].name == f"{kind} {20 - count}-19"
+
+
 def test_slices_that_are_thick_already_are_left_alone() -> None:
     geometry = grid_around_patient((1.5, 1.5, 6.0), rotation(0, 0))
     assert list(perturb("thick", phantom(geometry), Volume(true_labels(geometry), geometry), {})) == []

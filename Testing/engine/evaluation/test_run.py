@@ -156,6 +156,14 @@ def test_the_same_name_in_two_folders_is_refused(pairs: Path, capsys: pytest.Cap
     assert "two cases named 'one'" in capsys.readouterr().err
 
 
+def test_people_that_were_trained_on_are_evaluated_only_when_asked_for(pairs: Path, tmp_path: Path) -> None:
+    for name in ("one_ct", "one_vertebrae", "two_ct", "two_vertebrae"):
+        (tmp_path / f"{name}.nii.gz").symlink_to(pairs / f"{name}.nii.gz")
+    (tmp_path / "split.csv").write_text("exam,part\none,train\ntwo,test\n", encoding="utf-8")
+    assert [case.name for case in find_cases([tmp_path], "vertebrae")] == ["two"]
+    assert [case.name for case in find_cases([tmp_path], "vertebrae", part="train")] == ["one"]
+
+
 def test_each_folder_can_have_its_own_numbering(pairs: Path, tmp_path: Path) -> None:
     write(tmp_path / "four_mr.nii.gz", phantom())
     write(tmp_path / "four_vertebrae.nii.gz", REFERENCE)

@@ -126,9 +126,9 @@ def describe(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share = BEHIND_L5 if value == L5 else BEHIND
         place = found[value] + share * (back - front) * backwards - BELOW_MM * up
         centres.append([value, *(place[::-1] / SPACING)])
-    codes = codes.reshape(labels.shape)
-    codes[labels > 0] = labels[labels > 0]
-    return codes, np.array(centres)
+    volume = codes.reshape(labels.shape)
+    volume[labels > 0] = labels[labels > 0]
+    return volume, np.array(centres)
 
 
 def training_exams(folder: Path) -> list[str]:
@@ -185,7 +185,12 @@ def load_exams(files: Sequence[Path], device: torch.device) -> list[Exam]:
     for file in files:
         image, labels = read_arrays(file, ["image", "labels"], "'python -m segmamba.training.vertebrae.exams'")
         with np.load(file) as content:
-            centres = {int(level): (float(z), float(y), float(x)) for level, z, y, x in content["centres"]}
+            rows = content["centres"].tolist() if "centres" in content else []
+        if not rows:
+            raise InputError(
+                f"{file} holds no centres: make it again with 'python -m segmamba.training.vertebrae.exams'."
+            )
+        centres: dict[int, tuple[float, ...]] = {int(level): tuple(place) for level, *place in rows}
         exams.append(Exam(file.stem, torch.from_numpy(image).to(device), torch.from_numpy(labels).to(device), centres))
     return exams
 

@@ -114,7 +114,7 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
 
     def _real_sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         context, exams = self.context, self.real.exams
-        exam = exams[context.rng.integers(len(exams))]
+        exam = exams[int(context.rng.integers(len(exams)))]
         level = int(context.rng.choice(sorted(exam.centres)))
         centre = jittered(exam.centres[level], SPACING, context)
         places = np.zeros((VERTEBRAE + 1, 3))

@@ -96,3 +96,9 @@ def test_real_samples_keep_image_and_labels_together(tmp_path: Path) -> None:
     votes = (batch.offsets[0] + place)[:, batch.levels[0] == 23]
     if votes.shape[1]:
         assert votes.std(dim=1).max() < 0.01
+
+
+def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", image=np.zeros((2, 2, 2), np.float16), labels=np.zeros((2, 2, 2), np.uint8))
+    with pytest.raises(InputError, match="holds no centres: make it again"):
+        load_exams([tmp_path / "x.npz"], CPU)
