@@ -62,8 +62,13 @@ def doubts(
         found.append(f"whether there are {count} or five lumbar vertebrae is not clear from the ribs")
     if not ribs_tell and _without_t12(levels, kept):
         found.append("whether there are eleven or twelve thoracic vertebrae is not clear from the ribs")
-    if _rib(levels, ribs, T11) == 1 and _rib(levels, ribs, T12) == 0:
-        found.append("no rib was found at T12")
+    with_rib = levels[(levels > 0) & (ribs == 1)]
+    if len(with_rib):
+        lowest = int(with_rib.max())
+        if lowest < T12 and _rib(levels, ribs, lowest + 1) == 0:
+            found.append(f"no rib was found at {level_name(lowest + 1)}")
+        if lowest > T12:
+            found.append(f"a rib was found at {level_name(lowest)}")
     # Two landmarks that agree outweigh the network.
     landmarks = sum((bool(levels[kept[0]] <= C2), sacrum, ribs_tell))
     if landmarks < 2 and _network_says_otherwise(levels, evidence, kept):

@@ -87,6 +87,9 @@ def test_a_column_without_t12_is_certain_only_by_its_ribs() -> None:
 def test_t12_without_a_rib_may_be_l1() -> None:
     assert found(LOIN, ribs=[1, 1, 0, 0, 0, 0, 0, 0]) == ["no rib was found at T12"]
     assert found(LOIN, ribs=[1, 1, NAN, 0, 0, 0, 0, 0]) == []
+    assert found(LOIN, ribs=[1, 0, 0, 0, 0, 0, 0, 0]) == ["no rib was found at T11"]
+    assert found(LOIN, ribs=[1, 0, 1, 0, 0, 0, 0, 0]) == []  # one that was missed
+    assert found(LOIN, ribs=[1, 1, 1, 1, 0, 0, 0, 0]) == ["a rib was found at L1"]
 
 
 def test_a_sacrum_far_below_the_last_vertebra_is_doubted() -> None:
