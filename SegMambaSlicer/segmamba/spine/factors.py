@@ -120,14 +120,16 @@ def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np
     expected, prior = _level_steps()
     next_one, next_but_one = np.eye(L6, k=1, dtype=bool), np.eye(L6, k=2, dtype=bool)
     half_more = np.where(next_one, 1.5, 0.75) * expected
+    # Odd distances are those of neighbours: no level is left out where two are one step apart.
+    odd = np.where(next_one, ODD_DISTANCE, 0.0)
     transitions = np.zeros((count, count, L6, L6))
     for i in range(count):
         for j in range(i + 1, min(count, i + 2 + MOST_SPURIOUS)):
             distance = float(np.linalg.norm(centres[i] - centres[j]))
             spread = DISTANCE_SPREAD * (CUT_SPREAD if cut[i] or cut[j] else 1.0)
-            transitions[i, j] = prior * _distance_likelihood(distance, scale * expected, spread)
+            transitions[i, j] = prior * (_gaussian(distance, scale * expected, spread) + odd)
             transitions[i, j] += (
-                MERGED * (next_one | next_but_one) * _distance_likelihood(distance, scale * half_more, spread)
+                MERGED * (next_one | next_but_one) * (_gaussian(distance, scale * half_more, spread) + odd)
             )
             one_step = _distance_likelihood(distance, scale * expected[T11 - 1, T12 - 1], spread)
             transitions[i, j, T11 - 1, L1 - 1] += NO_T12 * one_step
@@ -169,4 +171,10 @@ def termination_weights(
 
 def _distance_likelihood(distance: float, expected: np.ndarray, spread: float) -> np.ndarray:
     """Return the likelihood of a distance in mm, 1 for the expected one; ``spread`` is that of its logarithm."""
-    return np.exp(-((np.log(max(distance, 1.0) / expected) / spread) ** 2) / 2) + ODD_DISTANCE
+    return _gaussian(distance, expected, spread) + ODD_DISTANCE
+
+
+def _gaussian(distance: float, expected: np.ndarray, spread: float) -> np.ndarray:
+    """Return the likelihood of a distance in mm, 1 for the expected one, of a normal law of its logarithm."""
+    likelihood: np.ndarray = np.exp(-((np.log(max(distance, 1.0) / expected) / spread) ** 2) / 2)
+    return likelihood

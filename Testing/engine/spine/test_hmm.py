@@ -105,6 +105,18 @@ def test_evidence_alone_makes_no_gap_where_the_distance_has_none() -> None:
     assert numbered(levels, claims, sacrum=True).levels.tolist() == levels
 
 
+@pytest.mark.parametrize("ribs", [None, [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+def test_no_level_is_left_out_between_neighbours_one_step_apart(ribs: list[float] | None) -> None:
+    centres = column([18, 19, 20, 21, 22, 23])
+    found = None if ribs is None else np.array(ribs)
+    below = centres[-1] - [SACRUM_MM, 0.0, 0.0]
+    numbering = label_levels(evidence([18, 19, 20, 22, 23, 24]), centres, np.full(6, 40.0), below, ribs=found)
+    assert (np.diff(numbering.levels) == 1).all() and not numbering.certain
+    if ribs is not None:
+        assert numbering.levels.tolist() == [18, 19, 20, 21, 22, 23]
+        assert numbering.variants == ("The sacrum follows L4.",)
+
+
 def test_a_doubled_vertebra_is_counted_once() -> None:
     levels = list(range(18, 25))
     centres = column(levels)
