@@ -84,7 +84,9 @@ def segment(
             fail(fault["kind"])
         time.sleep(WINDOW_SECONDS)
         progress("predict", (window + 1) / WINDOWS)
-    return SimpleNamespace(labels=labels_of(volume.array), report={"timings_s": {}, "summary": "done"}, model=model)
+    report = {"timings_s": {}, "summary": "done", "run": {"warnings": [], "notes": []}}
+    labels = labels_of(volume.array)
+    return SimpleNamespace(labels=labels, report=report, model=model, geometry=volume.geometry)
 
 
 if __name__ == "__main__":

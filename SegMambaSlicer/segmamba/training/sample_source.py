@@ -52,7 +52,7 @@ def synthesizer_factory(
         raise InputError(f"No exam matches '{config.exams}': correct it, or leave the key out.")
     real = RealExams(load_exams(exam_files, device), config.exam_share)
     return lambda seed: VertebraSynthesizer(
-        anatomies, config.patch, config.spacing, channels, config.mr_share, seed, real
+        anatomies, config.patch, config.spacing, channels, config.mr_share, seed=seed, real=real
     )
 
 

@@ -150,9 +150,9 @@ def test_maps_are_made_finer_with_the_samples_but_not_finer_than_a_millimetre(
 def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
 
-    def synthesizer(*arguments: Any) -> VertebraSynthesizer:
-        seeds.append(arguments[-1])
-        return VertebraSynthesizer(*arguments)
+    def synthesizer(*arguments: Any, seed: int, **options: Any) -> VertebraSynthesizer:
+        seeds.append(seed)
+        return VertebraSynthesizer(*arguments, seed=seed, **options)
 
     monkeypatch.setattr(sample_source, "VertebraSynthesizer", synthesizer)
     loop.train(replace(config, iterations=2, seed=7))
