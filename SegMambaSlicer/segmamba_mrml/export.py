@@ -15,7 +15,7 @@ import vtk
 from segmamba.errors import InputError, OutputError
 from segmamba.models.manifest import load_manifest
 from segmamba_mrml.application import start
-from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.segmentation import segment_ids, type_code, volume_node_of
 
 STL, OBJ, NIFTI = FORMATS = ("stl", "obj", "nii.gz")
 # What a file system somewhere does not take.
@@ -101,7 +101,7 @@ def _export_labels(node: Any, folder: Path) -> None:
     table.SetNumberOfColors(max(values.values(), default=0) + 1)
     for name, value in values.items():
         table.SetColor(value, name, 1.0, 1.0, 1.0)
-    volume_node = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+    volume_node = volume_node_of(node)
     geometry = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     if not logic.ExportSegmentsBinaryLabelmapRepresentationToFiles(
@@ -126,12 +126,8 @@ def _manifest_values(node: Any) -> dict[str, int]:
     values: dict[str, int] = {}
     structures: dict[int, tuple[str, str]] = {}
     for identifier in segment_ids(node):
-        segment, tag = node.GetSegmentation().GetSegment(identifier), vtk.reference("")
-        if not segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag):
-            continue
-        # The third of seven parts is the type: scheme, code and meaning.
-        parts = "".join(str(tag).split("~")[2:3]).split("^")
-        code = (parts[0], parts[1]) if len(parts) > 1 else ("", "")
+        segment = node.GetSegmentation().GetSegment(identifier)
+        code = type_code(segment)
         if code not in known:
             continue
         values[segment.GetName()] = known[code]

@@ -13,7 +13,7 @@ from segmamba.utils.arrays import label_boxes
 from segmamba_mrml.application import needed_packages
 from segmamba_mrml.refinement import read_layer, shifted
 from segmamba_mrml.reports import parts, read_report
-from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside
+from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside, volume_node_of
 from segmamba_mrml.vertebra_segments import vertebra_labels, vertebrae_of
 from segmamba_mrml.volumes import RAS_TO_LPS, volume_of, world_matrix
 
@@ -65,9 +65,7 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
         A package is missing.
     """
     masks = _masks(segmentation_node)
-    volume_node = volume_node or segmentation_node.GetNodeReference(
-        segmentation_node.GetReferenceImageGeometryReferenceRole()
-    )
+    volume_node = volume_node or volume_node_of(segmentation_node)
     if volume_node is None:
         raise InputError(
             f"The volume of '{segmentation_node.GetName()}' is not in the scene: load it, or pass it to the call."

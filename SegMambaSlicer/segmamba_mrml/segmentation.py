@@ -196,6 +196,20 @@ def check_segmentation(node: Any, volume_node: Any) -> None:
         )
 
 
+def type_code(segment: Any) -> tuple[str, str]:
+    """Return scheme and value of a segment's type, two empty texts where its terminology tag has none."""
+    tag = vtk.reference("")
+    segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag)
+    # The third of seven parts: scheme, code and meaning.
+    code = "".join(str(tag).split("~")[2:3]).split("^")
+    return (code[0], code[1]) if len(code) > 1 else ("", "")
+
+
+def volume_node_of(node: Any) -> Any:
+    """Return the volume node that a segmentation node refers to, or None where that is not in the scene."""
+    return node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+
+
 def segment_ids(node: Any) -> list[str]:
     """Return the IDs of a segmentation node's segments, in their order."""
     segmentation = node.GetSegmentation()

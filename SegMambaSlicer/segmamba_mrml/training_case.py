@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import slicer
-import vtk
 
 import segmamba
 from segmamba.errors import InputError, OutputError
@@ -28,7 +27,7 @@ from segmamba.labels import Label
 from segmamba.models.settings import user_folder
 from segmamba.utils.atomic import atomic_write
 from segmamba_mrml.reports import parts, read_report
-from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.segmentation import segment_ids, type_code
 from segmamba_mrml.volumes import volume_of
 
 DESCRIPTION, BACKGROUND = "dataset.json", "background"
@@ -152,7 +151,7 @@ def labels_on_volume(
     labels = np.zeros(slicer.util.arrayFromVolume(volume_node).shape, np.uint8)
     for identifier in segment_ids(segmentation_node):
         segment = segmentation_node.GetSegmentation().GetSegment(identifier)
-        label = by_code.get(_code_of(segment))
+        label = by_code.get(type_code(segment))
         name = label.name if label else segment.GetName()
         if name not in values:
             values[name] = _free_value(label.value if label else FIRST_OWN_VALUE, values, segmentation_node)
@@ -222,15 +221,6 @@ def _free_value(wanted: int, values: Mapping[str, int], node: Any) -> int:
     if not free:
         raise InputError(f"'{node.GetName()}' has more structures than a label map has values: remove some segments.")
     return free[0]
-
-
-def _code_of(segment: Any) -> tuple[str, str]:
-    """Return scheme and value of a segment's type, the third of the seven parts of its terminology tag."""
-    tag = vtk.reference("")
-    if not segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag):
-        return "", ""
-    code = "".join(str(tag).split("~")[2:3]).split("^")
-    return (code[0], code[1]) if len(code) > 1 else ("", "")
 
 
 def _write(array: np.ndarray, volume: Volume, path: Path) -> None:

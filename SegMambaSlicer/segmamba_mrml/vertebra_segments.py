@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import slicer
-import vtk
-
 from segmamba.errors import InputError
 from segmamba.labels import Label
 from segmamba.models.manifest import load_manifest
 from segmamba.spine.levels import C1, L6, level_name
-from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.segmentation import segment_ids, type_code
 
 LEVELS = {level_name(value): value for value in range(C1, L6 + 1)}
 
@@ -27,13 +24,9 @@ def vertebrae_of(node: Any) -> dict[str, int]:
     codes = {(label.type.scheme, label.type.value): value for value, label in vertebra_labels().items()}
     found = {}
     for identifier in segment_ids(node):
-        tag = vtk.reference("")
-        if node.GetSegmentation().GetSegment(identifier).GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag):
-            # The third of seven parts is the type: scheme, code and meaning.
-            types = [part.split("^") for part in str(tag).split("~")[2:3]]
-            level = codes.get((types[0][0], types[0][1])) if types and len(types[0]) > 1 else None
-            if level is not None:
-                found[identifier] = level
+        level = codes.get(type_code(node.GetSegmentation().GetSegment(identifier)))
+        if level is not None:
+            found[identifier] = level
     return found
 
 

@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from segmamba.spine.levels import SACRUM, level_name
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, follow_undo, parts, read_report
-from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.segmentation import segment_ids, volume_node_of
 from SegMambaSlicerLib.messages import (
     WARNING_STYLE,
     bulletList,
@@ -164,7 +164,7 @@ class ResultSection:
         slicer.util.selectModule("SegmentEditor")
         editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
         editor.setSegmentationNode(self.node)
-        volumeNode = self.node.GetNodeReference(self.node.GetReferenceImageGeometryReferenceRole())
+        volumeNode = volume_node_of(self.node)
         if volumeNode is not None:
             editor.setSourceVolumeNode(volumeNode)
 

@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from segmamba.errors import ModelError, SegMambaError
 from segmamba_mrml.reports import parts, read_report
+from segmamba_mrml.segmentation import volume_node_of
 from segmamba_mrml.training_case import image_digest, save_training_case, saved_case
 from segmamba_mrml.volumes import volume_of
 from SegMambaSlicerLib.sections.model import ModelSection
@@ -53,7 +54,7 @@ class TrainingCaseSection:
         # Meanwhile the scene may have been closed.
         if not folder or node is None:
             return
-        volume = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+        volume = volume_node_of(node)
         if volume is None:
             self.said.emit(_("The volume of this result is not in the scene: load it again."), True)
             return

@@ -20,6 +20,7 @@ from segmamba.io import dicom
 from segmamba.io.dicom_headers import headers, is_directory, modality_of, pydicom
 from segmamba.io.read import check_values
 from segmamba.io.volume import Volume
+from segmamba.utils.paths import file_state
 
 MODALITIES = ("CT", "MR")
 # A sagittal MR of a spine has from about 10 slices; localizers have up to 7.
@@ -177,7 +178,7 @@ def _found(path: Path) -> _Chosen:
         # macOS puts a hidden file beside each one on a foreign disk.
         beside = (other for other in path.parent.iterdir() if other == path or other.name[0] != ".")
         paths = tuple(sorted(other for other in beside if other.is_file()))
-    return _chosen(path, paths, tuple(map(_state, paths)))
+    return _chosen(path, paths, tuple(map(file_state, paths)))
 
 
 def read(path: Path) -> Volume:
@@ -237,14 +238,6 @@ def _chosen(path: Path, paths: tuple[Path, ...], _states: tuple[Any, ...]) -> _C
                 f"{one.files[0]} is damaged: copy or export it again, or remove it if it is not a slice of the scan."
             )
     return _Chosen(chosen.files, notes)
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
 
 
 def _only(folder: Path, found: Sequence[Series]) -> Series:

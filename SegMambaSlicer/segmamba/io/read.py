@@ -21,7 +21,7 @@ from segmamba.io.headers import missing_data, place_notes
 from segmamba.io.padding import padding_to_air
 from segmamba.io.stored_grid import straightened
 from segmamba.io.volume import IMPOSSIBLE, NO_MEMORY, UNKNOWN, Volume, check_geometry, check_scalar_3d, image_geometry
-from segmamba.utils.paths import check_input, misnamed
+from segmamba.utils.paths import check_input, file_state, misnamed
 
 # What ITK says where memory is short.
 NO_MEMORY_SIGN = "Failed to allocate memory"
@@ -135,7 +135,7 @@ def read_image(path: Path) -> Volume:
 
 def read_stored(path: Path) -> Volume:
     """Return what `read_image` does, with the file's own voxels and axes, which may be at other than right angles."""
-    state = _state(path)
+    state = file_state(path)
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes): copy or export it again.")
     wrong_name = misnamed(path)
@@ -166,16 +166,8 @@ def modality_of(source: Any) -> str | None:
 
 
 def _check_unchanged(path: Path, state: tuple[int, int] | None) -> None:
-    if _state(path) != state:
+    if file_state(path) != state:
         raise InputError(f"{path} changed while it was read: wait until it is complete, then try again.")
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
 
 
 def _read_with_itk(path: Path) -> Volume:

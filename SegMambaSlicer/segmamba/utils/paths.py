@@ -17,6 +17,15 @@ PACKED = ".nii.gz"
 BEGINNINGS = ((b"NRRD0", ".nrrd"), (b"ObjectType", ".mha"), (b"NDims", ".mha"), (b"Comment", ".mha"))
 
 
+def file_state(path: Path) -> tuple[int, int] | None:
+    """Return size and time of change of a file, which tell whether it was changed; None where it is not there."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
 def check_text(path: str | os.PathLike[str], kind: type[SegMambaError] = InputError) -> None:
     """Raise an error of a kind if a path is not valid text: readers written in C++ end the process at it."""
     text = os.fspath(path)
