@@ -8,33 +8,18 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from segmamba.errors import SegMambaError
 from segmamba_mrml.export import NIFTI, OBJ, STL, export_segmentation
 from SegMambaSlicerLib.sections.result import ResultSection
-from SegMambaSlicerLib.signal import Signal
+from SegMambaSlicerLib.sections.result_part import ResultPart
 
 FORMATS = {STL: _("STL surfaces"), OBJ: _("OBJ surfaces"), NIFTI: _("NIfTI label map")}
 
 
-class ExportSection:
-    """Exports the segmentation that is shown.
-
-    Parameters
-    ----------
-    ui : object
-        The panel's widgets by name.
-    results : ResultSection
-        Shows the segmentation.
-
-    Attributes
-    ----------
-    said : Signal
-        Emitted with a sentence for the user, and whether it is about a problem.
-    """
+class ExportSection(ResultPart):
+    """Exports the segmentation that is shown; see `ResultPart`."""
 
     def __init__(self, ui: Any, results: ResultSection) -> None:
-        self._ui, self._results = ui, results
-        self.said = Signal()
+        super().__init__(ui, results)
         for file_format, title in FORMATS.items():
             ui.exportFormatComboBox.addItem(title, file_format)
         ui.exportButton.connect("clicked(bool)", self._onExport)
@@ -51,10 +36,9 @@ class ExportSection:
         # Meanwhile the scene may have been closed.
         if not folder or self._results.node is None:
             return
-        try:
-            with slicer.util.WaitCursor():
-                made = export_segmentation(self._results.node, folder, self._ui.exportFormatComboBox.currentData)
-        except SegMambaError as error:
-            self.said.emit(str(error), True)
-        else:
-            self.said.emit(_("Exported to {folder}.").format(folder=made), False)
+        self._say(lambda: self._exported(folder))
+
+    def _exported(self, folder: str) -> str:
+        with slicer.util.WaitCursor():
+            made = export_segmentation(self._results.node, folder, self._ui.exportFormatComboBox.currentData)
+        return _("Exported to {folder}.").format(folder=made)

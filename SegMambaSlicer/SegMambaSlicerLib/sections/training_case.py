@@ -15,30 +15,21 @@ from segmamba_mrml.training_case import image_digest, save_training_case, saved_
 from segmamba_mrml.volumes import volume_of
 from SegMambaSlicerLib.sections.model import ModelSection
 from SegMambaSlicerLib.sections.result import ResultSection
-from SegMambaSlicerLib.signal import Signal
+from SegMambaSlicerLib.sections.result_part import ResultPart
 
 
-class TrainingCaseSection:
-    """Saves the segmentation that is shown, with its volume.
+class TrainingCaseSection(ResultPart):
+    """Saves the segmentation that is shown, with its volume; see `ResultPart`.
 
     Parameters
     ----------
-    ui : object
-        The panel's widgets by name.
-    results : ResultSection
-        Shows the segmentation.
     models : ModelSection
         Knows the structures of the model that made it.
-
-    Attributes
-    ----------
-    said : Signal
-        Emitted with a sentence for the user, and whether it is about a problem.
     """
 
     def __init__(self, ui: Any, results: ResultSection, models: ModelSection) -> None:
-        self._ui, self._results, self._models = ui, results, models
-        self.said = Signal()
+        super().__init__(ui, results)
+        self._models = models
         ui.trainingCaseButton.connect("clicked(bool)", self._onSave)
         results.shown.connect(self.refresh)
         self.refresh()

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from segmamba.errors import SegMambaError
 from segmamba_mrml.vertebra_segments import vertebrae_of
-from SegMambaSlicerLib.sections.result import ResultSection
-from SegMambaSlicerLib.signal import Signal
+from SegMambaSlicerLib.sections.result_part import ResultPart
 
 
-class VertebraeSection:
-    """A section for the segmentation that is shown.
-
-    Parameters
-    ----------
-    ui : object
-        The panel's widgets by name.
-    results : ResultSection
-        Shows the segmentation.
-
-    Attributes
-    ----------
-    said : Signal
-        Emitted with a sentence for the user, and whether it is about a problem.
-    """
-
-    def __init__(self, ui: Any, results: ResultSection) -> None:
-        self._ui, self._results = ui, results
-        self.said = Signal()
+class VertebraeSection(ResultPart):
+    """A section for the vertebrae of the segmentation that is shown; see `ResultPart`."""
 
     def _levels(self) -> dict[str, int]:
         """Return the levels of the vertebrae that are shown, by segment ID."""
         node = self._results.node
         return vertebrae_of(node) if node is not None else {}
-
-    def _say(self, work: Callable[[], str]) -> None:
-        """Do some work, and say what it returns, or what went wrong."""
-        try:
-            self.said.emit(work(), False)
-        except SegMambaError as error:
-            self.said.emit(str(error), True)
