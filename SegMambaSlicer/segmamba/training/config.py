@@ -53,6 +53,8 @@ class Config(RunConfig):
         Weights (``.safetensors``) that a run without a state starts from, or empty.
     batch, iterations, warmup, learning_rate, weight_decay, ema
         AdamW with a linear warm-up and a cosine decay over ``iterations``; weights are averaged with decay ``ema``.
+    minutes : float or None
+        The decay and the run end when so much time was spent on steps, too, counted over all parts of a run.
     log_every, checkpoint_every, evaluate_every : int
         In iterations.
     seed : int

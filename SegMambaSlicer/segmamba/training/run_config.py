@@ -24,6 +24,7 @@ class RunConfig:
     start_from: str = ""
     batch: int = 2
     iterations: int = 30000
+    minutes: float | None = None
     warmup: int = 500
     learning_rate: float = 6e-4
     weight_decay: float = 1e-2
@@ -45,5 +46,7 @@ class RunConfig:
                 raise ValueError(f"{name} must be a whole number of at least 1")
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0):
             raise ValueError("learning_rate must be positive, weight_decay and warmup must not be negative")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError("minutes must be positive")
         if not 0 <= self.ema < 1:
             raise ValueError("ema must be at least 0 and below 1")

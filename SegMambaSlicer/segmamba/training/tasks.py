@@ -49,18 +49,19 @@ class Task:
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
     def learning_rate(self, run: Run) -> float:
-        """Return the rate of the next step: linear warm-up, then cosine decay over the iterations."""
+        """Return the rate of the next step: linear warm-up, then cosine decay over the iterations or the minutes."""
         config = run.config
         done = (run.iteration - config.warmup) / max(1, config.iterations - config.warmup)
-        return warmed_up(run, max(LAST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, done)))))
+        done = min(1.0, max(done, time_spent(run)))
+        return warmed_up(run, max(LAST_RATE, 0.5 * (1 + math.cos(math.pi * done))))
 
     def is_over(self, run: Run) -> bool:
         """Whether the run's own budget is spent, apart from its iterations."""
-        return False
+        return time_spent(run) >= 1
 
     def part_done(self, run: Run) -> float:
-        """Return the part of the whole training that is done, 0 to 1."""
-        return min(1.0, run.iteration / run.config.iterations)
+        """Return the part of the whole training that is done, 0 to 1: of its iterations or of its minutes."""
+        return max(min(1.0, run.iteration / run.config.iterations), time_spent(run))
 
     @property
     def evaluates(self) -> bool:
@@ -70,6 +71,12 @@ class Task:
     def evaluate(self, run: Run) -> float | None:
         """Measure the averaged network, log it, and return the figure that the best weights are chosen by, if any."""
         return None
+
+
+def time_spent(run: Run) -> float:
+    """Return the part of the time for steps that was spent, 0 to 1; 0 where it is not limited."""
+    minutes = run.config.minutes
+    return 0.0 if minutes is None else min(1.0, run.seconds / (60 * minutes))
 
 
 def warmed_up(run: Run, share: float) -> float:

@@ -315,6 +315,15 @@ def test_the_rate_warms_up_and_decays(config: Config) -> None:
     assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.005, 0.005])
 
 
+def test_the_rate_decays_with_the_time_where_it_is_limited(config: Config) -> None:
+    run = loop.Run(replace(config, warmup=0, iterations=1000, minutes=10.0, learning_rate=1.0), CPU)
+    rates = []
+    for run.seconds in (0.0, 300.0, 600.0):
+        rates.append(run.learning_rate())
+    assert rates == pytest.approx([1.0, 0.5, 0.005])
+    assert run.task.is_over(run)
+
+
 def test_an_evaluation_case_lies_on_the_models_grid_in_hounsfield_units(folder: Path) -> None:
     with np.load(folder / "cases" / "phantom.npz") as case:
         image, labels = case["image"], case["labels"]

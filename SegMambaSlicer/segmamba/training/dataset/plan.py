@@ -28,8 +28,6 @@ class Recipe(RunConfig):
 
     Attributes
     ----------
-    minutes : float or None
-        The learning rate ends, and the run with it, when so much time was spent on steps; or ``iterations`` earlier.
     optimizer : str
         "adamw", or "sgd" with Nesterov momentum 0.99.
     schedule : str
@@ -45,7 +43,6 @@ class Recipe(RunConfig):
     """
 
     folder: str = "."
-    minutes: float | None = None
     warmup: int = 50
     optimizer: str = "adamw"
     schedule: str = "polynomial"
@@ -65,8 +62,6 @@ class Recipe(RunConfig):
             raise ValueError("readers must be a whole number of at least 1")
         if not 0 <= self.foreground_share <= 1:
             raise ValueError("foreground_share must be from 0 to 1")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError("minutes must be positive")
 
 
 @dataclass(frozen=True)

@@ -74,17 +74,6 @@ class DatasetTask(Task):
             return warmed_up(run, 0.5 * (1 - math.cos(math.pi * left)))
         return warmed_up(run, left**POWER)
 
-    def is_over(self, run: Run) -> bool:
-        return self._spent(run) >= 1
-
-    def part_done(self, run: Run) -> float:
-        return max(super().part_done(run), self._spent(run))
-
-    def _spent(self, run: Run) -> float:
-        """Return the part of the time for steps that was spent, 0 to 1; 0 where it is not limited."""
-        minutes = self.plan.recipe.minutes
-        return 0.0 if minutes is None else min(1.0, run.seconds / (60 * minutes))
-
     @property
     def evaluates(self) -> bool:
         return bool(self.validation)
