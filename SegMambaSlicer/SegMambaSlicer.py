@@ -251,7 +251,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         ----------
         volumeNode : vtkMRMLScalarVolumeNode
         task : str, optional
-            "vertebrae" or "colorectal"; not needed with ``model``.
+            "vertebrae", "colorectal" or "brain-tumour"; not needed with ``model``.
         onProgress : callable, optional
             Called with a stage's name and the fraction of it that is done.
         allItems : bool

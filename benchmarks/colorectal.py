@@ -145,10 +145,11 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
     """
     config, volume = subject.config, read_volume(image)
     grid_of = Preprocessing("LPS", (config.spacing,) * 3, "linear", -500.0, -1024.0, config.channels)
-    channels, grid = resample_to_model(volume, replace(load_manifest().models[0], preprocessing=grid_of))
+    model = replace(load_manifest().models[0], preprocessing=grid_of)
+    channels, grid = resample_to_model(volume, model)
     start = time.monotonic()
     tensor = torch.from_numpy(channels)
-    answer = subject.labels(tensor, padding_values(grid_of, tensor))
+    answer = subject.labels(tensor, padding_values(model, tensor))
     seconds = time.monotonic() - start
     reference = colon_of(labels, grid.geometry)
     entry = real_results(image, answer, reference, config.spacing)

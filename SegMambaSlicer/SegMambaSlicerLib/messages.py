@@ -30,7 +30,7 @@ STAGE_TITLES = {
     "postprocess": _("Cleaning up"),
     "write": _("Writing"),
 }
-TASK_TITLES = {"vertebrae": _("Vertebrae"), "colorectal": _("Colorectal cancer")}
+TASK_TITLES = {"vertebrae": _("Vertebrae"), "colorectal": _("Colorectal cancer"), "brain-tumour": _("Brain tumour")}
 # Legible on light and on dark grounds.
 WARNING_STYLE = "color: #d9480f;"
 # Below this mean probability of its voxels a segment is marked, and below this one of its level.

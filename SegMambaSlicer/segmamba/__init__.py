@@ -7,7 +7,7 @@ Examples
 --------
 >>> import segmamba
 >>> segmamba.load_manifest().tasks
-('vertebrae', 'colorectal')
+('vertebrae', 'colorectal', 'brain-tumour')
 """
 
 from __future__ import annotations

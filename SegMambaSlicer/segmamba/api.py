@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segmamba.inference.channels import in_order, joined
 from segmamba.io.convert import as_volume
 from segmamba.io.modality import check_modality
 from segmamba.io.volume import Volume
@@ -26,6 +27,7 @@ def segment(
     *,
     model: str | Model | None = None,
     affine: np.ndarray | None = None,
+    channels: Mapping[str, Any] | None = None,
     options: Options | None = None,
     progress: Callable[[str, float], None] | None = None,
     **changes: Any,
@@ -38,11 +40,14 @@ def segment(
         A path is that of a NIfTI, NRRD or MetaImage file, or of a DICOM series (its folder or one of its files). An
         array has the shape (x, y, z). CT is in Hounsfield units.
     task : str, optional
-        "vertebrae" or "colorectal": use the default model of this task.
+        "vertebrae", "colorectal" or "brain-tumour": use the default model of this task.
     model : str or Model, optional
         A model's id, or an entry of a manifest, instead of the task's default.
     affine : array_like, shape (4, 4), optional
         For an array only: the matrix from index (x, y, z, 1) to RAS millimetres, as in nibabel.
+    channels : mapping of str to image, optional
+        For a model that takes several co-registered volumes: those besides ``image``, by the names of its channels,
+        each one of the above but an array.
     options : Options, optional
         How the model runs.
     progress : callable, optional
@@ -73,8 +78,14 @@ def segment(
     """
     chosen = model if isinstance(model, Model) else load_models().choose(task, model)
     options = replace(options or Options(), **changes)
-    volume = as_volume(image, affine)
-    check_modality(volume, chosen, options.modality)
+    given = in_order(chosen, image, channels or {})
+    if chosen.input_channels:
+        own = next(number for number, item in enumerate(given) if item is image)
+        volumes = [as_volume(item, affine if number == own else None) for number, item in enumerate(given)]
+        volume = joined(volumes, own, chosen, options.modality)
+    else:
+        volume = as_volume(image, affine)
+        check_modality(volume, chosen, options.modality)
 
     from segmamba.inference import pipeline  # imports torch, which what is refused above need not wait for
 

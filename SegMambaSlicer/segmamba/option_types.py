@@ -9,9 +9,10 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, ClassVar
 
 from segmamba.errors import InputError, SegMambaError
@@ -29,10 +30,13 @@ class OptionType:
         How many words a value is on the command line; None for one.
     word : callable
         What makes a value of each word.
+    repeated : bool
+        Whether the option is named once for each of several words.
     """
 
     words: ClassVar[int | None] = None
     word: ClassVar[Any] = str
+    repeated: ClassVar[bool] = False
 
     def convert(self, value: Any) -> Any:
         """Return a value as its field holds it; TypeError or ValueError if it is not one."""
@@ -47,6 +51,10 @@ class OptionType:
     def to_words(self, value: Any) -> list[str]:
         """Return the words for a value; the inverse of `from_words` and `convert`."""
         return [str(value)]
+
+    def absolute(self, value: Any) -> Any:
+        """Return a value that means the same in another working folder."""
+        return value
 
     def values(self) -> str:
         """Return in words which values there are; empty for any."""
@@ -134,8 +142,33 @@ class FilePath(OptionType):
             raise TypeError("bytes")
         return path
 
+    def absolute(self, value: str) -> str:
+        return str(Path(value).absolute())
+
     def values(self) -> str:
         return "a path"
+
+
+class NamedFiles(OptionType):
+    """Paths by name: a mapping, or on the command line ``NAME=FILE`` once for each. None where there is none."""
+
+    repeated: ClassVar[bool] = True
+
+    def convert(self, value: Any) -> dict[str, str] | None:
+        pairs = list(value.items()) if isinstance(value, Mapping) else [_named(word) for word in value]
+        found = {str(name): FilePath().convert(path) for name, path in pairs}
+        if len(found) < len(pairs) or not all(name and path for name, path in found.items()):
+            raise ValueError("not one file for each name")
+        return found or None
+
+    def to_words(self, value: Mapping[str, str]) -> list[str]:
+        return [f"{name}={path}" for name, path in value.items()]
+
+    def absolute(self, value: Mapping[str, str]) -> dict[str, str]:
+        return {name: FilePath().absolute(path) for name, path in value.items()}
+
+    def values(self) -> str:
+        return "one file for each name, as NAME=FILE"
 
 
 class Names(OptionType):
@@ -194,6 +227,8 @@ class Declaration:
         Stands for the value in the command line's help.
     title : str
         What errors call it; by default its name.
+    flag : str
+        What the command line calls it; by default its name.
     error : type of SegMambaError
         Of the error for a wrong value.
     """
@@ -202,6 +237,7 @@ class Declaration:
     help: str
     metavar: str | tuple[str, ...] | None = None
     title: str = ""
+    flag: str = ""
     error: type[SegMambaError] = InputError
 
 
@@ -233,6 +269,13 @@ def convert_options(owner: Any) -> None:
         except (TypeError, ValueError) as error:
             title = declaration.title or name.replace("_", " ")
             raise declaration.error(declaration.kind.problem(title, value)) from error
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, sign, path = word.partition("=")
+    if not sign:
+        raise ValueError("no name")
+    return name.strip(), path
 
 
 def _corner(values: Any) -> Corner:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from segmamba.errors import DeviceError, InputError, ModelError
@@ -15,6 +14,7 @@ from segmamba.option_types import (
     Choice,
     Corner,
     FilePath,
+    NamedFiles,
     Names,
     Number,
     OptionType,
@@ -111,7 +111,17 @@ class Request:
         ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG)",
         metavar="FILE",
     )
-    task: str | None = option(OptionType(), "vertebrae or colorectal: use the default model of this task", None)
+    channels: dict[str, str] | None = option(
+        NamedFiles(),
+        "for a model that takes several co-registered volumes: one of those besides the input, by the name of its "
+        "channel, such as t1c=T1C.nii.gz; once for each",
+        None,
+        metavar="NAME=FILE",
+        flag="channel",
+    )
+    task: str | None = option(
+        OptionType(), "vertebrae, colorectal or brain-tumour: use the default model of this task", None
+    )
     model: str | None = option(OptionType(), "use this model: see 'segmamba models'", None, metavar="ID")
     report: str | None = option(FilePath(), "write the report (what was found, and how) as JSON", None, metavar="FILE")
     preview: str | None = option(FilePath(), "write a PNG preview of three planes", None, metavar="FILE")
@@ -145,8 +155,8 @@ class Request:
         """Return the request for JSON, with absolute paths: the worker may run in another folder."""
         content = asdict(self)
         for name, (_field, declaration) in declared(self).items():
-            if isinstance(declaration.kind, FilePath) and content[name]:
-                content[name] = str(Path(content[name]).absolute())
+            if content[name]:
+                content[name] = declaration.kind.absolute(content[name])
         return content
 
     @classmethod
@@ -165,7 +175,7 @@ class Request:
 
 
 # What differs from volume to volume, and what is the same for many.
-FILES = ("input", "output", "report", "preview", "measurements")
+FILES = ("input", "output", "channels", "report", "preview", "measurements")
 SETTINGS = tuple(name for name in (*declared(Request), *declared(Options)) if name not in FILES)
 
 

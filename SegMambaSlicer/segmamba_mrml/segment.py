@@ -215,7 +215,7 @@ def segment_volume_node(
     volume_node : vtkMRMLScalarVolumeNode
         CT or MR volume, also under a linear transform.
     task : str, optional
-        "vertebrae" or "colorectal"; not needed with the option ``model``.
+        "vertebrae", "colorectal" or "brain-tumour"; not needed with the option ``model``.
     output_node : vtkMRMLSegmentationNode, optional
         Node to add the segments to; what it holds is kept. By default a new one.
     roi_node : vtkMRMLMarkupsROINode, optional

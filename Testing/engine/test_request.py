@@ -69,6 +69,9 @@ def test_one_field_is_all_that_an_option_needs() -> None:
         ({"task": 3}, InputError, "The task is 3: give a name."),
         ({"checkpoint": 3}, InputError, "The checkpoint is 3: give a path."),
         ({"report": b"r.json"}, InputError, "The report is b'r.json': give a path."),
+        ({"channels": ["t1c"]}, InputError, "The channels is ['t1c']: give one file for each name, as NAME=FILE."),
+        ({"channels": ["a=b", "a=c"]}, InputError, "give one file for each name, as NAME=FILE."),
+        ({"channels": {"a": 3}}, InputError, "give one file for each name, as NAME=FILE."),
         ({"overwrite": 1}, InputError, "The overwrite is 1: give True or False."),
     ],
 )

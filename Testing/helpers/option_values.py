@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from segmamba.option_types import Choice, FilePath, Names, Number, OptionType, Region, Switch, WholeNumber, declared
+from segmamba.option_types import (
+    Choice,
+    FilePath,
+    NamedFiles,
+    Names,
+    Number,
+    OptionType,
+    Region,
+    Switch,
+    WholeNumber,
+    declared,
+)
 from segmamba.request import Options, Request
 
 SAMPLES: dict[type[OptionType], Any] = {
     OptionType: "a model",
     FilePath: "-folder of/ü.json",
+    NamedFiles: {"t1c": "-folder of/ü=1.nii", "T2w": "b.nii"},
     Names: ("L1 vertebra", "21"),
     Number: 1e-5,
     Region: ((-2e-5, 1.5, -40.25), (1e-7, 3.0, 70.0)),

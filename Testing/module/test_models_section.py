@@ -18,6 +18,7 @@ from helpers.processes import behind
 from helpers.trained_model import OWN, write_run
 
 from segmamba.errors import InstallationError
+from segmamba.models.resources import MANIFEST_NAME, resource_root
 
 pytest_plugins = ("helpers.models_section",)
 NAME = "SegMambaSlicer"
@@ -90,7 +91,7 @@ def test_a_model_that_the_user_trained_is_imported_chosen_and_run(
     click(section.importButton)
     assert done().startswith(f"Installed: {OWN}, trained on cubes")
     tasks = section.taskComboBox
-    assert [tasks.itemData(index) for index in range(tasks.count)] == ["vertebrae", "colorectal", OWN]
+    assert [tasks.itemData(index) for index in range(tasks.count)] == ["vertebrae", "colorectal", "brain-tumour", OWN]
     tasks.currentIndex = tasks.findData(OWN)
     assert tasks.currentText == section.modelComboBox.currentText == "Lumbar: L1, L2, L3 (trained here)"
     assert "trained on cubes" in section.modelSummaryLabel.text
@@ -306,12 +307,16 @@ def test_bundle_says_itself_what_it_has(section, answer, done, click, a_weights_
     assert done().startswith(f"Installed: {tiny.MISSING_ID}")
 
 
-def test_model_that_cannot_run_is_listed_and_not_offered_for_a_run(the_module, click):
+def test_model_that_cannot_run_is_listed_and_not_offered_for_a_run(the_module, click, tmp_path):
     ui = the_module.ui
+    content = json.loads((resource_root() / MANIFEST_NAME).read_text(encoding="utf-8"))
+    content["models"][-1]["unsupported"] = "it needs a newer version."
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    the_module.useManifest(tmp_path / "manifest.json")
     click(ui.modelsSection)
     titles = [ui.modelsTable.item(index, 0) for index in range(ui.modelsTable.rowCount)]
     (brats,) = (item for item in titles if "BraTS" in item.text())
-    assert "Cannot be used: it needs four co-registered MR volumes" in brats.toolTip()
+    assert "Cannot be used: it needs a newer version." in brats.toolTip()
     assert ui.importAsComboBox.findData("segmamba-v2-brats2023-official") > 0
     assert ui.taskComboBox.findData("brain-tumour") == -1
 

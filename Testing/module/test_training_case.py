@@ -84,7 +84,7 @@ def test_two_corrected_cases_become_a_fine_tuned_model_that_the_panel_offers(
     wait_until(lambda: ui.importButton.enabled)
     assert ui.modelsLabel.text.startswith("Installed: own-cases-fold-0"), ui.modelsLabel.text
     tasks = [ui.taskComboBox.itemData(index) for index in range(ui.taskComboBox.count)]
-    assert tasks == ["vertebrae", "colorectal", "own-cases-fold-0", own_model]
+    assert tasks == ["vertebrae", "colorectal", "brain-tumour", "own-cases-fold-0", own_model]
 
 
 def test_the_same_image_takes_its_place_again_only_when_the_user_agrees(

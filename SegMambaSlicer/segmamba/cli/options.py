@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field
 from typing import Any
 
-from segmamba.option_types import Choice, Switch, declared
+from segmamba.option_types import KEY, Choice, Switch, declared
 from segmamba.request import FILES, Options, Request
 
 KNOWN = declared(Request) | declared(Options)
@@ -22,7 +22,8 @@ def add_options(parser: Any, names: Iterable[str]) -> None:
         if isinstance(kind, Switch):
             parser.add_argument(flag(each), action="store_const", const=not each.default, **what)
         else:
-            parser.add_argument(flag(each), type=kind.word, nargs=kind.words, metavar=declaration.metavar, **what)
+            what |= {"action": "append"} if kind.repeated else {"nargs": kind.words}
+            parser.add_argument(flag(each), type=kind.word, metavar=declaration.metavar, **what)
 
 
 def read_request(namespace: argparse.Namespace, **values: Any) -> Request:
@@ -47,8 +48,8 @@ def to_arguments(request: Request) -> list[str]:
             if isinstance(declaration.kind, Switch):
                 found.append(flag(each))
             elif declaration.kind.words is None:
-                # In one word, for a value that begins with a dash.
-                found.append(f"{flag(each)}={words[0]}")
+                # Each in one word, for a value that begins with a dash.
+                found += [f"{flag(each)}={word}" for word in words]
             else:
                 found += [flag(each), *words]
     return found
@@ -56,7 +57,8 @@ def to_arguments(request: Request) -> list[str]:
 
 def flag(each: Field[Any]) -> str:
     """Return what an option is called on the command line: ``--scan-backend``, or ``--no-refine`` to switch it off."""
-    return f"--{'no-' if each.default is True else ''}{each.name.replace('_', '-')}"
+    name = each.metadata[KEY].flag or each.name.replace("_", "-")
+    return f"--{'no-' if each.default is True else ''}{name}"
 
 
 def help_of(name: str) -> str:

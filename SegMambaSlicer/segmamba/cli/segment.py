@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=_run)
     parser.add_argument("input", metavar="INPUT", help=help_of("input"))
     parser.add_argument("--output", "-o", required=True, metavar="FILE", help=help_of("output"))
-    add_options(parser, ("report", "preview", "measurements", *SETTINGS))
+    add_options(parser, ("channels", "report", "preview", "measurements", *SETTINGS))
     parser.add_argument("--in-process", action="store_true", help="run without a worker process, for debugging")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 

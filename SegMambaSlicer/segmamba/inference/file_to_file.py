@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from segmamba.errors import (
     SegMambaError,
     package_problem,
 )
+from segmamba.inference.channels import check_files, in_order, joined
 from segmamba.io import dicom_index
 from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
@@ -109,17 +110,18 @@ def _segment_file(
     chosen_labels(model, request.options.structures)
     if request.measurements and model.task != VERTEBRAE_TASK:
         raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
+    files = in_order(model, request.input, request.channels or {})
+    check_files(files, model)
     _check_outputs(request)
     root = Path(request.manifest).parent if request.manifest else None
     started = time.perf_counter()
     progress("read", 0.0)
-    volume = resolve_modality(read_volume(request.input), request.options.modality)
+    volume = _read(files, request, model)
     read_seconds = time.perf_counter() - started
     progress("read", 1.0)
 
     from segmamba.inference.pipeline import segment
 
-    check_modality(volume, model, request.options.modality)
     checkpoint = Path(request.checkpoint) if request.checkpoint else None
     result = segment(volume, model, request.options, progress, cancelled, checkpoint, root)
     # From here on the job is not cancelled: whole files are written.
@@ -141,6 +143,7 @@ def _segment_file(
     report = {
         **result.report,
         "input": request.input,
+        **_describe_channels(files, model),
         "output": request.output,
         "preview": request.preview,
         "run": {**result.report["run"], "warnings": [*result.report["run"]["warnings"], *noted]},
@@ -150,6 +153,23 @@ def _segment_file(
         reporting.write_report(request.report, report)
     progress("write", 1.0)
     return report
+
+
+def _read(files: Sequence[str], request: Request, model: Model) -> Volume:
+    """Read what a model takes, and check it: a volume, or several on the grid of the input."""
+    modality = request.options.modality
+    if not model.input_channels:
+        volume = resolve_modality(read_volume(request.input), modality)
+        check_modality(volume, model, modality)
+        return volume
+    volume = joined([read_volume(file) for file in files], files.index(request.input), model, modality)
+    return resolve_modality(volume, modality)
+
+
+def _describe_channels(files: Sequence[str], model: Model) -> dict[str, Any]:
+    """Return for the report which file was which channel; nothing of a model that takes one volume."""
+    names = [channel.name for channel in model.input_channels]
+    return {"channels": dict(zip(names, files, strict=True))} if names else {}
 
 
 def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str, ...]:
@@ -199,7 +219,8 @@ def _check_outputs(request: Request) -> None:
     """Find out before any work whether the input can be opened and the results can be written."""
     check_output(request.output, (*LABELMAP_EXTENSIONS, SEG_EXTENSION))
     source = Path(request.input)
-    check_input(source)
+    for file in (request.input, *(request.channels or {}).values()):
+        check_input(Path(file))
     if _is_dicom_seg(request.output):
         if not source.is_dir() and not is_dicom(source):
             raise OutputError(f"{request.output} needs a DICOM series as input: choose another output format.")
@@ -213,7 +234,8 @@ def _check_outputs(request: Request) -> None:
         raise InstallationError(
             "A preview needs matplotlib: install it with 'pip install matplotlib', or leave out --preview."
         )
-    inputs = [Path(path).resolve() for path in (request.input, request.manifest, request.checkpoint) if path]
+    given = (request.input, *(request.channels or {}).values(), request.manifest, request.checkpoint)
+    inputs = [Path(path).resolve() for path in given if path]
     for output in outputs:
         if output.resolve() in inputs:
             raise OutputError(f"{output} is an input: choose another name for the result.")

@@ -111,7 +111,7 @@ def main_memory(
     windows : int
         Over that grid.
     input_voxels : int
-        Of the volume.
+        Of each volume that the model takes.
     beside_gpu : bool
         A CUDA GPU runs the networks: the windows' maps are there, but the answer comes to main memory.
     """
@@ -125,7 +125,8 @@ def main_memory(
         running = answer + max(running + answer * width / length, channel * BESIDE_FIRST_ANSWER)
     running += channel * len(model.preprocessing.normalization)
     weights = FLOAT * (model.entry.get("parameters") or 0)
-    return round(base + weights + FLOAT * input_voxels + max(PREPARING * input_voxels, running))
+    volumes = max(1, len(model.input_channels))
+    return round(base + weights + FLOAT * volumes * input_voxels + max(PREPARING * input_voxels, running))
 
 
 def fine_windows(size: tuple[int, int, int], model: Model, options: Options) -> int:

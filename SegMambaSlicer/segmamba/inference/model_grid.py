@@ -80,7 +80,7 @@ def model_grid(
     volume : Volume
     preprocessing : Preprocessing
         Of the model. With ``crop_threshold``, the volume is first cropped to the voxels above it, plus 10 mm; with
-        ``crop_nonzero``, to those that are not zero.
+        ``crop_nonzero``, to those that are not zero (of several channels in any).
     roi : Box, optional
         Limits the grid to this box and its surroundings, which the network sees and which are not labelled.
     context_mm : float
@@ -137,7 +137,7 @@ def _box_above(volume: Volume, threshold: float) -> tuple[slice, slice, slice]:
 
 
 def _box_of_nonzero(volume: Volume) -> tuple[slice, slice, slice]:
-    mask: np.ndarray = volume.array != 0
+    mask: np.ndarray = np.any([array != 0 for array in volume.channels or (volume.array,)], axis=0)
     if not mask.any():
         raise InputError("The volume holds nothing but zeros: check that it is the right volume.")
     return _box(mask, (0, 0, 0))

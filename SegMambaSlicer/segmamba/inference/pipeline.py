@@ -27,7 +27,7 @@ from segmamba.inference.postprocessing import postprocess
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import padding_values, resample_to_model
 from segmamba.inference.resample_back import resample_to_input
-from segmamba.inference.sliding_window import identity, predict, softmax
+from segmamba.inference.sliding_window import Activation, identity, predict, region_probabilities, softmax
 from segmamba.inference.windows import Windows, window_count
 from segmamba.io.labelmap import write_labelmap
 from segmamba.io.modality import CT, modality_note, modality_warning, model_for_modality, resolve_modality
@@ -133,7 +133,12 @@ def segment(
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
         labels, confidence = resample_to_input(
-            prediction.probabilities, prediction.grid, prediction.label_values, where, model.resamples_logits
+            prediction.probabilities,
+            prediction.grid,
+            prediction.label_values,
+            where,
+            model.resamples_logits,
+            model.has_regions,
         )
         del prediction  # its probabilities are the most memory of a run
         stages.progress("postprocess", 0.5)
@@ -244,13 +249,21 @@ def _predict_single_stage(
     context: RunContext,
 ) -> Prediction:
     flip_axes = model.flip_axes if context.tta else ()
-    pad_values = padding_values(model.preprocessing, image)
+    pad_values = padding_values(model, image)
     windows = Windows(model.patch, context.overlap_of(model), flip_axes, pad_values)
-    output = predict(network, image, windows, context, identity if model.resamples_logits else softmax)
+    output = predict(network, image, windows, context, _activation(model))
     if threshold is not None:
         suppress_below_margin(output.values, model.channel_values.index(threshold.label), threshold.high)
     passes = (NetworkPass(grid, output.device),)
-    return Prediction(output.values, model.channel_values, grid, passes, warnings=output.warnings)
+    values = (0, *model.channel_values) if model.has_regions else model.channel_values
+    return Prediction(output.values, values, grid, passes, warnings=output.warnings)
+
+
+def _activation(model: Model) -> Activation:
+    """Return what makes of a network's logits what is resampled to the volume."""
+    if model.has_regions:
+        return region_probabilities
+    return identity if model.resamples_logits else softmax
 
 
 def device_for(model: Model, options: Options) -> tuple[Device, tuple[str, ...]]:

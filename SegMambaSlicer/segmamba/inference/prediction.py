@@ -35,7 +35,7 @@ class Prediction:
     ----------
     probabilities : Tensor
         Shape (classes, z, y, x) on ``grid``, the background first; they sum to one. Logits instead where the model
-        resamples those.
+        resamples those; of regions `segmamba.inference.sliding_window.region_probabilities`.
     label_values : tuple of int
         Label value of each class.
     grid : ModelGrid

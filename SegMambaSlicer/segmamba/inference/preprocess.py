@@ -7,11 +7,14 @@ of the volume, whatever their orientation, obliqueness or anisotropy. They are o
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
 
+from segmamba.errors import InputError
 from segmamba.inference.model_grid import ROI_CONTEXT_MM, Box, ModelGrid, cropped_geometry, model_grid
 from segmamba.inference.separable_resample import is_axis_aligned, separable_resample, smooth
 from segmamba.io.volume import Geometry, Volume, to_image
@@ -56,28 +59,53 @@ def resample_to_model(
     Raises
     ------
     InputError
-        There is no body in the volume, or the ROI lies outside it.
+        There is no body in the volume, the ROI lies outside it, or the model takes more volumes.
     """
-    preprocessing = model.preprocessing
-    grid = model_grid(volume, preprocessing, roi, context_mm)
-    image = to_image(volume.array[grid.crop], cropped_geometry(volume.geometry, grid.crop))
+    grid = model_grid(volume, model.preprocessing, roi, context_mm)
+    cropped = cropped_geometry(volume.geometry, grid.crop)
+    images = [
+        image
+        for array, preprocessing in _by_volume(volume, model)
+        for image in _network_channels(to_image(array[grid.crop], cropped), preprocessing, grid.geometry)
+    ]
+    return np.stack([sitk.GetArrayViewFromImage(image) for image in images]), grid
+
+
+def _by_volume(volume: Volume, model: Model) -> list[tuple[np.ndarray, Preprocessing]]:
+    """Return each of the volumes that a model takes with its own preprocessing; of most models it is one volume."""
+    if not model.input_channels:
+        return [(volume.array, model.preprocessing)]
+    if len(volume.channels) != len(model.input_channels):
+        raise InputError(
+            f"The model '{model.id}' takes {len(model.input_channels)} volumes and got {len(volume.channels) or 1}: "
+            "give the others as its channels."
+        )
+    return list(zip(volume.channels, map(partial(preprocessing_of, model), range(len(volume.channels))), strict=True))
+
+
+def preprocessing_of(model: Model, number: int) -> Preprocessing:
+    """Return the preprocessing of one of the volumes of a model that takes several."""
+    fill_value = model.input_channels[number].fill_value
+    return replace(
+        model.preprocessing,
+        normalization=(model.preprocessing.normalization[number],),
+        fill_value=model.preprocessing.fill_value if fill_value is None else fill_value,
+    )
+
+
+def _network_channels(image: sitk.Image, preprocessing: Preprocessing, geometry: Geometry) -> list[sitk.Image]:
+    """Return the channels that a network gets of one volume, on its grid."""
     if preprocessing.interpolation == "cubic":
         resolved = [resolve(channel, image) for channel in preprocessing.normalization]
-        images = [
-            _resample(
-                normalise(image, channel),
-                grid.geometry,
-                sitk.sitkBSpline3,
-                _normalised(channel, preprocessing.fill_value),
-            )
-            for channel in resolved
+        fills = [_normalised(channel, preprocessing.fill_value) for channel in resolved]
+        return [
+            _resample(normalise(image, channel), geometry, sitk.sitkBSpline3, fill)
+            for channel, fill in zip(resolved, fills, strict=True)
         ]
-    else:
-        low, high = intensity_range(preprocessing)
-        fill = min(max(preprocessing.fill_value, low), high)
-        image = _resample_without_aliasing(sitk.Clamp(image, sitk.sitkFloat32, low, high), grid.geometry, fill)
-        images = [normalise(image, resolve(channel, image)) for channel in preprocessing.normalization]
-    return np.stack([sitk.GetArrayViewFromImage(image) for image in images]), grid
+    low, high = intensity_range(preprocessing)
+    fill = min(max(preprocessing.fill_value, low), high)
+    image = resample_without_aliasing(sitk.Clamp(image, sitk.sitkFloat32, low, high), geometry, fill)
+    return [normalise(image, resolve(channel, image)) for channel in preprocessing.normalization]
 
 
 def intensity_range(preprocessing: Preprocessing) -> tuple[float, float]:
@@ -102,7 +130,7 @@ def resolve(channel: IntensityNormalization, image: sitk.Image) -> IntensityNorm
         return IntensityNormalization(
             "clip", channel.low * unit, channel.high * unit, channel.mean * unit, channel.std * unit
         )
-    inside = array[array != 0]
+    inside = array if channel.scheme == "zscore" else array[array != 0]
     low, high = np.percentile(inside, (channel.low, channel.high)) if inside.size else (0.0, 0.0)
     clipped = np.clip(array, low, high)
     # A flat volume becomes zeros.
@@ -129,17 +157,22 @@ def _normalised(channel: IntensityNormalization, value: float) -> float:
     return (min(max(value, channel.low), channel.high) - channel.mean) / channel.std
 
 
-def padding_values(preprocessing: Preprocessing, image: torch.Tensor) -> tuple[float, ...]:
+def padding_values(model: Model, image: torch.Tensor) -> tuple[float, ...]:
     """Return what each channel (first axis) of a network's input holds outside the volume."""
+    preprocessing = model.preprocessing
     if preprocessing.pad_value is not None:
         return (preprocessing.pad_value,) * len(image)
+    fills = [
+        preprocessing_of(model, number).fill_value if model.input_channels else preprocessing.fill_value
+        for number in range(len(image))
+    ]
     return tuple(
-        _normalised(channel, preprocessing.fill_value) if channel.scheme == "clip" else float(values.min())
-        for channel, values in zip(preprocessing.normalization, image, strict=True)
+        _normalised(channel, fill) if channel.scheme == "clip" else float(values.min())
+        for channel, fill, values in zip(preprocessing.normalization, fills, image, strict=True)
     )
 
 
-def _resample_without_aliasing(image: sitk.Image, geometry: Geometry, fill: float) -> sitk.Image:
+def resample_without_aliasing(image: sitk.Image, geometry: Geometry, fill: float) -> sitk.Image:
     """Interpolate linearly, after smoothing along the axes that are to be sampled more coarsely.
 
     A voxel of width s is taken for a gaussian whose full width at half maximum is s, and variances add up: what is

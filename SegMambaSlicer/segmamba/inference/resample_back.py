@@ -27,6 +27,7 @@ def resample_to_input(
     channel_values: Sequence[int],
     device: torch.device | str | None = None,
     logits: bool = False,
+    regions: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring class probabilities on a model's grid back to the volume's own voxels.
 
@@ -47,6 +48,8 @@ def resample_to_input(
         Where to interpolate, block by block; by default where the probabilities are.
     logits : bool
         ``probabilities`` are logits.
+    regions : bool
+        The classes after the first may overlap: a voxel has the label of the last one that exceeds the first there.
 
     Returns
     -------
@@ -64,8 +67,10 @@ def resample_to_input(
     if region is None:
         return labels, confidence
     values = torch.tensor(channel_values, dtype=torch.uint8)
+    choose = _last_region if regions else _most_probable
     for block in _blocks(region):
-        classes, probability = _classes_in_block(probabilities, block, to_model, device, logits)
+        active, scores = _scores_in_block(probabilities, block, to_model, device, logits)
+        classes, probability = choose(active, scores)
         if grid.roi is not None:
             classes *= _inside(grid.roi, block, grid.input)
         labels[block] = values[classes].numpy()
@@ -115,14 +120,14 @@ def _blocks(region: tuple[slice, slice, slice]) -> Iterator[tuple[slice, slice, 
         yield slice(z, ends[0]), slice(y, ends[1]), slice(x, ends[2])
 
 
-def _classes_in_block(
+def _scores_in_block(
     probabilities: torch.Tensor,
     block: tuple[slice, ...],
     to_model: np.ndarray,
     device: torch.device | str | None,
     logits: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the winning class and its probability at the voxels of a block, on the CPU; both of shape (z, y, x)."""
+    """Return the classes that can win in a block, the background first, and their probabilities at its voxels."""
     import torch
 
     first = [part.start for part in reversed(block)]
@@ -142,7 +147,7 @@ def _classes_in_block(
     active = possible.nonzero()[:, 0]
     shape = tuple(step.stop - step.start for step in block)
     if len(active) == 1:
-        return torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+        return active, torch.zeros(1, *shape)
     coordinates = _positions(block, to_model, low, high).to(part.device)
     # As a batch of slices: PyTorch spreads a batch over the processors, and not a volume.
     volumes = part[active].float().expand(len(coordinates), -1, -1, -1, -1)
@@ -150,12 +155,32 @@ def _classes_in_block(
         volumes, coordinates[:, None], mode="bilinear", padding_mode="border", align_corners=True
     )
     values = values[:, :, 0].transpose(0, 1)
-    if logits:
-        values = values.softmax(dim=0)
+    return active, values.softmax(dim=0) if logits else values
+
+
+def _most_probable(active: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the winning class and its probability at each voxel, on the CPU; both of shape (z, y, x)."""
+    import torch
+
+    if len(active) == 1:
+        return torch.zeros(values.shape[1:], dtype=torch.long), torch.zeros(values.shape[1:])
     # Between two voxels of a sure network ties are common, and rounding must not decide them.
     values -= TIE_BREAKER * torch.arange(len(active), device=values.device)[:, None, None, None]
     probability, winner = values[1:].max(dim=0)
     classes = torch.where(probability > values[0], active[1:][winner], 0)
+    return classes.cpu(), probability.cpu()
+
+
+def _last_region(active: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the last region that a voxel is in, or 0, and its probability, as `_most_probable` does."""
+    import torch
+
+    classes = torch.zeros(values.shape[1:], dtype=torch.long, device=values.device)
+    probability = torch.zeros(values.shape[1:], device=values.device)
+    for number, own in zip(active[1:], values[1:], strict=True):
+        inside = own > values[0] + TIE_BREAKER
+        classes[inside] = number
+        probability = torch.where(inside, own, probability)
     return classes.cpu(), probability.cpu()
 
 

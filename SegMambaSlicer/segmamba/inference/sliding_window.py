@@ -62,6 +62,14 @@ def softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.softmax(dim=0)
 
 
+def region_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Return the probability of each region, which may overlap, after a channel of one half: the background.
+
+    A voxel is in a region that has more than this first channel, and in none where no region has.
+    """
+    return torch.cat([torch.full_like(logits[:1], 0.5), logits.sigmoid()])
+
+
 def identity(logits: torch.Tensor) -> torch.Tensor:
     """Return the logits themselves."""
     return logits
@@ -99,7 +107,7 @@ def predict(
     context : RunContext
         Its ``overlap`` and ``tta`` are not looked at: ``windows`` has them.
     activation : callable
-        Applied to the blended logits (classes, z, y, x): `softmax`, `identity` or `argmax`.
+        Applied to the blended logits (classes, z, y, x): `softmax`, `region_probabilities`, `identity` or `argmax`.
 
     Returns
     -------

@@ -99,7 +99,7 @@ def _run_stage(
     network: torch.nn.Module, image: np.ndarray, grid: ModelGrid, stage: Model, context: RunContext
 ) -> _StageOutput:
     tensor = torch.from_numpy(image)
-    windows = Windows(stage.patch, context.overlap_of(stage), pad_values=padding_values(stage.preprocessing, tensor))
+    windows = Windows(stage.patch, context.overlap_of(stage), pad_values=padding_values(stage, tensor))
     output = predict(network, tensor, windows, context, identity)
     output.values[MASK] = output.values[MASK].softmax(dim=0)
     output.values[OFFSET] *= OFFSET_UNIT_MM

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from segmamba.utils.paths import check_text
 MODALITY, SOP_CLASS = "0008|0060", "0008|0016"
 PADDING, BITS_ALLOCATED, BITS_STORED = "0028|0120", "0028|0100", "0028|0101"
 SLOPE, INTERCEPT = "0028|1053", "0028|1052"
+FRAME_OF_REFERENCE = "0020|0052"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 # Slices may be this far, in slice spacings, from an even spacing: positions are often rounded in the files.
 UNEVENNESS = 0.2
@@ -162,8 +163,11 @@ def read_files(name: str, files: Sequence[str]) -> Volume:
     InputError
         The slices do not make an evenly spaced 3-D grid, or one cannot be read.
     """
-    if len(files) == 1:
-        return _read_frames(name, files[0])
+    volume = _read_frames(name, files[0]) if len(files) == 1 else _read_slices(name, files)
+    return replace(volume, frame=_tag(_header(files[0]), FRAME_OF_REFERENCE))
+
+
+def _read_slices(name: str, files: Sequence[str]) -> Volume:
     slices = sorted_slices(name, files)
     first = slices[0]
     stack = _stack(name, np.array([one.position for one in slices]), first.orientation, first.spacing, first.shape)

@@ -119,7 +119,7 @@ def _holds_muscle(values: np.ndarray) -> bool:
     return bool(muscle > 2 * dark)
 
 
-def check_modality(volume: Volume, model: Model, chosen: str = AUTO) -> None:
+def check_modality(volume: Volume, model: Model, chosen: str = AUTO, name: str = "The volume") -> None:
     """Refuse a volume that a model was not made for.
 
     Formats other than DICOM do not state the modality: there, the values say it (`infer_modality`), or the user does.
@@ -132,6 +132,8 @@ def check_modality(volume: Volume, model: Model, chosen: str = AUTO) -> None:
     model : Model
     chosen : str
         As for `resolve_modality`.
+    name : str
+        What errors call it.
 
     Raises
     ------
@@ -143,22 +145,22 @@ def check_modality(volume: Volume, model: Model, chosen: str = AUTO) -> None:
     low, high = float(volume.array.min()), float(volume.array.max())
     if not volume.modality_inferred and volume.modality not in model.modalities:
         raise InputError(
-            f"The volume is {volume.modality} and the model '{model.id}' takes {takes}: choose another model or volume."
+            f"{name} is {volume.modality} and the model '{model.id}' takes {takes}: choose another model or volume."
         )
     if CT not in model.modalities or (MR in model.modalities and volume.modality == MR):
         return
     if low >= 0 and volume.modality_from != USER:
         raise InputError(
-            f"The volume's values start at {low:g}, so it is an MR image or a CT that is not in Hounsfield units, and "
+            f"{name}'s values start at {low:g}, so it is an MR image or a CT that is not in Hounsfield units, and "
             f"the model '{model.id}' takes CT: choose a CT, or convert its values to Hounsfield units."
         )
     if high - low < SMALLEST_CT_RANGE:
         raise InputError(
-            f"The volume's values go from {low:g} to {high:g}, which cannot be Hounsfield units, and the model "
+            f"{name}'s values go from {low:g} to {high:g}, which cannot be Hounsfield units, and the model "
             f"'{model.id}' takes {takes}: convert its values to Hounsfield units."
         )
     if volume.modality not in model.modalities:
         raise InputError(
-            f"The volume has hardly any value of air or fat in Hounsfield units, so it is an MR image, and the model "
+            f"{name} has hardly any value of air or fat in Hounsfield units, so it is an MR image, and the model "
             f"'{model.id}' takes {takes}: choose another volume, or say that it is CT (--modality CT)."
         )

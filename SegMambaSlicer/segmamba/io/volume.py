@@ -25,6 +25,8 @@ SPACING_RANGE_MM = (0.01, 50.0)
 LONGEST_MM = 2500.0
 # NIfTI keeps positions in single precision: farther away they would be rounded by more than a hundredth of this unit.
 FARTHEST_MM = 1e5
+# Corners of two grids that are to be one may be so many voxels apart: headers are rounded.
+TOLERANCE_VOXELS = 0.1
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a DICOM series"
 UNKNOWN = f"{{}} is not an image that can be read: give {FORMATS}."
@@ -132,6 +134,11 @@ class Volume:
         What reading assumed or changed, a sentence each; the report of a run repeats them.
     stored : StoredGrid or None
         The grid of the source's voxels, where that is not rectangular and the volume was resampled.
+    channels : tuple of ndarray
+        For a model that takes several co-registered volumes, all of them on this one's grid, ``array`` among them and
+        in the model's order (`segmamba.inference.channels`). Else empty.
+    frame : str or None
+        DICOM's frame of reference: volumes of two frames are not co-registered. None where nothing states it.
 
     Examples
     --------
@@ -147,6 +154,8 @@ class Volume:
     modality_from: str = SOURCE
     notes: tuple[str, ...] = ()
     stored: StoredGrid | None = None
+    channels: tuple[np.ndarray, ...] = ()
+    frame: str | None = None
 
     @property
     def modality_inferred(self) -> bool:
@@ -214,6 +223,15 @@ def check_scalar_3d(shape: Sequence[int], components: int, name: str, kind: str 
     frames = math.prod(shape[3:])
     if frames > 1:
         raise InputError(f"{name} holds {frames} volumes (4-D): extract one of them and give that.")
+
+
+def are_one_grid(first: Geometry, second: Geometry) -> bool:
+    """Say whether two grids have as many voxels, at the same places but for rounding."""
+    if first.size != second.size:
+        return False
+    ends = corners((0, 0, 0), np.array(first.size) - 1).T
+    apart = np.linalg.norm((first.affine @ ends - second.affine @ ends)[:3], axis=0)
+    return bool(apart.max() <= TOLERANCE_VOXELS * min(first.spacing))
 
 
 def are_orthonormal(direction: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ from segmamba.errors import ModelError
 from segmamba.labels import Code, Label
 from segmamba.models.model import (
     FineStage,
+    InputChannel,
     IntensityNormalization,
     ListedModel,
     LogitMarginThreshold,
@@ -75,7 +76,8 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
             f"The model '{listed.id}' has a margin threshold for a label that it does not give, or together with two "
             "stages or resampled logits, which is not supported: correct its manifest entry."
         )
-    return Model(
+    channels = tuple(InputChannel(**channel) for channel in entry.get("input_channels", ()))
+    model = Model(
         **vars(listed),
         labels=tuple(label for label in label_sets[entry["label_set"]] if label.value in values),
         channel_values=values,
@@ -88,7 +90,32 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
         mr_preprocessing=_preprocessing(entry["preprocessing_mr"]) if entry.get("preprocessing_mr") else None,
         resamples_logits=entry.get("resample") == "logits",
         margin_threshold=threshold,
+        input_channels=channels,
+        has_regions=entry.get("output", "classes") == "regions",
     )
+    _check_channels(model)
+    return model
+
+
+def _check_channels(model: Model) -> None:
+    """Refuse an entry of several volumes, or of regions, that does not fit together.
+
+    Raises
+    ------
+    ModelError
+    """
+    names = [channel.name.casefold() for channel in model.input_channels]
+    both = model.fine is not None or model.mr_preprocessing is not None
+    if names and (both or len(set(names)) < len(names) or len(model.preprocessing.normalization) != len(names)):
+        raise ModelError(
+            f"The model '{model.id}' takes several volumes: their names must differ, each needs one normalization, and "
+            "a second stage or an MR preprocessing is not supported. Correct its manifest entry."
+        )
+    if model.has_regions and (0 in model.channel_values or model.resamples_logits or model.margin_threshold):
+        raise ModelError(
+            f"The model '{model.id}' has regions together with a background channel, resampled logits or a margin "
+            "threshold, which is not supported: correct its manifest entry."
+        )
 
 
 def _postprocessing(listed: ListedModel, name: str) -> Postprocessing:

@@ -13,6 +13,7 @@ from segmamba.errors import ModelError
 from segmamba.models.decode import decode_label, decode_model
 from segmamba.models.model import (
     FineStage,
+    InputChannel,
     IntensityNormalization,
     ListedModel,
     LogitMarginThreshold,
@@ -27,6 +28,7 @@ from segmamba.models.resources import MANIFEST_NAME, resource_root
 __all__ = [
     "SCHEMA_VERSION",
     "FineStage",
+    "InputChannel",
     "IntensityNormalization",
     "ListedModel",
     "LogitMarginThreshold",

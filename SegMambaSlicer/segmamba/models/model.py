@@ -20,10 +20,35 @@ class Postprocessing(Enum):
 
 
 @dataclass(frozen=True)
+class InputChannel:
+    """One of the co-registered volumes that a model takes, where it takes several.
+
+    Not one of the intensity windows that a network may get of a single volume: those are `Preprocessing.normalization`.
+
+    Attributes
+    ----------
+    name : str
+        What users call it, such as "t1c".
+    modality : str or None
+        "CT" or "MR"; None for any.
+    title : str or None
+        In words, such as "T1-weighted with contrast agent".
+    fill_value : float or None
+        Intensity outside the volume; None for that of the model's preprocessing.
+    """
+
+    name: str
+    modality: str | None = None
+    title: str | None = None
+    fill_value: float | None = None
+
+
+@dataclass(frozen=True)
 class IntensityNormalization:
     """How one input channel of a network is made from the intensities: clip, subtract ``mean``, divide by ``std``.
 
     ``scheme`` "clip": ``low`` and ``high`` are intensities (HU for CT).
+    ``scheme`` "zscore": as "percentile", but the percentiles are of all voxels; 0 and 100 clip nothing.
     ``scheme`` "percentile": ``low`` and ``high`` are percentiles of the non-zero voxels, and mean and standard
     deviation are those of the clipped volume (``mean`` and ``std`` are None).
     ``scheme`` "relative": all four are in units of the mean of the voxels that are brighter than the volume's mean.
@@ -150,7 +175,11 @@ class ListedModel:
 class Model(ListedModel):
     """An entry that this version can segment with.
 
+    ``channel_values``: the label value of each channel of the network's output.
     ``flip_axes``: what test-time augmentation flips along, 0, 1, 2 for z, y, x.
+    ``input_channels``: the co-registered volumes that it takes, one a channel of its input; empty for a single volume.
+    ``has_regions``: its output channels are regions that may overlap, each with a probability of its own, and none is
+    background. A voxel has the label of the last one that it is in, in the order of ``channel_values``.
     ``resamples_logits``: logits are resampled to the volume, not probabilities.
     ``margin_threshold``: part of the post-processing, as ``postprocessing``.
     """
@@ -166,6 +195,8 @@ class Model(ListedModel):
     mr_preprocessing: Preprocessing | None = None
     resamples_logits: bool = False
     margin_threshold: LogitMarginThreshold | None = None
+    input_channels: tuple[InputChannel, ...] = ()
+    has_regions: bool = False
 
     @property
     def caution(self) -> str | None:

@@ -28,10 +28,16 @@ def test_each_option_is_one_of_segment_and_of_batch(name: str) -> None:
         assert parsed(request, command) == request != Request.of()
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name not in ("input", "output")])
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ("input", "output", "channels")])
 def test_each_file_is_an_option_of_segment(name: str) -> None:
     words = ["segment", "in", "--output", "out", f"--{name}", "file"]
     assert read_request(make_parser().parse_args(words)) == Request.of("in", "out", **{name: "file"})
+
+
+def test_channels_are_given_one_by_one() -> None:
+    words = ["segment", "in", "--output", "out", "--channel", "t1c=a=b.nii", "--channel", "T2w=c.nii"]
+    given = read_request(make_parser().parse_args(words))
+    assert given == Request.of("in", "out", channels={"t1c": "a=b.nii", "T2w": "c.nii"})
 
 
 def test_all_options_at_once_come_back() -> None:

@@ -169,8 +169,8 @@ def test_windows_beyond_the_volume_hold_air_or_what_the_model_says() -> None:
     channels = (IntensityNormalization("clip", -57.0, 175.0, 65.0, 30.0),) * 2
     image = torch.zeros(2, 4, 4, 4)
     air = (-57.0 - 65.0) / 30.0
-    assert padding_values(spine_model(normalization=channels).preprocessing, image) == (pytest.approx(air),) * 2
-    assert padding_values(spine_model(normalization=channels, pad_value=0.0).preprocessing, image) == (0.0, 0.0)
+    assert padding_values(spine_model(normalization=channels), image) == (pytest.approx(air),) * 2
+    assert padding_values(spine_model(normalization=channels, pad_value=0.0), image) == (0.0, 0.0)
 
 
 def test_an_roi_beside_the_patient_is_refused() -> None:

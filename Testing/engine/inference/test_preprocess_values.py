@@ -217,7 +217,7 @@ def test_outside_of_a_channel_without_fixed_limits_lies_its_lowest_value() -> No
         IntensityNormalization("clip", -100.0, 100.0, 50.0, 25.0),
         fill_value=75.0,
     )
-    assert padding_values(model.preprocessing, image) == (0.0, 1.0)
+    assert padding_values(model, image) == (0.0, 1.0)
 
 
 # And back.

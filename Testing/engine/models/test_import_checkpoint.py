@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny
+from helpers import brain, tiny
 from helpers.own_time import PATIENCE
 from helpers.repository import REPOSITORY
 
 from segmamba.cli.main import main
-from segmamba.errors import Cancelled, ModelError, OutputError
+from segmamba.errors import Cancelled, InputError, ModelError, OutputError
 from segmamba.inference.pipeline import segment
+from segmamba.io.read import read_image
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models import install as installing
 from segmamba.models import store
@@ -324,18 +325,17 @@ def small_official(tmp_path: Path) -> Path:
     return path
 
 
-def test_brats_checkpoint_is_recognised_kept_carried_and_refused_for_a_run(
+def test_brats_checkpoint_is_recognised_kept_carried_and_run_on_four_volumes(
     small_official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listed = load_manifest(small_official).entry(BRATS)
+    listed = load_manifest(small_official).model(BRATS)
+    torch.manual_seed(5)
     weights = dict(build_network(listed.architecture, **listed.arguments).state_dict())
     checkpoint = tmp_path / "final_model.pt"
     torch.save({"module": weights}, checkpoint)
     run = ["models", "--manifest", str(small_official)]
     assert main([*run, "import", str(checkpoint)]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"Installed: {BRATS}, imported from final_model.pt")
-    assert "Note: It is stored, but cannot be used: it needs four co-registered MR volumes" in said
+    assert capsys.readouterr().out.startswith(f"Installed: {BRATS}, imported from final_model.pt")
     kept = load_state_dict(store.installed(listed).path)
     assert kept.keys() == weights.keys()
     assert all(torch.equal(kept[name], value) for name, value in weights.items())
@@ -345,12 +345,20 @@ def test_brats_checkpoint_is_recognised_kept_carried_and_refused_for_a_run(
     assert main([*run, "bundle", str(tmp_path / "b.zip")]) == 0
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "elsewhere"))
     assert main([*run, "import", str(tmp_path / "b.zip")]) == 0
-    assert main([*run, "path", BRATS]) == 0
+    names = [channel.name for channel in listed.input_channels]
+    paths = brain.write_channels(tmp_path / "BraTS-GLI-00000-000", "BraTS-GLI-00000-000-", tuple(names))
+    result = tmp_path / "out.nii.gz"
+    command = ["segment", paths["t1c"], "-o", str(result), "--in-process", "--manifest", str(small_official)]
+    command += ["--task", "brain-tumour", "--device", "cpu"]
     capsys.readouterr()
-    volume = ["segment", "mr.nii", "-o", str(tmp_path / "out.nii"), "--in-process", "--manifest", str(small_official)]
-    assert main([*volume, "--model", BRATS]) == ModelError.exit_code
+    assert main(command) == InputError.exit_code
     said = capsys.readouterr().err
-    assert "cannot be used: it needs four co-registered MR volumes" in said and said.count("\n") == 1
+    assert "takes 4 co-registered volumes (t2w, t2f, t1n, t1c) and got 1" in said and said.count("\n") == 1
+    assert main([*command, *(f"--channel={name}={paths[name]}" for name in ("t2w", "t2f", "t1n"))]) == 0
+    assert "its grid and its normalization are those of the authors' earlier release" in capsys.readouterr().out
+    labels = read_image(result)
+    assert labels.geometry.size == brain.GRID.size and set(np.unique(labels.array)) <= {0, 1, 2, 3}
+    assert labels.array.any()
     assert main([*run, "remove", BRATS]) == 0
 
 

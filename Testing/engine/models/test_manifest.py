@@ -87,18 +87,43 @@ def test_number_of_parameters_is_that_of_the_network(model: Any) -> None:
     assert sum(math.prod(shape) for shape in shapes.values()) == model.entry["parameters"]
 
 
-def test_released_brats_checkpoint_is_listed_with_its_inputs_and_cannot_be_chosen_for_a_run() -> None:
+def test_released_brats_checkpoint_takes_four_volumes_in_its_authors_order() -> None:
     manifest = load_manifest()
-    (listed,) = (model for model in manifest.listed if model.unsupported)
-    assert manifest.entry(BRATS) is listed
-    assert (listed.id, listed.file.name) == (BRATS, "final_model_0.8388.pt")
-    assert [channel["name"] for channel in listed.entry["input_channels"]] == ["t2w", "t2f", "t1n", "t1c"]
-    assert listed.arguments == {"in_channels": 4, "out_channels": 4}
-    assert listed not in manifest.models and listed.task not in manifest.tasks
-    with pytest.raises(ModelError, match="cannot be used: it needs four co-registered MR volumes"):
+    model = manifest.default("brain-tumour")
+    assert (model.id, model.file.name) == (BRATS, "final_model_0.8388.pt")
+    assert [channel.name for channel in model.input_channels] == ["t2w", "t2f", "t1n", "t1c"]
+    assert model.arguments == {"in_channels": 4, "out_channels": 4}
+    assert [(label.value, label.name.split()[0]) for label in model.labels] == [
+        (1, "Necrotic"),
+        (2, "Oedema"),
+        (3, "Enhancing"),
+    ]
+
+
+def test_a_model_that_this_version_cannot_run_is_listed_and_cannot_be_chosen(tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    next(entry for entry in content["models"] if entry["id"] == BRATS)["unsupported"] = "it needs a newer version."
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(content))
+    manifest = load_manifest(path)
+    listed = manifest.entry(BRATS)
+    assert listed.unsupported and listed not in manifest.models and listed.task not in manifest.tasks
+    with pytest.raises(ModelError, match=r"cannot be used: it needs a newer version\."):
         manifest.model(BRATS)
     with pytest.raises(ModelError, match="no task 'brain-tumour'"):
         manifest.default(listed.task)
+
+
+@pytest.mark.parametrize("change", [{"resample": "logits"}, {"channel_values": [0, 1, 2, 3]}])
+def test_regions_with_what_does_not_go_with_them_are_refused_by_the_schema(change: Any) -> None:
+    broken = copy.deepcopy(CONTENT)
+    entry = next(entry for entry in broken["models"] if entry["id"] == BRATS)
+    entry |= {"output": "regions", "channel_values": [2, 1, 3]}
+    del entry["resample"]
+    jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
+    entry |= change
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA, jsonschema.Draft202012Validator)
 
 
 def test_an_address_without_size_and_hash_is_refused_by_the_schema() -> None:
@@ -154,7 +179,7 @@ def test_a_bundled_checkpoint_is_what_the_manifest_says(model: Any) -> None:
 
 def test_each_task_has_a_model_and_unknown_names_are_refused_with_the_known_ones() -> None:
     manifest = load_manifest()
-    assert manifest.tasks == ("vertebrae", "colorectal")
+    assert manifest.tasks == ("vertebrae", "colorectal", "brain-tumour")
     with pytest.raises(ModelError, match="spinemamba"):
         manifest.model("nonsense")
     with pytest.raises(ModelError, match="vertebrae, colorectal"):

@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from segmamba.errors import InputError
-from segmamba.io.volume import Geometry, Volume
+from segmamba.io.volume import Volume, are_one_grid
 from segmamba.training.dataset.layout import Case, Dataset
 from segmamba.utils.arrays import as_labels
 
 LARGEST_VALUE = 254
-# Corners of two grids that are to be one may be so many voxels apart: headers are rounded.
-TOLERANCE_VOXELS = 0.1
 # A spacing so many times the data set's median, or so small a part of it, is reported.
 UNUSUAL_SPACING = 3.0
 
@@ -35,16 +33,6 @@ def check_case(case: Case, images: Sequence[Volume], labels: Volume, dataset: Da
     if unknown:
         values = ", ".join(map(str, unknown))
         raise InputError(f"{case.labels} holds values that the data set does not name ({values}): name or remove them.")
-
-
-def are_one_grid(first: Geometry, second: Geometry) -> bool:
-    """Whether two grids have as many voxels, at the same places but for rounding."""
-    if first.size != second.size:
-        return False
-    far = np.array(first.size) - 1
-    ends = np.array([[x, y, z, 1.0] for x in (0, far[0]) for y in (0, far[1]) for z in (0, far[2])]).T
-    apart = np.linalg.norm((first.affine @ ends - second.affine @ ends)[:3], axis=0)
-    return bool(apart.max() <= TOLERANCE_VOXELS * min(first.spacing))
 
 
 def digest(image: Volume) -> str:
