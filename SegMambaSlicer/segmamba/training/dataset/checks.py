@@ -25,14 +25,24 @@ def check_case(case: Case, images: Sequence[Volume], labels: Volume, dataset: Da
     InputError
         An image's grid is not that of its labels, or the labels hold values that the data set does not name.
     """
-    for path, image in zip(case.images, images, strict=True):
-        if not are_one_grid(image.geometry, labels.geometry):
-            raise InputError(f"{case.labels} is not on the grid of {path.name}: resample it onto the image first.")
+    check_grids(case, images, labels)
     found = set(np.unique(as_labels(labels.array, LARGEST_VALUE, str(case.labels))).tolist())
-    unknown = sorted(found - {0, *dataset.labels.values(), dataset.ignore})
+    unknown = sorted(found - {0, *dataset.values, dataset.ignore})
     if unknown:
         values = ", ".join(map(str, unknown))
         raise InputError(f"{case.labels} holds values that the data set does not name ({values}): name or remove them.")
+
+
+def check_grids(case: Case, images: Sequence[Volume], labels: Volume) -> None:
+    """Refuse a case one of whose images is not on the grid of its labels.
+
+    Raises
+    ------
+    InputError
+    """
+    for path, image in zip(case.images, images, strict=True):
+        if not are_one_grid(image.geometry, labels.geometry):
+            raise InputError(f"{case.labels} is not on the grid of {path.name}: resample it onto the image first.")
 
 
 def digest(image: Volume) -> str:

@@ -75,13 +75,14 @@ def take_fingerprint(dataset: Dataset) -> Fingerprint:
     samples = np.concatenate([case.samples for case in measured], axis=1)
     if not samples.shape[1]:
         samples = np.zeros((len(dataset.channels), 1), np.float32)
+    made_of = {name: list(dataset.regions.get(name, (value,))) for name, value in dataset.labels.items()}
     counts = np.sum([case.counts for case in measured], axis=0)
     return Fingerprint(
         tuple(case.size for case in measured),
         tuple(case.spacing for case in measured),
         tuple(_intensities(channel) for channel in samples),
-        {name: int(counts[value]) for name, value in dataset.labels.items()},
-        {name: sum(bool(case.counts[value]) for case in measured) for name, value in dataset.labels.items()},
+        {name: int(counts[values].sum()) for name, values in made_of.items()},
+        {name: sum(bool(case.counts[values].any()) for case in measured) for name, values in made_of.items()},
     )
 
 
@@ -107,7 +108,7 @@ def _measure(case: Case, dataset: Dataset) -> _Measured:
     check_case(case, volumes, labels, dataset)
     array = labels.array.astype(np.intp, copy=False)
     counts = np.bincount(array[(array > 0) & (array < 256)], minlength=256)
-    inside = np.flatnonzero(np.isin(array, list(dataset.labels.values())))
+    inside = np.flatnonzero(np.isin(array, list(dataset.values)))
     if len(inside) > SAMPLED:
         inside = np.random.default_rng(0).choice(inside, SAMPLED, replace=False)
     samples = _at(volumes, inside)

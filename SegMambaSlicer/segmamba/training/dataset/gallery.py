@@ -14,6 +14,7 @@ from segmamba.training.dataset.cache import CachedCase
 from segmamba.training.dataset.package import FAILURES, MODEL_FOLDER
 from segmamba.training.dataset.pictures import draw_page, picture_of
 from segmamba.training.dataset.plan import Plan
+from segmamba.training.dataset.regions import written_classes
 from segmamba.training.dataset.results import FoldResults
 from segmamba.training.dataset.validation import logits_of
 
@@ -39,7 +40,7 @@ def draw_cases(cases: Sequence[CachedCase], plan: Plan, path: Path) -> None:
     title = (
         f"{plan.dataset}: {len(chosen)} of {len(cases)} cases on the network's grid; look for labels beside their organ"
     )
-    draw_page(pictures, list(plan.labels), path, title)
+    draw_page(pictures, plan.class_names, path, title)
 
 
 def draw_worst(cases: Sequence[CachedCase], plan: Plan, results: FoldResults, weights: Path) -> Path:
@@ -59,7 +60,12 @@ def draw_worst(cases: Sequence[CachedCase], plan: Plan, results: FoldResults, we
     network.to(choose_device(plan.recipe.device).name).eval()
     pictures = []
     for case in (case for name in worst for case in cases if case.name == name):
-        found = logits_of(network, case, plan.patch).argmax(dim=0).to("cpu").numpy().astype(np.uint8)
+        logits = logits_of(network, case, plan.patch)
+        if plan.regions:
+            written = [1 + plan.values.index(value) for value in plan.labels.values()]
+            found = written_classes((logits > 0).cpu().numpy(), written)
+        else:
+            found = logits.argmax(dim=0).to("cpu").numpy().astype(np.uint8)
         title = f"{case.name}: Dice {means[case.name]:.2f}"
         pictures.append(
             picture_of(title, case.image[0], np.asarray(case.labels), plan.spacing[::-1], plan.orientation, found)
@@ -67,5 +73,5 @@ def draw_worst(cases: Sequence[CachedCase], plan: Plan, results: FoldResults, we
     path = weights.parent / MODEL_FOLDER / FAILURES
     path.parent.mkdir(exist_ok=True)
     if pictures:
-        draw_page(pictures, list(plan.labels), path, f"{plan.dataset}: the worst of {len(cases)} held-out cases")
+        draw_page(pictures, plan.class_names, path, f"{plan.dataset}: the worst of {len(cases)} held-out cases")
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -39,11 +39,14 @@ class Dataset:
     channels : tuple of str
         What each image of a case is, e.g. ("CT",) or ("T2", "T1").
     labels : mapping of str to int
-        Name and value of each structure, in ascending order of values; the background (0) is not in it.
+        Name and value of each structure, in ascending order of values; the background (0) is not in it. Of regions the
+        value that the result has in each, in the order in which they lie over one another.
     ignore : int or None
         The value of voxels that nobody has labelled.
     cases : tuple of Case
         Sorted by name.
+    regions : mapping of str to tuple of int
+        Where the structures are regions that may overlap: the label values that each is made of. Else empty.
     """
 
     folder: Path
@@ -51,11 +54,22 @@ class Dataset:
     labels: Mapping[str, int]
     ignore: int | None
     cases: tuple[Case, ...]
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The values that label maps may hold besides the background."""
+        return values_of(self.labels, self.regions)
 
     @property
     def is_ct(self) -> bool:
         """Whether all channels are CT, whose intensities mean the same everywhere."""
         return all(channel.upper() == "CT" for channel in self.channels)
+
+
+def values_of(labels: Mapping[str, int], regions: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the values of label maps: those of the structures, or all that regions are made of, ascending."""
+    return tuple(sorted({value for values in regions.values() for value in values})) or tuple(labels.values())
 
 
 def stem(path: Path) -> str:

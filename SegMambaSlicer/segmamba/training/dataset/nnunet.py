@@ -23,8 +23,9 @@ PERSON = re.compile(r"sub-[A-Za-z0-9]+")
 def read_described(folder: Path) -> Dataset:
     """Read a data set with a ``dataset.json``, its cases from ``imagesTr`` and ``labelsTr``.
 
-    nnU-Net v2: ``channel_names`` and ``labels`` by name; images ``CASE_0000``, ``CASE_0001``, ... Decathlon:
-    ``modality`` and ``labels`` by value; images ``CASE``, with several channels in four dimensions, which are refused.
+    nnU-Net v2: ``channel_names``, and ``labels`` by name, or regions (lists of values) with ``regions_class_order``;
+    images ``CASE_0000``, ``CASE_0001``, ... Decathlon: ``modality`` and ``labels`` by value; images ``CASE``, with
+    several channels in four dimensions, which are refused.
 
     Raises
     ------
@@ -36,6 +37,8 @@ def read_described(folder: Path) -> Dataset:
         description = json.loads(path.read_text(encoding="utf-8"))
         channels = _channels(description)
         labels, ignore = _labels(description["labels"])
+        regions = {name: values for name, values in labels.items() if isinstance(values, tuple)}
+        written = _written(regions, description.get("regions_class_order")) if regions else labels
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} does not describe a data set ({error}): write channel_names and labels.") from error
     images: dict[str, dict[int, Path]] = {}
@@ -44,7 +47,7 @@ def read_described(folder: Path) -> Dataset:
         name, channel = (match["case"], int(match["channel"])) if match else (stem(image), 0)
         images.setdefault(name, {})[channel] = image
     cases = [_case(label, images.get(stem(label), {}), len(channels)) for label in images_in(folder / "labelsTr")]
-    return Dataset(folder, channels, labels, ignore, tuple(cases))
+    return Dataset(folder, channels, written, ignore, tuple(cases), regions)
 
 
 def _case(labels: Path, images: Mapping[int, Path], channels: int) -> Case:
@@ -63,19 +66,37 @@ def _channels(description: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
-def _labels(described: Mapping[str, Any]) -> tuple[dict[str, int], int | None]:
-    """Return names with values, and the value to ignore. nnU-Net maps names to values, Decathlon values to names."""
+def _labels(described: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """Return names with values, and the value to ignore. nnU-Net maps names to values, Decathlon values to names.
+
+    Where one structure has several values, all are regions: names with tuples of values, in the file's order.
+    """
     by_name = {
         **{str(name): value for name, value in described.items() if not str(name).isdigit()},
         **{str(name): int(value) for value, name in described.items() if str(value).isdigit()},
     }
-    for name, value in by_name.items():
-        if isinstance(value, list):
-            raise ValueError(f"label '{name}' is a region of several values, which is not supported yet")
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 254:
-            raise ValueError(f"label '{name}' is not a whole number from 0 to 254")
-    ignore = by_name.pop(IGNORE, None)
-    structures = {name: value for name, value in by_name.items() if value != 0 and name != BACKGROUND}
+    several = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in by_name.items()}
+    for name, values in several.items():
+        if not values or not all(type(value) is int and 0 <= value <= 254 for value in values):
+            raise ValueError(f"label '{name}' is not a whole number from 0 to 254, or a list of them")
+    ignore = several.pop(IGNORE, (None,))
+    structures = {name: values for name, values in several.items() if values != (0,) and name != BACKGROUND}
     if not structures:
         raise ValueError("there is no label besides the background")
-    return dict(sorted(structures.items(), key=lambda item: item[1])), ignore
+    if all(len(values) == 1 for values in structures.values()):
+        return dict(sorted(((name, values[0]) for name, values in structures.items()), key=lambda i: i[1])), ignore[0]
+    if any({0, *ignore} & set(values) for values in structures.values()):
+        raise ValueError("a region holds the background's value, or the one to ignore")
+    return structures, ignore[0]
+
+
+def _written(regions: Mapping[str, tuple[int, ...]], order: Any) -> dict[str, int]:
+    """Return the value that a result has in each region: nnU-Net writes them one over the other."""
+    if not isinstance(order, list) or len(order) != len(regions):
+        raise ValueError(f"regions need regions_class_order, a list of {len(regions)} values")
+    for (name, values), value in zip(regions.items(), order, strict=True):
+        if value not in values:
+            raise ValueError(f"regions_class_order gives '{name}' the value {value}, which is none of its own")
+    if len(set(order)) < len(order):
+        raise ValueError("regions_class_order gives two regions one value")
+    return dict(zip(regions, order, strict=True))

@@ -19,7 +19,7 @@ from segmamba.models.library import DESCRIPTION
 from segmamba.models.manifest import SCHEMA_VERSION, load_manifest
 from segmamba.networks.checkpoint import load_state_dict
 from segmamba.training.dataset.pictures import color_of
-from segmamba.training.dataset.plan import Plan
+from segmamba.training.dataset.plan import Plan, modality_of
 from segmamba.training.dataset.results import FoldResults, table
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.hashing import file_sha256
@@ -65,7 +65,7 @@ def write_model(
     name = model_id(plan, results.fold)
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "label_sets": {name: label_set(plan.labels)},
+        "label_sets": {name: label_set(plan)},
         "models": [_entry(name, plan, results, all_results, folder / WEIGHTS, memory)],
     }
     with atomic_write(folder / CARD, (".md",)) as file:
@@ -81,8 +81,12 @@ def model_id(plan: Plan, fold: str) -> str:
     return f"own-{name}" if fold == "all" else f"own-{name}-fold-{fold}"
 
 
-def label_set(labels: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return the structures as a manifest describes them; those that the software knows by name with their codes."""
+def label_set(plan: Plan) -> list[dict[str, Any]]:
+    """Return the structures as a manifest describes them; those that the software knows by name with their codes.
+
+    What a result shows of a region is what no later one lies over, and it is named so.
+    """
+    labels = {_rest_of(name, plan.regions): value for name, value in plan.labels.items()}
     known = {label.name.casefold(): label for model in load_manifest().models for label in model.labels}
     entries = []
     for number, (name, value) in enumerate(labels.items(), start=1):
@@ -124,10 +128,10 @@ def _entry(
         "task": name,
         "architecture": plan.recipe.architecture,
         "arguments": dict(plan.recipe.arguments),
-        "modalities": ["CT" if plan.channels[0].upper() == "CT" else "MR"],
+        "modalities": sorted({modality_of(channel) or "MR" for channel in plan.channels}),
         "channels": list(plan.channels),
         "label_set": name,
-        "channel_values": [0, *plan.labels.values()],
+        "channel_values": [*([] if plan.regions else [0]), *plan.labels.values()],
         "preprocessing": _preprocessing(plan),
         "patch": list(plan.patch),
         "overlap": OVERLAP,
@@ -153,13 +157,22 @@ def _entry(
     }
     if results.before is not None and results.scores:
         entry["compared"] = {"model": results.base, "before": results.before, "after": results.mean}
-    if len(plan.channels) > 1:
-        entry["unsupported"] = "it needs several images of a patient at once, which this version cannot segment with."
+    if plan.input_channels:
+        entry["input_channels"] = [asdict(channel) for channel in plan.input_channels]
+    if plan.regions:
+        entry["output"] = "regions"
     return entry
 
 
+def _rest_of(name: str, regions: Mapping[str, tuple[int, ...]]) -> str:
+    """Return what a result's structure is called: of a region with others over it, what it is without those."""
+    later = list(regions)[list(regions).index(name) + 1 :] if regions else []
+    over = next((other for other in later if set(regions[other]) & set(regions[name])), None)
+    return f"{name} without {over}" if over else name
+
+
 def _preprocessing(plan: Plan) -> dict[str, Any]:
-    whole = plan.preprocessing(0)
+    whole = plan.preprocessing
     return {
         "orientation": whole.orientation,
         "spacing_mm": list(whole.spacing),

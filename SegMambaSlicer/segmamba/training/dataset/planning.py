@@ -82,9 +82,10 @@ def make_plan(
     shape = median_shape(fingerprint, spacing)
     patch = choose_patch(shape, gpu_memory, bytes_per_voxel)
     sides = any(side in name.lower() for name in dataset.labels for side in SIDES)
+    outputs = len(dataset.regions) or 1 + len(dataset.labels)
     recipe = Recipe(
         architecture=network,
-        arguments={"in_channels": len(dataset.channels), "out_channels": 1 + len(dataset.labels), **arguments},
+        arguments={"in_channels": len(dataset.channels), "out_channels": outputs, **arguments},
         batch=BATCH,
     )
     return Plan(
@@ -99,6 +100,7 @@ def make_plan(
         patch=patch,
         flip_axes=() if sides else MIRROR_LEFT_RIGHT,
         recipe=recipe,
+        regions=dataset.regions,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from segmamba.inference.preprocess import padding_values, resample_to_model
 from segmamba.io.read import read_image, read_volume
 from segmamba.io.volume import Geometry, Volume, to_image
-from segmamba.models.manifest import Model, ModelFile, Postprocessing, Preprocessing
+from segmamba.models.manifest import Model, ModelFile, Postprocessing
 from segmamba.training.dataset.cache import PreparedCase, as_classes, is_cached, make_folder, write_case
+from segmamba.training.dataset.checks import check_grids
 from segmamba.training.dataset.layout import Case
 from segmamba.training.dataset.plan import Plan
 from segmamba.utils.arrays import as_labels
@@ -53,15 +55,14 @@ def prepare(case: Case, plan: Plan) -> PreparedCase:
     InputError, DeviceError
         See `fill_cache`.
     """
-    volumes = [read_volume(path) for path in case.images]
-    parts = [resample_to_model(volume, _model(plan.preprocessing(channel))) for channel, volume in enumerate(volumes)]
-    image, grid = np.concatenate([part for part, _ in parts]), parts[0][1]
-    padding = [
-        padding_values(plan.preprocessing(channel), torch.from_numpy(part))[0]
-        for channel, (part, _) in enumerate(parts)
-    ]
-    labels = labels_on_grid(read_image(case.labels), grid.geometry, str(case.labels))
-    return PreparedCase(image, as_classes(labels, list(plan.labels.values()), plan.ignore), tuple(padding), grid)
+    volumes, drawn = [read_volume(path) for path in case.images], read_image(case.labels)
+    check_grids(case, volumes, drawn)
+    model = _model(plan)
+    channels = tuple(volume.array for volume in volumes) if model.input_channels else ()
+    image, grid = resample_to_model(replace(volumes[0], channels=channels), model)
+    padding = padding_values(model, torch.from_numpy(image))
+    labels = labels_on_grid(drawn, grid.geometry, str(case.labels))
+    return PreparedCase(image, as_classes(labels, plan.values, plan.ignore), padding, grid)
 
 
 def labels_on_grid(labels: Volume, geometry: Geometry, name: str) -> np.ndarray:
@@ -87,7 +88,7 @@ def labels_on_grid(labels: Volume, geometry: Geometry, name: str) -> np.ndarray:
     return sitk.GetArrayFromImage(resampled)
 
 
-def _model(preprocessing: Preprocessing) -> Model:
+def _model(plan: Plan) -> Model:
     """Return a model that has nothing but a grid and intensities."""
     file = ModelFile("", None, None, None)
     return Model(
@@ -102,7 +103,8 @@ def _model(preprocessing: Preprocessing) -> Model:
         entry={},
         labels=(),
         channel_values=(),
-        preprocessing=preprocessing,
+        preprocessing=plan.preprocessing,
+        input_channels=plan.input_channels,
         patch=(1, 1, 1),
         overlap=0.5,
         flip_axes=(),

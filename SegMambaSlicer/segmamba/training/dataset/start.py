@@ -20,6 +20,7 @@ from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
 from segmamba.networks.identify import expected_shapes
 from segmamba.training.dataset.cache import CachedCase
+from segmamba.training.dataset.package import label_set
 from segmamba.training.dataset.plan import Plan
 from segmamba.training.dataset.validation import mean_dice, validate
 from segmamba.utils.atomic import atomic_write
@@ -67,17 +68,22 @@ def plan_from(plan: Plan, start: Start) -> Plan:
         The model takes another number of channels.
     """
     model = start.model
-    if model.arguments["in_channels"] != len(plan.channels) or len(model.preprocessing.normalization) != len(
-        plan.channels
-    ):
+    volumes, channels = max(1, len(model.input_channels)), len(plan.channels)
+    if volumes != channels or len(model.preprocessing.normalization) != channels:
         raise ModelError(
-            f"'{model.id}' takes {model.arguments['in_channels']} channels and the data set has {len(plan.channels)}: "
-            "choose another model with --from, or none."
+            f"'{model.id}' takes {volumes} volumes in {len(model.preprocessing.normalization)} channels and the data "
+            f"set has {channels}: choose another model with --from, or none."
+        )
+    theirs = [channel.name.casefold() for channel in model.input_channels]
+    ours = [name.casefold() for name in plan.channels]
+    if theirs and theirs != ours and sorted(theirs) == sorted(ours):
+        raise ModelError(
+            f"'{model.id}' takes its channels in the order {', '.join(theirs)}: give the data set's images that order."
         )
     recipe = replace(
         plan.recipe,
         architecture=model.architecture,
-        arguments={**model.arguments, "out_channels": plan.classes},
+        arguments={**model.arguments, "out_channels": plan.outputs},
         start_from=START,
         learning_rate=LEARNING_RATE,
         iterations=ITERATIONS,
@@ -130,7 +136,7 @@ def dice_before(plan: Plan, cases: Sequence[CachedCase], folder: Path) -> float 
         network = build_network(plan.recipe.architecture, **plan.recipe.arguments)
         load_weights(network, load_state_dict(plan.recipe.base / plan.recipe.start_from))
         network.to(choose_device(plan.recipe.device).name).eval()
-        scores = validate(network, cases, plan.patch, list(plan.labels))
+        scores = validate(network, cases, plan.patch, list(plan.labels), plan.region_classes)
         with atomic_write(kept, (".json",)) as file:
             file.write_text(json.dumps({"mean_dice": mean_dice(scores), "scores": scores}, indent=2), encoding="utf-8")
     found: float = json.loads(kept.read_text(encoding="utf-8"))["mean_dice"]
@@ -138,7 +144,16 @@ def dice_before(plan: Plan, cases: Sequence[CachedCase], folder: Path) -> float 
 
 
 def class_map(plan: Plan, start: Start) -> dict[int, int]:
-    """Return for each class of the plan that the model knows by name the model's class; the background is one."""
+    """Return for each output of the plan that the model knows by name the model's output; the background is one.
+
+    Regions are compared as a whole, as what one is depends on those over it.
+    """
+    if plan.regions or start.model.has_regions:
+        ours = [(entry["value"], entry["name"]) for entry in label_set(plan)]
+        theirs = sorted((label.value, label.name) for label in start.model.labels)
+        same = plan.regions and start.model.has_regions and sorted(ours) == theirs
+        order = tuple(plan.labels.values()) == start.model.channel_values
+        return {number: number for number in range(plan.outputs)} if same and order else {}
     names = {label.value: label.name.casefold() for label in start.model.labels}
     classes = {names[value]: index for index, value in enumerate(start.model.channel_values) if value in names}
     known = {number: classes.get(name.casefold()) for number, name in enumerate(plan.labels, start=1)}
@@ -147,7 +162,7 @@ def class_map(plan: Plan, start: Start) -> dict[int, int]:
 
 def knows_all(plan: Plan, start: Start) -> bool:
     """Whether the model has all structures of the plan, so that it can be measured before it is trained."""
-    return len(class_map(plan, start)) == plan.classes
+    return len(class_map(plan, start)) == plan.outputs
 
 
 def transferred(

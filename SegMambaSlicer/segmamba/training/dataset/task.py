@@ -12,6 +12,7 @@ from torch import Tensor
 from segmamba.training.dataset.cache import CachedCase
 from segmamba.training.dataset.curves import draw_curves
 from segmamba.training.dataset.plan import IGNORED, Plan
+from segmamba.training.dataset.regions import region_loss
 from segmamba.training.dataset.results import Scores
 from segmamba.training.dataset.source import CaseSource
 from segmamba.training.dataset.validation import mean_dice, validate
@@ -26,7 +27,7 @@ MOMENTUM = 0.99
 
 
 class DatasetTask(Task):
-    """Samples of labelled cases, Dice and cross-entropy, and the Dice of each class on cases that are held out.
+    """Samples of labelled cases, Dice and cross-entropy, and the Dice of each structure on cases that are held out.
 
     Parameters
     ----------
@@ -60,6 +61,8 @@ class DatasetTask(Task):
         )
 
     def loss(self, answer: Tensor, *targets: Tensor) -> Tensor:
+        if self.plan.regions:
+            return region_loss(answer, targets[0], self.plan.region_classes, IGNORED)
         return dice_cross_entropy(answer, targets[0], IGNORED)
 
     def optimizer(self, groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
@@ -80,7 +83,7 @@ class DatasetTask(Task):
 
     def evaluate(self, run: Run) -> float | None:
         names = list(self.plan.labels)
-        results = validate(run.average, self.validation, self.plan.patch, names)
+        results = validate(run.average, self.validation, self.plan.patch, names, self.plan.region_classes)
         mean = mean_dice(results)
         self.scores = {case: {name: round(v, 4) for name, v in found.items()} for case, found in results.items()}
         run.log(evaluation=self.scores, mean_dice=round(mean, 4))

@@ -164,8 +164,8 @@ def fingerprint_of_files(plan: Plan, cases: Sequence[Case]) -> str:
 
 
 def _check_labels(plan: Plan, dataset: Dataset, order: Order) -> None:
-    ours = (plan.channels, dict(plan.labels), plan.ignore)
-    if ours != (dataset.channels, dict(dataset.labels), dataset.ignore):
+    ours = (plan.channels, dict(plan.labels), plan.ignore, dict(plan.regions))
+    if ours != (dataset.channels, dict(dataset.labels), dataset.ignore, dict(dataset.regions)):
         raise InputError(f"{order.output / PLAN} has other channels or labels than {order.dataset}: delete it.")
 
 

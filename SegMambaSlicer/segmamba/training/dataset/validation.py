@@ -13,6 +13,7 @@ from segmamba.inference.sliding_window import identity, predict
 from segmamba.inference.windows import Windows
 from segmamba.training.dataset.cache import CachedCase
 from segmamba.training.dataset.plan import IGNORED
+from segmamba.training.dataset.regions import dice_of_regions
 
 OVERLAP = 0.5
 
@@ -39,7 +40,11 @@ def logits_of(network: nn.Module, case: CachedCase, patch: tuple[int, int, int])
 
 
 def validate(
-    network: nn.Module, cases: Sequence[CachedCase], patch: tuple[int, int, int], names: Sequence[str]
+    network: nn.Module,
+    cases: Sequence[CachedCase],
+    patch: tuple[int, int, int],
+    names: Sequence[str],
+    regions: Sequence[Sequence[int]] = (),
 ) -> dict[str, dict[str, float]]:
     """Return for each case the Dice of each structure that it has.
 
@@ -51,12 +56,17 @@ def validate(
     patch : tuple of int
         Window in voxels along z, y, x; windows overlap by half.
     names : sequence of str
-        Of the classes from 1 on.
+        Of the classes from 1 on, or of the regions.
+    regions : sequence of sequence of int
+        The classes of each region, where the network's outputs are regions.
     """
     results = {}
     for case in cases:
-        classes = logits_of(network, case, patch).argmax(dim=0).to(torch.uint8).cpu().numpy()
-        results[case.name] = dice_of_classes(classes, np.asarray(case.labels), names)
+        logits, reference = logits_of(network, case, patch), np.asarray(case.labels)
+        if regions:
+            results[case.name] = dice_of_regions((logits > 0).cpu().numpy(), reference, names, regions)
+        else:
+            results[case.name] = dice_of_classes(logits.argmax(dim=0).to(torch.uint8).cpu().numpy(), reference, names)
     return results
 
 

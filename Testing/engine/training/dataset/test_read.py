@@ -79,7 +79,14 @@ def test_labels_without_image_are_named(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         ({"labels": {"background": 0}}, "no label besides the background"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "region of several values"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions need regions_class_order, a list of 1 values"),
+        ({"labels": {"background": 0, "whole": [1, "2"]}}, "not a whole number from 0 to 254, or a list of them"),
+        ({"labels": {"background": 0, "whole": [0, 1]}, "regions_class_order": [1]}, "holds the background's value"),
+        (
+            {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 3]},
+            "gives 'core' the value 3, which is none of its own",
+        ),
+        ({"labels": {"whole": [1, 2], "core": 2}, "regions_class_order": [2, 2]}, "gives two regions one value"),
         ({"labels": {"background": 0, "body": 300}}, "not a whole number from 0 to 254"),
         ({"channel_names": {"1": "MR"}}, "not numbered from 0"),
     ],
@@ -91,6 +98,21 @@ def test_descriptions_that_cannot_be_trained_with_name_their_file(
     (tmp_path / "dataset.json").write_text(json.dumps(NNUNET | change))
     with pytest.raises(InputError, match=rf"dataset\.json does not describe.*{expected}"):
         read_dataset(tmp_path)
+
+
+def test_regions_keep_the_order_in_which_nnunet_writes_them(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole tumour": [3, 1, 2], "core": [2, 3], "enhancing": [3], "ignore": 4}
+    write_described(tmp_path, ["a"], NNUNET | {"labels": labels, "regions_class_order": [1, 2, 3]})
+    dataset = read_dataset(tmp_path)
+    assert list(dataset.labels.items()) == [("whole tumour", 1), ("core", 2), ("enhancing", 3)]
+    assert dataset.regions == {"whole tumour": (3, 1, 2), "core": (2, 3), "enhancing": (3,)}
+    assert dataset.values == (1, 2, 3) and dataset.ignore == 4
+
+
+def test_lists_of_one_value_are_no_regions(tmp_path: Path) -> None:
+    write_described(tmp_path, ["a"], NNUNET | {"labels": {"background": [0], "b": [2], "a": 1}})
+    dataset = read_dataset(tmp_path)
+    assert list(dataset.labels.items()) == [("a", 1), ("b", 2)] and not dataset.regions
 
 
 def test_a_folder_without_cases_names_the_layouts(tmp_path: Path) -> None:
