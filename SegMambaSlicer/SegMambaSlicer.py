@@ -105,6 +105,7 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         try:
             self.sections.models.load(path)
+            self.sections.channels.refresh()
             self.sections.checkpoints.refresh()
         except SegMambaError as error:
             self.showStatus(str(error), problem=True)
@@ -260,7 +261,8 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
             Node to add the segments to, which keeps its own unless ``overwrite=True``; by default a new one.
         **options
             The command line's options in camelCase, for example ``model``, ``scanBackend="torch"``, ``tta=True``,
-            ``refine=False`` (its ``--no-refine``); ``roi`` is an ROI node. See ``segmamba.request``.
+            ``refine=False`` (its ``--no-refine``); ``roi`` is an ROI node. ``channels={"t1c": node, ...}`` are the
+            other volumes of a model that takes several. See ``segmamba.request``.
 
         Raises
         ------
@@ -284,12 +286,15 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         from SegMambaSlicerLib.sequence_job import SequenceJob
 
         worker = self._freeWorker()
+        channels = options.pop("channels", None)
         request = requestOf(task=task, **options)
         if allItems and output is not None:
             raise InputError("All items of a sequence go into a new sequence: choose no output segmentation.")
+        if allItems and channels:
+            raise InputError("All items of a sequence can be segmented with models of one volume only: leave it out.")
 
         def start(node):
-            return SegmentationJob(worker, SegmentationCase(node, request, output), self._log)
+            return SegmentationJob(worker, SegmentationCase(node, request, output, channels), self._log)
 
         self._job = SequenceJob(start, volumeNode) if allItems else start(volumeNode)
         self._job.progressed.connect(onProgress)

@@ -11,6 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from segmamba_mrml.sequences import number_of_items
+from SegMambaSlicerLib.sections.channel import ChannelSection
 from SegMambaSlicerLib.sections.checkpoint import CheckpointSection
 from SegMambaSlicerLib.sections.correction import CorrectionSection
 from SegMambaSlicerLib.sections.dependency import DependencySection
@@ -26,7 +27,7 @@ from SegMambaSlicerLib.sections.training_case import TrainingCaseSection
 OVERWRITE_SETTING = "SegMambaSlicer/Overwrite"
 # What must stay as it is while a job runs.
 LOCKED = (
-    *("inputSelector", "taskComboBox", "modelComboBox", "outputSelector"),
+    *("inputSelector", "channelsWidget", "taskComboBox", "modelComboBox", "outputSelector"),
     *("correctionWidget", "advancedSection", "dependenciesSection"),
 )
 
@@ -37,6 +38,7 @@ class Sections:
 
     ui: Any
     models: ModelSection
+    channels: ChannelSection
     devices: DeviceSection
     forecast: ForecastSection
     results: ResultSection
@@ -48,12 +50,14 @@ class Sections:
     def show(self, parameters: Any) -> None:
         """Show what a parameter node holds."""
         self.models.show(parameters)
+        self.channels.show(parameters)
         self.forecast.follow(parameters)
         self.results.show(parameters.resultSegmentation)
 
     def refresh(self) -> None:
         """Follow a change of the parameter node."""
         self.models.refresh()
+        self.channels.refresh()
         self.results.refresh()
         self.ui.allItemsCheckBox.enabled = number_of_items(self.forecast.parameters.inputVolume) > 1
         self.forecast.askLater()
@@ -64,6 +68,7 @@ class Sections:
         return {
             "model": self.models.model.id,
             "manifest": self.models.manifestPath,
+            "channels": self.channels.nodes(),
             "output": parameters.outputSegmentation,
             "overwrite": self.ui.overwriteComboBox.currentData == "replace",
             "structures": self.models.structures(),
@@ -89,7 +94,7 @@ class Sections:
         problem = self.models.problem()
         if problem:
             self.checkpoints.reveal()
-        return problem or self.forecast.refusal()
+        return problem or self.channels.problem() or self.forecast.refusal()
 
     def setRunning(self, running: bool) -> None:
         """Lock what a running job depends on."""
@@ -127,4 +132,6 @@ def buildSections(
     cases = TrainingCaseSection(ui, results, models)
     for section in (correction, measurement, ExportSection(ui, results), cases):
         section.said.connect(say)
-    return Sections(ui, models, devices, forecast, results, correction, checkpoints, dependencies, log)
+    return Sections(
+        ui, models, ChannelSection(ui, models), devices, forecast, results, correction, checkpoints, dependencies, log
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import slicer
@@ -50,6 +51,24 @@ class ParameterNode:
     refine: bool = True
     postprocess: bool = True
     allItems: bool = False
+
+
+def channelVolume(parameters: Any, name: str) -> Any:
+    """Return the volume node that is chosen for a model's channel besides the input, or None.
+
+    Models differ in their channels, so these are no attributes: the parameter node refers to them by name.
+    """
+    return parameters.parameterNode.GetNodeReference(_channelRole(name))
+
+
+def setChannelVolume(parameters: Any, name: str, node: Any) -> None:
+    """Choose the volume node of a channel; None for none."""
+    parameters.parameterNode.SetNodeReferenceID(_channelRole(name), node.GetID() if node is not None else None)
+
+
+def _channelRole(name: str) -> str:
+    # A scene file separates roles by other characters.
+    return "channel." + re.sub(r"[^a-z0-9]", "_", name.casefold())
 
 
 def requestOf(**parameters: Any) -> Request:

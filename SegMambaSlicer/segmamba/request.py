@@ -111,14 +111,6 @@ class Request:
         ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG)",
         metavar="FILE",
     )
-    channels: dict[str, str] | None = option(
-        NamedFiles(),
-        "for a model that takes several co-registered volumes: one of those besides the input, by the name of its "
-        "channel, such as t1c=T1C.nii.gz; once for each",
-        None,
-        metavar="NAME=FILE",
-        flag="channel",
-    )
     task: str | None = option(
         OptionType(), "vertebrae, colorectal or brain-tumour: use the default model of this task", None
     )
@@ -132,6 +124,14 @@ class Request:
     # The paths of its bundled checkpoints start from its folder.
     manifest: str | None = option(FilePath(), "use your own manifest", None, metavar="FILE")
     overwrite: bool = option(Switch(), "replace existing results", False)
+    channels: dict[str, str] | None = option(
+        NamedFiles(),
+        "for a model that takes several co-registered volumes: one of those besides the input, by the name of its "
+        "channel, such as t1c=T1C.nii.gz; once for each",
+        None,
+        metavar="NAME=FILE",
+        flag="channel",
+    )
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError, OutputError
+from segmamba.inference.channels import in_order
 from segmamba.inference.file_to_file import requested_model
 from segmamba.io.stored_grid import labels_as_stored, resampled
 from segmamba.io.volume import Volume
+from segmamba.models.manifest import Model
 from segmamba.request import Request
 from segmamba.worker.client import WorkerProcess
 from segmamba_mrml.application import start, worker_python
@@ -38,6 +40,7 @@ RESAMPLED = (
     "The slices of '{}' are tilted, sheared or at uneven distances: it was resampled for the run, and the segments lie "
     "on its own voxels."
 )
+RESAMPLED_CHANNEL = "The slices of '{}' are tilted, sheared or at uneven distances: it was resampled for the run."
 __all__ = ["REPORT_ATTRIBUTE", "SegmentationCase", "segment_volume_node"]
 
 
@@ -53,6 +56,8 @@ class SegmentationCase:
         new segments are there.
     output_node : vtkMRMLSegmentationNode, optional
         Node to add the segments to. By default a new one.
+    channels : mapping of str to vtkMRMLScalarVolumeNode, optional
+        For a model that takes several co-registered volumes: those besides ``volume_node``, by the model's names.
 
     Attributes
     ----------
@@ -65,18 +70,27 @@ class SegmentationCase:
         The node, the model or the region does not suit; nothing was changed.
     """
 
-    def __init__(self, volume_node: Any, request: Request, output_node: Any = None) -> None:
+    def __init__(
+        self,
+        volume_node: Any,
+        request: Request,
+        output_node: Any = None,
+        channels: Mapping[str, Any] | None = None,
+    ) -> None:
         # Held until `close`, so that the voxels do not go while another thread writes them.
         self._volume: Volume | None
         self._volume, self._stored = stored_volume(volume_node)
         # Where the labels lie, of a volume that was resampled.
         self._geometry = self._volume.geometry
+        self._channel_nodes = dict(channels or {})
+        self._channels = {name: stored_volume(node) for name, node in self._channel_nodes.items()}
         start(volume_node.GetScene())
         if output_node is not None:
             check_segmentation(output_node, volume_node)
         self._volume_node = volume_node
         self._output_node = output_node
         self._model = requested_model(request)
+        check_nodes(in_order(self._model, volume_node, self._channel_nodes), self._model)
         self._box: LabelBox | None = None
         self._stopped = threading.Event()
         try:
@@ -88,11 +102,18 @@ class SegmentationCase:
             ) from error
         folder = Path(self._folder.name)
         files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
-        self.request = replace(request, input=files[0], output=files[1])
+        others = {name: str(folder / f"channel-{number}.nrrd") for number, name in enumerate(self._channel_nodes)}
+        self.request = replace(request, input=files[0], output=files[1], channels=others or None)
 
     def named(self, sentence: str) -> str:
-        """Return a sentence of the engine's with the volume's name for the file that was made of it."""
-        return sentence.replace(self.request.input, f"'{self._volume_node.GetName()}'")
+        """Return a sentence of the engine's with the volumes' names for the files that were made of them."""
+        for file, node in self._nodes_by_file().items():
+            sentence = sentence.replace(file, f"'{node.GetName()}'")
+        return sentence
+
+    def _nodes_by_file(self) -> dict[str, Any]:
+        others = self.request.channels or {}
+        return {self.request.input: self._volume_node} | {others[name]: self._channel_nodes[name] for name in others}
 
     def export(self) -> None:
         """Write the file that the worker reads; touches no node, so that any thread can do it.
@@ -108,6 +129,9 @@ class SegmentationCase:
             volume = resampled(volume, self._stored, "")
             self._geometry = volume.geometry
         write_volume(volume, self.request.input, self._stopped.is_set)
+        for name, file in (self.request.channels or {}).items():
+            other, stored = self._channels[name]
+            write_volume(other if stored is None else resampled(other, stored, ""), file, self._stopped.is_set)
 
     def read(self) -> None:
         """Read the file that the worker wrote; touches no node, so that any thread can do it.
@@ -125,10 +149,15 @@ class SegmentationCase:
 
     def noted(self, report: dict[str, Any]) -> dict[str, Any]:
         """Return the worker's report, with what was done to the volume before it."""
-        if self._stored is None:
+        notes = [] if self._stored is None else [RESAMPLED.format(self._volume_node.GetName())]
+        notes += [
+            RESAMPLED_CHANNEL.format(self._channel_nodes[name].GetName())
+            for name, (_volume, stored) in self._channels.items()
+            if stored is not None
+        ]
+        if not notes:
             return report
-        note = RESAMPLED.format(self._volume_node.GetName())
-        return {**report, "run": {**report["run"], "warnings": [note, *report["run"]["warnings"]]}}
+        return {**report, "run": {**report["run"], "warnings": [*notes, *report["run"]["warnings"]]}}
 
     def stop(self) -> None:
         """Let a thread that is in `export` come to its end soon."""
@@ -138,6 +167,7 @@ class SegmentationCase:
         """Delete the files, and let go of the voxels."""
         self._folder.cleanup()
         self._volume = self._box = None
+        self._channels = {}
 
     def finish(self, report: dict[str, Any]) -> Any:
         """Take the worker's result into the scene at once and return the segmentation node; as `finish_in_steps`."""
@@ -186,6 +216,9 @@ class SegmentationCase:
         ]
         # The worker saw temporary files that are gone by now.
         names = {"input": self._volume_node.GetName(), "output": node.GetName()}
+        if "channels" in report:
+            known_nodes = self._nodes_by_file()
+            names["channels"] = {name: known_nodes[file].GetName() for name, file in report["channels"].items()}
         earlier = kept_parts(node)
         # Measurements are made of the segments as they are (`segmamba_mrml.measurements`): edits make these wrong.
         lasting = {key: value for key, value in report.items() if key != "measurements"}
@@ -197,6 +230,22 @@ class SegmentationCase:
         """Somebody may have deleted a node or closed the scene while the worker was busy, or between two steps."""
         if any(node is not None and node.GetScene() is None for node in nodes):
             raise InputError("The volume or the output was removed from the scene: load it and start again.")
+
+
+def check_nodes(nodes: Sequence[Any], model: Model) -> None:
+    """Refuse one volume node for two channels of a model.
+
+    Raises
+    ------
+    InputError
+    """
+    seen: dict[str, str] = {}
+    for node, channel in zip(nodes, model.input_channels, strict=False):
+        other = seen.setdefault(node.GetID(), channel.name)
+        if other != channel.name:
+            raise InputError(
+                f"'{node.GetName()}' is chosen for both channels '{other}' and '{channel.name}': choose one for each."
+            )
 
 
 def segment_volume_node(
@@ -225,7 +274,8 @@ def segment_volume_node(
     cancelled : callable, optional
         Called several times a second; the job stops when it returns True.
     **options
-        Those of `segmamba.request`, for example ``model="spinemamba"``, ``device="cpu"``.
+        ``channels``: for a model that takes several co-registered volumes, the other volume nodes by its names. Else
+        those of `segmamba.request`, for example ``model="spinemamba"``, ``device="cpu"``.
 
     Returns
     -------
@@ -239,7 +289,8 @@ def segment_volume_node(
     """
     if roi_node is not None:
         options["roi"] = roi_box(roi_node)
-    case = SegmentationCase(volume_node, Request.of(task=task, **options), output_node)
+    channels = options.pop("channels", None)
+    case = SegmentationCase(volume_node, Request.of(task=task, **options), output_node, channels)
     try:
         case.export()
         with WorkerProcess(python=worker_python()) as worker:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
+from helpers import brain
 
 from segmamba.errors import Cancelled, InputError, ModelError, OutputError
 from segmamba.inference.file_to_file import segment_file
@@ -319,3 +320,25 @@ def test_volume_removed_between_two_segments_ends_in_a_sentence(a_volume_node, a
         next(steps)
     case.close()
     assert a_slicer_scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_channels_are_written_where_they_lie_in_the_world(a_slicer_scene, a_linear_transform, tmp_path):
+    geometry = brain.GRID
+    volumes = [brain.channel(seed) for seed in range(3)]
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ geometry.affine
+    nodes = [slicer.util.addVolumeFromArray(v.array, affine, f"v{n}") for n, v in enumerate(volumes)]
+    for node in nodes:
+        node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    request = Request.of(model=brain.BRAIN_ID, manifest=brain.write_brain_model(tmp_path), device="cpu")
+    case = SegmentationCase(nodes[1], request, channels={"t1c": nodes[0], "t2f": nodes[2]})
+    case.export()
+    assert case.request.channels.keys() == {"t1c", "t2f"}
+    for name, node in (("t1c", nodes[0]), ("t2f", nodes[2])):
+        written = read_volume(case.request.channels[name])
+        np.testing.assert_array_equal(written.array, slicer.util.arrayFromVolume(node))
+        np.testing.assert_allclose(written.geometry.affine, index_to_lps(node), atol=1e-4)
+    result = case.finish(segment_file(case.request))
+    report = read_report(result)
+    assert report["channels"] == {"t1c": "v0", "t1n": "v1", "t2f": "v2"} and report["input"] == "v1"
+    assert result.GetTransformNodeID() == a_linear_transform.GetID()
+    case.close()
