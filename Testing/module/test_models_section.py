@@ -312,7 +312,7 @@ def test_model_that_cannot_run_is_listed_and_not_offered_for_a_run(the_module, c
     content = json.loads((resource_root() / MANIFEST_NAME).read_text(encoding="utf-8"))
     content["models"][-1]["unsupported"] = "it needs a newer version."
     (tmp_path / "manifest.json").write_text(json.dumps(content))
-    the_module.useManifest(tmp_path / "manifest.json")
+    the_module.widget.useManifest(tmp_path / "manifest.json")
     click(ui.modelsSection)
     titles = [ui.modelsTable.item(index, 0) for index in range(ui.modelsTable.rowCount)]
     (brats,) = (item for item in titles if "BraTS" in item.text())

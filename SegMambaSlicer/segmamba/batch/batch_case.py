@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class BatchCase:
         Why it cannot be read, as a sentence; else empty.
     series : str
         For a DICOM series with an identifier, what tells it from other series. Else empty.
+    channels : tuple of tuple of str
+        For a model that takes several volumes: name and file of each of the others. Else empty.
     """
 
     name: str
@@ -45,11 +48,13 @@ class BatchCase:
     skipped: str = ""
     error: str = ""
     series: str = ""
+    channels: tuple[tuple[str, str], ...] = ()
 
     def files(self) -> list[str]:
         """Return all files that the case is made of; OSError if that cannot be read."""
         if not self.listing:
-            return [self.path, *data_files(self.path)]
+            whole = (self.path, *(path for _name, path in self.channels))
+            return [file for path in whole for file in (path, *data_files(path))]
         files: list[str] = json.loads(Path(self.listing).read_text(encoding="utf-8"))
         return files
 
@@ -57,9 +62,24 @@ class BatchCase:
 def file_case(path: str, skipped: str = "") -> BatchCase:
     """Return the case of a file, named by its folder, its name and a hash of its path."""
     whole = Path(path)
-    extension = next((known for known in EXTENSIONS if whole.name.lower().endswith(known)), "")
-    name = _name(whole.parent.name, whole.name[: len(whole.name) - len(extension)], whole.as_posix())
-    return BatchCase(name, path, skipped=skipped)
+    return BatchCase(_name(whole.parent.name, stem(path), whole.as_posix()), path, skipped=skipped)
+
+
+def stem(path: str) -> str:
+    """Return a file's name without its extension, of which ``.nii.gz`` is one."""
+    name = Path(path).name
+    extension = next((known for known in EXTENSIONS if name.lower().endswith(known)), "")
+    return name[: len(name) - len(extension)]
+
+
+def channels_case(own: str, files: Mapping[str, str]) -> BatchCase:
+    """Return the case of several files, by the names of their channels; ``own`` is what their names share.
+
+    The first one is the input. Its name does not depend on which channels there are.
+    """
+    (_, path), *others = files.items()
+    folder = Path(path).parent
+    return BatchCase(_name(folder.name, own, (folder / own).as_posix()), path, channels=tuple(others))
 
 
 def refused_case(error: OSError) -> BatchCase:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: 
         work = place / "results"
         work.mkdir()
         request = plan.case_request(str(source), work, PREVIEW, device)
+        request = replace(request, channels=dict(case.channels) or None)
         try:
             report = run(request)
         except SegMambaError as error:

@@ -37,6 +37,8 @@ class Plan:
         checkpoint, the options but the device (results of devices differ by rounding only), the format.
     structures : tuple of str
         Names of the model's structures, in its order.
+    channels : tuple of str
+        Names of the volumes that the model takes, in its order, where it takes several; else empty.
     """
 
     folder: str
@@ -45,6 +47,7 @@ class Plan:
     model: dict[str, str]
     settings: str
     structures: tuple[str, ...]
+    channels: tuple[str, ...] = ()
 
     @property
     def output(self) -> str:
@@ -105,7 +108,7 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
         raise InstallationError(NEEDED)
     model, digest = _installed(requested_model(request), request)
     chosen = chosen_labels(model, request.options.structures)
-    content = replace(request, input="", output="", report=None, preview=None).to_dict()
+    content = replace(request, input="", output="", report=None, preview=None, channels=None).to_dict()
     # Paths of this call, not of the model or its settings.
     content["input"] = content["output"] = ""
     options = {name: value for name, value in asdict(request.options).items() if name != "device"}
@@ -120,7 +123,8 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     }
     described = {"id": model.id, "version": model.version, "checkpoint_sha256": digest}
     structures = tuple(label.name for label in model.labels)
-    return Plan(str(folder.absolute()), content, output_format, described, digest_of(settings), structures)
+    channels = tuple(channel.name for channel in model.input_channels)
+    return Plan(str(folder.absolute()), content, output_format, described, digest_of(settings), structures, channels)
 
 
 def _installed(model: Model, request: Request) -> tuple[Model, str]:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case_record import is_of_other_version, read_record
 from segmamba.batch.cases import find_cases
+from segmamba.batch.channels import cases_of_channels
 from segmamba.batch.dispatch import run_cases, stoppable_map, wait_for_workers
 from segmamba.batch.layout import CASES, LOCK, ROWS, clear, prepare
 from segmamba.batch.local import local_pool
@@ -94,6 +95,8 @@ def run_batch(
         # Threads of this process cannot be abandoned, so a search in them has to be able to end early.
         give_up = stopped if settings.scheduler is None else None
         cases = find_cases(inputs, folder, partial(stoppable_map, pool, stopped), log, give_up)
+        if plan.channels:
+            cases = cases_of_channels(cases, plan.channels)
         if is_of_other_version(folder / CASES, (case.name for case in cases)):
             log(f"{folder} has results of another version of this software: their cases are segmented again.")
         log(f"{len(cases)} cases")
