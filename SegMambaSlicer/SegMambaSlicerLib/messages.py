@@ -86,7 +86,9 @@ def modelSummary(model: Model, origin: str) -> str:
     first = measured[0] if measured else _("accuracy not measured")
     if measured[1:]:
         first = _("{first} (hover for {number} more)").format(first=first, number=len(measured) - 1)
-    said = ["/".join(model.modalities), spacing, first, origin, licence]
+    volumes = ", ".join(channel.name for channel in model.input_channels)
+    takes = "/".join(model.modalities) + (f" ({volumes})" if volumes else "")
+    said = [takes, spacing, first, origin, licence]
     if model.preprocessing.estimated:
         said.append(model.preprocessing.estimated)
     if model.caution:

@@ -53,8 +53,8 @@ def cases_of_channels(cases: Iterable[BatchCase], channels: Sequence[str]) -> li
         own, channel = named
         group = groups.setdefault((str(Path(case.path).parent), own), {})
         if channel in group:
-            both = f"{case.path} and {group[channel]}"
-            text = f"{both} are both channel '{channel}' of one case: remove one of the two."
+            both = f"{case.path} and {group[channel]} both"
+            text = f"{both} are '{channel}' of one case: remove one of the two."
             found.append(replace(case, error=text))
         else:
             group[channel] = case.path

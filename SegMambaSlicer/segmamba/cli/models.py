@@ -86,7 +86,7 @@ def _list(options: argparse.Namespace) -> int:
         except ModelError as error:
             problems.append(str(error))
         text = f"{size / 1e6:.1f} MB" if size is not None else "-"
-        rows.append((model.id, model.task, ",".join(model.modalities), state, text, origin, model.title))
+        rows.append((model.id, model.task, _takes(model), state, text, origin, model.title))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     problems += manifest.problems
     problems += [f"'{model.id}' cannot be used: {model.unsupported}" for model in manifest.listed if model.unsupported]
@@ -95,6 +95,12 @@ def _list(options: argparse.Namespace) -> int:
     for line in problems:
         print(line)
     return 0
+
+
+def _takes(model: ListedModel) -> str:
+    """Return the modalities of a model and, where it takes several volumes, the names of those."""
+    names = [channel["name"] for channel in model.entry.get("input_channels", ())]
+    return ",".join(model.modalities) + (f" ({','.join(names)})" if names else "")
 
 
 def _path(options: argparse.Namespace) -> int:

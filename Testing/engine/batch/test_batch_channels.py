@@ -58,7 +58,7 @@ def test_a_missing_channel_is_an_error_of_its_case_alone() -> None:
 
 def test_two_files_of_one_channel_are_an_error() -> None:
     found = grouped("/d/a_0000.nii", "/d/a_0001.nii", "/d/a_0002.nii", "/d/a-t1n.nrrd")
-    ours = [text for text in found if "are both channel 't1n' of one case: remove one of the two." in text]
+    ours = [text for text in found if "both are 't1n' of one case: remove one of the two." in text]
     # The numbers' case is whole all the same.
     assert len(ours) == 1 and "d_a" in found
 
