@@ -60,8 +60,8 @@ def cases_of_channels(cases: Iterable[BatchCase], channels: Sequence[str]) -> li
             group[channel] = case.path
     if not groups:
         raise InputError(
-            f"No file's name tells which channel of the model it is ({', '.join(channels)}): end names in _0000, _0001, "
-            f"... as nnU-Net does, or in those of the channels, such as CASE-{channels[0]}.nii.gz."
+            f"No file's name tells which channel of the model it is ({', '.join(channels)}): end names in _0000, "
+            f"_0001, ... as nnU-Net does, or in those of the channels, such as CASE-{channels[0]}.nii.gz."
         )
     whole = [_case(own, group, channels) for (_, own), group in groups.items()]
     return sorted(found + whole, key=lambda case: (case.path, case.name))

@@ -224,14 +224,16 @@ def _report(imported: tuple[store.Installed, ...]) -> int:
 
 def _notes(found: store.Installed) -> Iterator[str]:
     """Say what the user has to know of an imported model."""
+    from segmamba.models.import_checkpoint import estimated_channel
+
     model = found.model
     if not isinstance(model, Model):
         yield f"It is stored, but cannot be used: {model.unsupported}"
     elif found.normalization is None and model.preprocessing.estimated:
-        yield (
-            f"{model.preprocessing.estimated}; if you know them, import again with them (--clip LOW HIGH --mean M "
-            "--std S, or in the panel 'Import as')."
+        how = (
+            "; if you know them, import again with them (--clip LOW HIGH --mean M --std S, or in the panel 'Import as')"
         )
+        yield f"{model.preprocessing.estimated}{how if estimated_channel(model) else ''}."
 
 
 def _chosen(manifest: Manifest, names: list[str]) -> tuple[ListedModel, ...]:
