@@ -105,7 +105,6 @@ class SegMambaSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         try:
             self.sections.models.load(path)
-            self.sections.channels.refresh()
             self.sections.checkpoints.refresh()
         except SegMambaError as error:
             self.showStatus(str(error), problem=True)
@@ -261,8 +260,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
             Node to add the segments to, which keeps its own unless ``overwrite=True``; by default a new one.
         **options
             The command line's options in camelCase, for example ``model``, ``scanBackend="torch"``, ``tta=True``,
-            ``refine=False`` (its ``--no-refine``); ``roi`` is an ROI node. ``channels={"t1c": node, ...}`` are the
-            other volumes of a model that takes several. See ``segmamba.request``.
+            ``refine=False`` (its ``--no-refine``). ``roi`` is an ROI node, and ``channels`` volume nodes by names.
 
         Raises
         ------
@@ -286,12 +284,11 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         from SegMambaSlicerLib.sequence_job import SequenceJob
 
         worker = self._freeWorker()
-        channels = options.pop("channels", None)
-        request = requestOf(task=task, **options)
+        channels, request = options.pop("channels", None), requestOf(task=task, **options)
         if allItems and output is not None:
             raise InputError("All items of a sequence go into a new sequence: choose no output segmentation.")
         if allItems and channels:
-            raise InputError("All items of a sequence can be segmented with models of one volume only: leave it out.")
+            raise InputError("Items of a sequence are segmented one by one: choose a model that takes one volume.")
 
         def start(node):
             return SegmentationJob(worker, SegmentationCase(node, request, output, channels), self._log)

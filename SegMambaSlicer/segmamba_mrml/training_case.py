@@ -65,11 +65,17 @@ def save_training_case(
     Raises
     ------
     InputError
-        There is nothing to save, the folder is of other images or labels, or it has the same image already
-        (`saved_case` tells).
+        There is nothing to save, the folder is of other images or labels, it has the same image already (`saved_case`
+        tells), or the result is of several volumes.
     OutputError
         The folder cannot be written.
     """
+    report = parts(read_report(segmentation_node))[0]
+    if report.get("channels"):
+        raise InputError(
+            "This result is of a model that takes several volumes, whose training cases cannot be saved here yet: "
+            "export the volumes as CASE_0000, CASE_0001, ... and the segmentation as CASE, into imagesTr and labelsTr."
+        )
     volume, folder = volume_of(volume_node), Path(folder)
     digest = image_digest(volume)
     earlier = saved_case(folder, digest)
@@ -80,7 +86,6 @@ def save_training_case(
     description = _read_description(folder, resolve_modality(volume).modality or "MR")
     labels, values = labels_on_volume(segmentation_node, volume_node, structures, description["labels"])
     name = earlier or _new_name(folder, person_code(volume_node, digest))
-    report = parts(read_report(segmentation_node))[0]
     provenance = {
         "case": name,
         "image_sha256": digest,

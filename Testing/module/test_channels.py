@@ -12,6 +12,7 @@ from helpers import brain, tiny
 from segmamba.errors import InputError
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
+from segmamba_mrml.training_case import save_training_case
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def rows(panel):
 
 
 def test_each_channel_that_the_model_names_has_a_selector_and_takes_part_in_the_run(
-    panel, a_brain_model, three_volumes, segment, click, screenshot
+    panel, a_brain_model, three_volumes, segment, click, screenshot, tmp_path, wait_until
 ):
     ui = panel.ui
     assert not ui.channelsWidget.visible and ui.inputSelectorLabel.text == "Input volume:"
@@ -60,8 +61,15 @@ def test_each_channel_that_the_model_names_has_a_selector_and_takes_part_in_the_
         assert selector.currentNode() is None
         selector.setCurrentNode(three_volumes[name])
     screenshot("channels")
+    slicer.util.arrayFromVolume(three_volumes["t1c"])[:] -= 500
+    ui.modalityComboBox.currentIndex = ui.modalityComboBox.findData("CT")
+    wait_until(lambda: ui.forecastLabel.text.startswith("Channel t1c is CT and the model 'tiny-brain' takes MR"))
+    ui.modalityComboBox.currentIndex = ui.modalityComboBox.findData("auto")
+    slicer.util.arrayFromVolume(three_volumes["t1c"])[:] += 500
     node = segment()
     screenshot("channels-result")
+    with pytest.raises(InputError, match="a model that takes several volumes, whose training cases cannot be saved"):
+        save_training_case(node, three_volumes["t1c"], tmp_path, ())
     assert (found_labels(node, three_volumes["t1c"]) == expected()).mean() > 0.98
     report = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))
     assert report["channels"] == {name: f"case {name}" for name in brain.CHANNELS}
@@ -105,7 +113,7 @@ def test_console_names_the_volumes_and_any_of_them_is_the_input(logic, a_brain_m
         logic.segment(three_volumes["t1c"], **call)
     with pytest.raises(InputError, match="has no channel 'flair'"):
         logic.segment(three_volumes["t1c"], channels={"flair": three_volumes["t2f"]}, **call)
-    with pytest.raises(InputError, match="models of one volume only"):
+    with pytest.raises(InputError, match="choose a model that takes one volume"):
         logic.segment(three_volumes["t1c"], channels=others, allItems=True, **call)
 
 

@@ -10,8 +10,11 @@ import slicer
 from slicer.i18n import tr as _
 
 from segmamba.errors import SegMambaError
+from segmamba.inference.channels import check_channel
 from segmamba.inference.forecast import Forecast, forecast
 from segmamba.io.modality import check_modality
+from segmamba.io.volume import Volume
+from segmamba.models.manifest import Model
 from segmamba.request import Options
 from segmamba.utils.memory import system_memory
 from segmamba_mrml.slices import coarse_volume
@@ -107,7 +110,7 @@ class ForecastSection:
         if problem:
             return problem, True
         try:
-            check_modality(coarse_volume(volumeNode), self._models.model, self.parameters.modality)
+            _check_modality(coarse_volume(volumeNode), self._models.model, self.parameters.modality)
             told = self._forecast()
         except SegMambaError as error:
             return str(error), True
@@ -133,6 +136,14 @@ class ForecastSection:
         options = Options(roi=roi, modality=self.parameters.modality, **QUALITIES[self._ui.qualityComboBox.currentData])
         voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))
         return forecast(volume, self._models.model, options, voxels)
+
+
+def _check_modality(volume: Volume, model: Model, chosen: str) -> None:
+    """Refuse a volume that the model was not made for; of several the input is the first."""
+    if model.input_channels:
+        check_channel(volume, model.input_channels[0], model, chosen)
+    else:
+        check_modality(volume, model, chosen)
 
 
 def _surround(roiNode: Any, volumeNode: Any) -> None:

@@ -50,7 +50,7 @@ class ModelSection:
         The manifest; None for the one that comes with the software.
     manifest : Manifest
     changed : Signal
-        Emitted after the user's choice has gone into the parameter node.
+        Emitted after the user's choice has gone into the parameter node, and when other models are offered.
     """
 
     def __init__(self, ui: Any) -> None:
@@ -93,6 +93,7 @@ class ModelSection:
                 self._ui.taskComboBox.addItem(taskTitle(task, self.manifest.default(task).title), task)
         if self._parameters is not None:
             self.show(self._parameters)
+            self.changed.emit()
 
     def reload(self) -> None:
         """Read the manifest again: a model of the user's own may have come or gone. Raises ModelError."""

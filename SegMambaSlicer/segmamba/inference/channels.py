@@ -118,7 +118,7 @@ def joined(volumes: Sequence[Volume], own: int, model: Model, modality: str = AU
     name = model.input_channels[own].name
     arrays, notes = [], list(volume.notes)
     for number, (other, channel) in enumerate(zip(volumes, model.input_channels, strict=True)):
-        _check_modality(other, channel, model, modality if number == own or channel.modality == modality else AUTO)
+        check_channel(other, channel, model, modality if number == own or channel.modality == modality else AUTO)
         if number == own:
             arrays.append(other.array)
             continue
@@ -129,7 +129,13 @@ def joined(volumes: Sequence[Volume], own: int, model: Model, modality: str = AU
     return replace(volume, channels=tuple(arrays), notes=tuple(dict.fromkeys(notes)))
 
 
-def _check_modality(volume: Volume, channel: InputChannel, model: Model, chosen: str) -> None:
+def check_channel(volume: Volume, channel: InputChannel, model: Model, chosen: str = AUTO) -> None:
+    """Refuse a volume of another modality than a model takes as a channel; ``chosen`` as for `resolve_modality`.
+
+    Raises
+    ------
+    InputError
+    """
     if channel.modality is None:
         return
     name = f"Channel {channel.name}"
