@@ -17,6 +17,8 @@ REPORT_ATTRIBUTE = "SegMamba.Report"
 # that of the report which fits; the node's attribute of the same name is the number of the report that it carries.
 ALL_REPORTS_ATTRIBUTE = "SegMamba.AllReports"
 NUMBER = "SegMamba.ReportNumber"
+# What a segmentation node refers to the volumes by, where there are several, with their numbers in the model's order.
+CHANNEL_ROLE = "SegMamba.Channel"
 
 
 def read_report(node: Any) -> dict[str, Any]:
@@ -49,6 +51,21 @@ def write_report(node: Any, report: Mapping[str, Any], segments: Iterable[str]) 
     for identifier in changed:
         node.GetSegmentation().GetSegment(identifier).SetTag(NUMBER, str(number))
     _carry(node, {**every, number: json.dumps(report)}, number)
+
+
+def refer_to_channels(node: Any, channels: Mapping[str, Any]) -> None:
+    """Let a node refer to the volume nodes of a model that takes several, which are given by name in its order."""
+    for number, volume_node in enumerate(channels.values()):
+        node.SetNodeReferenceID(f"{CHANNEL_ROLE}{number}", volume_node.GetID())
+
+
+def channel_nodes(node: Any) -> dict[str, Any]:
+    """Return by name the volume nodes that a result is of, in the model's order; None for one that is gone.
+
+    Empty for a result of a model that takes one volume.
+    """
+    names = parts(read_report(node))[0].get("channels", {})
+    return {name: node.GetNodeReference(f"{CHANNEL_ROLE}{number}") for number, name in enumerate(names)}
 
 
 def follow_undo(node: Any) -> None:

@@ -23,7 +23,7 @@ from segmamba.models.manifest import Model
 from segmamba.request import Request
 from segmamba.worker.client import WorkerProcess
 from segmamba_mrml.application import start, worker_python
-from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, write_report
+from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, refer_to_channels, write_report
 from segmamba_mrml.segmentation import (
     LabelBox,
     check_segmentation,
@@ -218,7 +218,9 @@ class SegmentationCase:
         names = {"input": self._volume_node.GetName(), "output": node.GetName()}
         if "channels" in report:
             known_nodes = self._nodes_by_file()
-            names["channels"] = {name: known_nodes[file].GetName() for name, file in report["channels"].items()}
+            channels = {name: known_nodes[file] for name, file in report["channels"].items()}
+            refer_to_channels(node, channels)
+            names["channels"] = {name: volume_node.GetName() for name, volume_node in channels.items()}
         earlier = kept_parts(node)
         # Measurements are made of the segments as they are (`segmamba_mrml.measurements`): edits make these wrong.
         lasting = {key: value for key, value in report.items() if key != "measurements"}

@@ -21,12 +21,13 @@ import slicer
 
 import segmamba
 from segmamba.errors import InputError, OutputError
+from segmamba.inference.channels import on_grid
 from segmamba.io.modality import resolve_modality
 from segmamba.io.volume import Volume, to_image
 from segmamba.labels import Label
 from segmamba.models.settings import user_folder
 from segmamba.utils.atomic import atomic_write
-from segmamba_mrml.reports import parts, read_report
+from segmamba_mrml.reports import channel_nodes, parts, read_report
 from segmamba_mrml.segmentation import segment_ids, type_code
 from segmamba_mrml.volumes import volume_of
 
@@ -47,6 +48,8 @@ def save_training_case(
 ) -> str:
     """Save a volume and its segmentation as they are now, and return the case's name.
 
+    Of a model that takes several volumes, all are saved, on this one's grid.
+
     The name says nothing of the patient, but is the same for all volumes of one: ``sub-`` and a code that only this
     computer user can make again. Nothing else of a DICOM header is saved.
 
@@ -66,26 +69,22 @@ def save_training_case(
     ------
     InputError
         There is nothing to save, the folder is of other images or labels, it has the same image already (`saved_case`
-        tells), or the result is of several volumes.
+        tells), or one of several volumes is gone.
     OutputError
         The folder cannot be written.
     """
-    report = parts(read_report(segmentation_node))[0]
-    if report.get("channels"):
-        raise InputError(
-            "This result is of a model that takes several volumes, whose training cases cannot be saved here yet: "
-            "export the volumes as CASE_0000, CASE_0001, ... and the segmentation as CASE, into imagesTr and labelsTr."
-        )
     volume, folder = volume_of(volume_node), Path(folder)
+    images = _images(segmentation_node, volume_node, volume)
     digest = image_digest(volume)
     earlier = saved_case(folder, digest)
     if earlier and not replace:
         raise InputError(
             f"This image is in {folder} already, as {earlier}: replace that case, or choose another folder."
         )
-    description = _read_description(folder, resolve_modality(volume).modality or "MR")
+    description = _read_description(folder, list(images))
     labels, values = labels_on_volume(segmentation_node, volume_node, structures, description["labels"])
     name = earlier or _new_name(folder, person_code(volume_node, digest))
+    report = parts(read_report(segmentation_node))[0]
     provenance = {
         "case": name,
         "image_sha256": digest,
@@ -99,7 +98,8 @@ def save_training_case(
             (folder / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from error
-    _write(volume.array, volume, folder / IMAGES / f"{name}_0000{ENDING}")
+    for number, array in enumerate(images.values()):
+        _write(array, volume, folder / IMAGES / f"{name}_{number:04}{ENDING}")
     _write(labels, volume, folder / LABELS / f"{name}{ENDING}")
     description["labels"] = {BACKGROUND: 0, **values}
     description["numTraining"] = len(list((folder / LABELS).glob(f"*{ENDING}")))
@@ -195,20 +195,33 @@ def _secret() -> bytes:
         raise OutputError(f"{path} cannot be written ({error.strerror}): check the folder's permissions.") from error
 
 
-def _read_description(folder: Path, modality: str) -> dict[str, Any]:
+def _images(segmentation_node: Any, volume_node: Any, volume: Volume) -> dict[str, np.ndarray]:
+    """Return what is saved of a case by the names of the channels: (z, y, x), on the grid of the volume."""
+    nodes = channel_nodes(segmentation_node)
+    if not nodes:
+        return {resolve_modality(volume).modality or "MR": volume.array}
+    gone = [name for name, node in nodes.items() if node is None]
+    if gone:
+        raise InputError(f"The volume of channel {gone[0]} is not in the scene: load it and segment again.")
+    volumes = {name: volume if node is volume_node else volume_of(node) for name, node in nodes.items()}
+    return {name: on_grid(one, volume.geometry, float(one.array.min())) for name, one in volumes.items()}
+
+
+def _read_description(folder: Path, channels: Sequence[str]) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         labels = {BACKGROUND: 0}
-        return {"name": folder.name, "channel_names": {"0": modality}, "labels": labels, "file_ending": ENDING}
+        names = {str(number): name for number, name in enumerate(channels)}
+        return {"name": folder.name, "channel_names": names, "labels": labels, "file_ending": ENDING}
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        channels, labels = content["channel_names"], content["labels"]
+        there, labels = list(content["channel_names"].values()), content["labels"]
         plain = all(isinstance(value, int) for value in labels.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} does not describe a data set of nnU-Net's layout: choose another folder.") from error
-    if list(channels.values()) != [modality] or not plain or content.get("file_ending", ENDING) != ENDING:
+    if there != list(channels) or not plain or content.get("file_ending", ENDING) != ENDING:
         raise InputError(
-            f"{folder} is of other images ({', '.join(channels.values())}): choose another folder for {modality}."
+            f"{folder} is of other images ({', '.join(there)}): choose another folder for {', '.join(channels)}."
         )
     return content
 

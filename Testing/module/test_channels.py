@@ -10,6 +10,8 @@ import slicer
 from helpers import brain, tiny
 
 from segmamba.errors import InputError
+from segmamba.io.read import read_volume
+from segmamba.training.dataset.read import read_dataset
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
 from segmamba_mrml.training_case import save_training_case
@@ -68,8 +70,16 @@ def test_each_channel_that_the_model_names_has_a_selector_and_takes_part_in_the_
     slicer.util.arrayFromVolume(three_volumes["t1c"])[:] += 500
     node = segment()
     screenshot("channels-result")
-    with pytest.raises(InputError, match="a model that takes several volumes, whose training cases cannot be saved"):
-        save_training_case(node, three_volumes["t1c"], tmp_path, ())
+    labels = panel.sections.models.model.labels
+    case = save_training_case(node, three_volumes["t1c"], tmp_path, labels)
+    dataset = read_dataset(tmp_path)
+    assert dataset.channels == brain.CHANNELS and dict(dataset.labels) == brain.REGIONS
+    assert [image.name for image in dataset.cases[0].images] == [f"{case}_000{number}.nii.gz" for number in range(3)]
+    for image, name in zip(dataset.cases[0].images, brain.CHANNELS, strict=True):
+        np.testing.assert_array_equal(read_volume(image).array, slicer.util.arrayFromVolume(three_volumes[name]))
+    slicer.mrmlScene.RemoveNode(three_volumes["t2f"])
+    with pytest.raises(InputError, match="The volume of channel t2f is not in the scene"):
+        save_training_case(node, three_volumes["t1c"], tmp_path / "other", labels)
     assert (found_labels(node, three_volumes["t1c"]) == expected()).mean() > 0.98
     report = json.loads(node.GetAttribute(REPORT_ATTRIBUTE))
     assert report["channels"] == {name: f"case {name}" for name in brain.CHANNELS}

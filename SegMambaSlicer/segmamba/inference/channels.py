@@ -124,7 +124,7 @@ def joined(volumes: Sequence[Volume], own: int, model: Model, modality: str = AU
             continue
         notes += [f"Channel {channel.name}: {note}" for note in other.notes]
         notes += _check_place(other, volume, channel.name, name)
-        arrays.append(_on_grid(other, volume.geometry, preprocessing_of(model, number).fill_value))
+        arrays.append(on_grid(other, volume.geometry, preprocessing_of(model, number).fill_value))
     _refuse_copies(volumes, model)
     return replace(volume, channels=tuple(arrays), notes=tuple(dict.fromkeys(notes)))
 
@@ -174,8 +174,8 @@ def _part_in_view(geometry: Geometry, other: Geometry) -> float:
     return float(inside.all(axis=0).mean())
 
 
-def _on_grid(volume: Volume, geometry: Geometry, fill: float) -> np.ndarray:
-    """Return a volume's intensities (z, y, x) on another grid; as they are if it is the same."""
+def on_grid(volume: Volume, geometry: Geometry, fill: float) -> np.ndarray:
+    """Return a volume's intensities (z, y, x) on another grid; as they are if it is the same. ``fill`` is outside."""
     if are_one_grid(volume.geometry, geometry):
         return volume.array
     # The smoothing against aliasing is for numbers with a fraction.
