@@ -6,6 +6,7 @@ the console calls of the module, the JSON that the worker gets and the checks of
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import re
@@ -18,6 +19,9 @@ from typing import Any, ClassVar
 from segmamba.errors import InputError, SegMambaError
 
 Corner = tuple[float, float, float]
+LevelPlace = tuple[str, float, float, float]
+# The names of levels, C1 to L6.
+LEVEL = "C[1-7]|T[1-9]|T1[0-3]|L[1-6]"
 KEY = "option"
 
 
@@ -214,6 +218,28 @@ class Region(OptionType):
         return "two corners that differ along all axes"
 
 
+class LevelPlaces(OptionType):
+    """Levels of vertebrae, each with a point of that vertebra: its name, and RAS coordinates in mm.
+
+    A value is a text ("L5=12.5,-30,870"), or a sequence of texts or of (name, right, anterior, superior); of none of
+    them there is None.
+    """
+
+    repeated: ClassVar[bool] = True
+
+    def convert(self, value: Any) -> tuple[LevelPlace, ...] | None:
+        places = tuple(map(_level_place, [value] if isinstance(value, str) else value))
+        if len({name for name, *_point in places}) < len(places):
+            raise ValueError("a level twice")
+        return places or None
+
+    def to_words(self, value: Sequence[LevelPlace]) -> list[str]:
+        return [f"{name}={','.join(map(repr, point))}" for name, *point in value]
+
+    def values(self) -> str:
+        return "a level and a point in patient coordinates (RAS, mm), such as L5=12.5,-30,870; each level once"
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What is said of an option.
@@ -276,6 +302,19 @@ def _named(word: str) -> tuple[str, str]:
     if not sign:
         raise ValueError("no name")
     return name.strip(), path
+
+
+def _level_place(value: Any) -> LevelPlace:
+    """Return a level's name, in capitals, and a point, from a text or a sequence."""
+    if isinstance(value, str):
+        name, _equals, point = value.partition("=")
+        value = (name, *point.split(","))
+    name, right, anterior, superior = value
+    name = str(name).strip().upper()
+    place = (name, float(right), float(anterior), float(superior))
+    if not re.fullmatch(LEVEL, name) or not all(map(math.isfinite, place[1:])):
+        raise ValueError("not a level and a point")
+    return place
 
 
 def _corner(values: Any) -> Corner:

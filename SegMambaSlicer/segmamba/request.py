@@ -14,6 +14,8 @@ from segmamba.option_types import (
     Choice,
     Corner,
     FilePath,
+    LevelPlace,
+    LevelPlaces,
     NamedFiles,
     Names,
     Number,
@@ -51,6 +53,21 @@ class Options:
         None,
         metavar=RAS_CORNERS,
         title="region of interest",
+    )
+    anchor: tuple[LevelPlace, ...] | None = option(
+        LevelPlaces(),
+        "the vertebra at this point has this level, and the others follow: patient coordinates in mm as Slicer shows "
+        "them (RAS); may be repeated",
+        None,
+        metavar="L5=R,A,S",
+    )
+    levels_from: str | None = option(
+        FilePath(),
+        "take the levels from this segmentation of the same frame of reference: a label map with VerSe's numbers, or a "
+        ".seg.nrrd",
+        None,
+        metavar="FILE",
+        title="segmentation with levels",
     )
     tta: bool = option(Switch(), "test-time augmentation: average over flipped copies; slower", False)
     overlap: float | None = option(
@@ -154,9 +171,10 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """Return the request for JSON, with absolute paths: the worker may run in another folder."""
         content = asdict(self)
-        for name, (_field, declaration) in declared(self).items():
-            if content[name]:
-                content[name] = declaration.kind.absolute(content[name])
+        for owner, values in ((self, content), (self.options, content["options"])):
+            for name, (_field, declaration) in declared(owner).items():
+                if values[name]:
+                    values[name] = declaration.kind.absolute(values[name])
         return content
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def test_each_option_survives_json(name: str) -> None:
     assert given != Request.of()
     content = json.loads(json.dumps(given.to_dict()))
     absolute = Request.from_dict(content)
-    assert absolute.options == given.options
+    path = given.options.levels_from
+    assert absolute.options == replace(given.options, levels_from=path and str(Path(path).absolute()))
     assert Request.from_dict(absolute.to_dict()) == absolute
 
 
@@ -66,6 +67,11 @@ def test_one_field_is_all_that_an_option_needs() -> None:
         ({"device": None}, DeviceError, "There is no device None: choose auto, cpu, cuda, cuda:N or mps."),
         ({"precision": "int8"}, DeviceError, "choose auto, float32, float16 or bfloat16."),
         ({"scan_backend": "x"}, ModelError, "There is no scan backend 'x': choose auto, torch, triton or mamba_ssm."),
+        ({"anchor": "L7=1,2,3"}, InputError, "The anchor is 'L7=1,2,3': give a level and a point in patient coordi"),
+        ({"anchor": "L5=1,2"}, InputError, "The anchor is 'L5=1,2': give a level and a point in patient coordinates"),
+        ({"anchor": ["L5=1,2,3", "l5=4,5,6"]}, InputError, "such as L5=12.5,-30,870; each level once."),
+        ({"anchor": [("L5", 1, 2, float("nan"))]}, InputError, "give a level and a point in patient coordinates"),
+        ({"levels_from": 3}, InputError, "The segmentation with levels is 3: give a path."),
         ({"task": 3}, InputError, "The task is 3: give a name."),
         ({"checkpoint": 3}, InputError, "The checkpoint is 3: give a path."),
         ({"report": b"r.json"}, InputError, "The report is b'r.json': give a path."),
@@ -102,6 +108,12 @@ def test_structures_are_given_as_text_or_as_a_list_and_none_means_all() -> None:
         assert Options(structures=given).structures == ("L1 vertebra", "21")  # type: ignore[arg-type]
     for nothing in (None, "", [], " , "):
         assert Options(structures=nothing).structures is None  # type: ignore[arg-type]
+
+
+def test_anchors_are_given_as_text_or_as_values_and_none_of_them_is_none() -> None:
+    for given in ("l5 = 12.5,-30,870", ["L5=12.5,-30,870"], [("L5", 12.5, -30, 870)], [["L5", "12.5", "-30", "870"]]):
+        assert Options(anchor=given).anchor == (("L5", 12.5, -30.0, 870.0),)  # type: ignore[arg-type]
+    assert Options(anchor=[]).anchor is None  # type: ignore[arg-type]
 
 
 def test_values_of_numpy_are_converted() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from segmamba.option_types import (
     Choice,
     FilePath,
+    LevelPlaces,
     NamedFiles,
     Names,
     Number,
@@ -26,6 +27,7 @@ SAMPLES: dict[type[OptionType], Any] = {
     Number: 1e-5,
     Region: ((-2e-5, 1.5, -40.25), (1e-7, 3.0, 70.0)),
     WholeNumber: 2**63 - 1,
+    LevelPlaces: (("L5", -2e-5, 1.5, -40.25), ("T12", 1e-7, 3.0, 70.0)),
 }
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from segmamba.batch.fingerprint import digest_of
+from segmamba.batch.fingerprint import digest_of, file_digest
 from segmamba.errors import InputError, InstallationError
 from segmamba.inference.file_to_file import requested_model
 from segmamba.io.dicom_headers import NEEDED
@@ -81,6 +81,9 @@ WORDS = frozenset(
     )
 )
 
+# Options that came later: cases that were finished before them are finished where they are not given.
+NEWER = ("anchor", "levels_from")
+
 
 def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     """Return the plan of a run, after making sure that the model is there.
@@ -111,7 +114,13 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     content = replace(request, input="", output="", report=None, preview=None, channels=None).to_dict()
     # Paths of this call, not of the model or its settings.
     content["input"] = content["output"] = ""
-    options = {name: value for name, value in asdict(request.options).items() if name != "device"}
+    options = {
+        name: value
+        for name, value in asdict(request.options).items()
+        if name != "device" and not (name in NEWER and value is None)
+    }
+    if request.options.levels_from is not None:
+        options["levels_from"] = file_digest(request.options.levels_from)
     # The same structures are the same settings, in any order and however they are called.
     options["structures"] = [label.name for label in chosen]
     settings = {

@@ -30,6 +30,8 @@ from segmamba.tasks import VERTEBRAE_TASK
 if TYPE_CHECKING:
     from segmamba.evaluation.run import Predictor
 
+# Options that are not for many cases, or that would tell the answer.
+GIVEN = ("structures", "roi", "anchor", "levels_from")
 REPORT, TABLE, PICTURES = "evaluation.json", "evaluation.md", "pictures"
 DESCRIPTION = """
 Segment images, compare the results with references, and write metrics, a table and pictures; or compare two such
@@ -44,7 +46,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help=text, description=DESCRIPTION)
     parser.set_defaults(run=_run)
     parser.add_argument("pairs", metavar="PAIRS", type=Path, nargs="*", help="folders of images and references")
-    add_options(parser, (name for name in SETTINGS if name not in ("structures", "roi")))
+    add_options(parser, (name for name in SETTINGS if name not in GIVEN))
     parser.add_argument(
         "--predictions",
         metavar="FOLDER",

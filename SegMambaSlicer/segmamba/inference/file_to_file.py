@@ -234,7 +234,8 @@ def _check_outputs(request: Request) -> None:
         raise InstallationError(
             "A preview needs matplotlib: install it with 'pip install matplotlib', or leave out --preview."
         )
-    given = (request.input, *(request.channels or {}).values(), request.manifest, request.checkpoint)
+    files = (request.manifest, request.checkpoint, request.options.levels_from)
+    given = (request.input, *(request.channels or {}).values(), *files)
     inputs = [Path(path).resolve() for path in given if path]
     for output in outputs:
         if output.resolve() in inputs:

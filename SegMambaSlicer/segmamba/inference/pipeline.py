@@ -22,6 +22,7 @@ from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import Device, choose_device
 from segmamba.inference.hysteresis import suppress_below_margin
+from segmamba.inference.level_anchors import LevelAnchor, level_anchors
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.postprocessing import postprocess
 from segmamba.inference.prediction import NetworkPass, Prediction
@@ -119,13 +120,14 @@ def segment(
     stages = _Stages(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
     wanted = chosen_labels(model, options.structures)
     volume = resolve_modality(volume, options.modality)
+    anchors = level_anchors(options, volume.geometry, model)
     torch.manual_seed(options.seed)
     torch.backends.cudnn.deterministic = True
     with stages.stage("load"):
         engine = _prepare(model, options, checkpoint, root)
         model = model_for_modality(volume, engine.model)
         doubts = tuple(filter(None, [modality_warning(volume, engine.model)]))
-    prediction = _predict(engine, volume, model, options, stages)
+    prediction = _predict(engine, volume, model, options, stages, anchors)
     passes, findings = prediction.passes, prediction.findings
     warnings = (*volume.notes, *engine.warnings, *doubts, *prediction.warnings)
     notes = [note for note in [modality_note(volume, engine.model)] if note and note not in warnings]
@@ -219,7 +221,14 @@ def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path
     return _Engine(model, device, backend, path, digest, network, warnings)
 
 
-def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, stages: _Stages) -> Prediction:
+def _predict(
+    engine: _Engine,
+    volume: Volume,
+    model: Model,
+    options: Options,
+    stages: _Stages,
+    anchors: tuple[LevelAnchor, ...],
+) -> Prediction:
     """Return what the network finds, in one stage or in two."""
     context = RunContext(
         torch.device(engine.device.name),
@@ -232,7 +241,7 @@ def _predict(engine: _Engine, volume: Volume, model: Model, options: Options, st
     roi = Box(*options.roi) if options.roi else None
     if model.fine is not None:
         with stages.stage("predict"):
-            return two_stage.predict_two_stage(engine.network, volume, model, context, roi, options.refine)
+            return two_stage.predict_two_stage(engine.network, volume, model, context, roi, options.refine, anchors)
     with stages.stage("preprocess"):
         image, grid = resample_to_model(volume, model, roi)
     with stages.stage("predict"):

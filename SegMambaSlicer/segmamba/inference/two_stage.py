@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from scipy import special
 from segmamba.errors import ModelError
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
+from segmamba.inference.level_anchors import LevelAnchor
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import padding_values, resample_to_model
@@ -23,6 +25,7 @@ from segmamba.models.manifest import Model
 from segmamba.models.resources import SHAPES, resource_root
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
 from segmamba.networks.two_stage import TwoStageSpineMamba
+from segmamba.spine.anchors import Anchored, set_levels, set_levels_beyond
 from segmamba.spine.decode import Column, decode, decode_fine, recover_truncated_ends
 from segmamba.spine.levels import level_name
 from segmamba.spine.nearest import nearest_labels
@@ -43,6 +46,7 @@ def predict_two_stage(
     context: RunContext,
     roi: Box | None = None,
     refined: bool = False,
+    anchors: Sequence[LevelAnchor] = (),
 ) -> Prediction:
     """Run both stages.
 
@@ -60,6 +64,8 @@ def predict_two_stage(
         Nothing outside it is labelled.
     refined : bool
         Refine the masks by the steps that the model names.
+    anchors : sequence of LevelAnchor
+        Levels that are set.
 
     Raises
     ------
@@ -71,18 +77,20 @@ def predict_two_stage(
     # Before the passes, which take minutes: a file that is missing is found at once.
     shapes = load_shapes(resource_root() / SHAPES) if refined and model.refinement else None
     column, coarse, warnings = _coarse_pass(network.coarse, volume, model, context.part(0.0, COARSE_SHARE), roi)
+    found = _set_levels(column, coarse.grid, anchors)
     if column.box is None:
         empty = torch.ones(1, *coarse.grid.geometry.size[::-1])
-        return Prediction(empty, (0,), coarse.grid, (coarse,), {"numbering": describe_numbering(column)}, warnings)
+        numbering = describe_numbering(found, anchors)
+        return Prediction(empty, (0,), coarse.grid, (coarse,), {"numbering": numbering}, _with(warnings, found))
     fine_context = _next_context(context, coarse.device).part(COARSE_SHARE, 1.0)
-    column, labels, fine = _fine_pass(network.fine, volume, model, fine_context, column, coarse.grid)
+    found, labels, fine = _fine_pass(network.fine, volume, model, fine_context, found, coarse.grid, anchors)
     mask, grid = fine.values[MASK], fine.ran.grid
-    findings: dict[str, Any] = {"numbering": describe_numbering(column)}
+    findings: dict[str, Any] = {"numbering": describe_numbering(found, anchors)}
     if shapes is not None:
         spacing, check = grid.geometry.spacing[0], context.check_cancelled
         labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, check)
     probabilities, values = label_probabilities(labels, 1 - mask[0])
-    passes, warnings = (coarse, fine.ran), warnings + fine.warnings
+    passes, warnings = (coarse, fine.ran), _with((*warnings, *fine.warnings), found)
     return Prediction(torch.from_numpy(probabilities), values, replace(grid, roi=roi), passes, findings, warnings)
 
 
@@ -127,19 +135,39 @@ def _coarse_pass(
     return column, output.ran, output.warnings
 
 
+def _set_levels(column: Column, grid: ModelGrid, anchors: Sequence[LevelAnchor]) -> Anchored:
+    """Return a column with the levels that are set; ``grid`` is its own."""
+    if not anchors:
+        return Anchored(column, ())
+    return set_levels(column, [anchor.on_grid(grid) for anchor in anchors], grid.geometry.spacing[0])
+
+
+def _with(warnings: tuple[str, ...], found: Anchored) -> tuple[str, ...]:
+    return (*warnings, found.problem) if found.problem else warnings
+
+
 def _fine_pass(
-    network: torch.nn.Module, volume: Volume, model: Model, context: RunContext, column: Column, coarse: ModelGrid
-) -> tuple[Column, np.ndarray, _StageOutput]:
+    network: torch.nn.Module,
+    volume: Volume,
+    model: Model,
+    context: RunContext,
+    found: Anchored,
+    coarse: ModelGrid,
+    anchors: Sequence[LevelAnchor],
+) -> tuple[Anchored, np.ndarray, _StageOutput]:
     """Return the column to its ends, the levels that the fine pass draws, (z, y, x), and what its network gives."""
     stage = _fine_model(model)
-    image, grid = resample_to_model(volume, stage, _box(column, coarse), context_mm=0.0)
+    image, grid = resample_to_model(volume, stage, _box(found.column, coarse), context_mm=0.0)
     output = _run_stage(network, image, grid, stage, context)
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
     fine = (output.values[MASK], output.values[OFFSET], grid.geometry.spacing[0], shift)
-    column = recover_truncated_ends(column, *fine)
+    column = recover_truncated_ends(found.column, *fine)
+    beyond = set_levels_beyond(found, [anchor.on_grid(coarse) for anchor in anchors], column)
+    if beyond is not found:
+        column = recover_truncated_ends(beyond.column, *fine)
     labels = decode_fine(*fine, column)
     context.check_cancelled()
-    return column, labels, output
+    return replace(beyond, column=column), labels, output
 
 
 def _fine_model(model: Model) -> Model:
@@ -193,19 +221,20 @@ def label_probabilities(labels: np.ndarray, bone: np.ndarray) -> tuple[np.ndarra
     return probabilities, values
 
 
-def describe_numbering(column: Column) -> dict[str, Any]:
+def describe_numbering(found: Anchored, anchors: Sequence[LevelAnchor] = ()) -> dict[str, Any]:
     """Return how sure the numbers are, as JSON.
 
     ``certain`` (false: check the levels), ``reason`` (a sentence where not certain), ``probability`` of the whole
     numbering, ``runner_up`` (names, top first) and its probability, ``runner_up_levels`` (label value as text to the
     level that the vertebra has there, 0 for none), ``variants`` (sentences), ``levels`` (label value as text to the
-    probability of that level).
+    probability of that level), and, where levels were set, ``anchors`` (see `LevelAnchor.describe`).
     """
-    numbering = column.numbering
+    column, numbering = found.column, found.column.numbering
+    told = [anchor.describe(owner is not None) for anchor, owner in zip(anchors, found.owners, strict=True)]
     runner_up = numbering.runner_up
     return {
-        "certain": bool(numbering.certain),
-        "reason": numbering.reason,
+        "certain": bool(numbering.certain) and not found.problem,
+        "reason": found.problem or numbering.reason,
         "probability": round(float(numbering.probability), 4),
         "runner_up": [level_name(int(level)) for level in runner_up if level] if runner_up is not None else None,
         "runner_up_levels": None
@@ -217,4 +246,4 @@ def describe_numbering(column: Column) -> dict[str, Any]:
             str(int(level)): round(float(value), 4)
             for level, value in zip(column.levels, column.confidence, strict=True)
         },
-    }
+    } | ({"anchors": told} if told else {})

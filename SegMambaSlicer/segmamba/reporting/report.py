@@ -118,13 +118,22 @@ def summary(report: Mapping[str, Any]) -> str:
     if not found:
         return "No structure was found: the segmentation is empty."
     outcome = f"{len(found)} structure{'s' if len(found) > 1 else ''} found: {', '.join(found)}."
-    return " ".join(filter(None, (outcome, numbering_doubt(report), *level_variants(report))))
+    return " ".join(filter(None, (outcome, levels_set(report), numbering_doubt(report), *level_variants(report))))
 
 
 def numbering_doubt(report: Mapping[str, Any]) -> str:
     """Return a sentence where the vertebral levels are uncertain, else an empty text."""
     numbering = report.get("numbering", {"certain": True})
     return "" if numbering["certain"] else f"Vertebral levels are uncertain: {numbering['reason']}"
+
+
+def levels_set(report: Mapping[str, Any]) -> str:
+    """Return a sentence about levels that were set and used, else an empty text."""
+    used = [anchor for anchor in report.get("numbering", {}).get("anchors", []) if anchor["used"]]
+    names = ", ".join(anchor["level"] for anchor in used if anchor["set_by"] == "person")
+    of_others = any(anchor["set_by"] != "person" for anchor in used)
+    said = [f"set by a person ({names})"] * bool(names) + ["taken from another segmentation"] * of_others
+    return f"Vertebral levels were {' and '.join(said)}." if said else ""
 
 
 def level_variants(report: Mapping[str, Any]) -> list[str]:

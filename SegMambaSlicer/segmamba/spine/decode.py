@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage, special
 
-from segmamba.spine.hmm import Numbering, label_levels
+from segmamba.spine.hmm import Numbering, Observations, label_observations
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
 from segmamba.spine.levels import C1, L5, L6, SACRUM, SACRUM_TOP_MM, distance_by_volume
 from segmamba.spine.nearest import nearest_labels
@@ -38,6 +38,8 @@ class Column:
 
     Attributes
     ----------
+    observations : Observations
+        What the levels follow from.
     instances : Instances
         The vertebrae, one by one.
     numbering : Numbering
@@ -60,6 +62,7 @@ class Column:
         Lowest and highest corner (z, y, x) in mm of the region for the fine pass; None without a column.
     """
 
+    observations: Observations
     instances: Instances
     numbering: Numbering
     labels: np.ndarray
@@ -106,8 +109,9 @@ def decode(
     sacrum_mask |= np.r_[False, ~vertebrae][instances.labels]
     sacral, instances = instances.centres[~vertebrae], _kept(instances, vertebrae)
     cut = _cut(instances)
-    ribs = None if rib is None else np.where(cut, np.nan, near_rib(rib, instances, spacing_mm) > RIB_ML)
-    numbering = label_levels(
+    unknown = np.full(len(instances.centres), np.nan)
+    ribs = unknown if rib is None else np.where(cut, np.nan, near_rib(rib, instances, spacing_mm) > RIB_ML)
+    seen = Observations(
         mean_evidence(evidence, probabilities[VERTEBRA_CHANNEL], instances),
         instances.centres,
         instances.volumes,
@@ -116,21 +120,28 @@ def decode(
         ribs,
         bool(_at_border(sacrum_mask).any()),
     )
-    values = _values(instances, numbering.levels)
-    labels = np.r_[0, values].astype(np.uint8)[instances.labels]
-    labels[sacrum_mask & (labels == 0)] = SACRUM
+    numbering = label_observations(seen)
+    labels = np.where(sacrum_mask, np.uint8(SACRUM), np.uint8(0))
+    # It has no levels yet.
+    bare = Column(seen, instances, numbering, labels, unknown, unknown, unknown, None, sacrum, sacral, None)
+    column = relabelled(bare, numbering)
+    return replace(column, box=_fine_region(column.labels, spacing_mm))
+
+
+def relabelled(column: Column, numbering: Numbering) -> Column:
+    """Return a column with other levels of the same instances."""
+    values = _values(column.instances, numbering.levels)
+    labels = np.r_[0, values].astype(np.uint8)[column.instances.labels]
+    labels[(column.labels == SACRUM) & (labels == 0)] = SACRUM
     kept = numbering.levels > 0
-    return Column(
-        instances,
-        numbering,
-        labels,
-        numbering.levels[kept],
-        instances.centres[kept],
-        numbering.confidence[kept],
-        None if numbering.runner_up is None else numbering.runner_up[kept],
-        sacrum,
-        sacral,
-        _fine_region(labels, spacing_mm),
+    return replace(
+        column,
+        numbering=numbering,
+        labels=labels,
+        levels=numbering.levels[kept],
+        centres=column.instances.centres[kept],
+        confidence=numbering.confidence[kept],
+        runner_up=None if numbering.runner_up is None else numbering.runner_up[kept],
     )
 
 

@@ -42,21 +42,8 @@ def doubts(
     kept = np.flatnonzero(levels)
     if not len(kept):
         return []
-    names = [level_name(int(level)) for level in levels[kept]]
-    found: list[str] = []
-    gaps = np.linalg.norm(np.diff(centres[kept], axis=0), axis=1)
-    steps = np.diff(levels[kept])
-    for index, (gap, step) in enumerate(zip(gaps, steps, strict=True)):
-        near = [gaps[n] / steps[n] for n in range(max(0, index - 2), min(len(gaps), index + 3)) if n != index]
-        usual = float(np.median(near)) if near else np.inf
-        pair = f"{names[index]} and {names[index + 1]}"
-        if step > 1 and gap < ONE_STEP * usual and (levels[kept[index]], step) != (T11, 2):
-            found.append(f"{pair} are as close as neighbours")
-        if kept[index + 1] - kept[index] > 1 and step == 1 and gap > ROOM * usual:
-            found.append(f"there is room for a vertebra between {pair}")
+    found = [*distance_doubts(levels, centres), *_sacrum_doubts(levels, sacrum)]
     last, ribs_tell = int(levels[kept[-1]]), _last_rib_is_known(levels, ribs)
-    if sacrum and last < L4:
-        found.append(f"nothing was found between {names[-1]} and the sacrum")
     if not ribs_tell and (last == L6 or (sacrum and last == L4)):
         count = {L4: "four", L6: "six"}[last]
         found.append(f"whether there are {count} or five lumbar vertebrae is not clear from the ribs")
@@ -73,11 +60,52 @@ def doubts(
     landmarks = sum((bool(levels[kept[0]] <= C2), sacrum, ribs_tell))
     if landmarks < 2 and _network_says_otherwise(levels, evidence, kept):
         found.append("the vertebrae look like those of other levels")
+    return list(dict.fromkeys([*found, *volume_doubts(levels, volumes, cut)]))
+
+
+def doubts_in_spite_of_a_person(
+    levels: np.ndarray, centres: np.ndarray, volumes: np.ndarray, sacrum: bool, cut: np.ndarray
+) -> list[str]:
+    """Return what contradicts the levels of a column that a person has set one of; parameters as for `doubts`.
+
+    A person's word outweighs network and ribs, but not what tells of a vertebra that was not found, or found twice.
+    """
+    found = [*distance_doubts(levels, centres), *_sacrum_doubts(levels, sacrum), *volume_doubts(levels, volumes, cut)]
+    return list(dict.fromkeys(found))
+
+
+def distance_doubts(levels: np.ndarray, centres: np.ndarray) -> list[str]:
+    """Return which neighbours are too close or too far apart for their levels; parameters as for `doubts`."""
+    kept = np.flatnonzero(levels)
+    names = [level_name(int(level)) for level in levels[kept]]
+    found: list[str] = []
+    gaps = np.linalg.norm(np.diff(centres[kept], axis=0), axis=1)
+    steps = np.diff(levels[kept])
+    for index, (gap, step) in enumerate(zip(gaps, steps, strict=True)):
+        near = [gaps[n] / steps[n] for n in range(max(0, index - 2), min(len(gaps), index + 3)) if n != index]
+        usual = float(np.median(near)) if near else np.inf
+        pair = f"{names[index]} and {names[index + 1]}"
+        if step > 1 and gap < ONE_STEP * usual and (levels[kept[index]], step) != (T11, 2):
+            found.append(f"{pair} are as close as neighbours")
+        if kept[index + 1] - kept[index] > 1 and step == 1 and gap > ROOM * usual:
+            found.append(f"there is room for a vertebra between {pair}")
+    return found
+
+
+def volume_doubts(levels: np.ndarray, volumes: np.ndarray, cut: np.ndarray) -> list[str]:
+    """Return which vertebrae are much smaller or larger than their neighbours; parameters as for `doubts`."""
+    kept = np.flatnonzero(levels)
+    found = []
     for index in range(1, len(kept) - 1):
         ratio = volumes[kept[index]] / np.median(volumes[kept[[index - 1, index + 1]]])
         if not cut[kept[[index - 1, index, index + 1]]].any() and levels[kept[index]] > C2 and not HALF < ratio < TWICE:
-            found.append(f"the size of {names[index]} is unlike its neighbours'")
-    return list(dict.fromkeys(found))
+            found.append(f"the size of {level_name(int(levels[kept[index]]))} is unlike its neighbours'")
+    return found
+
+
+def _sacrum_doubts(levels: np.ndarray, sacrum: bool) -> list[str]:
+    last = int(levels[np.flatnonzero(levels)[-1]])
+    return [f"nothing was found between {level_name(last)} and the sacrum"] if sacrum and last < L4 else []
 
 
 def _without_t12(levels: np.ndarray, kept: np.ndarray) -> bool:

@@ -10,11 +10,13 @@ evidence. Inference is exact: forward-backward for the probabilities, Viterbi fo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from segmamba.spine.doubts import doubts
+from segmamba.errors import InputError
+from segmamba.spine.doubts import doubts, doubts_in_spite_of_a_person
 from segmamba.spine.factors import (
     CHANGES,
     LEVEL_OFFSETS,
@@ -41,6 +43,7 @@ from segmamba.spine.levels import (
     T11,
     T12,
     level_name,
+    steps_between,
 )
 
 # Prior probabilities, set by judgement of anatomy and networks, not fitted: of the level offset at the first vertebra,
@@ -54,6 +57,21 @@ RIBS_UNRELIABLE = 0.05
 # A labelling is certain if it is at least this probable and a landmark is in view: the sacrum, the first or last rib,
 # or C1 or C2 with at least this probability from the network itself; and if nothing contradicts it (`doubts`).
 CERTAIN, CERTAIN_RING = 0.95, 0.5
+# Levels that are set may make this many instances spurious that were not: one found twice, or the top of the sacrum.
+LOST_BY_ANCHORS = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """What is known of the vertebrae of a column before they have levels; see `label_levels`."""
+
+    evidence: np.ndarray
+    centres: np.ndarray
+    volumes: np.ndarray
+    sacrum: np.ndarray | None
+    cut: np.ndarray
+    ribs: np.ndarray
+    sacrum_cut: bool
 
 
 @dataclass(frozen=True)
@@ -119,13 +137,57 @@ def label_levels(
         Whether the border truncates the sacrum, so that its centroid may be that of its top alone.
     """
     count = len(centres)
-    if count == 0:
-        return Numbering(np.zeros(0, int), np.zeros(0), 0.0, False, "There is no vertebra in view.", None, 0.0, ())
     cut = np.zeros(count, bool) if cut is None else cut
     ribs = np.full(count, np.nan) if ribs is None else ribs
-    sacrum_mm = (SACRUM_TOP_MM if sacrum_cut else SACRUM_MM, SACRUM_MM)
-    model = _LevelModel(evidence, centres, volumes, sacrum, sacrum_mm, cut, ribs)
+    return label_observations(Observations(evidence, centres, volumes, sacrum, cut, ribs, sacrum_cut))
+
+
+def label_with_anchors(seen: Observations, anchors: Mapping[int, int], plain: Numbering) -> Numbering:
+    """Label the levels of a column of which a person has set some; the others follow, given these.
+
+    They are not just shifted: where distances, ribs or another anchor say so, a vertebra may be missing or one too many
+    elsewhere. The level offset is counted anew where the network is further off than it can be otherwise.
+
+    Parameters
+    ----------
+    seen : Observations
+    anchors : mapping of int to int
+        Level by index of the vertebra.
+    plain : Numbering
+        Of the same column, without anchors.
+
+    Raises
+    ------
+    InputError
+        The anchors contradict each other or the column; a sentence without its end.
+    """
+    off = [steps_between(int(plain.levels[index]), level) for index, level in anchors.items() if plain.levels[index]]
+    further = int(np.median(off)) if off else 0
+    if abs(further) > max(LEVEL_OFFSETS):
+        seen = replace(seen, evidence=_moved(seen.evidence, further))
+    numbering = label_observations(seen, anchors)
+    lost = [index for index in np.flatnonzero(plain.levels) if not numbering.levels[index]]
+    if len(lost) > LOST_BY_ANCHORS:
+        raise InputError(f"with {_named(anchors)} there, {len(lost)} vertebrae would be left without a level")
+    return numbering
+
+
+def label_observations(seen: Observations, anchors: Mapping[int, int] | None = None) -> Numbering:
+    """Label the levels of a column; ``anchors`` are levels that are known, by index of the vertebra.
+
+    Raises
+    ------
+    InputError
+        The anchors contradict each other; a sentence without its end.
+    """
+    anchors = anchors or {}
+    count, evidence, sacrum, ribs = len(seen.centres), seen.evidence, seen.sacrum, seen.ribs
+    if count == 0:
+        return Numbering(np.zeros(0, int), np.zeros(0), 0.0, False, "There is no vertebra in view.", None, 0.0, ())
+    model = _LevelModel(seen, anchors)
     partition, marginals = model.marginals()
+    if not partition > 0:
+        raise InputError(f"{_named(anchors)} cannot all be where they are said to be")
     candidates = _candidates(model, marginals)
     levels = max(candidates, key=model.weight_of)
     kept = levels > 0
@@ -135,8 +197,11 @@ def label_levels(
     dropped = 1 - marginals.sum(axis=1)
     confidence = np.where(kept, marginals[np.arange(count), levels - 1], dropped)
     probability = min(1.0, model.weight_of(levels, lenient=True) / partition)
-    landmark = _landmark(levels, evidence, sacrum, ribs)
-    contradictions = doubts(levels, evidence, centres, volumes, sacrum is not None, cut, ribs)
+    landmark = bool(anchors) or _landmark(levels, evidence, sacrum, ribs)
+    if anchors:
+        contradictions = doubts_in_spite_of_a_person(levels, seen.centres, seen.volumes, sacrum is not None, seen.cut)
+    else:
+        contradictions = doubts(levels, evidence, seen.centres, seen.volumes, sacrum is not None, seen.cut, ribs)
     certain = bool(landmark and probability >= CERTAIN and not contradictions)
     return Numbering(
         levels,
@@ -158,20 +223,15 @@ class _LevelModel:
     from instance i to the next one that is kept, j; those between are spurious.
     """
 
-    def __init__(
-        self,
-        evidence: np.ndarray,
-        centres: np.ndarray,
-        volumes: np.ndarray,
-        sacrum: np.ndarray | None,
-        sacrum_mm: tuple[float, float],
-        cut: np.ndarray,
-        ribs: np.ndarray,
-    ) -> None:
-        self.count = len(centres)
-        evidence_weights = emission_weights(evidence)
-        with_ribs = evidence_weights * rib_weights(ribs)[:, :, None]
-        without_ribs = evidence_weights * np.where(np.isnan(ribs), 1.0, 0.5)[:, None, None]
+    def __init__(self, seen: Observations, anchors: Mapping[int, int]) -> None:
+        self.count = len(seen.centres)
+        evidence_weights = emission_weights(seen.evidence)
+        self.spurious = spurious_weights(seen.volumes)
+        for index, level in anchors.items():
+            evidence_weights[index, np.arange(L6) != level - 1] = 0.0
+            self.spurious[index] = 0.0
+        with_ribs = evidence_weights * rib_weights(seen.ribs)[:, :, None]
+        without_ribs = evidence_weights * np.where(np.isnan(seen.ribs), 1.0, 0.5)[:, None, None]
         scale_weights = np.exp(-((LOG_SCALES / SCALE_SPREAD) ** 2) / 2)
         self.hypotheses = [
             (scale, emission, weight * share)
@@ -179,13 +239,13 @@ class _LevelModel:
             for emission, share in ((with_ribs, 1 - RIBS_UNRELIABLE), (without_ribs, RIBS_UNRELIABLE))
         ]
         self.change = offset_penalties(CHANGES)
-        self.spurious = spurious_weights(volumes)
         self.initial_offset = np.array([INITIAL_OFFSET[abs(offset)] for offset in LEVEL_OFFSETS])
         self.offset_transition = np.array(
             [[OFFSET_TRANSITION[abs(a - b)] for b in LEVEL_OFFSETS] for a in LEVEL_OFFSETS]
         )
-        self.transitions = [transition_weights(centres, cut, np.exp(s)) for s in LOG_SCALES]
-        self.terminations = [termination_weights(centres, sacrum, sacrum_mm, np.exp(s)) for s in LOG_SCALES]
+        sacrum_mm = (SACRUM_TOP_MM if seen.sacrum_cut else SACRUM_MM, SACRUM_MM)
+        self.transitions = [transition_weights(seen.centres, seen.cut, np.exp(s)) for s in LOG_SCALES]
+        self.terminations = [termination_weights(seen.centres, seen.sacrum, sacrum_mm, np.exp(s)) for s in LOG_SCALES]
         self.initial_level = np.ones(L6)
         self.initial_level[L6 - 1] = SIXTH_LUMBAR
 
@@ -230,7 +290,7 @@ class _LevelModel:
             messages = self.forward(scale, emission, self.spurious)
             partition += weight * self.partition(scale, messages, self.spurious)
             posterior += weight * (messages * self.backward(scale, emission)).sum(axis=2)
-        return partition, posterior / partition
+        return partition, posterior / (partition or 1.0)
 
     def weight_of(self, levels: np.ndarray, lenient: bool = False) -> float:
         """Return the weight of one labelling; ``lenient``: of all in which no instance has a different level."""
@@ -275,6 +335,20 @@ class _LevelModel:
             levels[state[0]] = state[1] + 1
             state = tuple(previous[state].tolist())
         return levels
+
+
+def _moved(evidence: np.ndarray, by: int) -> np.ndarray:
+    """Return evidence (n, 26) of which what a level had another one has, that many levels further down."""
+    moved = np.repeat(evidence.min(axis=1, keepdims=True), evidence.shape[1], axis=1)
+    into = np.arange(evidence.shape[1]) + by
+    inside = (into >= 0) & (into < evidence.shape[1])
+    moved[:, into[inside]] = evidence[:, inside]
+    return moved
+
+
+def _named(anchors: Mapping[int, int]) -> str:
+    names = [level_name(level) for level in anchors.values()]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _product(values: np.ndarray) -> float:

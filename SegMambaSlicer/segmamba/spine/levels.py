@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 C1, C2, C7, T1, T11, T12, L1, L4, L5, L6, SACRUM = 1, 2, 7, 8, 18, 19, 20, 23, 24, 25, 26
+# A thirteenth thoracic vertebra lies between T12 and L1; its number is VerSe's.
+T13 = 28
+# All levels from the top down.
+ORDER = (*range(C1, T12 + 1), T13, *range(L1, L6 + 1))
 # Millimetres from the centroid of a level (C1 first) to the next one's, for a column of scale 1: `fit_distances` of
 # the training label maps (11 subjects). None of them has an L6: its distance is taken as that above.
 DISTANCES_MM = np.array(
@@ -32,8 +36,29 @@ def level_name(level: int) -> str:
     """Return the usual name of a level: "C1" to "L6", or "sacrum"."""
     if level == SACRUM:
         return "sacrum"
+    if level == T13:
+        return "T13"
     first, letter = next((first, letter) for first, letter in ((L1, "L"), (T1, "T"), (C1, "C")) if level >= first)
     return f"{letter}{level - first + 1}"
+
+
+def level_named(name: str) -> int | None:
+    """Return the level that a name, in capitals or not, stands for; None for another text."""
+    return {level_name(level): level for level in ORDER}.get(name.strip().upper())
+
+
+def steps_between(upper: int, lower: int) -> int:
+    """Return how many steps down a column one level lies below another: 1 for neighbours, also for T12 and L1."""
+    first, second = sorted((ORDER.index(upper), ORDER.index(lower)))
+    steps = second - first - (T13 in ORDER[first + 1 : second])
+    return steps if ORDER[first] == upper else -steps
+
+
+def next_level(level: int, step: int) -> int | None:
+    """Return the level above (-1) or below (1) another in a usual column; None above C1 and below L6."""
+    if level == T13:
+        return T12 if step < 0 else L1
+    return level + step if C1 <= level + step <= L6 else None
 
 
 def distance_by_volume(volume_ml: np.ndarray | float) -> np.ndarray:

@@ -171,6 +171,22 @@ def test_the_device_changes_no_settings_and_the_model_does(manifest_file: Path, 
     assert len(hashes) == 5
 
 
+def test_levels_that_are_set_are_settings_and_where_none_are_finished_cases_stay_finished(
+    manifest_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, hashed = request(manifest_file), []
+    monkeypatch.setattr("segmamba.batch.plan.digest_of", lambda settings: hashed.append(settings["options"]) or "")
+    make_plan(given, tmp_path, "nii.gz")
+    assert not {"anchor", "levels_from"} & set(hashed[0])
+    levels, moved = tmp_path / "levels.nii", tmp_path / "moved.nii"
+    for path in (levels, moved):
+        path.write_bytes(b"the same")
+    for options in (Options(anchor="L5=1,2,3"), *(Options(levels_from=path) for path in (levels, moved))):
+        make_plan(replace(given, options=options), tmp_path, "nii.gz")
+    assert hashed[1]["anchor"] == (("L5", 1.0, 2.0, 3.0),)
+    assert hashed[2] == hashed[3] != hashed[0]
+
+
 def other_model(folder: Path) -> Path:
     return tiny.write_model(folder, empty=True)
 

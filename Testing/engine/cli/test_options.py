@@ -52,6 +52,12 @@ def test_numbers_come_back_to_the_last_bit(roi: object, overlap: float, seed: in
     assert parsed(request) == request
 
 
+def test_an_anchor_may_be_given_more_than_once() -> None:
+    words = ["segment", "in", "--output", "out", "--anchor", "L5=1,-2,3", "--anchor", "T12=-4,5,6.5"]
+    anchors = (("L5", 1.0, -2.0, 3.0), ("T12", -4.0, 5.0, 6.5))
+    assert read_request(make_parser().parse_args(words)).options.anchor == anchors
+
+
 def test_a_corner_is_given_in_ras_and_any_two_opposite_ones_will_do() -> None:
     words = ["batch", "in", "out", "--roi", "1", "2", "3", "-4", "5", "-6.5"]
     roi = ((-1.0, -5.0, -6.5), (4.0, -2.0, 3.0))

@@ -15,7 +15,6 @@ from helpers.phantoms import STRAIGHT, phantom
 
 from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
 from segmamba.inference import pipeline, two_stage
-from segmamba.inference.context import RunContext
 from segmamba.inference.model_grid import model_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.windows import window_count
@@ -127,7 +126,8 @@ def test_refinement_and_post_processing_are_chosen_apart_and_reported(
 ) -> None:
     asked: list[bool] = []
 
-    def predict(network: Any, volume: Any, model: Model, context: RunContext, roi: Any, refined: bool) -> Prediction:
+    def predict(network: Any, volume: Any, model: Model, *more: Any) -> Prediction:
+        _context, _roi, refined, _anchors = more
         asked.append(refined)
         grid = model_grid(volume, model.preprocessing)
         empty = torch.ones(1, *grid.geometry.size[::-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from segmamba.errors import Cancelled, ModelError
 from segmamba.evaluation.metrics import dice_by_label
 from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
+from segmamba.inference.level_anchors import PERSON, SEGMENTATION, LevelAnchor
 from segmamba.inference.model_grid import Box
 from segmamba.inference.prediction import Prediction
 from segmamba.inference.resample_back import resample_to_input
@@ -113,6 +114,7 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
         refined: bool = False,
         device: str = "cpu",
         cancelled: Callable[[], bool] = lambda: False,
+        anchors: Sequence[LevelAnchor] = (),
     ) -> Prediction:
         devices.clear()
         given[0] = reference
@@ -121,7 +123,7 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
         )
         volume = Volume(sitk.GetArrayFromImage(reference).astype(np.int16), geometry, "CT")
         context = RunContext(torch.device(device), torch.float32, progress=progress.append, cancelled=cancelled)
-        return two_stage.predict_two_stage(networks, volume, model, context, roi, refined)
+        return two_stage.predict_two_stage(networks, volume, model, context, roi, refined, anchors)
 
     progress: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -154,6 +156,28 @@ def test_the_fine_grid_covers_the_column_and_not_the_whole_volume(prediction: Pr
     assert prediction.grid.geometry.spacing == (1.25, 1.25, 1.25)
     assert prediction.passes[0].grid.geometry.spacing == (2.0, 2.0, 2.0)
     assert fine < whole
+
+
+def test_levels_that_are_set_are_those_of_the_labels_and_told_in_the_report(
+    predict: Predict, truth: sitk.Image
+) -> None:
+    statistics = sitk.LabelShapeStatisticsImageFilter()
+    statistics.Execute(truth)
+    x, y, z = statistics.GetCentroid(23)
+    anchor = LevelAnchor(22, (-x, -y, z))
+    prediction = predict(anchors=[anchor])
+    scores = dice_by_label(labels_of(prediction), sitk.GetArrayFromImage(truth) - (sitk.GetArrayFromImage(truth) > 0))
+    assert set(scores) == {21, 22, 23} and min(scores.values()) > 0.9
+    numbering = prediction.findings["numbering"]
+    assert numbering["anchors"] == [
+        {"level": "L3", "ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)], "set_by": PERSON, "used": True}
+    ]
+    assert numbering["certain"] and numbering["levels"]["22"] == 1.0 and prediction.warnings == ()
+    away = predict(anchors=[replace(anchor, ras_mm=(-x, 80 - y, z)), replace(anchor, level=23, source=SEGMENTATION)])
+    assert away.label_values == (0, 22, 23, 24)
+    assert [each["used"] for each in away.findings["numbering"]["anchors"]] == [False, True]
+    assert away.warnings == ("The anchor L3 was not used, as no vertebra lies within 15 mm of it.",)
+    assert not away.findings["numbering"]["certain"] and away.findings["numbering"]["reason"] == away.warnings[0]
 
 
 def test_outside_the_region_of_interest_nothing_is_labelled(predict: Predict, truth: sitk.Image) -> None:

@@ -224,9 +224,9 @@ def test_the_probabilities_are_those_of_all_numberings_added_up(monkeypatch: pyt
     rng = np.random.default_rng(0)
     claims = rng.normal(0, 2, (3, SACRUM))
     centres = column([17, 18, 19]) + rng.normal(0, 2, (3, 3))
-    model = hmm._LevelModel(
-        claims, centres, np.array([30.0, 20.0, 30.0]), None, (54, 54), np.zeros(3, bool), np.full(3, np.nan)
-    )
+    volumes = np.array([30.0, 20.0, 30.0])
+    seen = hmm.Observations(claims, centres, volumes, None, np.zeros(3, bool), np.full(3, np.nan), False)
+    model = hmm._LevelModel(seen, {})
     _, emission, _ = model.hypotheses[0]
     partition, by_level = 0.0, np.zeros((3, L6))
     for levels in itertools.product(range(L6 + 1), repeat=3):
@@ -240,7 +240,7 @@ def test_the_probabilities_are_those_of_all_numberings_added_up(monkeypatch: pyt
         partition += weight
         for i in kept:
             by_level[i, levels[i] - 1] += weight
-    numbering = label_levels(claims, centres, np.array([30.0, 20.0, 30.0]))
+    numbering = label_levels(claims, centres, volumes)
     kept = np.flatnonzero(numbering.levels)
     assert numbering.confidence[kept] == pytest.approx(by_level[kept, numbering.levels[kept] - 1] / partition)
 

@@ -1,0 +1,161 @@
+"""Levels that a run is given: by a person, and by another segmentation in the same frame of reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from segmamba.errors import InputError
+from segmamba.inference.model_grid import ModelGrid
+from segmamba.io.labelmap import SEGMENTATION_EXTENSION
+from segmamba.io.read import quiet, read_volume
+from segmamba.io.volume import Geometry
+from segmamba.models.manifest import Model
+from segmamba.request import Options
+from segmamba.spine.anchors import ANCHOR_MM, Anchor
+from segmamba.spine.levels import ORDER, level_name, level_named
+from segmamba.utils.arrays import as_labels, label_boxes
+
+HIGHEST = 255
+PERSON, SEGMENTATION = "person", "segmentation"
+
+
+@dataclass(frozen=True)
+class LevelAnchor:
+    """A level that is set at a point of the patient.
+
+    Attributes
+    ----------
+    level : int
+    ras_mm : tuple of float
+        Patient coordinates, RAS.
+    source : str
+        `PERSON` or `SEGMENTATION`.
+    """
+
+    level: int
+    ras_mm: tuple[float, float, float]
+    source: str = PERSON
+
+    def on_grid(self, grid: ModelGrid) -> Anchor:
+        """Return the anchor on a model's grid, whose axes are LPS."""
+        return Anchor(self.level, np.subtract(self._lps, grid.geometry.origin)[::-1], self.source == PERSON)
+
+    def distance_from(self, geometry: Geometry) -> float:
+        """Return how far outside a grid the point lies, in mm; 0 within."""
+        index = (np.linalg.inv(geometry.affine) @ [*self._lps, 1.0])[:3]
+        outside = index - np.clip(index, -0.5, np.array(geometry.size) - 0.5)
+        return float(np.linalg.norm(geometry.affine[:3, :3] @ outside))
+
+    def describe(self, used: bool) -> dict[str, Any]:
+        """Return the anchor as JSON."""
+        return {
+            "level": level_name(self.level),
+            "ras_mm": [round(value, 2) for value in self.ras_mm],
+            "set_by": self.source,
+            "used": used,
+        }
+
+    @property
+    def _lps(self) -> np.ndarray:
+        right, anterior, superior = self.ras_mm
+        return np.array([-right, -anterior, superior])
+
+
+def level_anchors(options: Options, geometry: Geometry, model: Model) -> tuple[LevelAnchor, ...]:
+    """Return the levels that a run is given, those of a person first.
+
+    Parameters
+    ----------
+    options : Options
+    geometry : Geometry
+        Of the volume.
+    model : Model
+
+    Raises
+    ------
+    InputError
+        The model has no levels, an anchor lies outside the volume, or the other segmentation cannot be read or has no
+        vertebra there.
+    """
+    if not options.anchor and options.levels_from is None:
+        return ()
+    if model.fine is None:
+        raise InputError(f"The model '{model.id}' does not count vertebrae: leave out anchors and levels of others.")
+    of_person = [LevelAnchor(_level(name), (r, a, s)) for name, r, a, s in options.anchor or ()]
+    for anchor in of_person:
+        if anchor.distance_from(geometry) > ANCHOR_MM:
+            where = ", ".join(f"{value:g}" for value in anchor.ras_mm)
+            raise InputError(
+                f"The anchor {level_name(anchor.level)}={where} lies outside the volume: give a point of that vertebra "
+                "in patient coordinates (RAS, mm)."
+            )
+    return (*of_person, *(_of_segmentation(Path(options.levels_from), geometry) if options.levels_from else ()))
+
+
+def _level(name: str) -> int:
+    level = level_named(name)
+    assert level is not None, name  # the option's type has checked it
+    return level
+
+
+def _of_segmentation(path: Path, geometry: Geometry) -> list[LevelAnchor]:
+    found = [LevelAnchor(level, place, SEGMENTATION) for level, place in read_centroids(path).items()]
+    inside = [anchor for anchor in found if anchor.distance_from(geometry) == 0]
+    if not inside:
+        raise InputError(
+            f"None of the vertebrae of {path} lies in the volume: give a segmentation in the same frame of reference."
+        )
+    return inside
+
+
+def read_centroids(path: Path) -> dict[int, tuple[float, float, float]]:
+    """Return the centroid (RAS, mm) of each vertebra of a segmentation, by level.
+
+    Parameters
+    ----------
+    path : Path
+        A label map with VerSe's numbers, or a ``.seg.nrrd``, whose segments' names ("L5 vertebra", "L5") count.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or has no vertebrae.
+    """
+    volume = read_volume(path)
+    labels = as_labels(volume.array, HIGHEST, str(path))
+    levels = _levels_by_value(path)
+    found = {}
+    for value, box in label_boxes(labels).items():
+        if value in levels:
+            index = np.argwhere(labels[box] == value).mean(axis=0) + [part.start for part in box]
+            x, y, z = (volume.geometry.affine @ [*index[::-1], 1.0])[:3].tolist()
+            found[levels[value]] = (-x, -y, z)
+    if not found:
+        raise InputError(
+            f"{path} has no vertebrae: give a label map with VerSe's numbers (L1 is 20), or a .seg.nrrd whose segments "
+            "are called after their levels."
+        )
+    return found
+
+
+def _levels_by_value(path: Path) -> dict[int, int]:
+    """Return the level that each value of a segmentation stands for."""
+    usual = {level: level for level in ORDER}
+    if not str(path).lower().endswith(SEGMENTATION_EXTENSION):
+        return usual
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with quiet():
+        reader.ReadImageInformation()
+    fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    found = {}
+    for key, value in fields.items():
+        level = level_named(value.split()[0]) if key.endswith("_Name") and value.split() else None
+        if level is not None:
+            found[int(fields[key.removesuffix("Name") + "LabelValue"])] = level
+    return found or usual
