@@ -245,27 +245,21 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         return ParameterNode(super().getParameterNode())
 
     def segment(self, volumeNode, task=None, onProgress=None, allItems=False, output=None, **options):
-        """Segment a volume and return the segmentation node; waits, while Slicer stays usable.
+        """Segment a volume and return the segmentation node; waits, while Slicer stays usable. May raise SegMambaError.
 
         Parameters
         ----------
         volumeNode : vtkMRMLScalarVolumeNode
+            With ``allItems`` all items of its sequence, into a sequence of segmentations; otherwise the current one.
         task : str, optional
             "vertebrae", "colorectal" or "brain-tumour"; not needed with ``model``.
-        onProgress : callable, optional
-            Called with a stage's name and the fraction of it that is done.
-        allItems : bool
-            Segment all items of the volume's sequence into a sequence of segmentations; by default the current item.
+        onProgress : callable(stage, fraction), optional
         output : vtkMRMLSegmentationNode, optional
             Node to add the segments to, which keeps its own unless ``overwrite=True``; by default a new one.
         **options
             The command line's options in camelCase, for example ``model``, ``scanBackend="torch"``, ``tta=True``,
-            ``refine=False`` (its ``--no-refine``). ``roi`` is an ROI node, and ``channels`` volume nodes by names.
-
-        Raises
-        ------
-        segmamba.errors.SegMambaError
-            With a sentence that says what to do.
+            ``refine=False`` (its ``--no-refine``), ``anchor=[("L5", r, a, s)]`` in world coordinates; ``roi`` is an
+            ROI node, ``channels`` volume nodes by names, ``levelsFrom`` a segmentation node or a file.
         """
         return self.segmentAsync(volumeNode, task, onProgress, allItems=allItems, output=output, **options).wait()
 
@@ -279,19 +273,20 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         """
         from segmamba.errors import InputError
         from segmamba_mrml.segment import SegmentationCase
-        from SegMambaSlicerLib.parameters import requestOf
+        from SegMambaSlicerLib.parameters import nodeOf, requestOf
         from SegMambaSlicerLib.segmentation_job import SegmentationJob
         from SegMambaSlicerLib.sequence_job import SequenceJob
 
         worker = self._freeWorker()
         channels, request = options.pop("channels", None), requestOf(task=task, **options)
+        levels = nodeOf(options.get("levelsFrom"))
         if allItems and output is not None:
             raise InputError("All items of a sequence go into a new sequence: choose no output segmentation.")
         if allItems and channels:
             raise InputError("Items of a sequence are segmented one by one: choose a model that takes one volume.")
 
         def start(node):
-            return SegmentationJob(worker, SegmentationCase(node, request, output, channels), self._log)
+            return SegmentationJob(worker, SegmentationCase(node, request, output, channels, levels), self._log)
 
         self._job = SequenceJob(start, volumeNode) if allItems else start(volumeNode)
         self._job.progressed.connect(onProgress)
@@ -300,7 +295,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         return self._job
 
     def segmentFolder(self, inputFolder, outputFolder, task=None, **more):
-        """Segment the volumes of a folder as ``segmamba batch`` does; wait, and return a row (a dict) for each.
+        """Segment a folder's volumes as ``segmamba batch`` does; wait, and return a row (a dict) for each.
 
         More: ``pattern`` ("**/*.nii.gz"), ``skipExisting``, ``format``, ``onProgress`` and the options of `segment`.
         """
@@ -321,6 +316,11 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         from segmamba_mrml.renumber import renumber
 
         renumber(segmentationNode, vertebra, level, below)
+
+    def setLevel(self, segmentationNode, level, point):
+        """Say that the vertebra at a point (world, RAS, mm) has a level; all others follow, also in later runs."""
+        from segmamba_mrml.anchors import set_level
+        set_level(segmentationNode, level, point)
 
     def refine(self, segmentationNode, vertebra):
         """Clean a vertebra's mask after an edit: loose components, holes, gaps; return the changes, a list of dicts."""

@@ -10,7 +10,9 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from segmamba_mrml.anchors import level_points
 from segmamba_mrml.sequences import number_of_items
+from SegMambaSlicerLib.sections.anchor import AnchorSection
 from SegMambaSlicerLib.sections.channel import ChannelSection
 from SegMambaSlicerLib.sections.checkpoint import CheckpointSection
 from SegMambaSlicerLib.sections.correction import CorrectionSection
@@ -28,7 +30,7 @@ OVERWRITE_SETTING = "SegMambaSlicer/Overwrite"
 # What must stay as it is while a job runs.
 LOCKED = (
     *("inputSelector", "channelsWidget", "taskComboBox", "modelComboBox", "outputSelector"),
-    *("correctionWidget", "advancedSection", "dependenciesSection"),
+    *("correctionWidget", "anchorWidget", "advancedSection", "dependenciesSection"),
 )
 
 
@@ -43,6 +45,7 @@ class Sections:
     forecast: ForecastSection
     results: ResultSection
     correction: CorrectionSection
+    anchors: AnchorSection
     checkpoints: CheckpointSection
     dependencies: DependencySection
     log: LogSection
@@ -59,12 +62,14 @@ class Sections:
         self.models.refresh()
         self.channels.refresh()
         self.results.refresh()
+        self.ui.levelsSelector.enabled = self.models.model is not None and self.models.model.fine is not None
         self.ui.allItemsCheckBox.enabled = number_of_items(self.forecast.parameters.inputVolume) > 1
         self.forecast.askLater()
 
     def choices(self) -> dict[str, Any]:
         """Return what the user chose, under the names that the logic's ``segmentAsync`` has."""
         parameters = self.forecast.parameters
+        counts = self.models.model.fine is not None
         return {
             "model": self.models.model.id,
             "manifest": self.models.manifestPath,
@@ -73,6 +78,8 @@ class Sections:
             "overwrite": self.ui.overwriteComboBox.currentData == "replace",
             "structures": self.models.structures(),
             "roi": parameters.roi,
+            "anchor": level_points(parameters.inputVolume) if counts else None,
+            "levelsFrom": parameters.levelsFrom if counts else None,
             "refine": parameters.refine,
             "postprocess": parameters.postprocess,
             "modality": parameters.modality,
@@ -104,7 +111,14 @@ class Sections:
 
     def stop(self) -> None:
         """End all that goes on: the widgets are about to go."""
-        for section in (self.forecast, self.devices, self.checkpoints, self.dependencies, self.correction):
+        for section in (
+            self.forecast,
+            self.devices,
+            self.checkpoints,
+            self.dependencies,
+            self.correction,
+            self.anchors,
+        ):
             section.stop()
 
 
@@ -129,9 +143,10 @@ def buildSections(
     checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
     dependencies = DependencySection(ui, requirements, stopWorker)
     correction, measurement = CorrectionSection(ui, results), MeasurementSection(ui, results)
+    anchors = AnchorSection(ui, results)
     cases = TrainingCaseSection(ui, results, models)
-    for section in (correction, measurement, ExportSection(ui, results), cases):
+    for section in (correction, anchors, measurement, ExportSection(ui, results), cases):
         section.said.connect(say)
-    return Sections(
-        ui, models, ChannelSection(ui, models), devices, forecast, results, correction, checkpoints, dependencies, log
-    )
+    channels = ChannelSection(ui, models)
+    shown = (results, correction, anchors)
+    return Sections(ui, models, channels, devices, forecast, *shown, checkpoints, dependencies, log)

@@ -252,11 +252,29 @@ def segmentFlags(
     flags = [_("earlier run")] if earlier else []
     if (numbering or {}).get("levels", {}).get(str(row["value"]), 1.0) < UNSURE_NUMBER:
         flags.append(_("level uncertain"))
+    set_here = [anchor["set_by"] for anchor in (numbering or {}).get("anchors", []) if _isOf(anchor, row)]
+    if set_here:
+        flags.append(_("level set by you") if "person" in set_here else _("level from another segmentation"))
     if row.get("mean_confidence", 1.0) < LOW_CONFIDENCE:
         flags.append(_("low confidence"))
     if row.get("at_border"):
         flags.append(_("cut off"))
     return flags
+
+
+def _isOf(anchor: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Say whether an anchor has set the level of a row's segment."""
+    return bool(anchor["used"]) and row["name"].split()[0] == anchor["level"]
+
+
+def anchorsText(levels: Sequence[str]) -> str:
+    """Return what the panel says of the levels that a person has set in a volume; empty where there are none."""
+    if not levels:
+        return ""
+    if len(levels) == 1:
+        return _("{level} was set by you: this holds when you segment again.").format(level=levels[0])
+    text = _("{levels} were set by you: this holds when you segment again.")
+    return text.format(levels=_("{first} and {last}").format(first=", ".join(levels[:-1]), last=levels[-1]))
 
 
 def numberingText(report: Mapping[str, Any]) -> str:

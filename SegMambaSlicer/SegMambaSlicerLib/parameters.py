@@ -25,6 +25,8 @@ class ParameterNode:
         What the result section shows.
     roi : vtkMRMLMarkupsROINode
         None for the whole volume.
+    levelsFrom : vtkMRMLSegmentationNode
+        Another segmentation of the patient whose levels count; None for none.
     task, model : str
         Empty for the first one.
     quality : str
@@ -43,6 +45,7 @@ class ParameterNode:
     outputSegmentation: slicer.vtkMRMLSegmentationNode
     resultSegmentation: slicer.vtkMRMLSegmentationNode
     roi: slicer.vtkMRMLMarkupsROINode
+    levelsFrom: slicer.vtkMRMLSegmentationNode
     task: str = ""
     model: str = ""
     quality: str = "standard"
@@ -78,7 +81,7 @@ def requestOf(**parameters: Any) -> Request:
     ----------
     **parameters
         The options of `segmamba.request`, in camelCase: ``scanBackend="torch"``, ``refine=False``. ``roi`` is a
-        vtkMRMLMarkupsROINode.
+        vtkMRMLMarkupsROINode. Where ``levelsFrom`` is a node and not a file, it is left out: see `nodeOf`.
 
     Raises
     ------
@@ -94,7 +97,14 @@ def requestOf(**parameters: Any) -> Request:
     values = {known[name]: value for name, value in parameters.items()}
     if values.get("roi") is not None:
         values["roi"] = roi_box(values["roi"])
+    if nodeOf(values.get("levels_from")) is not None:
+        del values["levels_from"]
     return Request.of(**values)
+
+
+def nodeOf(value: Any) -> Any:
+    """Return a value that is a node, else None."""
+    return value if isinstance(value, slicer.vtkMRMLNode) else None
 
 
 def camelCase(name: str) -> str:

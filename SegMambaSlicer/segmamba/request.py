@@ -63,8 +63,8 @@ class Options:
     )
     levels_from: str | None = option(
         FilePath(),
-        "take the levels from this segmentation of the same frame of reference: a label map with VerSe's numbers, or a "
-        ".seg.nrrd",
+        "take the levels from this segmentation of the same frame of reference: a label map with VerSe's numbers, a "
+        ".seg.nrrd, or a .json of centroids",
         None,
         metavar="FILE",
         title="segmentation with levels",

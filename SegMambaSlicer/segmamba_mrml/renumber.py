@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from segmamba.errors import InputError
 from segmamba.io.labelmap import segment_id
 from segmamba.labels import Label
 from segmamba.reporting.report import summary
-from segmamba.spine.levels import C1, L6, level_name
-from segmamba_mrml.application import needed_packages
+from segmamba.spine.levels import T13, level_name
+from segmamba.spine.renumber import ABOVE, BELOW, WHOLE, moved_level, moves, new_levels
 from segmamba_mrml.reports import parts, read_report, write_report
 from segmamba_mrml.segmentation import BINARY_LABELMAP, segment_ids
 from segmamba_mrml.terminology import load_terminology
 from segmamba_mrml.vertebra_segments import LEVELS, find_vertebra, vertebra_labels, vertebrae_of
 
+# How the report says what moved.
+FROM_THERE = {WHOLE: "", BELOW: ", from there down", ABOVE: ", from there up"}
 # How a person has chosen to see a segment; it belongs to a segment's ID, and has to be given to the new one.
 DISPLAY_PROPERTIES = (
     *("Visibility", "Visibility3D", "Visibility2DFill", "Visibility2DOutline"),
@@ -50,36 +53,71 @@ def renumber(node: Any, segment: str, level: str, below: bool = False) -> None:
         There is no such vertebra or level, one of the others would not stay within C1 to L6, or a number would be there
         twice.
     """
-    identifier = find_vertebra(node, segment)
+    renumber_part(node, find_vertebra(node, segment), level_of(level), BELOW if below else WHOLE)
+
+
+def renumber_part(
+    node: Any, identifier: str, after: int, part: str = WHOLE, anchors: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Give a vertebra another level, and with it others: as `renumber`.
+
+    Parameters
+    ----------
+    node : vtkMRMLSegmentationNode
+    identifier : str
+        The vertebra's segment ID.
+    after : int
+        Its level.
+    part : str
+        What moves with it, see `segmamba.spine.renumber`.
+    anchors : sequence of mapping
+        Points at which a person has said so, for the report; then it is also written where no level changes.
+
+    Raises
+    ------
+    InputError
+        As `renumber`.
+    """
     levels = vertebrae_of(node)
     before = levels[identifier]
-    after = _level(level)
-    numbers = np.array(list(levels.values()), np.uint8)
-    with needed_packages():
-        from segmamba.spine import refine
-    shifted = refine.renumber(numbers, before, after, below).tolist()
-    if after == before:
+    shifted = new_levels(levels.values(), before, after, part)
+    if after == before and not anchors:
         return
     load_terminology()
     labels = vertebra_labels()
-    moved = {each: value for each, value in zip(levels, shifted, strict=True) if value != levels[each]}
+    moved = {each: shifted[level] for each, level in levels.items() if shifted.get(level, level) != level}
     chosen = {each: labels[value] for each, value in moved.items()}
-    names = _new_names(before, after, below)
-    by_hand = f"{level_name(before)} is {level_name(after)}{', from there down' if below else ''}"
+    names = _new_names(before, after, part, T13 in levels.values())
+    told = _Told(f"{level_name(before)} is {level_name(after)}{FROM_THERE[part]}", list(anchors))
     was_modified = node.StartModify()
     try:
         # Read before the segments, which say which report fits them, are changed.
         report = read_report(node)
         identifiers = _renamed(node, chosen)
         if report:
-            write_report(node, _renumbered(report, chosen, identifiers, names, by_hand), identifiers.values())
+            write_report(node, _renumbered(report, chosen, identifiers, names, told), identifiers.values())
     finally:
         node.EndModify(was_modified)
 
 
-def _level(name: str) -> int:
+@dataclass(frozen=True)
+class _Told:
+    """What the report says of a renumbering: a text, and the points at which a person has set levels."""
+
+    by_hand: str
+    anchors: list[Mapping[str, Any]]
+
+
+def level_of(name: str) -> int:
+    """Return the level that a name stands for.
+
+    Raises
+    ------
+    InputError
+        There is no such level.
+    """
     if name not in LEVELS:
-        raise InputError(f"'{name}' is not a vertebra: give one of C1 to C7, T1 to T12 and L1 to L6.")
+        raise InputError(f"'{name}' is not a vertebra: give one of C1 to C7, T1 to T13 and L1 to L6.")
     return LEVELS[name]
 
 
@@ -161,12 +199,16 @@ def _display_properties(node: Any, identifier: str) -> list[tuple[Callable[[str,
     return [(getattr(display, f"SetSegment{name}"), get(identifier)) for name, get in getters]
 
 
-def _new_names(before: int, after: int, below: bool) -> dict[str, str]:
+def _new_names(before: int, after: int, part: str, with_t13: bool) -> dict[str, str]:
     """Return the new name of each level by its old one; what leaves C1 to L6 has none."""
-    shifted = {
-        name: value + after - before if value >= before or not below else value for name, value in LEVELS.items()
-    }
-    return {name: level_name(value) for name, value in shifted.items() if C1 <= value <= L6}
+    names = {}
+    for name, level in LEVELS.items():
+        if level == T13 and not with_t13:
+            continue
+        new = moved_level(level, before, after, with_t13) if after != before and moves(level, before, part) else level
+        if new is not None:
+            names[name] = level_name(new)
+    return names
 
 
 def _renumbered(
@@ -174,10 +216,10 @@ def _renumbered(
     labels: Mapping[str, Label],
     identifiers: Mapping[str, str],
     names: Mapping[str, str],
-    by_hand: str,
+    told: _Told,
 ) -> dict[str, Any]:
     """Return a report whose rows follow their segments, and in which a person answers for the numbers."""
-    last, *earlier = (_renumbered_part(part, labels, identifiers, names, by_hand) for part in parts(report))
+    last, *earlier = (_renumbered_part(part, labels, identifiers, names, told) for part in parts(report))
     return {**last, "summary": summary(last)} | ({"earlier": earlier} if earlier else {})
 
 
@@ -186,15 +228,18 @@ def _renumbered_part(
     labels: Mapping[str, Label],
     identifiers: Mapping[str, str],
     names: Mapping[str, str],
-    by_hand: str,
+    told: _Told,
 ) -> dict[str, Any]:
     changed = {**part, "segments": [_row(row, labels, identifiers) for row in part.get("segments", [])]}
     if "refinement" in part:
         # What was removed from the end of the column has no number now.
-        told = [change for change in part["refinement"] if change["level"] in names or change["level"] not in LEVELS]
-        changed["refinement"] = [{**change, "level": names.get(change["level"], change["level"])} for change in told]
+        left = [change for change in part["refinement"] if change["level"] in names or change["level"] not in LEVELS]
+        changed["refinement"] = [{**change, "level": names.get(change["level"], change["level"])} for change in left]
     if "numbering" in part:
-        changed["numbering"] = {"certain": True, "by_hand": [*part["numbering"].get("by_hand", []), by_hand]}
+        by_hand = [*part["numbering"].get("by_hand", []), told.by_hand]
+        changed["numbering"] = {"certain": True, "by_hand": by_hand}
+        if told.anchors:
+            changed["numbering"]["anchors"] = told.anchors
     return changed
 
 

@@ -77,6 +77,11 @@ def follow_undo(node: Any) -> None:
             _carry(node, every, number)
 
 
+def report_number(node: Any) -> int:
+    """Return the number of the report that a node carries: reports later in its history have higher ones."""
+    return int(node.GetAttribute(NUMBER) or 0)
+
+
 def parts(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a report and the earlier ones that it holds, one for each run, the last run first."""
     return [report, *report.get("earlier", [])]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -22,6 +23,7 @@ from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
 from segmamba.request import Request
 from segmamba.worker.client import WorkerProcess
+from segmamba_mrml.anchors import centroids
 from segmamba_mrml.application import start, worker_python
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, refer_to_channels, write_report
 from segmamba_mrml.segmentation import (
@@ -58,6 +60,8 @@ class SegmentationCase:
         Node to add the segments to. By default a new one.
     channels : mapping of str to vtkMRMLScalarVolumeNode, optional
         For a model that takes several co-registered volumes: those besides ``volume_node``, by the model's names.
+    levels_node : vtkMRMLSegmentationNode, optional
+        Another segmentation of the patient, whose vertebrae say which levels these are.
 
     Attributes
     ----------
@@ -76,6 +80,7 @@ class SegmentationCase:
         request: Request,
         output_node: Any = None,
         channels: Mapping[str, Any] | None = None,
+        levels_node: Any = None,
     ) -> None:
         # Held until `close`, so that the voxels do not go while another thread writes them.
         self._volume: Volume | None
@@ -87,8 +92,10 @@ class SegmentationCase:
         start(volume_node.GetScene())
         if output_node is not None:
             check_segmentation(output_node, volume_node)
+        places = centroids(levels_node) if levels_node is not None else {}
         self._volume_node = volume_node
         self._output_node = output_node
+        self._levels_node = levels_node
         self._model = requested_model(request)
         check_nodes(in_order(self._model, volume_node, self._channel_nodes), self._model)
         self._box: LabelBox | None = None
@@ -104,6 +111,10 @@ class SegmentationCase:
         files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
         others = {name: str(folder / f"channel-{number}.nrrd") for number, name in enumerate(self._channel_nodes)}
         self.request = replace(request, input=files[0], output=files[1], channels=others or None)
+        if levels_node is not None:
+            levels = folder / "levels.json"
+            levels.write_text(json.dumps(places), encoding="utf-8")
+            self.request = replace(self.request, options=replace(request.options, levels_from=levels))
 
     def named(self, sentence: str) -> str:
         """Return a sentence of the engine's with the volumes' names for the files that were made of them."""
@@ -113,7 +124,10 @@ class SegmentationCase:
 
     def _nodes_by_file(self) -> dict[str, Any]:
         others = self.request.channels or {}
-        return {self.request.input: self._volume_node} | {others[name]: self._channel_nodes[name] for name in others}
+        found = {self.request.input: self._volume_node}
+        if self._levels_node is not None:
+            found[str(self.request.options.levels_from)] = self._levels_node
+        return found | {others[name]: self._channel_nodes[name] for name in others}
 
     def export(self) -> None:
         """Write the file that the worker reads; touches no node, so that any thread can do it.
@@ -224,6 +238,9 @@ class SegmentationCase:
         earlier = kept_parts(node)
         # Measurements are made of the segments as they are (`segmamba_mrml.measurements`): edits make these wrong.
         lasting = {key: value for key, value in report.items() if key != "measurements"}
+        if self._levels_node is not None:
+            run = report["run"]
+            lasting["run"] = {**run, "options": {**run["options"], "levels_from": self._levels_node.GetName()}}
         written = {**lasting, **names, "segments": rows} | ({"earlier": earlier} if earlier else {})
         write_report(node, written, added)
 

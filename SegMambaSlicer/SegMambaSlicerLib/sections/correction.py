@@ -8,17 +8,17 @@ from concurrent.futures import wait as waitFor
 from typing import Any
 
 import qt
-import slicer
 from slicer.i18n import tr as _
 
 from segmamba.errors import SegMambaError
 from segmamba.spine.levels import level_name
+from segmamba_mrml.anchors import follow_renumbering
 from segmamba_mrml.refinement import Refinement
 from segmamba_mrml.renumber import renumber
 from segmamba_mrml.vertebra_segments import LEVELS
 from SegMambaSlicerLib.messages import changeText
 from SegMambaSlicerLib.sections.result import ResultSection
-from SegMambaSlicerLib.sections.vertebrae import VertebraeSection
+from SegMambaSlicerLib.sections.vertebrae import VertebraeSection, saveForUndo
 from SegMambaSlicerLib.segmentation_job import THREAD_INTERVAL_MS, THREAD_LISTENING_S
 
 
@@ -81,8 +81,9 @@ class CorrectionSection(VertebraeSection):
     def _renumber(self) -> str:
         before, after = level_name(self._level), self._ui.levelComboBox.currentText
         below = self._ui.renumberScopeComboBox.currentData
-        _saveForUndo(self._results.node)
+        saveForUndo(self._results.node)
         renumber(self._results.node, self._segment(), after, below)
+        follow_renumbering(self._results.node)
         if below:
             said = _("{before} is now {after}; all vertebrae below were renumbered too.")
         else:
@@ -121,15 +122,8 @@ class CorrectionSection(VertebraeSection):
 def _applied(refinement: Refinement, computed: Future[None]) -> str:
     """Write the new mask, once it is computed, and say what was changed."""
     computed.result()
-    _saveForUndo(refinement.node)
+    saveForUndo(refinement.node)
     changes = refinement.apply()
     if not changes:
         return _("The mask is already clean: nothing was changed.")
     return _("{level} was refined: {change}.").format(level=changes[0]["level"], change=changeText(changes[0]))
-
-
-def _saveForUndo(node: Any) -> None:
-    """Let Segment Editor undo what comes, where it edits that segmentation."""
-    widget = getattr(slicer.modules, "SegmentEditorWidget", None)
-    if widget is not None and widget.editor.segmentationNode() is node:
-        widget.editor.saveStateForUndo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from segmamba.request import Options
 from segmamba.spine.anchors import ANCHOR_MM, Anchor
 from segmamba.spine.levels import ORDER, level_name, level_named
 from segmamba.utils.arrays import as_labels, label_boxes
+from segmamba.utils.paths import check_input
 
 HIGHEST = 255
 PERSON, SEGMENTATION = "person", "segmentation"
@@ -119,13 +121,16 @@ def read_centroids(path: Path) -> dict[int, tuple[float, float, float]]:
     Parameters
     ----------
     path : Path
-        A label map with VerSe's numbers, or a ``.seg.nrrd``, whose segments' names ("L5 vertebra", "L5") count.
+        A label map with VerSe's numbers, a ``.seg.nrrd``, whose segments' names ("L5 vertebra", "L5") count, or a
+        ``.json`` of centroids by name: ``{"L5": [right, anterior, superior]}``.
 
     Raises
     ------
     InputError
         It cannot be read, or has no vertebrae.
     """
+    if path.suffix.lower() == ".json":
+        return _centroids_of_json(path)
     volume = read_volume(path)
     labels = as_labels(volume.array, HIGHEST, str(path))
     levels = _levels_by_value(path)
@@ -141,6 +146,25 @@ def read_centroids(path: Path) -> dict[int, tuple[float, float, float]]:
             "are called after their levels."
         )
     return found
+
+
+def _centroids_of_json(path: Path) -> dict[int, tuple[float, float, float]]:
+    check_input(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = {level_named(name): tuple(map(float, place)) for name, place in content.items()}
+        if (
+            None in found
+            or not found
+            or any(len(place) != 3 or not np.isfinite(place).all() for place in found.values())
+        ):
+            raise ValueError("not levels and points")
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise InputError(
+            f'{path} is not a file of centroids: give {{"L5": [right, anterior, superior]}} in mm, with a point for '
+            "each level."
+        ) from error
+    return {level: (r, a, s) for level, (r, a, s) in found.items() if level is not None}
 
 
 def _levels_by_value(path: Path) -> dict[int, int]:

@@ -138,45 +138,6 @@ def refine_one(
     return refined, differences("edit", labels, refined, spacing_mm)
 
 
-def renumber(labels: np.ndarray, value: int, new_value: int, below: bool = False) -> np.ndarray:
-    """Change the level of a vertebra and shift all others with it, so that they stay in order; the sacrum stays.
-
-    Parameters
-    ----------
-    labels : ndarray of uint8
-        Levels, sacrum 26.
-    value, new_value : int
-        Levels, 1 to 25: the present one and the right one.
-    below : bool
-        Shift only this vertebra and those below it.
-
-    Raises
-    ------
-    InputError
-        There is no such vertebra, one would leave C1 to L6, or two would have the same level.
-    """
-    present = [level for level in np.unique(labels).tolist() if C1 <= level <= L6]
-    if value not in present:
-        raise InputError(f"There is no {_name(value)} in the segmentation: choose one of its vertebrae.")
-    shift = new_value - value
-    shifted = [level for level in present if level >= value or not below]
-    for level in shifted:
-        if level + shift in set(present) - set(shifted):
-            raise InputError(
-                f"If {_name(value)} were {_name(new_value)}, there would be {_name(level + shift)} twice: choose "
-                "another level, or renumber the whole column."
-            )
-        if not C1 <= level + shift <= L6:
-            raise InputError(
-                f"If {_name(value)} were {_name(new_value)}, {_name(level)} would not be between C1 and L6: "
-                "choose another level, or remove that vertebra first."
-            )
-    table = np.arange(256, dtype=labels.dtype)
-    for level in shifted:
-        table[level] = level + shift
-    return table[labels]
-
-
 def differences(step: str, before: np.ndarray, after: np.ndarray, spacing_mm: float) -> list[dict[str, Any]]:
     """Return the changes between two label maps, one dictionary for each level that changed.
 

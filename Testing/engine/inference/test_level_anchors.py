@@ -108,3 +108,13 @@ def test_the_summary_says_who_has_set_the_levels() -> None:
     ):
         report = {"segments": [row], "numbering": {**numbering, "anchors": part}}
         assert summary(report) == f"1 structure found: L5 vertebra.{said}"
+
+
+@pytest.mark.parametrize("content", ['{"L9": [1, 2, 3]}', '{"L5": [1, 2]}', "[]", "{}", '{"L5": [1, 2, NaN]}', "L5"])
+def test_centroids_may_be_a_file_of_their_own(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "levels.json"
+    path.write_text('{"L5": [1, -2, 3.5], "t12": [4, 5, 6]}', encoding="utf-8")
+    assert read_centroids(path) == {24: (1.0, -2.0, 3.5), 19: (4.0, 5.0, 6.0)}
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r'is not a file of centroids: give \{"L5": \[right, anterior, superior\]\}'):
+        read_centroids(path)

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from segmamba.errors import Cancelled, InputError
 from segmamba.spine.frames import column_frames
-from segmamba.spine.refine import refine, refine_one, renumber
+from segmamba.spine.refine import refine, refine_one
 from segmamba.spine.shape_model import ShapeModel
 
 
@@ -200,28 +200,7 @@ def test_what_a_person_added_to_a_vertebra_stays(shapes: ShapeModel, column: np.
     assert (refined[osteophyte] == 20).all()
 
 
-def test_a_new_number_moves_the_whole_column_but_not_the_sacrum(column: np.ndarray) -> None:
-    labels = column.copy()
-    labels[:3] = 26
-    shifted = renumber(labels, 20, 21)
-    assert np.array_equal(shifted[3:], np.where(column[3:] > 0, column[3:] + 1, 0))
-    assert (shifted[:3] == 26).all() and shifted.dtype == labels.dtype
-    assert np.array_equal(renumber(shifted, 21, 20), labels)
-
-
-def test_from_a_level_down_the_others_keep_their_numbers(column: np.ndarray) -> None:
-    shifted = renumber(column, 21, 22, below=True)
-    assert np.array_equal(shifted, np.where(column >= 21, column + 1, column))
-    with pytest.raises(InputError, match="there would be T12 twice"):
-        renumber(column, 20, 19, below=True)
-    assert np.array_equal(renumber(column, 19, 18, below=True), renumber(column, 19, 18))
-
-
-def test_a_number_that_pushes_a_vertebra_out_of_the_spine_is_refused(column: np.ndarray) -> None:
-    with pytest.raises(InputError, match="would not be between C1 and L6"):
-        renumber(column, 19, 24)
-    with pytest.raises(InputError, match="There is no C3"):
-        renumber(column, 3, 4)
+def test_a_vertebra_that_is_not_there_cannot_be_refined(column: np.ndarray) -> None:
     with pytest.raises(InputError, match="There is no C3"):
         refine_one(column, 3, None, SPACING, None)  # type: ignore[arg-type]
 
