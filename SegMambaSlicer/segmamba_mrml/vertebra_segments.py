@@ -7,20 +7,20 @@ from typing import Any
 from segmamba.errors import InputError
 from segmamba.labels import Label
 from segmamba.models.manifest import load_manifest
-from segmamba.spine.levels import C1, L6, level_name
+from segmamba.spine.levels import ORDER, level_name
 from segmamba_mrml.segmentation import segment_ids, type_code
 
-LEVELS = {level_name(value): value for value in range(C1, L6 + 1)}
+LEVELS = {level_name(value): value for value in ORDER}
 
 
 def vertebra_labels() -> dict[int, Label]:
-    """Return names, colours and codes of C1 to L6 by their numbers, 1 to 25."""
+    """Return names, colours and codes of C1 to L6 by their numbers."""
     labels = load_manifest().default("vertebrae").labels
-    return {label.value: label for label in labels if C1 <= label.value <= L6}
+    return {label.value: label for label in labels if label.value in ORDER}
 
 
 def vertebrae_of(node: Any) -> dict[str, int]:
-    """Return the level (1 to 25) of each segment whose term is a vertebra, by its ID, in the segments' order."""
+    """Return the level of each segment whose term is a vertebra, by its ID, in the segments' order."""
     codes = {(label.type.scheme, label.type.value): value for value, label in vertebra_labels().items()}
     found = {}
     for identifier in segment_ids(node):

@@ -68,6 +68,18 @@ def test_colours_and_terms_are_those_of_the_new_names(a_column, vertebrae):
         assert str(tag) == by_name[name].terminology_tag
 
 
+def test_l1_may_be_t13_and_its_mask_and_terms_are_those_of_t13(a_column, a_volume_node, labels, vertebrae):
+    renumber(a_column, "L1", "T13")
+    assert segment_ids(a_column) == ["T12_vertebra", "T13_vertebra", "Sacrum"]
+    assert list(vertebrae_of(a_column).values()) == [19, 28]
+    np.testing.assert_array_equal(voxels(a_column, "T13_vertebra", a_volume_node), labels == 20)
+    assert read_report(a_column)["numbering"]["by_hand"] == ["L1 is T13"]
+    renumber(a_column, "T13", "L1", below=True)
+    assert segment_ids(a_column) == ["T12_vertebra", "L1_vertebra", "Sacrum"]
+    segment = a_column.GetSegmentation().GetSegment("L1_vertebra")
+    assert segment.GetLabelValue() == 20
+
+
 def test_masks_are_the_same_memory_and_a_saved_file_has_them(a_column, a_volume_node, labels, tmp_path):
     image = a_column.GetSegmentation().GetLayerDataObject(0)
     renumber(a_column, "T12", "L1")

@@ -9,7 +9,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from segmamba.spine.levels import SACRUM, level_name
+from segmamba.spine.levels import ORDER, SACRUM, level_name
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, follow_undo, parts, read_report
 from segmamba_mrml.segmentation import segment_ids, volume_node_of
 from SegMambaSlicerLib.messages import (
@@ -122,7 +122,7 @@ class ResultSection:
         segment = self._shown.GetSegmentation().GetSegment(row["segment_id"])
         flags = segmentFlags(row, report.get("numbering"), earlier)
         changes = report.get("refinement", [])
-        tip = refinementText(changes, level_name(row["value"])) if row["value"] <= SACRUM else ""
+        tip = refinementText(changes, level_name(row["value"])) if row["value"] in (*ORDER, SACRUM) else ""
         texts = (
             segment.GetName(),
             f"{row['volume_ml']:.1f}",

@@ -81,8 +81,8 @@ WORDS = frozenset(
     )
 )
 
-# Options that came later: cases that were finished before them are finished where they are not given.
-NEWER = ("anchor", "levels_from")
+# Options and structures that came later: cases that were finished before them are finished where they are not given.
+NEWER = ("anchor", "levels_from", "T13 vertebra")
 
 
 def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
@@ -122,7 +122,7 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     if request.options.levels_from is not None:
         options["levels_from"] = file_digest(request.options.levels_from)
     # The same structures are the same settings, in any order and however they are called.
-    options["structures"] = [label.name for label in chosen]
+    options["structures"] = [label.name for label in chosen if request.options.structures or label.name not in NEWER]
     settings = {
         "model": {key: value for key, value in model.entry.items() if key not in WORDS},
         "preprocessing": asdict(model.preprocessing),

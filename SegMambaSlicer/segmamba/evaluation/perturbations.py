@@ -13,7 +13,7 @@ from segmamba.evaluation.names import NOISE, OBLIQUE, SAGITTAL, STORAGE, THICK
 from segmamba.evaluation.references import at_border
 from segmamba.inference.model_grid import cropped_geometry
 from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
-from segmamba.spine.levels import L6
+from segmamba.spine.levels import L6, T12, T13
 from segmamba.utils.arrays import label_boxes
 
 THICKNESS_MM, SAGITTAL_MM = 5.0, 4.5
@@ -199,7 +199,10 @@ def thick_labels(labels: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarr
 def crop_starts(reasons: Reasons, count: int) -> list[int]:
     """Return the first levels of up to three runs of ``count`` eligible levels, spread along the column."""
     levels = {value for value, reason in reasons.items() if reason is None and value <= L6}
+    # Crops are named by numbers that follow each other: none is made across a T13.
     starts = [level for level in sorted(levels) if levels >= set(range(level, level + count))]
+    if T13 in reasons:
+        starts = [level for level in starts if not level <= T12 < level + count - 1]
     if not starts:
         return []
     chosen = np.unique(np.rint(np.linspace(0, len(starts) - 1, CROPS)).astype(int))

@@ -14,7 +14,7 @@ from segmamba.io.modality import CT, resolve_modality
 from segmamba.io.volume import Geometry, Volume, corners
 from segmamba.labels import Label
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
-from segmamba.spine.levels import C2, L6, SACRUM
+from segmamba.spine.levels import C2, ORDER, SACRUM, from_top, is_next
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.parallel import at_once
@@ -45,7 +45,7 @@ def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Labe
     Parameters
     ----------
     labels : ndarray of uint8
-        Shape (z, y, x), on the volume's grid; values 1 to 26 as in `segmamba.spine.levels`.
+        Shape (z, y, x), on the volume's grid; values as in `segmamba.spine.levels`.
     volume : Volume
     structures : sequence of Label
         Which to measure, if present.
@@ -77,7 +77,7 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
     Parameters
     ----------
     masks : mapping of int to Mask
-        By level, 1 to 26. Their grids may differ from the volume's.
+        By level, and the sacrum's. Their grids may differ from the volume's.
     volume : Volume
         The image that they were segmented on.
     names : mapping of int to str
@@ -91,7 +91,8 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
         ``coronal_angle_deg`` (to the next lower level, none for the sacrum), and ``note`` (why there are no heights, a
         sentence, else None).
     """
-    centres = {level: _centroid(masks[level]) for level in sorted(masks)}
+    order = [*from_top(masks), *(level for level in sorted(masks) if level not in ORDER)]
+    centres = {level: _centroid(masks[level]) for level in order}
     is_ct = resolve_modality(volume).modality == CT
     bodies: dict[int, Body] = {}
 
@@ -117,10 +118,10 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
         }
 
     rows = list(at_once(row_of, centres).values())
-    for row in rows:
+    for row, below in zip(rows, order[1:], strict=False):
         level = row["value"]
-        if level in bodies and level + 1 in bodies:
-            row["sagittal_angle_deg"], row["coronal_angle_deg"] = angles(bodies[level], bodies[level + 1])
+        if level in bodies and below in bodies and is_next(level, below):
+            row["sagittal_angle_deg"], row["coronal_angle_deg"] = angles(bodies[level], bodies[below])
     return rows
 
 
@@ -163,7 +164,7 @@ def _body_of(level: int, mask: Mask, up: np.ndarray, image: Geometry | None) -> 
     """Return a vertebra's body, or a sentence why there is none; ``image`` is given if the mask reaches its border."""
     if level <= C2:
         return None, C1_C2
-    if level > L6:
+    if level == SACRUM:
         return None, SACRUM_FUSED
     body = find_body(mask, up)
     if image is not None and (body is None or not _within(body.points(body.inside), image)):
@@ -179,8 +180,10 @@ def _centroid(mask: Mask) -> np.ndarray:
 
 def _direction(level: int, centres: Mapping[int, np.ndarray]) -> np.ndarray:
     """Return the direction of the column at a level, LPS, from the nearest levels present below and above."""
-    above = max((each for each in centres if each < level), default=level)
-    below = min((each for each in centres if level < each < SACRUM), default=level)
+    order = from_top(centres)
+    index = order.index(level) if level in order else len(order)
+    above = order[max(0, index - 1)] if order else level
+    below = order[index + 1] if index + 1 < len(order) else level
     up = centres[above] - centres[below]
     return up if up.any() else np.array([0.0, 0.0, 1.0])
 

@@ -79,7 +79,8 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
     channels = tuple(InputChannel(**channel) for channel in entry.get("input_channels", ()))
     model = Model(
         **vars(listed),
-        labels=tuple(label for label in label_sets[entry["label_set"]] if label.value in values),
+        # Levels are counted along the column: also those that no channel is for.
+        labels=tuple(label for label in label_sets[entry["label_set"]] if label.value in values or entry.get("fine")),
         channel_values=values,
         preprocessing=_preprocessing(entry["preprocessing"]),
         patch=_triple(entry["patch"]),

@@ -9,7 +9,7 @@ from scipy import ndimage, special
 
 from segmamba.spine.hmm import Numbering, Observations, label_observations
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
-from segmamba.spine.levels import C1, L5, L6, SACRUM, SACRUM_TOP_MM, distance_by_volume
+from segmamba.spine.levels import L6, SACRUM, SACRUM_TOP_MM, distance_by_volume, next_level
 from segmamba.spine.nearest import nearest_labels
 from segmamba.utils.arrays import bounding_box
 from segmamba.utils.morphology import CONNECTIVITY_26
@@ -45,7 +45,7 @@ class Column:
     numbering : Numbering
         A level for each instance.
     labels : ndarray of uint8
-        Shape (z, y, x): levels 1 to 25, sacrum 26.
+        Shape (z, y, x): VerSe's numbers, levels 1 to 25 and T13 28, sacrum 26.
     levels : ndarray of int
         Shape (k,): levels of the kept vertebrae, top first; each is there once.
     centres : ndarray
@@ -165,7 +165,9 @@ def recover_truncated_ends(
     for end, face, step in ((0, -1, -1), (-1, 0, 1)):
         if len(column.levels) < 2 or not (column.labels[face] == column.levels[end]).any():
             continue
-        if not C1 <= column.levels[end] + step <= L5 or (step > 0 and column.sacrum is not None):
+        # An L6 is never made of a sliver.
+        beyond = next_level(int(column.levels[end]), step)
+        if beyond in (None, L6) or (step > 0 and column.sacrum is not None):
             continue
         found = find_next(vertebra, offsets, spacing_mm, origin_mm, column.centres[::step])
         if found is not None:
@@ -176,7 +178,7 @@ def recover_truncated_ends(
 def decode_fine(
     probabilities: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray, column: Column
 ) -> np.ndarray:
-    """Return the levels (z, y, x), uint8, of the fine pass's voxels: 0, 1 to 25, sacrum 26.
+    """Return the levels (z, y, x), uint8, of the fine pass's voxels: 0, 1 to 25, sacrum 26, T13 28.
 
     Parameters
     ----------
@@ -318,15 +320,15 @@ def _extended(column: Column, end: int, step: int, own: np.ndarray, following: n
     index = 0 if end == 0 else len(centres)
     rival, all_rivals = column.runner_up, column.numbering.runner_up
     if rival is not None and all_rivals is not None:
-        level = int(all_rivals[all_rivals > 0][end]) + step
-        known = C1 <= level <= L6
+        level = next_level(int(all_rivals[all_rivals > 0][end]), step)
+        known = level is not None
         all_rivals = np.insert(all_rivals, 0 if end == 0 else len(all_rivals), level) if known else None
         rival = np.insert(rival, index, level) if known else None
     return replace(
         column,
         numbering=replace(column.numbering, runner_up=all_rivals),
         runner_up=rival,
-        levels=np.insert(column.levels, index, column.levels[end] + step),
+        levels=np.insert(column.levels, index, next_level(int(column.levels[end]), step)),
         centres=np.insert(centres, index, following, axis=0),
         confidence=np.insert(column.confidence, index, column.confidence[end]),
     )

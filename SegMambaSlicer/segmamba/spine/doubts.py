@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segmamba.spine.levels import C1, C2, L1, L4, L5, L6, T11, T12, level_name
+from segmamba.spine.levels import C1, C2, L1, L4, L5, L6, ORDER, T11, T12, T13, level_name, steps_between
 
 # The network's own levels say otherwise if, over the column, another shift is more probable than the result by this
 # factor for each vertebra.
@@ -33,7 +33,7 @@ def doubts(
     Parameters
     ----------
     levels : ndarray of int
-        Shape (n,): 1 to 25, 0 for a spurious instance.
+        Shape (n,): those of `segmamba.spine.levels.ORDER`, 0 for a spurious instance.
     evidence, centres, volumes, cut, ribs
         As for `segmamba.spine.hmm.label_levels`, of the same instances.
     sacrum : bool
@@ -47,14 +47,16 @@ def doubts(
     if not ribs_tell and (last == L6 or (sacrum and last == L4)):
         count = {L4: "four", L6: "six"}[last]
         found.append(f"whether there are {count} or five lumbar vertebrae is not clear from the ribs")
+    if not ribs_tell and T13 in levels:
+        found.append("whether there are thirteen or twelve thoracic vertebrae is not clear from the ribs")
     if not ribs_tell and _without_t12(levels, kept):
         found.append("whether there are eleven or twelve thoracic vertebrae is not clear from the ribs")
     with_rib = levels[(levels > 0) & (ribs == 1)]
     if len(with_rib):
-        lowest = int(with_rib.max())
+        lowest = max(map(int, with_rib), key=ORDER.index)
         if lowest < T12 and _rib(levels, ribs, lowest + 1) == 0:
             found.append(f"no rib was found at {level_name(lowest + 1)}")
-        if lowest > T12:
+        if T12 < lowest < T13:
             found.append(f"a rib was found at {level_name(lowest)}")
     # Two landmarks that agree outweigh the network.
     landmarks = sum((bool(levels[kept[0]] <= C2), sacrum, ribs_tell))
@@ -80,7 +82,8 @@ def distance_doubts(levels: np.ndarray, centres: np.ndarray) -> list[str]:
     names = [level_name(int(level)) for level in levels[kept]]
     found: list[str] = []
     gaps = np.linalg.norm(np.diff(centres[kept], axis=0), axis=1)
-    steps = np.diff(levels[kept])
+    pairs = zip(levels[kept], levels[kept[1:]], strict=False)
+    steps = np.array([steps_between(int(above), int(below)) for above, below in pairs], int)
     for index, (gap, step) in enumerate(zip(gaps, steps, strict=True)):
         near = [gaps[n] / steps[n] for n in range(max(0, index - 2), min(len(gaps), index + 3)) if n != index]
         usual = float(np.median(near)) if near else np.inf
@@ -105,7 +108,8 @@ def volume_doubts(levels: np.ndarray, volumes: np.ndarray, cut: np.ndarray) -> l
 
 def _sacrum_doubts(levels: np.ndarray, sacrum: bool) -> list[str]:
     last = int(levels[np.flatnonzero(levels)[-1]])
-    return [f"nothing was found between {level_name(last)} and the sacrum"] if sacrum and last < L4 else []
+    above_l4 = ORDER.index(last) < ORDER.index(L4)
+    return [f"nothing was found between {level_name(last)} and the sacrum"] if sacrum and above_l4 else []
 
 
 def _without_t12(levels: np.ndarray, kept: np.ndarray) -> bool:
@@ -120,11 +124,14 @@ def _rib(levels: np.ndarray, ribs: np.ndarray, level: int) -> float:
 
 def _last_rib_is_known(levels: np.ndarray, ribs: np.ndarray) -> bool:
     """Say whether the last rib lies above L1, and none at it."""
-    above = _rib(levels, ribs, T12) if (levels == T12).any() else _rib(levels, ribs, T11)
+    last = next((level for level in (T13, T12) if level in levels), T11)
+    above = _rib(levels, ribs, last)
     return above == 1 and _rib(levels, ribs, L1) == 0
 
 
 def _network_says_otherwise(levels: np.ndarray, evidence: np.ndarray, kept: np.ndarray) -> bool:
+    # No network has a class for T13.
+    kept = kept[levels[kept] <= L6]
     found = levels[kept]
     own = evidence[kept, found - 1].mean()
     for shift in SHIFTS:

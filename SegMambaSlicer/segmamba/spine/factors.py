@@ -21,6 +21,7 @@ from segmamba.spine.levels import (
     T1,
     T11,
     T12,
+    T13,
 )
 
 # Level offsets: by how many levels the network's prediction may be off.
@@ -42,47 +43,66 @@ SPURIOUS = 0.02
 MOST_SPURIOUS = 3
 # Prior probability that a distance fits no level: distorted columns.
 ODD_DISTANCE = 0.002
-# Variants, each in a few percent of people: L6 or T13, no T12, and L4 as the last one.
+# Variants, each in a few percent of people: L6, no T12, and L4 as the last one.
 SIXTH_LUMBAR, NO_T12, L4_LAST = 0.06, 0.02, 0.01
+# A thirteenth thoracic vertebra: of 1,340 patients 5 (0.4%) had 13 ribs (synapse.koreamed.org/articles/1158507, table
+# 1; six lumbar vertebrae were seen in 16 of 293, doi 10.1186/s13018-018-0835-9). Twice that, as a short rib may be
+# counted as none. It is considered only where its rib was found: then a column of 25 has rather T13 than six lumbar
+# vertebrae of which the first has a rib.
+THIRTEENTH_THORACIC = 0.008
 # The sacrum's centroid is less certain than a vertebra's; a truncated vertebra's spread is this many times larger.
 SACRUM_SPREAD = 0.2
 CUT_SPREAD = 2.0
+# The states of a vertebra: C1 to L6, and T13.
+STATES = (*range(C1, L6 + 1), T13)
+STATE = {level: state for state, level in enumerate(STATES)}
 # P(rib detected | level), if ribs are detected at all: last ribs may be small, cervical and lumbar ones exist.
 RIB_DETECTED = {
     **dict.fromkeys(range(C1, L6 + 1), 0.01),
     **dict.fromkeys(range(T1, T12), 0.97),
     C7: 0.03,
     T12: 0.85,
+    T13: 0.85,
     L1: 0.08,
 }
 
 
 def emission_weights(evidence: np.ndarray) -> np.ndarray:
-    """Return the likelihood (n, 25, offsets) of the network's predictions for each level and level offset."""
+    """Return the likelihood (n, states, offsets) of the network's predictions for each level and level offset.
+
+    Networks have no class for T13: it looks like T12 or like L1.
+    """
     shares = np.exp(evidence - evidence.max(axis=1, keepdims=True))
     shares = (1 - UNINFORMATIVE) * shares / shares.sum(axis=1, keepdims=True) + UNINFORMATIVE / SACRUM
-    emission = np.full((len(evidence), L6, len(LEVEL_OFFSETS)), UNINFORMATIVE / SACRUM)
+    emission = np.full((len(evidence), len(STATES), len(LEVEL_OFFSETS)), UNINFORMATIVE / SACRUM)
     for level in range(C1, L6 + 1):
         for column, offset in enumerate(LEVEL_OFFSETS):
             if C1 <= level + offset <= SACRUM:
                 emission[:, level - 1, column] = shares[:, level + offset - 1]
+    emission[:, STATE[T13]] = (emission[:, STATE[T12]] + emission[:, STATE[L1]]) / 2
     return emission * offset_penalties(LANDMARKS)
 
 
 def rib_weights(ribs: np.ndarray) -> np.ndarray:
-    """Return the likelihood (n, 25) of detecting a rib or none for each level; 1 where that is unknown."""
-    detected = np.array([RIB_DETECTED[level] for level in range(C1, L6 + 1)])
+    """Return the likelihood (n, states) of detecting a rib or none for each level; 1 where that is unknown.
+
+    For T13 it is 0 where no rib was found, or none can be seen: nothing else tells it from L1 of six.
+    """
+    detected = np.array([RIB_DETECTED[level] for level in STATES])
     likelihood = np.where(ribs[:, None] > 0.5, detected, 1 - detected)
-    return np.where(np.isnan(ribs)[:, None], 1.0, likelihood)
+    likelihood = np.where(np.isnan(ribs)[:, None], 1.0, likelihood)
+    likelihood[~(ribs > 0.5), STATE[T13]] = 0.0
+    return likelihood
 
 
 def offset_penalties(landmarks: dict[int, float]) -> np.ndarray:
-    """Return factors (25, offsets) below 1 for level offsets that would remove or invent a landmark."""
-    factors = np.ones((L6, len(LEVEL_OFFSETS)))
+    """Return factors (states, offsets) below 1 for level offsets that would remove or invent a landmark."""
+    factors = np.ones((len(STATES), len(LEVEL_OFFSETS)))
     for level in range(C1, L6 + 1):
         for column, offset in enumerate(LEVEL_OFFSETS):
             if offset:
                 factors[level - 1, column] = np.exp(-max(landmarks.get(level, 0), landmarks.get(level + offset, 0)))
+    factors[STATE[T13]] = factors[STATE[L1]]
     return factors
 
 
@@ -105,7 +125,7 @@ def _level_steps() -> tuple[np.ndarray, np.ndarray]:
 
 
 def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np.ndarray:
-    """Return the weights (n, n, 25, 25) of transitions from one instance and level to another.
+    """Return the weights (n, n, states, states) of transitions from one instance and level to another.
 
     Parameters
     ----------
@@ -122,24 +142,33 @@ def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np
     half_more = np.where(next_one, 1.5, 0.75) * expected
     # Odd distances are those of neighbours: no level is left out where two are one step apart.
     odd = np.where(next_one, ODD_DISTANCE, 0.0)
-    transitions = np.zeros((count, count, L6, L6))
+    usual = slice(0, L6)  # all states but T13
+    transitions = np.zeros((count, count, len(STATES), len(STATES)))
     for i in range(count):
         for j in range(i + 1, min(count, i + 2 + MOST_SPURIOUS)):
             distance = float(np.linalg.norm(centres[i] - centres[j]))
             spread = DISTANCE_SPREAD * (CUT_SPREAD if cut[i] or cut[j] else 1.0)
-            transitions[i, j] = prior * (_gaussian(distance, scale * expected, spread) + odd)
-            transitions[i, j] += (
+            weights = transitions[i, j]
+            weights[usual, usual] = prior * (_gaussian(distance, scale * expected, spread) + odd)
+            weights[usual, usual] += (
                 MERGED * (next_one | next_but_one) * (_gaussian(distance, scale * half_more, spread) + odd)
             )
             one_step = _distance_likelihood(distance, scale * expected[T11 - 1, T12 - 1], spread)
-            transitions[i, j, T11 - 1, L1 - 1] += NO_T12 * one_step
+            weights[STATE[T11], STATE[L1]] += NO_T12 * one_step
+            # T13 is as far from its neighbours as T12 is from L1.
+            step = scale * expected[T12 - 1, L1 - 1]
+            next_to, missed = _distance_likelihood(distance, step, spread), _gaussian(distance, 2 * step, spread)
+            weights[STATE[T12], STATE[T13]] = THIRTEENTH_THORACIC * next_to
+            weights[STATE[T13], STATE[L1]] = next_to
+            weights[STATE[T11], STATE[T13]] = THIRTEENTH_THORACIC * MISSED[1] * missed
+            weights[STATE[T13], STATE[L1 + 1]] = MISSED[1] * missed
     return transitions
 
 
 def termination_weights(
     centres: np.ndarray, sacrum: np.ndarray | None, sacrum_mm: tuple[float, float], scale: float
 ) -> np.ndarray:
-    """Return the weights (n, 25) of each instance and level being the last one above the sacrum, or above the border.
+    """Return the weights (n, states) of each instance and level being the last one above the sacrum or the border.
 
     Parameters
     ----------
@@ -152,7 +181,7 @@ def termination_weights(
     scale : float
         Of the column.
     """
-    terminations = np.ones((len(centres), L6))
+    terminations = np.ones((len(centres), len(STATES)))
     if sacrum is None:
         return terminations
     above_l5 = np.r_[np.cumsum(DISTANCES_MM[: L5 - 1][::-1])[::-1], 0.0, 0.0]
@@ -163,7 +192,8 @@ def termination_weights(
         distance = float(np.linalg.norm(sacrum - centre))
         shortest, longest = (scale * (end + above_l5) for end in sacrum_mm)
         nearest = np.clip(distance, shortest, longest)
-        terminations[index] = prior * _distance_likelihood(distance, nearest, SACRUM_SPREAD)
+        terminations[index, :L6] = prior * _distance_likelihood(distance, nearest, SACRUM_SPREAD)
+        terminations[index, STATE[T13]] = terminations[index, STATE[T12]]
         nearest = np.clip(distance, scale * sacrum_mm[0], scale * sacrum_mm[1])
         terminations[index, L4 - 1] += L4_LAST * _distance_likelihood(distance, nearest, SACRUM_SPREAD)
     return terminations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmamba.spine.levels import DISTANCES_MM, SACRUM, distance_by_volume
+from segmamba.spine.levels import DISTANCES_MM, ORDER, T12, T13, distance_by_volume, from_top
 from segmamba.utils.arrays import label_boxes
 
 
@@ -50,11 +50,11 @@ def column_frames(labels: np.ndarray, spacing_mm: float) -> dict[int, Frame]:
     """
     centres, volumes = {}, {}
     for level, box in label_boxes(labels).items():
-        if level < SACRUM:
+        if level in ORDER:
             voxels = np.argwhere(labels[box] == level)
             centres[level] = (voxels.mean(axis=0) + [part.start for part in box]) * spacing_mm
             volumes[level] = len(voxels) * spacing_mm**3 / 1000
-    levels = sorted(centres)
+    levels = from_top(centres)
     scale = column_scale(centres, volumes)
     frames = {}
     for index, level in enumerate(levels):
@@ -69,8 +69,13 @@ def column_scale(centres: Mapping[int, np.ndarray], volumes: Mapping[int, float]
         np.linalg.norm(centres[level] - centres[level + 1]) / DISTANCES_MM[level - 1]
         for level in centres
         if level + 1 in centres
-    ] or [distance_by_volume(volumes[level]) / DISTANCES_MM[min(level, len(DISTANCES_MM)) - 1] for level in centres]
+    ] or [distance_by_volume(volumes[level]) / _distance_below(level) for level in centres]
     return float(np.clip(np.median(ratios), 0.5, 1.6)) if ratios else 1.0
+
+
+def _distance_below(level: int) -> float:
+    """Return the usual distance from a level to the next one, in mm; T13 has that of T12, L6 that of L5."""
+    return float(DISTANCES_MM[min(T12 if level == T13 else level, len(DISTANCES_MM)) - 1])
 
 
 def _axes(up: np.ndarray) -> np.ndarray:

@@ -22,6 +22,9 @@ from segmamba.spine.factors import (
     LEVEL_OFFSETS,
     MOST_SPURIOUS,
     SIXTH_LUMBAR,
+    STATE,
+    STATES,
+    THIRTEENTH_THORACIC,
     emission_weights,
     offset_penalties,
     rib_weights,
@@ -36,12 +39,14 @@ from segmamba.spine.levels import (
     L1,
     L4,
     L6,
+    ORDER,
     SACRUM_MM,
     SACRUM_TOP_MM,
     SCALE_SPREAD,
     T1,
     T11,
     T12,
+    T13,
     level_name,
     steps_between,
 )
@@ -81,7 +86,7 @@ class Numbering:
     Attributes
     ----------
     levels : ndarray of int
-        Shape (n,): VerSe numbers 1 to 25, 0 for a spurious instance.
+        Shape (n,): VerSe's numbers, 1 to 25 and 28; 0 for a spurious instance.
     confidence : ndarray
         Shape (n,): probability of each vertebra's level.
     probability : float
@@ -195,7 +200,7 @@ def label_observations(seen: Observations, anchors: Mapping[int, int] | None = N
     weights = [model.weight_of(other, lenient=True) / partition for other in rivals]
     runner_up = rivals[int(np.argmax(weights))] if rivals else None
     dropped = 1 - marginals.sum(axis=1)
-    confidence = np.where(kept, marginals[np.arange(count), levels - 1], dropped)
+    confidence = np.where(kept, marginals[np.arange(count), _states(levels)], dropped)
     probability = min(1.0, model.weight_of(levels, lenient=True) / partition)
     landmark = bool(anchors) or _landmark(levels, evidence, sacrum, ribs)
     if anchors:
@@ -218,20 +223,24 @@ def label_observations(seen: Observations, anchors: Mapping[int, int] | None = N
 class _LevelModel:
     """The factors of the model for one column, as probabilities up to a constant.
 
-    A state is a pair (level, level offset). ``hypotheses`` are about the whole column: index of the scale, emission
-    weights (n, 25, offsets) with ribs reliable or not, and prior weight. ``transitions[scale][i, j]``, (25, 25), leads
-    from instance i to the next one that is kept, j; those between are spurious.
+    A state is a pair (level, level offset), of the levels in `STATES`. ``hypotheses`` are about the whole column: index
+    of the scale, emission weights (n, states, offsets) with ribs reliable or not, and prior weight.
+    ``transitions[scale][i, j]``, (states, states), leads from instance i to the next one that is kept, j; those between
+    are spurious.
     """
 
     def __init__(self, seen: Observations, anchors: Mapping[int, int]) -> None:
         self.count = len(seen.centres)
         evidence_weights = emission_weights(seen.evidence)
         self.spurious = spurious_weights(seen.volumes)
-        for index, level in anchors.items():
-            evidence_weights[index, np.arange(L6) != level - 1] = 0.0
-            self.spurious[index] = 0.0
         with_ribs = evidence_weights * rib_weights(seen.ribs)[:, :, None]
         without_ribs = evidence_weights * np.where(np.isnan(seen.ribs), 1.0, 0.5)[:, None, None]
+        without_ribs[:, STATE[T13]] = 0.0
+        for index, level in anchors.items():
+            for emission in (with_ribs, without_ribs):
+                emission[index] = 0.0
+                emission[index, STATE[level]] = evidence_weights[index, STATE[level]]
+            self.spurious[index] = 0.0
         scale_weights = np.exp(-((LOG_SCALES / SCALE_SPREAD) ** 2) / 2)
         self.hypotheses = [
             (scale, emission, weight * share)
@@ -246,11 +255,12 @@ class _LevelModel:
         sacrum_mm = (SACRUM_TOP_MM if seen.sacrum_cut else SACRUM_MM, SACRUM_MM)
         self.transitions = [transition_weights(seen.centres, seen.cut, np.exp(s)) for s in LOG_SCALES]
         self.terminations = [termination_weights(seen.centres, seen.sacrum, sacrum_mm, np.exp(s)) for s in LOG_SCALES]
-        self.initial_level = np.ones(L6)
-        self.initial_level[L6 - 1] = SIXTH_LUMBAR
+        self.initial_level = np.ones(len(STATES))
+        self.initial_level[STATE[L6]] = SIXTH_LUMBAR
+        self.initial_level[STATE[T13]] = THIRTEENTH_THORACIC
 
     def forward(self, scale: int, emission: np.ndarray, spurious: np.ndarray) -> np.ndarray:
-        """Return the forward messages (n, 25, offsets): the weight of all labellings of the column down to a state."""
+        """Return the forward messages (n, states, offsets): the weight of all labellings down to a state."""
         messages = np.zeros_like(emission)
         for j in range(self.count):
             into = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
@@ -264,7 +274,7 @@ class _LevelModel:
         return messages
 
     def backward(self, scale: int, emission: np.ndarray) -> np.ndarray:
-        """Return the backward messages (n, 25, offsets): the weight of all labellings of the column below a state."""
+        """Return the backward messages (n, states, offsets): the weight of all labellings below a state."""
         messages = np.zeros_like(emission)
         for i in reversed(range(self.count)):
             termination = np.repeat(self.terminations[scale][i][:, None], len(LEVEL_OFFSETS), axis=1)
@@ -284,8 +294,8 @@ class _LevelModel:
         return float(ends @ after)
 
     def marginals(self) -> tuple[float, np.ndarray]:
-        """Return the partition function of all hypotheses, and the posterior (n, 25) of each instance's level."""
-        partition, posterior = 0.0, np.zeros((self.count, L6))
+        """Return the partition function of all hypotheses, and the posterior (n, states) of each instance's level."""
+        partition, posterior = 0.0, np.zeros((self.count, len(STATES)))
         for scale, emission, weight in self.hypotheses:
             messages = self.forward(scale, emission, self.spurious)
             partition += weight * self.partition(scale, messages, self.spurious)
@@ -294,10 +304,10 @@ class _LevelModel:
 
     def weight_of(self, levels: np.ndarray, lenient: bool = False) -> float:
         """Return the weight of one labelling; ``lenient``: of all in which no instance has a different level."""
-        allowed = np.zeros((self.count, L6))
+        allowed = np.zeros((self.count, len(STATES)))
         for index, level in enumerate(levels):
             if level:
-                allowed[index, level - 1] = 1
+                allowed[index, STATE[int(level)]] = 1
             elif lenient:
                 allowed[index] = 1
         spurious = self.spurious if lenient else np.where(levels > 0, 0.0, self.spurious)
@@ -307,12 +317,12 @@ class _LevelModel:
         )
 
     def viterbi(self, scale: int, emission: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """Return the levels of the best labelling; ``allowed`` is (n, 26), column 0 for a spurious instance."""
+        """Return the levels of the best labelling; ``allowed`` is (n, 1 + states), column 0 for a spurious one."""
         emission = emission * allowed[:, 1:, None]
         spurious = self.spurious * allowed[:, 0]
         best = np.zeros_like(emission)
         previous = np.full((*emission.shape, 3), -1)  # back-pointers: instance, level, offset
-        grid = np.indices((L6, len(LEVEL_OFFSETS)))
+        grid = np.indices((len(STATES), len(LEVEL_OFFSETS)))
         for j in range(self.count):
             best[j] = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
             for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
@@ -332,7 +342,7 @@ class _LevelModel:
         levels = np.zeros(self.count, int)
         state: tuple[int, ...] = tuple(int(n) for n in np.unravel_index(last.argmax(), last.shape))
         while state[0] >= 0:
-            levels[state[0]] = state[1] + 1
+            levels[state[0]] = STATES[state[1]]
             state = tuple(previous[state].tolist())
         return levels
 
@@ -351,6 +361,11 @@ def _named(anchors: Mapping[int, int]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
+def _states(levels: np.ndarray) -> np.ndarray:
+    """Return the states of levels; -1 for a spurious instance."""
+    return np.array([STATE.get(int(level), -1) for level in levels], int)
+
+
 def _product(values: np.ndarray) -> float:
     """Return the product of a few values, for which `numpy.prod` takes ten times as long."""
     return math.prod(values.tolist())
@@ -358,7 +373,7 @@ def _product(values: np.ndarray) -> float:
 
 def _candidates(model: _LevelModel, marginals: np.ndarray, most: int = 8) -> list[np.ndarray]:
     """Return candidates for the best labelling: Viterbi's, and the best with each other probable level."""
-    everything = np.ones((model.count, L6 + 1))
+    everything = np.ones((model.count, len(STATES) + 1))
     weights = [
         weight * model.partition(scale, model.forward(scale, emission, model.spurious), model.spurious)
         for scale, emission, weight in model.hypotheses
@@ -368,12 +383,12 @@ def _candidates(model: _LevelModel, marginals: np.ndarray, most: int = 8) -> lis
     found = [best]
     others = marginals.copy()
     kept = np.flatnonzero(best)
-    others[kept, best[kept] - 1] = 0
+    others[kept, _states(best[kept])] = 0
     for flat in np.argsort(others, axis=None)[::-1][:most]:
-        index, level = np.unravel_index(flat, others.shape)
+        index, state = np.unravel_index(flat, others.shape)
         allowed = everything.copy()
         allowed[index] = 0
-        allowed[index, level + 1] = 1
+        allowed[index, state + 1] = 1
         levels = model.viterbi(scale, emission, allowed)
         if not any(np.array_equal(levels, other) for other in found):
             found.append(levels)
@@ -386,11 +401,14 @@ def _variants(levels: np.ndarray, sacrum: bool) -> tuple[str, ...]:
     for above, below in zip(kept, kept[1:], strict=False):
         if (above, below) == (T11, L1):
             variants.append("There is no T12: L1 follows T11.")
-        elif below > above + 1:
-            missing = ", ".join(level_name(level) for level in range(above + 1, below))
+        elif steps_between(above, below) > 1:
+            between = ORDER[ORDER.index(above) + 1 : ORDER.index(below)]
+            missing = ", ".join(level_name(level) for level in between if level != T13)
             variants.append(f"Between {level_name(above)} and {level_name(below)} no {missing} was found.")
     if L6 in kept:
         variants.append("There is a sixth lumbar vertebra, or a thirteenth thoracic one: look at the ribs.")
+    if T13 in kept:
+        variants.append("There is a thirteenth thoracic vertebra, or a rib at L1: look at the ribs.")
     if sacrum and kept and kept[-1] == L4:
         variants.append("The sacrum follows L4.")
     return tuple(variants)
@@ -403,7 +421,7 @@ def _landmark(levels: np.ndarray, evidence: np.ndarray, sacrum: np.ndarray | Non
         return True
     kept = np.flatnonzero(levels)
     changes = {(levels[a], levels[b], ribs[a], ribs[b]) for a, b in zip(kept, kept[1:], strict=False)}
-    return bool(changes & {(C7, T1, 0, 1), (T12, L1, 1, 0)})
+    return bool(changes & {(C7, T1, 0, 1), (T12, L1, 1, 0), (T13, L1, 1, 0)})
 
 
 def _reason(levels: np.ndarray, runner_up: np.ndarray | None, landmark: bool, contradictions: list[str]) -> str:

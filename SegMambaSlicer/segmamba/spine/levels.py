@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -52,6 +52,16 @@ def steps_between(upper: int, lower: int) -> int:
     first, second = sorted((ORDER.index(upper), ORDER.index(lower)))
     steps = second - first - (T13 in ORDER[first + 1 : second])
     return steps if ORDER[first] == upper else -steps
+
+
+def is_next(upper: int, lower: int) -> bool:
+    """Say whether one level lies right below another: both are vertebrae, and neighbours."""
+    return upper in ORDER and lower in ORDER and steps_between(upper, lower) == 1
+
+
+def from_top(levels: Iterable[int]) -> list[int]:
+    """Return those of some labels that are levels of vertebrae, from the top down."""
+    return sorted((level for level in levels if level in ORDER), key=ORDER.index)
 
 
 def next_level(level: int, step: int) -> int | None:

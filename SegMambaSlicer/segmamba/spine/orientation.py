@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage
 
-from segmamba.spine.levels import L1, L6, T1
+from segmamba.spine.levels import L1, ORDER, T1
 from segmamba.utils.arrays import label_boxes
 
 T5, L3 = T1 + 4, L1 + 2
@@ -81,7 +81,7 @@ def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.nd
     steps = np.maximum(1, (PLANE_MM / spacing).astype(int))
     found = {}
     for level, box in label_boxes(labels).items():
-        if level > L6:
+        if level not in ORDER:
             continue
         mask = np.pad((labels[box] == level)[tuple(slice(None, None, step) for step in steps)], 1)
         corner = np.array([part.start for part in box]) - steps

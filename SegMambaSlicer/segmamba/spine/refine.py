@@ -14,7 +14,7 @@ from scipy import ndimage
 from segmamba.errors import InputError
 from segmamba.spine.column import SMALL_COMPONENT_MM3
 from segmamba.spine.frames import Frame, column_frames
-from segmamba.spine.levels import C1, L6, SACRUM, T1, T12, level_name
+from segmamba.spine.levels import L1, ORDER, SACRUM, T1, T12, T13, level_name, next_level
 from segmamba.spine.shape_model import Fit, ShapeModel, fit
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
@@ -110,7 +110,7 @@ def refine_one(
     labels : ndarray of uint8
         Shape (z, y, x): levels, sacrum 26.
     value : int
-        The vertebra, 1 to 25.
+        The vertebra's level.
     vertebra : ndarray or None
         Shape (z, y, x): the network's probability; None if unknown: then only voxels deep in the shape are added.
     spacing_mm : float
@@ -156,13 +156,13 @@ def differences(step: str, before: np.ndarray, after: np.ndarray, spacing_mm: fl
             "added_ml": round(float(gained[level] * spacing_mm**3 / 1000), 3),
             "removed_ml": round(float(lost[level] * spacing_mm**3 / 1000), 3),
         }
-        for level in range(C1, SACRUM + 1)
+        for level in (*ORDER, SACRUM)
         if gained[level] or lost[level]
     ]
 
 
 def _name(level: int) -> str:
-    return level_name(level) if C1 <= level <= SACRUM else f"level {level}"
+    return level_name(level) if level in (*ORDER, SACRUM) else f"level {level}"
 
 
 def _merge_components(
@@ -199,7 +199,7 @@ def _split(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Call
     """Cut masks of two vertebrae, if both halves fit better than the whole and the level above or below is free."""
     refined = labels
     frames = column_frames(labels, spacing_mm)
-    sizes = np.bincount(labels.ravel(), minlength=SACRUM + 1)
+    sizes = np.bincount(labels.ravel(), minlength=T13 + 1)
     levels = list(frames)
     for index, level in enumerate(levels):
         check()
@@ -208,10 +208,11 @@ def _split(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Call
             continue
         whole = fit(labels == level, level, model, frames[level], spacing_mm).dice
         tries = []
-        for upper, lower in ((level, level + 1), (level - 1, level)):
-            other = lower if upper == level else upper
-            if other in frames or not C1 <= other <= L6:
+        for step in (1, -1):
+            other = next_level(level, step)
+            if other is None or other in frames or (T13 in frames and {level, other} == {T12, L1}):
                 continue
+            upper, lower = (level, other) if step > 0 else (other, level)
             halves = _halves(labels, level, frames[level], spacing_mm)
             dice = [
                 fit(half, half_level, model, _centred(half, frames[level], spacing_mm), spacing_mm).dice
@@ -279,7 +280,10 @@ def _trim(
     ribbed = [
         level
         for level, box in boxes.items()
-        if T1 <= level <= T12 and box[0].start > 0 and box[0].stop < len(labels) and fits[level].dice >= LEAST_DICE
+        if (T1 <= level <= T12 or level == T13)
+        and box[0].start > 0
+        and box[0].stop < len(labels)
+        and fits[level].dice >= LEAST_DICE
     ]
     refined, fits = labels.copy(), dict(fits)
     for level, result in at_once(trimmed, ribbed, check).items():

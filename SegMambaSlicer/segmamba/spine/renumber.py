@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from segmamba.errors import InputError
-from segmamba.spine.levels import ORDER, SACRUM, T13, level_name
+from segmamba.spine.levels import ORDER, SACRUM, T13, from_top, level_name
 
 # Which vertebrae move with one: all, those below it, or those above it.
 WHOLE, BELOW, ABOVE = "whole", "below", "above"
@@ -55,7 +55,7 @@ def new_levels(levels: Iterable[int], value: int, new_value: int, part: str = WH
         There is no such vertebra, one would leave C1 to L6, two would have the same level, or they would be out of
         order.
     """
-    present = sorted((level for level in levels if level in ORDER), key=ORDER.index)
+    present = from_top(levels)
     if value not in present:
         raise InputError(f"There is no {_name(value)} in the segmentation: choose one of its vertebrae.")
     moved: dict[int, int] = {}

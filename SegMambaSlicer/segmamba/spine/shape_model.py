@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from segmamba.errors import ModelError
 from segmamba.spine.frames import Frame
-from segmamba.spine.levels import L6
+from segmamba.spine.levels import L6, T12, T13
 from segmamba.utils.arrays import bounding_box
 
 # Levels that share modes.
@@ -110,7 +110,7 @@ def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_m
     mask : ndarray of bool
         Shape (z, y, x).
     level : int
-        1 to 25.
+        1 to 25; T13, which the model does not have, is taken for T12.
     model : ShapeModel
         With or without modes.
     frame : Frame
@@ -121,6 +121,7 @@ def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_m
     box = _box(mask, spacing_mm, AROUND_MM)
     corner = np.array([part.start for part in box]) * spacing_mm
     signed = signed_distance(mask[box], spacing_mm)
+    level = T12 if level == T13 else level
     region = region_of(level)
     mean, modes = model.means[level - 1], model.modes[region]
     half = model.half_extents[region]

@@ -230,6 +230,8 @@ def test_too_few_whole_vertebrae_give_no_crop() -> None:
     assert crop_starts(dict.fromkeys(range(1, 6)) | {6: "at the volume's border"}, 5) == [1]
     assert crop_starts(dict.fromkeys(range(1, 20)), 5) == [1, 8, 15]
     assert crop_starts(dict.fromkeys(range(1, 20)), 7) == [1, 7, 13]
+    # None across a T13, where the numbers do not follow each other.
+    assert crop_starts(dict.fromkeys([*range(15, 25), 28]), 5) == [15, 20]
 
 
 def test_an_oblique_grid_holds_the_whole_volume() -> None:

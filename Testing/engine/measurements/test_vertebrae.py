@@ -18,6 +18,7 @@ from segmamba.labels import Label
 from segmamba.measurements.vertebrae import BANDS, measure_labels, write_table
 from segmamba.measurements.vertebral_body import Mask, find_body
 from segmamba.models.manifest import load_manifest
+from segmamba.spine.levels import T13
 
 LABELS = load_manifest().default("vertebrae").labels
 STRAIGHT = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)
@@ -101,6 +102,20 @@ def test_the_axes_of_a_body_are_its_own(lean: tuple[float, float, float]) -> Non
     assert (np.sum(body.axes * vertebra.axes, axis=1) > np.cos(np.radians(2))).all()
     assert body.centre == pytest.approx(vertebra.centre, abs=0.8)
     assert body.size == pytest.approx([25, 32, 42], abs=2)
+
+
+def test_t13_is_measured_between_t12_and_l1() -> None:
+    tilted = {19: 0.0, 20: 6.0, 21: 18.0}
+    vertebrae = {value: Vertebra(column()[value].centre, turned(lean)) for value, lean in tilted.items()}
+    geometry = grid(SPACINGS["1 mm"])
+    usual = measure_labels(*painted(vertebrae, geometry), LABELS)
+    labels, ct = painted(vertebrae, geometry)
+    renamed = np.array([0, *range(1, 20), T13, 20, *range(22, 29)], np.uint8)[labels]
+    rows = measure_labels(renamed, ct, LABELS)
+    assert [row["name"] for row in rows] == ["T12 vertebra", "T13 vertebra", "L1 vertebra"]
+    for key in ("sagittal_angle_deg", "anterior_height_mm", "note"):
+        assert [row[key] for row in rows] == [row[key] for row in usual]
+    assert rows[0]["sagittal_angle_deg"] is not None and rows[1]["sagittal_angle_deg"] is not None
 
 
 @pytest.mark.parametrize("lean", [(0, 0, 0), (20, 10, 15)])

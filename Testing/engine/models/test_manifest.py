@@ -152,7 +152,9 @@ def test_file_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) ->
 def test_vertebrae_are_numbered_as_in_verse() -> None:
     names = {label.value: label.name.split()[0] for label in load_manifest().default("vertebrae").labels}
     expected = [f"C{i}" for i in range(1, 8)] + [f"T{i}" for i in range(1, 13)] + [f"L{i}" for i in range(1, 7)]
-    assert names == dict(enumerate([*expected, "Sacrum"], start=1))
+    assert names == dict(enumerate([*expected, "Sacrum"], start=1)) | {28: "T13"}
+    # From the top down, wherever structures are listed.
+    assert list(names.values())[18:21] == ["T12", "T13", "L1"]
 
 
 def test_names_colours_and_codes_of_a_task_are_distinct() -> None:

@@ -10,7 +10,7 @@ from segmamba.errors import InputError
 from segmamba.spine.anchors import Anchor, Anchored, set_levels, set_levels_beyond
 from segmamba.spine.decode import Column, _extended, decode
 from segmamba.spine.hmm import Numbering, Observations, label_observations, label_with_anchors
-from segmamba.spine.levels import C1, C2, DISTANCES_MM, L1, L4, L5, L6, SACRUM, SACRUM_MM, T12
+from segmamba.spine.levels import C1, C2, DISTANCES_MM, L1, L4, L5, L6, SACRUM, SACRUM_MM, T12, T13
 
 SPACING = 2.0
 WHOLE = list(range(C1, L5 + 1))
@@ -77,6 +77,13 @@ def test_a_person_outweighs_network_and_ribs_but_not_what_tells_of_a_missed_vert
     numbering = anchored(seen([18, 19, 20, 21, 22, 23], [18, 19, 20, 22, 23, 24]), {2: L1, 3: L1 + 2})
     assert not numbering.certain
     assert numbering.reason == "L1 and L3 are as close as neighbours: check the levels."
+
+
+def test_a_person_may_know_of_a_t13_where_no_rib_is_seen() -> None:
+    column = seen([18, 19, 20, 21, 22, 23], [18, 19, 20, 21, 22, 23])
+    numbering = anchored(column, {2: T13})
+    assert numbering.levels.tolist() == [18, 19, T13, 20, 21, 22]
+    assert "thirteenth thoracic" in numbering.variants[0]
 
 
 @pytest.mark.parametrize("anchors", [{2: L5, 5: L4}, {0: L5, 5: L5}, {3: L6, 5: L6}])

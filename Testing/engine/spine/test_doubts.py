@@ -7,7 +7,7 @@ import pytest
 
 from segmamba.spine.doubts import doubts
 from segmamba.spine.hmm import label_levels
-from segmamba.spine.levels import DISTANCES_MM, SACRUM, SACRUM_MM
+from segmamba.spine.levels import DISTANCES_MM, SACRUM, SACRUM_MM, T13
 
 NAN = float("nan")
 LOIN = [17, 18, 19, 20, 21, 22, 23, 24]
@@ -34,7 +34,7 @@ def found(
     """Return the doubts about levels of a network that claims these."""
     inputs = {
         "evidence": evidence_of(claims or levels),
-        "centres": centres_of(levels),
+        "centres": centres_of([min(level, 25) for level in levels]),
         "volumes": np.full(len(levels), 40.0),
         "cut": np.zeros(len(levels), bool),
         "ribs": np.array(ribs if ribs is not None else [NAN] * len(levels)),
@@ -45,6 +45,20 @@ def found(
 def test_a_usual_column_is_beyond_doubt() -> None:
     assert found(list(range(1, 25))) == found(LOIN, sacrum=False) == []
     assert found(LOIN, ribs=[1, 1, 1, 0, 0, 0, 0, 0]) == []
+
+
+def test_a_thirteenth_thoracic_vertebra_is_doubted_unless_the_last_rib_is_at_it() -> None:
+    levels = [17, 18, 19, T13, 20, 21, 22, 23, 24]
+    places = {"centres": centres_of([16, 17, 18, 19, 20, 21, 22, 23, 24])}
+    claims = [17, 18, 19, 19, 20, 21, 22, 23, 24]
+    assert found(levels, claims, ribs=[1, 1, 1, 1, 0, 0, 0, 0, 0], **places) == []
+    unclear = "whether there are thirteen or twelve thoracic vertebrae is not clear from the ribs"
+    assert found(levels, claims, ribs=[1, 1, 1, 0, 0, 0, 0, 0, 0], **places) == [unclear]
+    assert found(levels, claims, **places) == [unclear]
+    assert found(levels[:4], claims[:4], ribs=[1, 1, 1, 1], centres=places["centres"][:4]) == [
+        "nothing was found between T13 and the sacrum",
+        unclear,
+    ]
 
 
 def test_a_level_left_out_between_neighbours_one_step_apart_is_doubted() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers.simulated_answers import centroids, load, whole_levels
 
-from segmamba.spine.hmm import CERTAIN, label_levels
+from segmamba.spine.factors import STATES
+from segmamba.spine.hmm import CERTAIN, Numbering, label_levels
 from segmamba.spine.levels import (
     DISTANCE_SPREAD,
     DISTANCES_MM,
@@ -16,8 +17,14 @@ from segmamba.spine.levels import (
     SACRUM,
     SACRUM_MM,
     SACRUM_TOP_MM,
+    T13,
     fit_distances,
+    from_top,
+    is_next,
     level_name,
+    level_named,
+    next_level,
+    steps_between,
 )
 
 WHOLE = list(range(1, 25))
@@ -143,6 +150,46 @@ def test_a_sixth_lumbar_vertebra_is_reported_as_a_variant() -> None:
     assert "sixth lumbar" in numbering.variants[0]
 
 
+THIRTEEN = [*range(12, 20), T13, *range(20, 25)]
+
+
+def thirteen(claims: list[int], ribs: list[int]) -> Numbering:
+    """Number a column with T13, from C1 to the sacrum, with ribs at some of its levels."""
+    levels = [*range(1, 12), *THIRTEEN]
+    centres = column(list(range(11, 25)))
+    top = column(list(range(1, 13)))
+    centres = np.vstack([top[:-1] - top[-1] + centres[0], centres])
+    found = np.array([float(level in ribs) for level in levels])
+    below = centres[-1] - [SACRUM_MM, 0.0, 0.0]
+    return label_levels(evidence([*range(1, 12), *claims]), centres, np.full(len(levels), 30.0), below, ribs=found)
+
+
+@pytest.mark.parametrize("called", [19, 20])
+def test_a_thirteenth_thoracic_vertebra_is_told_by_its_rib_whatever_the_network_calls_it(called: int) -> None:
+    numbering = thirteen([*range(12, 20), called, *range(20, 25)], [*range(8, 20), T13])
+    assert numbering.levels.tolist() == [*range(1, 12), *THIRTEEN]
+    assert numbering.variants == ("There is a thirteenth thoracic vertebra, or a rib at L1: look at the ribs.",)
+
+
+def test_where_the_network_counts_six_lumbar_ones_t13_is_what_is_next_and_neither_is_certain() -> None:
+    numbering = thirteen([*range(12, 20), *range(20, 26)], [*range(8, 20), T13])
+    assert numbering.levels.tolist() == list(range(1, L6 + 1))
+    assert numbering.runner_up is not None and numbering.runner_up.tolist() == [*range(1, 12), *THIRTEEN]
+    assert not numbering.certain
+
+
+def test_without_a_rib_below_t12_a_column_of_25_has_six_lumbar_vertebrae() -> None:
+    levels = list(range(1, L6 + 1))
+    for ribs in (None, [float(8 <= level <= 19) for level in levels], [0.0] * len(levels)):
+        assert numbered(levels, levels, sacrum=True, ribs=ribs).levels.tolist() == levels
+
+
+def test_a_rib_at_l1_alone_makes_no_t13_where_24_vertebrae_are_in_view() -> None:
+    ribs = [float(8 <= level <= 20) for level in WHOLE]
+    numbering = numbered(WHOLE, WHOLE, sacrum=True, ribs=ribs)
+    assert numbering.levels.tolist() == WHOLE and not numbering.certain
+
+
 def test_a_column_without_t12_is_reported_as_a_variant() -> None:
     levels = [14, 15, 16, 17, 18, 20, 21, 22, 23, 24]
     centres = column([14, 15, 16, 17, 18, 19, 20, 21, 22, 23])
@@ -228,8 +275,10 @@ def test_the_probabilities_are_those_of_all_numberings_added_up(monkeypatch: pyt
     seen = hmm.Observations(claims, centres, volumes, None, np.zeros(3, bool), np.full(3, np.nan), False)
     model = hmm._LevelModel(seen, {})
     _, emission, _ = model.hypotheses[0]
-    partition, by_level = 0.0, np.zeros((3, L6))
-    for levels in itertools.product(range(L6 + 1), repeat=3):
+    states = len(STATES)
+    partition, by_level = 0.0, np.zeros((3, states))
+    # Numbers from 1 stand for states, 0 for a spurious instance.
+    for levels in itertools.product(range(states + 1), repeat=3):
         kept = [i for i in range(3) if levels[i]]
         if not kept:
             continue
@@ -251,7 +300,19 @@ def test_no_vertebra_is_no_error() -> None:
 
 
 def test_levels_have_their_usual_names() -> None:
-    assert [level_name(level) for level in (1, 7, 8, 19, 20, 25, 26)] == ["C1", "C7", "T1", "T12", "L1", "L6", "sacrum"]
+    names = ["C1", "C7", "T1", "T12", "T13", "L1", "L6", "sacrum"]
+    levels = [1, 7, 8, 19, T13, 20, 25, 26]
+    assert [level_name(level) for level in levels] == names
+    assert [level_named(name.lower()) for name in names] == [*levels[:-1], None]
+
+
+def test_t13_lies_between_t12_and_l1_where_there_is_one() -> None:
+    pairs = ((19, 20, 1), (19, T13, 1), (T13, 20, 1), (18, T13, 2), (18, 20, 2), (T13, 21, 2), (20, T13, -1), (5, 5, 0))
+    assert [steps_between(upper, lower) for upper, lower, _steps in pairs] == [steps for *_pair, steps in pairs]
+    assert [next_level(level, -1) for level in (1, T13, 20, 25)] == [None, 19, 19, 24]
+    assert [next_level(level, 1) for level in (1, 19, T13, 25)] == [2, 20, 20, None]
+    assert from_top([26, 20, T13, 3, 0]) == [3, T13, 20]
+    assert is_next(19, T13) and is_next(19, 20) and not is_next(20, T13) and not is_next(24, SACRUM)
 
 
 def test_a_fit_finds_distances_and_ignores_the_size_of_people() -> None:

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from segmamba.errors import Cancelled, InputError
 from segmamba.spine.frames import column_frames
+from segmamba.spine.levels import T13
 from segmamba.spine.refine import refine, refine_one
 from segmamba.spine.shape_model import ShapeModel
 
@@ -56,6 +57,19 @@ def test_a_sound_column_is_left_as_it_is(shapes: ShapeModel, column: np.ndarray)
     refined, changes = refine(column, sure(column), SPACING, shapes)
     assert np.array_equal(column, before)
     assert np.array_equal(refined, column) and changes == []
+
+
+def test_t13_is_refined_as_a_vertebra_between_t12_and_l1(shapes: ShapeModel, thorax: np.ndarray) -> None:
+    # T7 to T10 as T11, T12, T13 and L1.
+    renamed = np.zeros(29, np.uint8)
+    renamed[[14, 15, 16, 17]] = 18, 19, T13, 20
+    labels = renamed[thorax]
+    assert list(column_frames(labels, SPACING)) == [18, 19, T13, 20]
+    damaged = labels.copy()
+    damaged[hollow(labels, T13)] = 0
+    refined, changes = refine(damaged, sure(labels), SPACING, shapes, ("pieces", "split"))
+    assert np.array_equal(refined, labels)
+    assert [(change["step"], change["level"]) for change in changes] == [("pieces", "T13")]
 
 
 def test_a_hole_is_filled_and_the_change_is_told(shapes: ShapeModel, column: np.ndarray) -> None:
