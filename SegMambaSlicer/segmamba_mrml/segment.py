@@ -114,7 +114,7 @@ class SegmentationCase:
         if levels_node is not None:
             levels = folder / "levels.json"
             levels.write_text(json.dumps(places), encoding="utf-8")
-            self.request = replace(self.request, options=replace(request.options, levels_from=levels))
+            self.request = replace(self.request, options=replace(request.options, levels_from=str(levels)))
 
     def named(self, sentence: str) -> str:
         """Return a sentence of the engine's with the volumes' names for the files that were made of them."""

@@ -318,17 +318,18 @@ def _extended(column: Column, end: int, step: int, own: np.ndarray, following: n
     centres = column.centres.copy()
     centres[end] = own
     index = 0 if end == 0 else len(centres)
+    beyond = next_level(int(column.levels[end]), step)
+    assert beyond is not None
     rival, all_rivals = column.runner_up, column.numbering.runner_up
     if rival is not None and all_rivals is not None:
         level = next_level(int(all_rivals[all_rivals > 0][end]), step)
-        known = level is not None
-        all_rivals = np.insert(all_rivals, 0 if end == 0 else len(all_rivals), level) if known else None
-        rival = np.insert(rival, index, level) if known else None
+        all_rivals = None if level is None else np.insert(all_rivals, 0 if end == 0 else len(all_rivals), level)
+        rival = None if level is None else np.insert(rival, index, level)
     return replace(
         column,
         numbering=replace(column.numbering, runner_up=all_rivals),
         runner_up=rival,
-        levels=np.insert(column.levels, index, next_level(int(column.levels[end]), step)),
+        levels=np.insert(column.levels, index, beyond),
         centres=np.insert(centres, index, following, axis=0),
         confidence=np.insert(column.confidence, index, column.confidence[end]),
     )
