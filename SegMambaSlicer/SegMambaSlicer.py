@@ -313,9 +313,9 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
 
     def renumber(self, segmentationNode, vertebra, level, below=False):
         """Give a vertebra ("T12", a segment's name or ID) its level ("L1"), and all others too, or those below."""
-        from segmamba_mrml.renumber import renumber
+        from segmamba_mrml.anchors import renumber_with_points
 
-        renumber(segmentationNode, vertebra, level, below)
+        renumber_with_points(segmentationNode, vertebra, level, below)
 
     def setLevel(self, segmentationNode, level, point):
         """Say that the vertebra at a point (world, RAS, mm) has a level; all others follow, also in later runs."""

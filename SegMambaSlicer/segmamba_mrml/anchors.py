@@ -13,7 +13,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 from segmamba.errors import InputError
 from segmamba.spine.levels import ORDER, level_name
 from segmamba.spine.renumber import ABOVE, BELOW, WHOLE
-from segmamba_mrml.renumber import level_of, renumber_part
+from segmamba_mrml.renumber import level_of, renumber, renumber_part
 from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside, volume_node_of
 from segmamba_mrml.vertebra_segments import LEVELS, vertebrae_of
 from segmamba_mrml.volumes import world_matrix
@@ -23,6 +23,8 @@ ROLE = "SegMamba.Levels"
 # A point is on the nearest vertebra within this distance, as in `segmamba.spine.anchors`.
 NEAR_MM = 15.0
 FAR = "No vertebra of '{}' lies within {:g} mm of this point: click on the vertebra itself."
+# What Slicer calls a point that is not called after a level yet: the node's name and a number.
+NEW_LABEL = "%N-%d"
 Point = tuple[float, float, float]
 LevelPoint = tuple[str, float, float, float]
 
@@ -40,6 +42,7 @@ def make_points_node(volume_node: Any) -> Any:
         name = scene.GenerateUniqueName(f"{volume_node.GetName()} levels")
         node = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", name)
         node.CreateDefaultDisplayNodes()
+        node.SetControlPointLabelFormat(NEW_LABEL)
         place_beside(node, volume_node)
         volume_node.SetNodeReferenceID(ROLE, node.GetID())
     return node
@@ -136,8 +139,9 @@ def set_level(node: Any, level: str, point: Point) -> str:
     return part
 
 
-def follow_renumbering(node: Any) -> None:
-    """Let a volume's points say what the vertebrae at them are called, after these were renumbered otherwise."""
+def renumber_with_points(node: Any, segment: str, level: str, below: bool = False) -> None:
+    """Renumber a segmentation as `segmamba_mrml.renumber.renumber` does, and let its volume's points follow."""
+    renumber(node, segment, level, below)
     volume_node, levels = volume_node_of(node), vertebrae_of(node)
     points = points_node(volume_node)
     for index, place in _points(points):

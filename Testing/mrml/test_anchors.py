@@ -11,15 +11,14 @@ import slicer
 from segmamba.errors import InputError
 from segmamba_mrml.anchors import (
     centroids,
-    follow_renumbering,
     forget_points,
     level_points,
     make_points_node,
     points_node,
+    renumber_with_points,
     set_level,
     vertebra_at,
 )
-from segmamba_mrml.renumber import renumber
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, read_report
 from segmamba_mrml.segmentation import segment_ids, segmentation_from_labels
 from segmamba_mrml.vertebra_segments import vertebrae_of
@@ -125,8 +124,7 @@ def test_points_follow_the_patient_a_renumbering_and_are_forgotten_on_request(
     place = (slicer.util.arrayFromTransformMatrix(a_linear_transform) @ [*middle(20), 1.0])[:3]
     assert centroids(a_column)["L1"] == pytest.approx(tuple(place))
     set_level(a_column, "L2", tuple(place))
-    renumber(a_column, "L2", "L3")
-    follow_renumbering(a_column)
+    renumber_with_points(a_column, "L2", "L3")
     ((level, *found),) = level_points(a_volume_node)
     assert level == "L3" and found == pytest.approx(tuple(place))
     forget_points(a_volume_node)

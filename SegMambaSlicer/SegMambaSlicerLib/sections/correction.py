@@ -12,9 +12,8 @@ from slicer.i18n import tr as _
 
 from segmamba.errors import SegMambaError
 from segmamba.spine.levels import level_name
-from segmamba_mrml.anchors import follow_renumbering
+from segmamba_mrml.anchors import renumber_with_points
 from segmamba_mrml.refinement import Refinement
-from segmamba_mrml.renumber import renumber
 from segmamba_mrml.vertebra_segments import LEVELS
 from SegMambaSlicerLib.messages import changeText
 from SegMambaSlicerLib.sections.result import ResultSection
@@ -82,8 +81,7 @@ class CorrectionSection(VertebraeSection):
         before, after = level_name(self._level), self._ui.levelComboBox.currentText
         below = self._ui.renumberScopeComboBox.currentData
         saveForUndo(self._results.node)
-        renumber(self._results.node, self._segment(), after, below)
-        follow_renumbering(self._results.node)
+        renumber_with_points(self._results.node, self._segment(), after, below)
         if below:
             said = _("{before} is now {after}; all vertebrae below were renumbered too.")
         else:
