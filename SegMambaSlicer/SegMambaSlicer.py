@@ -268,8 +268,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
     ):
         """Start segmenting a volume, and return the job at once: it has ``cancel()`` and ``wait()``.
 
-        As `segment`; besides, ``onDone`` is called with the job at its end, whose ``node`` or ``error`` says how it
-        went, and ``onLog`` with each line of the worker's log. One job at a time.
+        As `segment`; ``onDone`` gets the job at its end (``node`` or ``error``), ``onLog`` each line of its log.
         """
         from segmamba.errors import InputError
         from segmamba_mrml.segment import SegmentationCase
@@ -320,6 +319,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
     def setLevel(self, segmentationNode, level, point):
         """Say that the vertebra at a point (world, RAS, mm) has a level; all others follow, also in later runs."""
         from segmamba_mrml.anchors import set_level
+
         set_level(segmentationNode, level, point)
 
     def refine(self, segmentationNode, vertebra):
