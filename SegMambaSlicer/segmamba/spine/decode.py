@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage, special
 
+from segmamba.spine.halves import merged, owners_of_halves
 from segmamba.spine.hmm import Numbering, Observations, label_observations
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
 from segmamba.spine.levels import L6, SACRUM, SACRUM_TOP_MM, distance_by_volume, next_level
@@ -108,24 +109,43 @@ def decode(
         sacrum = np.argwhere(sacrum_mask).mean(axis=0) * spacing_mm
     sacrum_mask |= np.r_[False, ~vertebrae][instances.labels]
     sacral, instances = instances.centres[~vertebrae], _kept(instances, vertebrae)
-    cut = _cut(instances)
-    unknown = np.full(len(instances.centres), np.nan)
-    ribs = unknown if rib is None else np.where(cut, np.nan, near_rib(rib, instances, spacing_mm) > RIB_ML)
-    seen = Observations(
-        mean_evidence(evidence, probabilities[VERTEBRA_CHANNEL], instances),
-        instances.centres,
-        instances.volumes,
-        sacrum,
-        cut,
-        ribs,
-        bool(_at_border(sacrum_mask).any()),
-    )
+    seen_sacrum = sacrum, bool(_at_border(sacrum_mask).any())
+    seen = _observed(instances, probabilities, evidence, spacing_mm, rib, *seen_sacrum)
     numbering = label_observations(seen)
+    owners = owners_of_halves(numbering.levels, seen.evidence, seen.volumes)
+    if (owners != np.arange(len(owners))).any():
+        instances = merged(instances, owners)
+        seen = _observed(instances, probabilities, evidence, spacing_mm, rib, *seen_sacrum)
+        numbering = label_observations(seen)
+    unknown = np.full(len(instances.centres), np.nan)
     labels = np.where(sacrum_mask, np.uint8(SACRUM), np.uint8(0))
     # It has no levels yet.
     bare = Column(seen, instances, numbering, labels, unknown, unknown, unknown, None, sacrum, sacral, None)
     column = relabelled(bare, numbering)
     return replace(column, box=_fine_region(column.labels, spacing_mm))
+
+
+def _observed(
+    instances: Instances,
+    probabilities: np.ndarray,
+    evidence: np.ndarray,
+    spacing_mm: float,
+    rib: np.ndarray | None,
+    sacrum: np.ndarray | None,
+    sacrum_cut: bool,
+) -> Observations:
+    """Return what is known of the vertebrae of a column; parameters as for `decode` and `label_levels`."""
+    cut = _cut(instances)
+    unknown = np.full(len(instances.centres), np.nan)
+    return Observations(
+        mean_evidence(evidence, probabilities[VERTEBRA_CHANNEL], instances),
+        instances.centres,
+        instances.volumes,
+        sacrum,
+        cut,
+        unknown if rib is None else np.where(cut, np.nan, near_rib(rib, instances, spacing_mm) > RIB_ML),
+        sacrum_cut,
+    )
 
 
 def relabelled(column: Column, numbering: Numbering) -> Column:
