@@ -5,8 +5,7 @@ maps NAME_vertebrae.nii.gz that show L1 to L5, each with its image (_ct or _mr) 
 
 - five, four, six: lumbar vertebrae. One is taken out or put in twice, and numbers follow from T12 down.
 - thirteen, eleven: ribs. T12 is put in twice, the lower one as T13 with a rib; or it is taken out: L1 follows T11.
-  They need T11 and T12. Thirteen need a map that begins below T1, so that nobody can count from the top, and the last
-  rib is taken for that of T12: they are painted only if asked for, to see what a run says of them.
+  They need T11 and T12, and the former a map that begins below T1.
 - block: L2 and L3 are grown together; numbers are the usual ones.
 - sacralised: L5 is part of the sacrum, which follows L4.
 
@@ -40,7 +39,7 @@ from segmamba.training.vertebrae.label_maps import tissue_label_map
 LEFT_OUT, REPEATED = (L1 + 1, L1 + 3), (L1 + 1, L1 + 2)
 # The vertebrae that are grown together, across a disc of at most so many mm.
 BLOCK, DISC_MM = (L1 + 1, L1 + 2), 15.0
-KINDS = ("five", "four", "six", "eleven", "block", "sacralised")
+KINDS = ("five", "four", "six", "thirteen", "eleven", "block", "sacralised")
 # 8-bit MR as in the usual archives; brightest tissue about this value.
 MR_UNIT = 150.0
 
@@ -52,7 +51,7 @@ class Column:
     Attributes
     ----------
     kind : str
-        One of `KINDS` or "thirteen", and what was changed.
+        One of `KINDS`, and what was changed.
     labels : ndarray of uint8
         Shape (z, y, x), as it is painted: what is called T1 to T12 gets ribs.
     numbers : mapping of int to int
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("labels", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--part", default="0/1", help="K/N: every N-th map from the K-th on")
-    parser.add_argument("--kinds", default=",".join(KINDS), help=f"default: {','.join(KINDS)}; also thirteen")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="which kinds of columns (default: all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

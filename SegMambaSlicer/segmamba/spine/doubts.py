@@ -17,6 +17,8 @@ ROOM = 1.45
 ONE_STEP = 1.35
 # A volume is questionable below and above these parts of its neighbours'.
 HALF, TWICE = 0.45, 2.1
+# The network is sure of the level of a vertebra that it gives this probability.
+SURE = 0.75
 
 
 def doubts(
@@ -47,6 +49,8 @@ def doubts(
     if not ribs_tell and (last == L6 or (sacrum and last == L4)):
         count = {L4: "four", L6: "six"}[last]
         found.append(f"whether there are {count} or five lumbar vertebrae is not clear from the ribs")
+    elif not ribs_tell and sacrum:
+        found.extend(_count_seen_otherwise(levels, evidence, kept))
     if not ribs_tell and T13 in levels:
         found.append("whether there are thirteen or twelve thoracic vertebrae is not clear from the ribs")
     if not ribs_tell and _without_t12(levels, kept):
@@ -110,6 +114,17 @@ def _sacrum_doubts(levels: np.ndarray, sacrum: bool) -> list[str]:
     last = int(levels[np.flatnonzero(levels)[-1]])
     above_l4 = ORDER.index(last) < ORDER.index(L4)
     return [f"nothing was found between {level_name(last)} and the sacrum"] if sacrum and above_l4 else []
+
+
+def _count_seen_otherwise(levels: np.ndarray, evidence: np.ndarray, kept: np.ndarray) -> list[str]:
+    """Return a doubt if the network is sure of vertebrae of both ends, but there are more or fewer between them."""
+    seen = evidence.argmax(axis=1) + 1
+    sure = [index for index in kept if np.exp(evidence[index].max()) >= SURE]
+    if len(sure) < 2 or not T11 <= seen[sure[0]] <= L1 or not L4 <= seen[sure[-1]] <= L5:
+        return []
+    fewer = int(seen[sure[-1]] - seen[sure[0]]) - steps_between(int(levels[sure[0]]), int(levels[sure[-1]]))
+    counts = {1: "four", -1: "six"}
+    return [f"there may be {counts[fewer]} lumbar vertebrae"] if fewer in counts else []
 
 
 def _without_t12(levels: np.ndarray, kept: np.ndarray) -> bool:

@@ -36,8 +36,9 @@ UNINFORMATIVE = 0.05
 MISSED = (1.0, 0.02, 0.004, 0.001)
 MORE_MISSED = 1e-6
 # Two vertebrae that were found as one, halfway between them: its distances to both neighbours are half as long again.
-# Probability of either transition.
-MERGED = 0.05
+# Probability of either transition; and a factor for it where the other distance is not longer than this multiple of
+# those around, as a disc that is a little wider explains more.
+MERGED, MERGED_ONE_SIDE, MERGED_DISTANCE = 0.05, 0.2, 1.1
 # A spurious instance: a vertebra found twice, or not a vertebra.
 SPURIOUS = 0.02
 MOST_SPURIOUS = 3
@@ -143,6 +144,7 @@ def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np
     # Odd distances are those of neighbours: no level is left out where two are one step apart.
     odd = np.where(next_one, ODD_DISTANCE, 0.0)
     usual = slice(0, L6)  # all states but T13
+    merged = MERGED * np.where(_may_be_two(centres), 1.0, MERGED_ONE_SIDE)
     transitions = np.zeros((count, count, len(STATES), len(STATES)))
     for i in range(count):
         for j in range(i + 1, min(count, i + 2 + MOST_SPURIOUS)):
@@ -151,7 +153,7 @@ def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np
             weights = transitions[i, j]
             weights[usual, usual] = prior * (_gaussian(distance, scale * expected, spread) + odd)
             weights[usual, usual] += (
-                MERGED * (next_one | next_but_one) * (_gaussian(distance, scale * half_more, spread) + odd)
+                merged[i, j] * (next_one | next_but_one) * (_gaussian(distance, scale * half_more, spread) + odd)
             )
             one_step = _distance_likelihood(distance, scale * expected[T11 - 1, T12 - 1], spread)
             weights[STATE[T11], STATE[L1]] += NO_T12 * one_step
@@ -163,6 +165,18 @@ def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np
             weights[STATE[T11], STATE[T13]] = THIRTEENTH_THORACIC * MISSED[1] * missed
             weights[STATE[T13], STATE[L1 + 1]] = MISSED[1] * missed
     return transitions
+
+
+def _may_be_two(centres: np.ndarray) -> np.ndarray:
+    """Return for which pairs of instances (n, n) one may be two vertebrae, by its distance to its other neighbour.
+
+    At the end of a column it has none, and nothing speaks against it.
+    """
+    gaps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    usual = np.array([np.median(gaps[max(0, n - 2) : n + 3]) for n in range(len(gaps))])
+    long = np.r_[True, gaps > MERGED_DISTANCE * usual, True]
+    # From instance i on, ``long[i]`` is the gap above it and ``long[i + 1]`` that below.
+    return long[:-1][:, None] | long[1:][None, :]
 
 
 def termination_weights(

@@ -61,6 +61,14 @@ def test_a_thirteenth_thoracic_vertebra_is_doubted_unless_the_last_rib_is_at_it(
     ]
 
 
+def test_a_count_that_the_network_sees_otherwise_is_doubted() -> None:
+    levels = [20, 21, 22, 23, 24]
+    assert found(levels, [19, 21, 22, 23, 24]) == ["there may be four lumbar vertebrae"]
+    assert found([19, *levels], [20, 20, 21, 22, 23, 24]) == ["there may be six lumbar vertebrae"]
+    assert found([19, *levels], [20, 20, 21, 22, 23, 24], ribs=[1, 0, 0, 0, 0, 0]) == []
+    assert found(levels, [19, 21, 22, 23, 24], sacrum=False) == []
+
+
 def test_a_level_left_out_between_neighbours_one_step_apart_is_doubted() -> None:
     levels = [18, 19, 20, 22, 23, 24]
     apart = centres_of(levels)

@@ -134,6 +134,15 @@ def test_a_doubled_vertebra_is_counted_once() -> None:
     assert numbering.levels.tolist() == [18, 19, 20, 0, 21, 22, 23, 24]
 
 
+def test_one_wider_disc_does_not_make_two_vertebrae_of_one() -> None:
+    centres = column([19, 20, 21, 22, 23])
+    centres[2:] -= [9.0, 0.0, 0.0]
+    below = centres[-1] - [SACRUM_MM, 0.0, 0.0]
+    numbering = label_levels(evidence([19, 21, 22, 23, 24]), centres, np.full(5, 40.0), below)
+    assert (np.diff(numbering.levels) == 1).all() and not numbering.certain
+    assert numbering.reason == "There may be four lumbar vertebrae: check the levels."
+
+
 def test_two_vertebrae_found_as_one_do_not_shift_the_numbers_below() -> None:
     levels = [level for level in WHOLE if level not in (5, 12)]
     centres = column(levels)
