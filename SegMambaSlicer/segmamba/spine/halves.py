@@ -27,7 +27,7 @@ def owners_of_halves(levels: np.ndarray, evidence: np.ndarray, volumes: np.ndarr
     owners = np.arange(len(levels))
     seen = evidence.argmax(axis=1)
     sure = np.exp(evidence.max(axis=1)) >= SAME_LEVEL
-    for index in np.flatnonzero((levels == 0) & sure):
+    for index in np.flatnonzero((levels == 0) & sure).tolist():
         for other in (index - 1, index + 1):
             if not 0 <= other < len(levels) or not levels[other] or not sure[other] or seen[other] != seen[index]:
                 continue
