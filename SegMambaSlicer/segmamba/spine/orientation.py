@@ -84,6 +84,8 @@ def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.nd
         if level not in ORDER:
             continue
         mask = np.pad((labels[box] == level)[tuple(slice(None, None, step) for step in steps)], 1)
+        if not mask.any():
+            continue  # thinner than the steps
         corner = np.array([part.start for part in box]) - steps
         centroid = _to_lps(np.argwhere(mask).mean(axis=0) * steps + corner, affine)
         cut = any(part.start == 0 or part.stop == length for part, length in zip(box, labels.shape, strict=True))
@@ -153,7 +155,7 @@ def _axial_plane(ct: np.ndarray, affine: np.ndarray, centroid: np.ndarray) -> tu
     inverse = np.linalg.inv(affine)
     index = np.rint(points @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
     within = ((index >= 0) & (index < size)).all(axis=-1)
-    values = np.full(within.shape, np.nan, np.float32)
+    values = np.full(within.shape, np.nan)  # float64, as a file may hold any number
     i, j, k = index[within].T
     values[within] = ct[k, j, i]
     return values, (int(-low[1]), int(-low[0]))

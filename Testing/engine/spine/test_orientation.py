@@ -89,3 +89,11 @@ def test_it_is_the_patient_that_counts_and_not_the_order_of_axes(order: tuple[in
         geometry = image_geometry(images[0])
         said = doubt(*(sitk.GetArrayFromImage(image) for image in images), geometry)
         assert (SPINE_IN_FRONT in said) == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_slivers_and_values_beyond_single_precision_are_no_trouble() -> None:
+    fine = Geometry((8, 8, 8), (0.1,) * 3, (0.0, 0.0, 0.0), GRID.direction)
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[1::2, 1::2, 1::2] = 20
+    assert doubt(labels, np.full(labels.shape, 1e300), fine) == ""
