@@ -3,6 +3,8 @@
 Here:           python benchmarks/lumbar_mr.py pack REAL_MR_FOLDER PACKED
 With the GPU:   python benchmarks/lumbar_mr.py run PACKED/*.xz --work WORK --minutes 4 --out OUT
                 (needs dynamic-network-architectures for nnU-Net's plain U-Net)
+Speed alone:    ... run PACKED/part0.xz ... --iterations 100 --changes '{"patch": [128, 128, 128], "log_every": 10}'
+                (trains so many iterations, tests nothing)
 
 REAL_MR_FOLDER holds NAME_mr.nii.gz, NAME_bodies.nii.gz and split.csv (exam, part). All bodies are one class: their
 levels differ by number only, T11 to L5 in one source and L1 to L5 in the other, and a patch seldom shows which is
@@ -28,11 +30,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from segmamba.inference.model_grid import ModelGrid
 from segmamba.models.manifest import IntensityNormalization
 from segmamba.networks import ARCHITECTURES, build_network, parameter_count
+from segmamba.networks.blocks import OutputBlock
+from segmamba.networks.segmamba_v2_paper import SegMambaV2Paper
 from segmamba.training import loop
 from segmamba.training.dataset import cache
 from segmamba.training.dataset.plan import IGNORED, Plan, read_plan, write_plan
@@ -44,14 +49,21 @@ RETRIED_WITHIN = 60.0
 SPACING = (1.25, 1.25, 1.25)
 CHUNKS = 2
 FEATURES = (32, 64, 128, 256, 320, 320)
+# Lines of the log (each of log_every iterations) that belong to the start: a step is recorded, convolutions are chosen.
+START_LINES = 3
+# Weights of deep supervision's losses at full, half and a quarter of the resolution; nnU-Net's, normalised.
+DEPTH_WEIGHTS = (4 / 7, 2 / 7, 1 / 7)
 SPINEMAMBA = {"features": [16, 32, 64, 128, 192], "shape_prior": False}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "segmamba-v2-paper": ("segmamba_v2_paper", {}),
     "segmamba-v2": ("segmamba_v2_release", {}),
     "spinemamba": ("spine_mamba", SPINEMAMBA),
     "nnunet-plain": ("nnunet_plain", {}),
+    "segmamba-v2-paper-deep": ("segmamba_v2_paper_deep", {}),
 }
+DEFAULT_ARMS = list(ARMS)[:4]
 ARCHITECTURES["nnunet_plain"] = ("lumbar_mr", "PlainUNet")
+ARCHITECTURES["segmamba_v2_paper_deep"] = ("lumbar_mr", "DeeplySupervised")
 
 
 class PlainUNet(nn.Module):
@@ -83,6 +95,40 @@ class PlainUNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         answer: torch.Tensor = self.unet(image)
         return answer
+
+
+class DeeplySupervised(nn.Module):
+    """SegMamba-V2 of the paper with answers at half and a quarter of the resolution, too, while it is trained."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.network = SegMambaV2Paper(in_channels, out_channels)
+        self.heads = nn.ModuleList(OutputBlock(width, out_channels) for width in (32, 64))
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if not self.training:
+            return self.network(image)
+        inner: list[Tensor] = []
+        decoders = (self.network.decoders[2], self.network.decoders[1])
+        hooks = [one.register_forward_hook(lambda _, __, answer: inner.append(answer)) for one in decoders]
+        answer = self.network(image)
+        for hook in hooks:
+            hook.remove()
+        quarter, half = inner
+        return answer, self.heads[0](half), self.heads[1](quarter)
+
+
+class DeepTask(DatasetTask):
+    """The same loss at each resolution of a `DeeplySupervised` network, with labels of the nearest voxel."""
+
+    def loss(self, answer: Tensor | Sequence[Tensor], *targets: Tensor) -> Tensor:
+        if isinstance(answer, Tensor):
+            return super().loss(answer, *targets)
+        total = torch.zeros((), device=targets[0].device)
+        for weight, one in zip(DEPTH_WEIGHTS, answer, strict=True):
+            labels = functional.interpolate(targets[0][:, None].float(), one.shape[2:], mode="nearest-exact")
+            total = total + weight * super().loss(one, labels[:, 0].long())
+        return total
 
 
 # Packing: here, where the images are.
@@ -221,8 +267,10 @@ def normalised(values: np.ndarray, channel: IntensityNormalization) -> tuple[np.
     return image, float(image.min())
 
 
-def arm(name: str, work: Path, out: Path, minutes: float, changes: dict[str, Any]) -> dict[str, Any]:
-    """Train one network and test it; return its row."""
+def arm(
+    name: str, work: Path, out: Path, minutes: float, changes: dict[str, Any], iterations: int | None = None
+) -> dict[str, Any]:
+    """Train one network for minutes and test it, or for iterations without a test; return its row."""
     changes = dict(changes)
     plan = read_plan(work / "plan.json")
     architecture, arguments = ARMS[name]
@@ -233,8 +281,8 @@ def arm(name: str, work: Path, out: Path, minutes: float, changes: dict[str, Any
         plan.recipe,
         architecture=architecture,
         arguments={**channels, **arguments, **changes.pop("arguments", {})},
-        minutes=minutes,
-        iterations=10**6,
+        minutes=None if iterations else minutes,
+        iterations=iterations or 10**6,
         checkpoint_every=10**6,
         folder=str(work / f"run-{name}-{time.time():.0f}"),
         **changes,
@@ -247,7 +295,7 @@ def arm(name: str, work: Path, out: Path, minutes: float, changes: dict[str, Any
     }
     print(f"{name}: {len(cases['train'])} to train, patch {patch}, batch {recipe.batch}", flush=True)
     began = time.monotonic()
-    weights = loop.train(recipe, task=DatasetTask(plan, cases["train"]))
+    weights = loop.train(recipe, task=DeepTask(plan, cases["train"]))
     trained = time.monotonic() - began
     memory = peak_gib()
     file = weights.parent / "log.jsonl"
@@ -259,9 +307,9 @@ def arm(name: str, work: Path, out: Path, minutes: float, changes: dict[str, Any
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.device != "cpu" else "cpu")
     network = network.to(device).eval()
     began = time.monotonic()
-    scores = test(network, cases["test"], plan, work, out / f"predictions_{name}.npz")
+    scores = {} if iterations else test(network, cases["test"], plan, work, out / f"predictions_{name}.npz")
     tested = time.monotonic() - began
-    speeds = [line["per_second"] for line in losses[1:] or losses]
+    speeds = [line["per_second"] for line in losses[START_LINES:] or losses[1:] or losses]
     row = {
         "network": name,
         "parameters_M": round(parameter_count(network) / 1e6, 2),
@@ -273,7 +321,7 @@ def arm(name: str, work: Path, out: Path, minutes: float, changes: dict[str, Any
         "peak_reserved_GiB": memory[1],
         "train_s": round(trained, 1),
         "test_s": round(tested, 1),
-        **summary(scores),
+        **(summary(scores) if scores else {}),
         "people": scores,
     }
     (out / f"row_{name}.json").write_text(json.dumps(row, indent=1))
@@ -342,17 +390,19 @@ def plain_milliseconds(network: nn.Module, plan: Plan, batch: int, device: torch
         def step() -> None:
             network.zero_grad(set_to_none=True)
             with torch.autocast("cuda", torch.bfloat16):
-                loss = network(image).float().square().mean()
+                answer = network(image)
+                answers = (answer,) if isinstance(answer, Tensor) else answer
+                loss = sum(one.float().square().mean() for one in answers)
             loss.backward()
 
-        for _ in range(3):
+        for _ in range(5):
             step()
         torch.cuda.synchronize()
         began = time.monotonic()
-        for _ in range(10):
+        for _ in range(20):
             step()
         torch.cuda.synchronize()
-        return round((time.monotonic() - began) * 100, 1)
+        return round((time.monotonic() - began) * 50, 1)
     except RuntimeError as error:
         print(f"  no plain time: {error}", flush=True)
         return None
@@ -403,7 +453,8 @@ def run(options: argparse.Namespace) -> int:
 def _command(name: str, options: argparse.Namespace, **changes: Any) -> list[str]:
     changed = json.dumps(json.loads(options.changes) | changes)
     command = [sys.executable, __file__, "arm", name, "--work", str(options.work), "--out", str(options.out)]
-    return [*command, "--minutes", str(options.minutes), "--changes", changed]
+    limit = ["--iterations", str(options.iterations)] if options.iterations else ["--minutes", str(options.minutes)]
+    return [*command, *limit, "--changes", changed]
 
 
 def main() -> int:
@@ -416,7 +467,7 @@ def main() -> int:
     running.add_argument("parts", type=Path, nargs="*")
     running.add_argument("--plan", type=Path)
     running.add_argument("--expect", type=int, default=0, help="people that must be there, or nothing is trained")
-    running.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    running.add_argument("--arms", nargs="+", choices=list(ARMS), default=DEFAULT_ARMS)
     running.add_argument("--spare", type=float, default=100.0, help="seconds beside the training that an arm may take")
     single = commands.add_parser("arm")
     single.add_argument("name", choices=list(ARMS))
@@ -424,13 +475,15 @@ def main() -> int:
         command.add_argument("--work", type=Path, required=True)
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--minutes", type=float, default=4.0)
+        command.add_argument("--iterations", type=int, help="in place of minutes, and nothing is tested")
         command.add_argument("--changes", default="{}", help="of the recipe or the patch, as JSON")
     options = parser.parse_args()
     if options.command == "pack":
         pack(options.folder, options.packed)
         return 0
     if options.command == "arm":
-        arm(options.name, options.work, options.out, options.minutes, json.loads(options.changes))
+        changes = json.loads(options.changes)
+        arm(options.name, options.work, options.out, options.minutes, changes, options.iterations)
         return 0
     return run(options)
 
