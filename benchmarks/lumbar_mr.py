@@ -102,16 +102,16 @@ class DeeplySupervised(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.network = SegMambaV2Paper(in_channels, out_channels)
+        self.whole = SegMambaV2Paper(in_channels, out_channels)
         self.heads = nn.ModuleList(OutputBlock(width, out_channels) for width in (32, 64))
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         if not self.training:
-            return self.network(image)
+            return self.whole(image)
         inner: list[Tensor] = []
-        decoders = (self.network.decoders[2], self.network.decoders[1])
+        decoders = (self.whole.decoders[2], self.whole.decoders[1])
         hooks = [one.register_forward_hook(lambda _, __, answer: inner.append(answer)) for one in decoders]
-        answer = self.network(image)
+        answer = self.whole(image)
         for hook in hooks:
             hook.remove()
         quarter, half = inner
