@@ -6,12 +6,15 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segmamba.errors import InputError
 
+if TYPE_CHECKING:
+    from segmamba.training.dataset.plan import Plan
+
 # Options that mean nothing beside a configuration file.
-OF_DATASETS = ("architecture", "output", "from", "recipe", "fold", "device", "plan_only")
+OF_DATASETS = ("architecture", "output", "from", "bodies", "recipe", "fold", "device", "seed", "plan_only")
 
 
 def add_command(commands: Any) -> None:
@@ -33,11 +36,15 @@ def add_command(commands: Any) -> None:
     of_datasets.add_argument("--architecture", metavar="NAME", help=text)
     text = "start from a model of 'segmamba models list' (grid, normalization, network), not from random weights"
     of_datasets.add_argument("--from", metavar="MODEL", help=text)
+    text = "with --from a model of vertebrae: only vertebral bodies are labelled, arches are unknown"
+    of_datasets.add_argument("--bodies", action="store_true", help=text)
     text = "ours (default), or paper: SegMamba-V2's patch, batch, 1,000 epochs and SGD"
     of_datasets.add_argument("--recipe", choices=("ours", "paper"), help=text)
     text = "the fold to hold out, from 0, or 'all' to hold out nobody (default: 0)"
     of_datasets.add_argument("--fold", metavar="N", help=text)
     of_datasets.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    text = "seed of the first weights and of the samples (default: the plan's, 0)"
+    of_datasets.add_argument("--seed", type=int, metavar="N", help=text)
     of_datasets.add_argument("--plan-only", action="store_true", help="check the images, write RUN/plan.json and stop")
     parser.set_defaults(run=_run)
 
@@ -51,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _from_config(options: argparse.Namespace) -> Path:
     for name in OF_DATASETS:
-        if getattr(options, name):
+        if getattr(options, name) not in (None, False):
             option = name.replace("_", "-")
             raise InputError(f"--{option} is for data sets, and there is no folder {options.what}: leave it out.")
     # torch takes seconds to import, and other commands do without.
@@ -65,7 +72,10 @@ def _on_dataset(options: argparse.Namespace) -> Path:
         raise InputError("Training on a data set needs a folder for its results: give --output RUN.")
     if options.minutes is not None and not options.minutes > 0:
         raise InputError("--minutes must be more than 0: correct it, or leave it out.")
+    if options.seed is not None and options.seed < 0:
+        raise InputError("--seed must not be negative: correct it, or leave it out.")
     from segmamba.training.dataset.train import PLAN, Order, plan_training, train_on_dataset
+    from segmamba.training.vertebrae.tuning import is_tuning, plan_tuning, tune
 
     order = Order(
         options.what,
@@ -77,14 +87,24 @@ def _on_dataset(options: argparse.Namespace) -> Path:
         # The name is a word of the language.
         getattr(options, "from"),
         options.recipe or "ours",
+        options.seed,
+        options.bodies,
     )
-    plan = plan_training(order)
+    if is_tuning(order):
+        tuning = plan_tuning(order)
+        parts = "vertebral bodies" if tuning.bodies else "whole vertebrae"
+        print(f"Plan: both stages of {tuning.base_model}, {parts} on {tuning.modality}", file=sys.stderr)
+    else:
+        _print_plan(plan_training(order))
+    if options.plan_only:
+        return order.output / PLAN
+    description = tune(order) if is_tuning(order) else train_on_dataset(order)
+    print(f"To use it: segmamba models import {description.parent}", file=sys.stderr)
+    return description
+
+
+def _print_plan(plan: Plan) -> None:
     size = " x ".join(map(str, plan.patch))
     spacing = " x ".join(f"{step:g}" for step in plan.spacing)
     network = plan.recipe.architecture
     print(f"Plan: {network}, patch {size} (z, y, x), voxels {spacing} mm, batch {plan.recipe.batch}", file=sys.stderr)
-    if options.plan_only:
-        return order.output / PLAN
-    description = train_on_dataset(order)
-    print(f"To use it: segmamba models import {description.parent}", file=sys.stderr)
-    return description

@@ -37,12 +37,12 @@ class Config(RunConfig):
     mr_share : float
         Part of the synthetic samples that is MR, 0 to 1.
     exams : str
-        Pattern of the ``.npz`` files of `segmamba.training.vertebrae.exams.prepare`, real MR, or empty.
+        Pattern of the ``.npz`` files of `segmamba.training.vertebrae.exams.prepare`, real images, or empty.
     exam_share : float
         Part of all samples that is made of them, 0 to 1.
     anatomies : str
         Pattern of the ``.npz`` files of `segmamba.training.vertebrae.label_maps.prepare`, or of
-        `segmamba.training.colorectal.label_maps.prepare`.
+        `segmamba.training.colorectal.label_maps.prepare`. Empty where ``exam_share`` is 1.
     patch, spacing
         Voxels of a sample along z, y, x, and their size in mm.
     folder : str
@@ -104,7 +104,9 @@ class Config(RunConfig):
             raise ValueError("exams and exam_share, from 0 to 1, must be given together")
         if self.exams and self.task == COLORECTAL_TASK:
             raise ValueError("exams must be left out: they are of vertebrae")
-        if (self.mr_share > 0 or self.exams) and len(self.mr_channels) != len(self.channels):
+        if not self.anatomies and self.exam_share < 1:
+            raise ValueError("anatomies may be empty only where exam_share is 1")
+        if (self.mr_share > 0 or self.mr_channels) and len(self.mr_channels) != len(self.channels):
             raise ValueError("mr_channels must be as many as channels")
         for name in ("anatomies", "exams", "evaluation"):
             if not isinstance(getattr(self, name), str):

@@ -28,7 +28,7 @@ def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor, ribs: Tensor)
     levels : Tensor (batch, z, y, x), int64
         0 in the background; or one of the codes above, which count neither for the ribs nor as background.
     offsets : Tensor (batch, 3, z, y, x)
-        In mm; used on vertebrae but not on the sacrum.
+        In mm; used on vertebrae but not on the sacrum, and where they are known: NaN stands for an unknown one.
     ribs : Tensor (batch, z, y, x), int64
         0 or 1; `UNKNOWN` counts for nothing.
     """
@@ -37,10 +37,9 @@ def vertebra_loss(answer: Tensor, levels: Tensor, offsets: Tensor, ribs: Tensor)
     drawn = levels <= VERTEBRAE
     mask = torch.where(drawn, vertebra + 2 * sacrum, UNKNOWN)
     loss = dice_cross_entropy(answer[:, MASK], mask, UNKNOWN) + _bone_loss(answer, levels)
-    error = functional.smooth_l1_loss(
-        answer[:, OFFSET].float(), offsets / OFFSET_UNIT_MM, reduction="none", beta=OFFSET_BETA
-    )
-    loss = loss + _mean(error.sum(dim=1), vertebra)
+    aims = offsets.nan_to_num() / OFFSET_UNIT_MM
+    error = functional.smooth_l1_loss(answer[:, OFFSET].float(), aims, reduction="none", beta=OFFSET_BETA)
+    loss = loss + _mean(error.sum(dim=1), vertebra & offsets.isfinite().all(dim=1))
     if answer.shape[1] > OFFSET.stop:
         log_probabilities = answer[:, LEVELS].float().log_softmax(dim=1)
         numbered = drawn & (levels > 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from segmamba.errors import InputError
+from segmamba.io.modality import CT
 from segmamba.tasks import COLORECTAL_TASK
 from segmamba.training.colorectal.map_format import load_bowel_maps
 from segmamba.training.colorectal.samples import BowelSynthesizer
@@ -41,16 +42,18 @@ def synthesizer_factory(
     InputError
         There are no maps, or one is damaged.
     """
-    files = config.files(config.anatomies)
+    files = config.files(config.anatomies) if config.anatomies else []
     if config.task == COLORECTAL_TASK:
         maps = load_bowel_maps(files, device)
         return lambda seed: BowelSynthesizer(maps, config.patch, config.spacing, config.channels, seed)
-    anatomies = load_anatomies(files, device, max(FINEST_MAP, config.spacing))
+    anatomies = load_anatomies(files, device, max(FINEST_MAP, config.spacing)) if config.anatomies else []
     channels = {"CT": config.channels, "MR": config.mr_channels}
     exam_files = config.files(config.exams) if config.exams else []
     if config.exams and not exam_files:
         raise InputError(f"No exam matches '{config.exams}': correct it, or leave the key out.")
     real = RealExams(load_exams(exam_files, device), config.exam_share)
+    if any(exam.modality != CT for exam in real.exams) and not config.mr_channels:
+        raise InputError("There are exams with MR, and the configuration has no mr_channels: add them.")
     return lambda seed: VertebraSynthesizer(
         anatomies, config.patch, config.spacing, channels, config.mr_share, seed=seed, real=real
     )
@@ -58,7 +61,7 @@ def synthesizer_factory(
 
 def source_factory(config: Config, device: torch.device) -> Callable[[int], Source]:
     """Return a function from a seed to a source of batches; parameters and errors as `synthesizer_factory`."""
-    if config.num_workers and config.files(config.anatomies):
+    if config.num_workers and (config.exam_share == 1 or config.files(config.anatomies)):
         return lambda seed: PrefetchedSource(config, device, seed)
     return synthesizer_factory(config, device)  # which raises if there are no maps
 

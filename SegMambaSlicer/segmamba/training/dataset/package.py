@@ -62,7 +62,7 @@ def write_model(
         shutil.copyfile(weights, folder / WEIGHTS)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}): free some space.") from error
-    name = model_id(plan, results.fold)
+    name = model_id(plan.dataset, results.fold)
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "label_sets": {name: label_set(plan)},
@@ -75,9 +75,9 @@ def write_model(
     return folder / DESCRIPTION
 
 
-def model_id(plan: Plan, fold: str) -> str:
+def model_id(dataset: str, fold: str) -> str:
     """Return a name for the list of models: of the data set and, if one was held out, of the fold."""
-    name = re.sub(r"[^a-z0-9]+", "-", plan.dataset.lower()).strip("-") or "own"
+    name = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "own"
     return f"own-{name}" if fold == "all" else f"own-{name}-fold-{fold}"
 
 
@@ -153,7 +153,7 @@ def _entry(
         "citation": None,
         "training_data": f"{results.training} cases of {plan.dataset}",
         "accuracy": _accuracy(plan, results),
-        "limits": _limits(plan, results, all_results),
+        "limits": limits_of(results, all_results),
     }
     if results.before is not None and results.scores:
         entry["compared"] = {"model": results.base, "before": results.before, "after": results.mean}
@@ -196,7 +196,8 @@ def _accuracy(plan: Plan, results: FoldResults) -> list[dict[str, Any]]:
     ]
 
 
-def _limits(plan: Plan, results: FoldResults, all_results: list[FoldResults]) -> list[str]:
+def limits_of(results: FoldResults, all_results: list[FoldResults]) -> list[str]:
+    """Return what has to be said of a model beside its figures, a sentence each."""
     limits = [
         f"It has seen {results.training} cases of one data set: on images of other scanners, protocols or patients its "
         "accuracy is unknown."
@@ -221,7 +222,6 @@ def card(entry: Mapping[str, Any], plan: Plan, fold: str, folds: list[FoldResult
     """Return the model's card as Markdown: data, plan, accuracy by fold and limits."""
     x, y, z = plan.spacing
     size = " x ".join(map(str, plan.patch))
-    numbers = [results.fold for results in folds if results.scores]
     lines = [
         f"# {entry['title']}",
         "",
@@ -233,9 +233,19 @@ def card(entry: Mapping[str, Any], plan: Plan, fold: str, folds: list[FoldResult
         f"{plan.recipe.optimizer}, learning rate {plan.recipe.learning_rate:g}.",
         f"- **Weights**: {entry['file']['name']}, SHA-256 {entry['file']['sha256']}.",
         "",
-        "## Accuracy",
+        *accuracy_lines(fold, folds, "on the model's own grid, without post-processing"),
+        "## Limitations",
+        "",
+        *(f"- {limit}" for limit in entry["limits"]),
         "",
     ]
+    return "\n".join(lines)
+
+
+def accuracy_lines(fold: str, folds: list[FoldResults], how: str) -> list[str]:
+    """Return a card's section on the accuracy of all finished folds; ``how`` ends "On held-out cases, ..."."""
+    numbers = [results.fold for results in folds if results.scores]
+    lines = ["## Accuracy", ""]
     if numbers:
         head = ["structure", "cases", "mean Dice", "worst Dice", *(f"fold {fold}" for fold in numbers)]
         lines += [_row(head), _row(["---"] * len(head))]
@@ -246,14 +256,12 @@ def card(entry: Mapping[str, Any], plan: Plan, fold: str, folds: list[FoldResult
             )
         lines += [
             "",
-            "On held-out cases, on the model's own grid, without post-processing. Each fold is another network; these "
-            f"weights are of fold {fold}.",
+            f"On held-out cases, {how}. Each fold is another network; these weights are of fold {fold}.",
             "",
         ]
     if fold != "all":
         lines += [f"The worst held-out cases: {FAILURES}.", ""]
-    lines += ["## Limitations", "", *(f"- {limit}" for limit in entry["limits"]), ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _row(cells: list[str]) -> str:

@@ -35,6 +35,8 @@ class FoldResults:
         it has other labels.
     base : str or None
         That model's id.
+    levels : mapping of case to mapping, or None
+        Of a model of vertebrae: how many of how many vertebrae have the right level ("identified", "of").
     """
 
     fold: str
@@ -42,6 +44,7 @@ class FoldResults:
     scores: Scores
     before: float | None = None
     base: str | None = None
+    levels: Mapping[str, Mapping[str, int]] | None = None
 
     @property
     def mean(self) -> float:

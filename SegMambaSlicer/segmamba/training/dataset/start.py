@@ -46,14 +46,9 @@ def find_start(model_id: str) -> Start:
     Raises
     ------
     ModelError
-        There is no such model, it is not installed, its file is damaged, or it cannot be trained from.
+        There is no such model, it is not installed, or its file is damaged.
     """
     model = load_models().model(model_id)
-    if model.fine is not None:
-        raise ModelError(
-            f"'{model_id}' has two stages, which are trained otherwise (Docs/training.md): train a new network, or "
-            "start from a model with one stage."
-        )
     found = store.installed(model)
     store.verify(found)
     return Start(store.configured(model, found), found.path)
@@ -65,9 +60,11 @@ def plan_from(plan: Plan, start: Start) -> Plan:
     Raises
     ------
     ModelError
-        The model takes another number of channels.
+        The model takes another number of channels, or has two stages.
     """
     model = start.model
+    if model.fine is not None:
+        raise ModelError(f"'{model.id}' has two stages: train from it with 'segmamba train', or choose another model.")
     volumes, channels = max(1, len(model.input_channels)), len(plan.channels)
     if volumes != channels or len(model.preprocessing.normalization) != channels:
         raise ModelError(

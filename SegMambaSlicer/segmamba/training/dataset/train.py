@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,6 +60,10 @@ class Order:
         Id of a model in the list that the training begins from, instead of random weights.
     recipe : str
         "ours", or "paper": SegMamba-V2's patch, batch, epochs and optimizer.
+    seed : int or None
+        Of the first weights and of the samples; None is the plan's.
+    bodies : bool
+        For a model of vertebrae: only their bodies are labelled.
     """
 
     dataset: Path
@@ -69,6 +74,8 @@ class Order:
     device: str = "auto"
     base_model: str | None = None
     recipe: str = "ours"
+    seed: int | None = None
+    bodies: bool = False
 
 
 def plan_training(order: Order) -> Plan:
@@ -93,6 +100,8 @@ def plan_training(order: Order) -> Plan:
         raise InputError(f"There is no plan {path}: make it first, without torchrun and with --plan-only.")
     if order.base_model and order.architecture:
         raise InputError("A training that begins from a model has that model's architecture: leave out --architecture.")
+    if order.bodies:
+        raise InputError("--bodies is for training from a model of vertebrae (--from spinemamba): leave it out.")
     start = find_start(order.base_model) if order.base_model else None
     dataset = read_dataset(order.dataset)
     fingerprint = take_fingerprint(dataset)
@@ -101,6 +110,8 @@ def plan_training(order: Order) -> Plan:
     plan = make_plan(dataset, fingerprint, order.architecture or DEFAULT, _free_memory(order.device))
     if order.recipe == PAPER:
         plan = as_in_paper(plan)
+    if order.seed is not None:
+        plan = replace(plan, recipe=replace(plan.recipe, seed=order.seed))
     make_folder(order.output)
     if start is not None:
         plan = plan_from(plan, start)
@@ -121,14 +132,15 @@ def train_on_dataset(order: Order) -> Path:
     dataset = read_dataset(order.dataset)
     _check_labels(plan, dataset, order)
     split = choose_split(dataset, order.fold)
-    cache = order.output / "cache" / fingerprint_of_files(plan, dataset.cases)
+    cache = order.output / "cache" / fingerprint_of_files(plan.data(), dataset.cases)
     fill_cache([*split.training, *split.validation], plan, cache)
     training, validation = (
         [read_case(cache, case.name) for case in part] for part in (split.training, split.validation)
     )
     folder = order.output.absolute() / f"fold-{order.fold}"
     minutes = plan.recipe.minutes if order.minutes is None else order.minutes
-    recipe = replace(plan.recipe, folder=str(folder), minutes=minutes, device=order.device)
+    seed = plan.recipe.seed if order.seed is None else order.seed
+    recipe = replace(plan.recipe, folder=str(folder), minutes=minutes, device=order.device, seed=seed)
     plan = replace(plan, recipe=recipe)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
@@ -156,10 +168,10 @@ def choose_split(dataset: Dataset, fold: str) -> Split:
     return splits[int(fold)]
 
 
-def fingerprint_of_files(plan: Plan, cases: Sequence[Case]) -> str:
+def fingerprint_of_files(data: Mapping[str, Any], cases: Sequence[Case]) -> str:
     """Return what changes with all that cached cases are made from: a cache is never used for something else."""
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for c in cases for path in (*c.images, c.labels)]
-    content = json.dumps([plan.data(), files], sort_keys=True, default=dataclasses.asdict)
+    content = json.dumps([data, files], sort_keys=True, default=dataclasses.asdict)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

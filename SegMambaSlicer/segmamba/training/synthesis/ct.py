@@ -15,11 +15,23 @@ from segmamba.training.synthesis.tissue_priors import OUTSIDE_HU, ct_priors
 KERNEL_MM = (0.6, 1.7)
 SLICE_MM = (2.5, 6.0)
 NOISE_HU = (3.0, 100.0)
+# A real image gets so much more noise from another scanner, and so often.
+AGAIN_HU, AGAIN_CHANCE = (1.0, 30.0), 0.5
 
 
 def synthesize(tissues: Tensor, context: SamplingContext) -> Tensor:
     """Return a synthetic CT (z, y, x) in HU of a tissue label map (z, y, x)."""
     return simulate_scanner(noiseless_image(tissues, context, *ct_priors(context.rng)), tissues, context)
+
+
+def rescanned(image: Tensor, codes: Tensor, context: SamplingContext) -> Tensor:
+    """Return a real CT (z, y, x) in HU, every second time with the blur, slices and noise of another scanner.
+
+    ``codes`` (z, y, x) are its labels; `OUTSIDE` is out of its field of view.
+    """
+    if context.rng.random() < AGAIN_CHANCE:
+        return simulate_scanner(image, codes, context, AGAIN_HU)
+    return torch.where(codes == OUTSIDE, OUTSIDE_HU, image.clamp(-1024, 3071))
 
 
 def noiseless_image(tissues: Tensor, context: SamplingContext, mean: np.ndarray, texture: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Real MR with masks of vertebral bodies, as training samples: what nobody has labelled is no background.
+"""Real images with masks of vertebral bodies, as training samples: what nobody has labelled is no background.
 
 ``python -m segmamba.training.vertebrae.exams FOLDER OUT`` prepares a folder of NAME_mr.nii.gz and NAME_bodies.nii.gz.
 Where it has a ``split.csv`` (columns exam, part), exams of the part "train" are taken and no others.
@@ -27,6 +27,7 @@ from segmamba.evaluation.bodies import column_directions, posterior_wall
 from segmamba.evaluation.metrics import centroids
 from segmamba.evaluation.names import TRAIN
 from segmamba.evaluation.split import SPLIT, exams_of_part
+from segmamba.io.modality import MR
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.spine.levels import L5, L6
@@ -48,7 +49,7 @@ DEPTH_PERCENTILES = (2, 98)
 
 @dataclass(frozen=True, eq=False)
 class Exam:
-    """A real MR image and what its reference says.
+    """A real image and what its reference says.
 
     Attributes
     ----------
@@ -58,13 +59,16 @@ class Exam:
     labels : Tensor (z, y, x), uint8
         0 background, 1 to 25 bodies, and the codes of `segmamba.training.losses`.
     centres : dict of int to tuple of float
-        Estimated centroid (z, y, x in voxels) of each whole vertebra whose body is labelled.
+        Centroid (z, y, x in voxels) of each whole vertebra that is labelled; an estimate where only its body is.
+    modality : str
+        "CT" or "MR".
     """
 
     name: str
     image: Tensor
     labels: Tensor
     centres: dict[int, tuple[float, ...]]
+    modality: str = MR
 
 
 def exam_of(image: Volume, bodies: Volume) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,16 +82,21 @@ def exam_of(image: Volume, bodies: Volume) -> tuple[np.ndarray, np.ndarray, np.n
         There are fewer than two bodies, or they are not in VerSe numbering.
     """
     levels = as_labels(bodies.array, L6, "The bodies")
+    grey, labels = on_grid(image, Volume(levels, bodies.geometry), sitk.sitkNearestNeighbor)
+    if len(np.unique(labels)) < 3:
+        raise InputError("Fewer than two vertebral bodies lie on the image: give the reference that belongs to it.")
+    codes, centres = describe(labels)
+    return grey, codes, centres
+
+
+def on_grid(image: Volume, labels: Volume, interpolator: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image (float32) and its labels (uint8), (z, y, x), on a grid of ``SPACING`` with LPS axes."""
     grey = sitk.DICOMOrient(to_image(image.array.astype(np.float32), image.geometry), "LPS")
     size = [max(1, round(n * s / SPACING)) for n, s in zip(grey.GetSize(), grey.GetSpacing(), strict=True)]
     where = (grey.GetOrigin(), [SPACING] * 3, grey.GetDirection())
     grey = sitk.Resample(grey, size, sitk.Transform(), sitk.sitkLinear, *where)
-    drawn = sitk.Resample(to_image(levels, bodies.geometry), size, sitk.Transform(), sitk.sitkNearestNeighbor, *where)
-    labels = sitk.GetArrayFromImage(drawn)
-    if len(np.unique(labels)) < 3:
-        raise InputError("Fewer than two vertebral bodies lie on the image: give the reference that belongs to it.")
-    codes, centres = describe(labels)
-    return sitk.GetArrayFromImage(grey), codes, centres
+    drawn = sitk.Resample(to_image(labels.array, labels.geometry), size, sitk.Transform(), interpolator, *where)
+    return sitk.GetArrayFromImage(grey), sitk.GetArrayFromImage(drawn)
 
 
 def describe(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,9 +177,16 @@ def prepare(folder: Path, output: Path) -> list[str]:
         image, codes, centres = exam_of(
             read_volume(folder / f"{name}{IMAGE_SUFFIX}"), read_volume(folder / f"{name}{BODIES_SUFFIX}")
         )
-        with atomic_write(output / f"{name}.npz", (".npz",)) as file:
-            np.savez_compressed(file, image=image.astype(np.float16), labels=codes, centres=centres)
+        write_exam(output / f"{name}.npz", image, codes, centres)
     return names
+
+
+def write_exam(path: Path, image: np.ndarray, codes: np.ndarray, centres: np.ndarray, modality: str = MR) -> None:
+    """Write what `exam_of` returned. Raises OutputError."""
+    with atomic_write(path, (".npz",)) as file:
+        np.savez_compressed(
+            file, image=image.astype(np.float16), labels=codes, centres=centres, modality=np.array(modality)
+        )
 
 
 def load_exams(files: Sequence[Path], device: torch.device) -> list[Exam]:
@@ -186,12 +202,14 @@ def load_exams(files: Sequence[Path], device: torch.device) -> list[Exam]:
         image, labels = read_arrays(file, ["image", "labels"], "'python -m segmamba.training.vertebrae.exams'")
         with np.load(file) as content:
             rows = content["centres"].tolist() if "centres" in content else []
+            modality = str(content["modality"]) if "modality" in content else MR
         if not rows:
             raise InputError(
                 f"{file} holds no centres: make it again with 'python -m segmamba.training.vertebrae.exams'."
             )
         centres: dict[int, tuple[float, ...]] = {int(level): tuple(place) for level, *place in rows}
-        exams.append(Exam(file.stem, torch.from_numpy(image).to(device), torch.from_numpy(labels).to(device), centres))
+        grey, codes = (torch.from_numpy(array).to(device) for array in (image, labels))
+        exams.append(Exam(file.stem, grey, codes, centres, modality))
     return exams
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segmamba.io.modality import CT
 from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.losses import UNKNOWN
 from segmamba.training.synthesis import ct, mr
@@ -43,7 +44,8 @@ class Batch:
     levels : Tensor (batch, z, y, x), int64
         0, or the vertebra's level (VerSe), or a code of `segmamba.training.losses`.
     offsets : Tensor (batch, 3, z, y, x), float32
-        From each voxel of a vertebra to its centroid (mean position of the vertebra's voxels), z, y, x in mm.
+        From each voxel of a vertebra to its centroid (mean position of the vertebra's voxels), z, y, x in mm; NaN where
+        a real exam does not show where that is.
     ribs : Tensor (batch, z, y, x), int64
         1 for a rib, `UNKNOWN` in real exams.
     """
@@ -68,7 +70,7 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
     Parameters
     ----------
     anatomies : sequence of Anatomy
-        On the device of the samples.
+        On the device of the samples. There may be none where all samples are of real exams.
     patch, spacing, seed
         As for `SampleSynthesizer`.
     channels : mapping of str to sequence of IntensityNormalization
@@ -76,7 +78,7 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
     mr_share : float
         Part of the synthetic samples that is MR.
     real : RealExams
-        MR, mixed in.
+        Mixed in.
     """
 
     def __init__(
@@ -89,8 +91,9 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         seed: int = 0,
         real: RealExams | None = None,
     ) -> None:
-        super().__init__(Batch, patch, spacing, anatomies[0].tissues.device, seed)
         self.real = real or RealExams()
+        device = anatomies[0].tissues.device if anatomies else self.real.exams[0].image.device
+        super().__init__(Batch, patch, spacing, device, seed)
         self.anatomies = anatomies
         self.channels = channels
         self.mr_share = mr_share
@@ -121,12 +124,18 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         for label, point in exam.centres.items():
             places[label] = point
         where, centres = deformed_grid(places - centre, centre, SPACING, context)
+        known = context.upload(np.isin(np.arange(VERTEBRAE + 1), list(exam.centres)).astype(float))
+        centres = torch.where(known[:, None] > 0, centres, torch.nan)
         image, codes, inside = sampled(exam, where)
-        codes = mr.cut_to_slab(cut_field_of_view(codes.masked_fill(~inside, OUTSIDE), context), context)
-        image = mr.rescanned(image, codes, context)
+        codes = cut_field_of_view(codes.masked_fill(~inside, OUTSIDE), context)
+        if exam.modality == CT:
+            channels = normalize(ct.rescanned(image, codes, context)[None], self.channels[CT])
+        else:
+            codes = mr.cut_to_slab(codes, context)
+            channels = self._mr_channels(mr.rescanned(image, codes, context))
         levels = codes.masked_fill(codes == OUTSIDE, 0).long()
         ribs = torch.full_like(levels, UNKNOWN)
-        return self._mr_channels(image), levels, self._offsets(levels, centres), ribs
+        return channels, levels, self._offsets(levels, centres), ribs
 
     def _mr_channels(self, image: Tensor) -> Tensor:
         scaled = mr.relative(image) * np.exp(self.context.rng.normal(0, MR_SCALE_JITTER))

@@ -16,7 +16,7 @@ from segmamba.networks.checkpoint import load_state_dict
 from segmamba.networks.identify import expected_shapes
 from segmamba.training.dataset import start as starting
 from segmamba.training.dataset.plan import Plan, read_plan
-from segmamba.training.dataset.start import Start, class_axes, class_map, dice_before, find_start, transferred
+from segmamba.training.dataset.start import Start, class_axes, class_map, dice_before, transferred
 from segmamba.training.dataset.train import Order, plan_training
 
 
@@ -85,8 +85,8 @@ def test_the_model_is_measured_before_only_where_it_knows_all_structures(start: 
 
 
 def test_two_stages_and_an_own_architecture_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="has two stages"):
-        find_start("spinemamba")
     data = write_described(tmp_path / "data", ["a", "b"], NNUNET)
+    with pytest.raises(ModelError, match="has two stages"):
+        plan_training(Order(data, tmp_path / "run", base_model="spinemamba", device="cpu"))
     with pytest.raises(InputError, match="leave out --architecture"):
         plan_training(Order(data, tmp_path / "run", "spinemamba", base_model="segmamba-v2-colorectal"))

@@ -1,0 +1,114 @@
+"""``segmamba train FOLDER --from`` a model of vertebrae: from labelled cases to a model in the list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from helpers import small_spine
+from helpers.trained_model import TWO_STAGE, write_two_stage_run
+
+from segmamba.cli.main import main
+from segmamba.errors import InputError
+from segmamba.models.library import load_models
+from segmamba.models.own import import_own
+from segmamba.training.dataset.train import Order
+from segmamba.training.vertebrae.tuning import is_tuning, plan_tuning
+
+LABELS = {"background": 0, "L1 vertebra": 20, "L2 vertebra": 21, "L3 vertebra": 22}
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny model with two stages in the user's list."""
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
+    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
+    import_own(write_two_stage_run(tmp_path / "given") / "model.json", load_models())
+    return TWO_STAGE
+
+
+def write_cases(folder: Path, channel: str = "CT", labels: dict[str, int] = LABELS, count: int = 2) -> Path:
+    """Write spines in nnU-Net's layout, each a little different."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    column = small_spine.vertebrae()
+    for number in range(count):
+        image = np.where(column > 0, 300 + 20 * number, 30).astype(np.int16)
+        small_spine.write(folder / "imagesTr" / f"sub-{number}_0000.nii.gz", image)
+        small_spine.write(folder / "labelsTr" / f"sub-{number}.nii.gz", column)
+    description = {"channel_names": {"0": channel}, "labels": labels, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_the_plan_says_what_the_labels_are_taken_for(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_cases(tmp_path / "data", "MR", LABELS | {"disc": 5, "T13": 6})
+    order = Order(data, tmp_path / "run", base_model=base, device="cpu")
+    assert is_tuning(order)
+    plan = plan_tuning(order)
+    assert (plan.modality, plan.bodies, plan.stages["fine"]["patch"]) == ("MR", False, [32, 32, 32])
+    assert plan.levels == {"T13": 253, "L1 vertebra": 20, "L2 vertebra": 21, "L3 vertebra": 22}
+    said = capsys.readouterr().err
+    assert "'disc' is no vertebra: it counts as background." in said
+    assert "give --bodies if only their bodies are drawn" in said
+    path = tmp_path / "run" / "plan.json"
+    path.write_text(path.read_text().replace('"iterations": 1500', '"iterations": 7'))
+    assert plan_tuning(order).stages["coarse"]["iterations"] == 7
+    with pytest.raises(InputError, match="keeps its networks"):
+        plan_tuning(Order(data, tmp_path / "run", "spinemamba", base_model=base))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [("{}", "is not valid"), ('{"stages": {}', "is not valid"), ("[]", "is not valid")]
+)
+def test_a_broken_plan_is_one_sentence(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(InputError, match=expected):
+        plan_tuning(Order(tmp_path, tmp_path))
+
+
+def test_bodies_are_for_models_of_vertebrae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_cases(tmp_path / "data")
+    assert main(["train", str(data), "-o", str(tmp_path / "run"), "--bodies"]) == InputError.exit_code
+    assert "leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_cases_become_a_model_beside_the_one_that_they_came_from(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = write_cases(tmp_path / "data"), tmp_path / "run"
+    command = ["train", str(data), "--output", str(run), "--device", "cpu"]
+    assert main([*command, "--from", base, "--plan-only"]) == 0
+    plan = json.loads((run / "plan.json").read_text())
+    for stage in plan["stages"].values():
+        stage |= {"iterations": 2, "batch": 1, "warmup": 0, "log_every": 1, "learning_rate": 1e-9}
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert main([*command, "--seed", "3"]) == 0, capsys.readouterr().err
+    fold = run / "fold-0"
+    for stage in ("coarse", "fine"):
+        log = [json.loads(line) for line in (fold / stage / "log.jsonl").read_text().splitlines()]
+        assert [line["iteration"] for line in log] == [1, 2]
+    results = json.loads((fold / "results.json").read_text())
+    assert results["base"] == base and results["training"] == 1
+    (scores,) = results["scores"].values()
+    assert list(scores) == ["L1 vertebra", "L2 vertebra", "L3 vertebra"]
+    (levels,) = results["levels"].values()
+    assert levels["of"] == 3
+    card = (fold / "model" / "card.md").read_text()
+    assert f"'{base}' before: {results['before']:.3f}" in card and "on MR, and on levels" in card
+    assert (fold / "model" / "worst.png").is_file() and (run / "cases.png").is_file()
+
+    assert main(["models", "import", str(run), "--as", "our-spine"]) == 0
+    models = load_models()
+    ours = models.model("our-spine")
+    assert ours.task == "vertebrae" and ours.fine is not None and models.default("vertebrae").id == "spinemamba"
+    image, output = data / "imagesTr" / "sub-0_0000.nii.gz", tmp_path / "found.nii.gz"
+    found = ["segment", str(image), "--model", "our-spine", "-o", str(output), "--device", "cpu", "--in-process"]
+    assert main(found) == 0
+    assert sitk.ReadImage(str(output)).GetSize() == sitk.ReadImage(str(image)).GetSize()
