@@ -31,6 +31,12 @@ def check_case(case: Case, images: Sequence[Volume], labels: Volume, dataset: Da
     if unknown:
         values = ", ".join(map(str, unknown))
         raise InputError(f"{case.labels} holds values that the data set does not name ({values}): name or remove them.")
+    if case.drawn is not None:
+        for name, value in dataset.labels.items():
+            if value in found and name not in case.drawn:
+                raise InputError(
+                    f"{case.labels} holds '{name}', which dataset.json says is not labelled in it: add it."
+                )
 
 
 def check_grids(case: Case, images: Sequence[Volume], labels: Volume) -> None:
@@ -80,7 +86,9 @@ def notes(
     cases_with : mapping of str to int
         In how many cases it is.
     """
-    found = [f"No case has a voxel of '{name}': it cannot be learnt." for name in dataset.labels if not voxels[name]]
+    partial = sum(case.drawn is not None for case in dataset.cases)
+    found = [f"In {partial} of {len(dataset.cases)} cases only some structures are labelled."] if partial else []
+    found += [f"No case has a voxel of '{name}': it cannot be learnt." for name in dataset.labels if not voxels[name]]
     for name, count in cases_with.items():
         if 0 < count < len(dataset.cases):
             found.append(f"'{name}' is in {count} of {len(dataset.cases)} cases.")

@@ -21,12 +21,15 @@ class Case:
     labels : Path
     person : str
         Whose it is: all cases of one person go into the same part of a split.
+    drawn : tuple of str or None
+        The structures that were drawn, where only some were; None: all of them.
     """
 
     name: str
     images: tuple[Path, ...]
     labels: Path
     person: str
+    drawn: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

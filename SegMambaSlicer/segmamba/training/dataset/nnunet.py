@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segmamba.errors import InputError
 from segmamba.training.dataset.layout import Case, Dataset, images_in, stem
+from segmamba.training.dataset.partial import KEY, read_drawn
 
 DESCRIPTION = "dataset.json"
 IGNORE = "ignore"
@@ -26,6 +28,7 @@ def read_described(folder: Path) -> Dataset:
     nnU-Net v2: ``channel_names``, and ``labels`` by name, or regions (lists of values) with ``regions_class_order``;
     images ``CASE_0000``, ``CASE_0001``, ... Decathlon: ``modality`` and ``labels`` by value; images ``CASE``, with
     several channels in four dimensions, which are refused.
+    `segmamba.training.dataset.partial` says how a case is named in which only some structures were drawn.
 
     Raises
     ------
@@ -39,6 +42,9 @@ def read_described(folder: Path) -> Dataset:
         labels, ignore = _labels(description["labels"])
         regions = {name: values for name, values in labels.items() if isinstance(values, tuple)}
         written = _written(regions, description.get("regions_class_order")) if regions else labels
+        drawn = read_drawn(description, labels)
+        if regions and drawn:
+            raise ValueError(f"'{KEY}' is for structures, and these labels are regions")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} does not describe a data set ({error}): write channel_names and labels.") from error
     images: dict[str, dict[int, Path]] = {}
@@ -47,6 +53,9 @@ def read_described(folder: Path) -> Dataset:
         name, channel = (match["case"], int(match["channel"])) if match else (stem(image), 0)
         images.setdefault(name, {})[channel] = image
     cases = [_case(label, images.get(stem(label), {}), len(channels)) for label in images_in(folder / "labelsTr")]
+    for name in sorted(drawn.keys() - {case.name for case in cases}):
+        raise InputError(f"{path} says what is labelled in {name}, which has no labels in labelsTr: correct the name.")
+    cases = [replace(case, drawn=drawn.get(case.name)) for case in cases]
     return Dataset(folder, channels, written, ignore, tuple(cases), regions)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from segmamba.reporting.overlay import draw_outline, show_slice
-from segmamba.training.dataset.plan import IGNORED
+from segmamba.training.dataset.partial import FIRST_OPEN
 from segmamba.utils.atomic import atomic_write
 
 COLUMNS = 4
@@ -31,7 +31,7 @@ class Picture:
     title : str
     image : ndarray (rows, columns)
     reference : ndarray of uint8 (rows, columns)
-        Classes, or `IGNORED`.
+        Classes, or what is unknown: `IGNORED`, or a code of `segmamba.training.dataset.partial`.
     found : ndarray of uint8 (rows, columns) or None
         Classes.
     extent : tuple of float
@@ -67,9 +67,9 @@ def picture_of(
     """
     axis = int(np.argmax(spacing))
     others = tuple(a for a in range(3) if a != axis)
-    told = (reference > 0) & (reference != IGNORED)
+    told = (reference > 0) & (reference < FIRST_OPEN)
     if found is not None:
-        wrong = (found != reference) & (reference != IGNORED)
+        wrong = (found != reference) & (reference < FIRST_OPEN)
         told = wrong if wrong.any() else told
     place = int(np.argmax(told.sum(axis=others)))
     height, width = (float(spacing[a] * reference.shape[a]) for a in others)

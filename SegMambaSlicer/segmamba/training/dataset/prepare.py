@@ -18,6 +18,7 @@ from segmamba.models.manifest import Model, ModelFile, Postprocessing
 from segmamba.training.dataset.cache import PreparedCase, as_classes, is_cached, make_folder, write_case
 from segmamba.training.dataset.checks import check_grids
 from segmamba.training.dataset.layout import Case
+from segmamba.training.dataset.partial import DrawnSets, with_codes
 from segmamba.training.dataset.plan import Plan
 from segmamba.utils.arrays import as_labels
 from segmamba.utils.parallel import processors
@@ -25,8 +26,10 @@ from segmamba.utils.parallel import processors
 LARGEST_VALUE = 254
 
 
-def fill_cache(cases: Iterable[Case], plan: Plan, folder: Path) -> None:
+def fill_cache(cases: Iterable[Case], plan: Plan, folder: Path, sets: DrawnSets = ()) -> None:
     """Prepare and write the cases that are not in a cache yet, one on each processor.
+
+    ``sets`` are those of `segmamba.training.dataset.partial.drawn_sets`.
 
     Raises
     ------
@@ -39,7 +42,9 @@ def fill_cache(cases: Iterable[Case], plan: Plan, folder: Path) -> None:
     missing = [case for case in cases if not is_cached(folder, case.name)]
 
     def add(case: Case) -> None:
-        write_case(folder, case.name, case.person, prepare(case, plan), plan.classes)
+        made = prepare(case, plan)
+        made = replace(made, labels=with_codes(made.labels, case, sets))
+        write_case(folder, case.name, case.person, made, plan.classes)
 
     with ThreadPoolExecutor(processors()) as pool:
         # In the order of the cases, so that the same broken file is named each time.

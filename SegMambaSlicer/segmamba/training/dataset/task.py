@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segmamba.training.dataset.cache import CachedCase
 from segmamba.training.dataset.curves import draw_curves
+from segmamba.training.dataset.partial import DrawnSets, partial_loss, possible_classes
 from segmamba.training.dataset.plan import IGNORED, Plan
 from segmamba.training.dataset.regions import region_loss
 from segmamba.training.dataset.results import Scores
@@ -34,18 +35,30 @@ class DatasetTask(Task):
     plan : Plan
     training, validation : sequence of CachedCase
         No person is in both. Without cases for validation nothing is measured, and the last weights are the result.
+    sets : tuple
+        From `segmamba.training.dataset.partial.drawn_sets`.
     """
 
-    def __init__(self, plan: Plan, training: Sequence[CachedCase], validation: Sequence[CachedCase] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        training: Sequence[CachedCase],
+        validation: Sequence[CachedCase] = (),
+        sets: DrawnSets = (),
+    ) -> None:
         self.plan = plan
         self.training = training
         self.validation = validation
+        self.possible = possible_classes(sets, list(plan.labels))
         # Of the last validation, by case and structure.
         self.scores: Scores = {}
 
     @property
     def records(self) -> bool:
         return self.plan.recipe.record
+
+    def prepare(self, run_device: torch.device) -> None:
+        self.possible = self.possible.to(run_device)
 
     def source(self, run: Run) -> CaseSource:
         recipe = self.plan.recipe
@@ -63,6 +76,8 @@ class DatasetTask(Task):
     def loss(self, answer: Tensor, *targets: Tensor) -> Tensor:
         if self.plan.regions:
             return region_loss(answer, targets[0], self.plan.region_classes, IGNORED)
+        if len(self.possible):
+            return partial_loss(answer, targets[0], self.possible, IGNORED)
         return dice_cross_entropy(answer, targets[0], IGNORED)
 
     def optimizer(self, groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ from segmamba.training.dataset.fingerprint import take_fingerprint
 from segmamba.training.dataset.gallery import draw_cases, draw_worst
 from segmamba.training.dataset.layout import Case, Dataset
 from segmamba.training.dataset.package import write_model
+from segmamba.training.dataset.partial import drawn_sets
 from segmamba.training.dataset.plan import Plan, read_plan, write_plan
 from segmamba.training.dataset.planning import as_in_paper, make_plan, network_of
 from segmamba.training.dataset.prepare import fill_cache
@@ -133,7 +134,8 @@ def train_on_dataset(order: Order) -> Path:
     _check_labels(plan, dataset, order)
     split = choose_split(dataset, order.fold)
     cache = order.output / "cache" / fingerprint_of_files(plan.data(), dataset.cases)
-    fill_cache([*split.training, *split.validation], plan, cache)
+    sets = drawn_sets(dataset.cases, plan.classes)
+    fill_cache([*split.training, *split.validation], plan, cache, sets)
     training, validation = (
         [read_case(cache, case.name) for case in part] for part in (split.training, split.validation)
     )
@@ -147,7 +149,7 @@ def train_on_dataset(order: Order) -> Path:
         make_folder(folder)
         draw_cases(training + validation, plan, order.output / CASES)
     before = dice_before(plan, validation, folder) if main_process else None
-    task = DatasetTask(plan, training, validation)
+    task = DatasetTask(plan, training, validation, sets)
     weights = train(recipe, task=task)
     if not main_process:
         return weights
@@ -171,7 +173,10 @@ def choose_split(dataset: Dataset, fold: str) -> Split:
 def fingerprint_of_files(data: Mapping[str, Any], cases: Sequence[Case]) -> str:
     """Return what changes with all that cached cases are made from: a cache is never used for something else."""
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for c in cases for path in (*c.images, c.labels)]
-    content = json.dumps([data, files], sort_keys=True, default=dataclasses.asdict)
+    drawn = [case.drawn for case in cases]
+    content = json.dumps(
+        [data, files, drawn] if any(drawn) else [data, files], sort_keys=True, default=dataclasses.asdict
+    )
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -73,6 +73,8 @@ def validate(
 def dice_of_classes(classes: np.ndarray, reference: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """Return the Dice of each structure in the reference; voxels that nobody has labelled do not count.
 
+    Those with a code of `segmamba.training.dataset.partial` are background to the structures that were drawn.
+
     A structure that the reference lacks is left out, and so what is found of it is not held against a network here.
     """
     known = reference != IGNORED
