@@ -32,6 +32,8 @@ from segmamba_mrml.segmentation import segment_ids, type_code
 from segmamba_mrml.volumes import volume_of
 
 DESCRIPTION, BACKGROUND = "dataset.json", "background"
+# The key of what was drawn in each case, see `segmamba.training.dataset.partial`.
+LABELLED = "labelled"
 IMAGES, LABELS, PROVENANCE = "imagesTr", "labelsTr", "provenance"
 ENDING = ".nii.gz"
 # Structures that the model does not have get values from here on.
@@ -49,6 +51,9 @@ def save_training_case(
     """Save a volume and its segmentation as they are now, and return the case's name.
 
     Of a model that takes several volumes, all are saved, on this one's grid.
+
+    What counts as labelled in it: the structures that the run was to find, and all that have a segment. Others may be
+    there, and ``dataset.json`` says so (`LABELLED`): a training takes them for unknown, not for background.
 
     The name says nothing of the patient, but is the same for all volumes of one: ``sub-`` and a code that only this
     computer user can make again. Nothing else of a DICOM header is saved.
@@ -84,13 +89,16 @@ def save_training_case(
     description = _read_description(folder, list(images))
     labels, values = labels_on_volume(segmentation_node, volume_node, structures, description["labels"])
     name = earlier or _new_name(folder, person_code(volume_node, digest))
-    report = parts(read_report(segmentation_node))[0]
+    reports = parts(read_report(segmentation_node))
+    report = reports[0]
+    looked_for = {label.name for part in reports for label in _looked_for(part, structures)}
     provenance = {
         "case": name,
         "image_sha256": digest,
         "saved": date.today().isoformat(),
         "software": f"SegMambaSlicer {segmamba.__version__}",
         "model": {key: report.get("model", {}).get(key) for key in ("id", "version", "checkpoint_sha256")},
+        "labelled": sorted(looked_for | set(_segment_names(segmentation_node, structures).values())),
         "structures": sorted(name for name, value in values.items() if (labels == value).any()),
     }
     try:
@@ -104,20 +112,48 @@ def save_training_case(
     description["labels"] = {BACKGROUND: 0, **values}
     description["numTraining"] = len(list((folder / LABELS).glob(f"*{ENDING}")))
     # The description last: a case that it does not count yet is one more file, never a broken data set.
-    for path, content in ((folder / PROVENANCE / f"{name}.json", provenance), (folder / DESCRIPTION, description)):
-        with atomic_write(path, (".json",)) as file:
-            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_json(provenance, folder / PROVENANCE / f"{name}.json")
+    described = {case: [n for n in known if n in values] for case, known in _labelled(folder).items()}
+    description[LABELLED] = description.get(LABELLED, {}) | described
+    _write_json(description, folder / DESCRIPTION)
     return name
+
+
+def _write_json(content: Mapping[str, Any], path: Path) -> None:
+    with atomic_write(path, (".json",)) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _looked_for(report: Mapping[str, Any], structures: Sequence[Label]) -> list[Label]:
+    """Return the structures that a run was to find: none without a run."""
+    if "run" not in report:
+        return []
+    asked = (report["run"].get("options") or {}).get("structures")
+    if asked is None:
+        return list(structures)
+    keys = {str(key).strip().casefold() for key in asked}
+    return [s for s in structures if keys & {s.name.casefold(), s.name.split()[0].casefold(), str(s.value)}]
+
+
+def _labelled(folder: Path) -> dict[str, list[str]]:
+    """Return what counts as labelled in each case that was saved here."""
+    found = {path.stem: _read_json(path).get("labelled") for path in sorted((folder / PROVENANCE).glob("*.json"))}
+    return {case: names for case, names in found.items() if isinstance(names, list)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return an object from a file; an empty one where it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def saved_case(folder: Path | str, digest: str) -> str:
     """Return the name of the case in a folder that has the image of a digest, or an empty text."""
     for path in sorted((Path(folder) / PROVENANCE).glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and content.get("image_sha256") == digest:
+        if _read_json(path).get("image_sha256") == digest:
             return path.stem
     return ""
 
@@ -151,13 +187,11 @@ def labels_on_volume(
     InputError
         No voxel is labelled, or there are more structures than a label map has values.
     """
-    by_code = {(label.type.scheme, label.type.value): label for label in structures}
+    by_name = {label.name: label for label in structures}
     values = {name: value for name, value in known.items() if value}
     labels = np.zeros(slicer.util.arrayFromVolume(volume_node).shape, np.uint8)
-    for identifier in segment_ids(segmentation_node):
-        segment = segmentation_node.GetSegmentation().GetSegment(identifier)
-        label = by_code.get(type_code(segment))
-        name = label.name if label else segment.GetName()
+    for identifier, name in _segment_names(segmentation_node, structures).items():
+        label = by_name.get(name)
         if name not in values:
             values[name] = _free_value(label.value if label else FIRST_OWN_VALUE, values, segmentation_node)
         mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation_node, identifier, volume_node)
@@ -168,6 +202,14 @@ def labels_on_volume(
             f"'{segmentation_node.GetName()}' labels no voxel of '{volume_node.GetName()}': segment it first."
         )
     return labels, dict(sorted(values.items(), key=lambda item: item[1]))
+
+
+def _segment_names(segmentation_node: Any, structures: Sequence[Label]) -> dict[str, str]:
+    """Return the name of each segment's structure: that of its code, else the segment's own."""
+    by_code = {(label.type.scheme, label.type.value): label.name for label in structures}
+    segmentation = segmentation_node.GetSegmentation()
+    segments = {identifier: segmentation.GetSegment(identifier) for identifier in segment_ids(segmentation_node)}
+    return {identifier: by_code.get(type_code(one), one.GetName()) for identifier, one in segments.items()}
 
 
 def person_code(volume_node: Any, otherwise: str) -> str:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import qt
 import slicer
 from helpers import phantoms
-from helpers.trained_model import OWN, write_run
+from helpers.trained_model import OWN, TWO_STAGE, write_run, write_two_stage_run
 
 from segmamba.cli.main import main
 from segmamba.models.library import load_models
 from segmamba.models.own import import_own
 
 
-@pytest.fixture
-def own_model(tmp_path, monkeypatch, a_warm_worker):
-    """A model of the user's own in the list, beside the software's."""
+@pytest.fixture(params=[write_run, write_two_stage_run])
+def own_model(request, tmp_path, monkeypatch, a_warm_worker):
+    """A model of the user's own in the list, beside the software's: of one stage, or of vertebrae with two."""
     monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
     monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
     # A worker has the environment that it was started in.
     a_warm_worker.kill()
-    import_own(write_run(tmp_path / "given") / "model.json", load_models())
-    yield OWN
+    import_own(request.param(tmp_path / "given") / "model.json", load_models())
+    yield OWN if request.param is write_run else TWO_STAGE
     a_warm_worker.kill()
 
 
@@ -44,11 +45,15 @@ def choose(monkeypatch, dialog, path):
     monkeypatch.setattr(qt.QFileDialog, dialog, staticmethod(lambda *_arguments: str(path)))
 
 
-def corrected(node, identifier, volume_node):
-    """Give a segment a block, as an edit by hand does."""
-    mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, identifier, volume_node)
-    mask[2:6, 2:6, 2:6] = 1
-    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, identifier, volume_node)
+def corrected(node, volume_node):
+    """Draw the vertebrae as they are, as edits by hand do: in the segments that are there, and in new ones."""
+    truth = phantoms.true_labels(phantoms.STRAIGHT)
+    segmentation = node.GetSegmentation()
+    for number, value in enumerate(phantoms.VERTEBRAE, start=1):
+        name = f"L{number} vertebra"
+        identifier = segmentation.GetSegmentIdBySegmentName(name) or segmentation.AddEmptySegment("", name)
+        mask = (truth == value).astype(np.uint8)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, identifier, volume_node)
 
 
 @pytest.mark.slow
@@ -57,14 +62,15 @@ def test_two_corrected_cases_become_a_fine_tuned_model_that_the_panel_offers(
 ):
     panel.useManifest(None)
     ui = panel.ui
-    ui.taskComboBox.currentIndex = ui.taskComboBox.findData(own_model)
+    task = load_models().model(own_model).task
+    ui.taskComboBox.currentIndex = ui.taskComboBox.findData(task)
+    ui.modelComboBox.currentIndex = ui.modelComboBox.findData(own_model)
     assert not ui.trainingCaseButton.enabled
     for number in range(2):
         volume_node = add_volume(f"case {number}", phantoms.phantom())
         slicer.util.arrayFromVolume(volume_node)[:] += number
         ui.inputSelector.setCurrentNode(volume_node)
-        node = segment()
-        corrected(node, node.GetSegmentation().GetNthSegmentID(0), volume_node)
+        corrected(segment(), volume_node)
         assert save().startswith("Saved as sub-")
     screenshot("training-case")
     cases = tmp_path / "cases"
@@ -74,7 +80,8 @@ def test_two_corrected_cases_become_a_fine_tuned_model_that_the_panel_offers(
     assert main([*command, "--from", own_model, "--plan-only"]) == 0
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     # One step that changes next to nothing: the model does as well as before.
-    plan["recipe"] |= {"iterations": 1, "batch": 1, "learning_rate": 1e-9, "log_every": 1}
+    for recipe in plan.get("stages", {"all": plan.get("recipe")}).values():
+        recipe |= {"iterations": 1, "batch": 1, "learning_rate": 1e-9, "log_every": 1}
     (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
     assert main(command) == 0
 
@@ -83,8 +90,9 @@ def test_two_corrected_cases_become_a_fine_tuned_model_that_the_panel_offers(
     click(ui.importButton)
     wait_until(lambda: ui.importButton.enabled)
     assert ui.modelsLabel.text.startswith("Installed: own-cases-fold-0"), ui.modelsLabel.text
-    tasks = [ui.taskComboBox.itemData(index) for index in range(ui.taskComboBox.count)]
-    assert tasks == ["vertebrae", "colorectal", "brain-tumour", "own-cases-fold-0", own_model]
+    ui.taskComboBox.currentIndex = ui.taskComboBox.findData("vertebrae" if task == "vertebrae" else "own-cases-fold-0")
+    models = [ui.modelComboBox.itemData(index) for index in range(ui.modelComboBox.count)]
+    assert models[-1 if task != "vertebrae" else 1] == "own-cases-fold-0", models
 
 
 def test_the_same_image_takes_its_place_again_only_when_the_user_agrees(

@@ -12,6 +12,7 @@ import slicer
 from segmamba.errors import InputError, OutputError
 from segmamba.io.read import read_volume
 from segmamba.training.dataset.read import read_dataset
+from segmamba_mrml.reports import write_report
 from segmamba_mrml.segmentation import segment_ids, segmentation_from_labels
 from segmamba_mrml.training_case import image_digest, person_code, save_training_case, saved_case
 from segmamba_mrml.volumes import volume_of
@@ -50,6 +51,25 @@ def test_corrections_by_hand_and_own_segments_are_saved(a_result, a_volume_node,
     found = sitk.GetArrayFromImage(file_of(tmp_path, "labelsTr", name))
     assert set(np.unique(found)) == {0, 20, 26, 100}
     assert found[0, 0, 0] == 100
+
+
+def test_what_a_run_was_not_to_find_counts_as_unknown(a_result, a_volume_node, vertebrae, tmp_path):
+    """L1 and the sacrum were asked for; T12 was drawn by hand, and a screw in a later case."""
+
+    def drawn():
+        return [case.drawn for case in read_dataset(tmp_path).cases]
+
+    options = {"structures": ["L1", "26"]}
+    write_report(a_result, {"model": {"id": "x"}, "run": {"options": options}}, [])
+    save_training_case(a_result, a_volume_node, tmp_path, vertebrae)
+    assert drawn() == [None]  # all that the data set knows
+    later = slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(a_volume_node) + 1)
+    later.CopyOrientation(a_volume_node)
+    a_result.GetSegmentation().AddEmptySegment("screw", "screw")
+    a_result.RemoveSegment(segment_ids(a_result)[0])
+    save_training_case(a_result, later, tmp_path, vertebrae)
+    first, second = sorted(drawn(), key=len)
+    assert first == ("L1 vertebra", "Sacrum", "screw") and second == ("T12 vertebra", "L1 vertebra", "Sacrum")
 
 
 def test_nothing_says_whose_the_image_is(a_result, a_volume_node, vertebrae, tmp_path):
