@@ -13,8 +13,9 @@ from segmamba.io.read import read_image
 from segmamba.training.dataset.layout import Case, Dataset, images_in, stem
 from segmamba.training.dataset.nnunet import PERSON
 
-# What the name of a label map ends in; what comes before is its image's. BIDS: sub-1_T2w_dseg beside sub-1_T2w.
-LABEL_ENDINGS = re.compile(r"^(?P<case>.+?)[_-](?:dseg|seg|mask|labels?|bodies|vertebrae)$", re.IGNORECASE)
+# What the name of a label map ends in; what comes before is its image's. BIDS: sub-1_T2w_dseg beside sub-1_T2w; VerSe:
+# sub-1_seg-vert_msk beside sub-1_ct.
+LABEL_ENDINGS = re.compile(r"^(?P<case>.+?)[_-](?:dseg|seg|seg-vert_msk|mask|labels?|bodies|vertebrae)$", re.IGNORECASE)
 IMAGE_ENDINGS = ("", "_image", "_img", "_ct", "_mr", "_T1w", "_T2w", "_FLAIR")
 
 

@@ -50,6 +50,15 @@ def test_pairs_are_found_in_a_flat_folder_and_in_bids(tmp_path: Path) -> None:
     assert dict(dataset.labels) == {"label 1": 1, "label 3": 3}
 
 
+def test_pairs_are_found_under_the_names_of_verse(tmp_path: Path) -> None:
+    image, labels = image_of(0)
+    write(image, tmp_path / "rawdata" / "sub-verse500" / "sub-verse500_dir-ax_ct.nii")
+    write(20 * labels, tmp_path / "derivatives" / "sub-verse500" / "sub-verse500_dir-ax_seg-vert_msk.nii")
+    dataset = read_dataset(tmp_path)
+    assert dataset.channels == ("CT",) and dict(dataset.labels) == {"label 20": 20}
+    assert [(case.name, case.person) for case in dataset.cases] == [("sub-verse500_dir-ax", "sub-verse500")]
+
+
 def test_two_images_of_one_name_are_refused_for_labels_could_go_to_either(tmp_path: Path) -> None:
     image, labels = image_of(0)
     for folder in ("one", "two"):
