@@ -51,7 +51,7 @@ def synthesizer_factory(
     exam_files = config.files(config.exams) if config.exams else []
     if config.exams and not exam_files:
         raise InputError(f"No exam matches '{config.exams}': correct it, or leave the key out.")
-    real = RealExams(load_exams(exam_files, device), config.exam_share)
+    real = RealExams(load_exams(exam_files, device), config.exam_share, device)
     if any(exam.modality != CT for exam in real.exams) and not config.mr_channels:
         raise InputError("There are exams with MR, and the configuration has no mr_channels: add them.")
     return lambda seed: VertebraSynthesizer(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,8 @@ BEHIND, BEHIND_L5, BELOW_MM = 0.41, 0.33, 0.6
 BELOW_LAST_MM, SACRUM_SLOPE = 3.0, 0.5
 # Depth of a body: this part of its voxels lies within it.
 DEPTH_PERCENTILES = (2, 98)
+# Exams are kept in a GPU's memory as long as they take no more than this part of what is free.
+GPU_SHARE = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +192,7 @@ def write_exam(path: Path, image: np.ndarray, codes: np.ndarray, centres: np.nda
 
 
 def load_exams(files: Sequence[Path], device: torch.device) -> list[Exam]:
-    """Read the files that `prepare` wrote.
+    """Read the files that `prepare` wrote, onto a device, or into main memory where a GPU has too little room.
 
     Raises
     ------
@@ -208,13 +210,31 @@ def load_exams(files: Sequence[Path], device: torch.device) -> list[Exam]:
                 f"{file} holds no centres: make it again with 'python -m segmamba.training.vertebrae.exams'."
             )
         centres: dict[int, tuple[float, ...]] = {int(level): tuple(place) for level, *place in rows}
-        grey, codes = (torch.from_numpy(array).to(device) for array in (image, labels))
-        exams.append(Exam(file.stem, grey, codes, centres, modality))
-    return exams
+        exams.append(Exam(file.stem, torch.from_numpy(image), torch.from_numpy(labels), centres, modality))
+    if device.type == "cuda" and sum(map(_bytes, exams)) > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return exams
+    return [replace(exam, image=exam.image.to(device), labels=exam.labels.to(device)) for exam in exams]
+
+
+def _bytes(exam: Exam) -> int:
+    return exam.image.nbytes + exam.labels.nbytes
+
+
+def cropped(exam: Exam, where: Tensor) -> tuple[Exam, Tensor]:
+    """Return the part of an exam around places, on their device, and the places in it; parameters as in `sampled`."""
+    sizes = torch.tensor(exam.image.shape)
+    ends = torch.stack([where.amin((1, 2, 3)).floor() - 1, where.amax((1, 2, 3)).ceil() + 2]).cpu().long()
+    low, high = torch.minimum(ends.clamp(min=0), sizes)
+    low, high = torch.minimum(low, sizes - 1), torch.maximum(high, low + 1)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    part = replace(exam, image=exam.image[box].to(where.device), labels=exam.labels[box].to(where.device))
+    return part, where - low.to(where.device)[:, None, None, None]
 
 
 def sampled(exam: Exam, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return image, codes and whether there is an image, all (z, y, x), at places (3, z, y, x) in voxels of an exam."""
+    if exam.image.device != where.device:
+        return sampled(*cropped(exam, where))
     sizes = torch.tensor(exam.image.shape, dtype=torch.float32, device=where.device)
     inside = ((where > -0.5) & (where < sizes[:, None, None, None] - 0.5)).all(dim=0)
     places = (2 * where / (sizes - 1)[:, None, None, None] - 1).flip(0).movedim(0, -1)[None]

@@ -58,10 +58,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class RealExams:
-    """Real exams and the part of the samples that is made of them."""
+    """Real exams, the part of the samples that is made of them, and where those are made."""
 
     exams: Sequence[Exam] = ()
     share: float = 0.0
+    device: torch.device = torch.device("cpu")
 
 
 class VertebraSynthesizer(SampleSynthesizer[Batch]):
@@ -92,7 +93,7 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         real: RealExams | None = None,
     ) -> None:
         self.real = real or RealExams()
-        device = anatomies[0].tissues.device if anatomies else self.real.exams[0].image.device
+        device = anatomies[0].tissues.device if anatomies else self.real.device
         super().__init__(Batch, patch, spacing, device, seed)
         self.anatomies = anatomies
         self.channels = channels

@@ -67,7 +67,10 @@ def is_tuning(order: Order) -> bool:
     """Whether an order is for this module: its plan, or else its model, has two stages. Raises ModelError."""
     path = order.output / PLAN
     if path.is_file():
-        return '"stages"' in path.read_text(encoding="utf-8", errors="replace")
+        try:
+            return "stages" in json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            return False  # what reads plans says what is wrong with it
     if order.base_model is None:
         return False
     return load_models().model(order.base_model).fine is not None

@@ -15,7 +15,7 @@ from segmamba.io.volume import Geometry, to_image
 from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.losses import SACRUM_IF_BONE, UNKNOWN, VERTEBRA_IF_BONE
 from segmamba.training.synthesis.tissue_labels import VERTEBRAE
-from segmamba.training.vertebrae.exams import describe, load_exams, main, prepare
+from segmamba.training.vertebrae.exams import cropped, describe, load_exams, main, prepare, sampled
 from segmamba.training.vertebrae.samples import RealExams, VertebraSynthesizer
 
 CPU = torch.device("cpu")
@@ -96,6 +96,20 @@ def test_real_samples_keep_image_and_labels_together(tmp_path: Path) -> None:
     votes = (batch.offsets[0] + place)[:, batch.levels[0] == 23]
     if votes.shape[1]:
         assert votes.std(dim=1).max() < 0.01
+
+
+def test_an_exam_that_stays_in_main_memory_gives_the_same_samples(tmp_path: Path) -> None:
+    write_exam(tmp_path, "a")
+    prepare(tmp_path, tmp_path / "out")
+    (exam,) = load_exams([tmp_path / "out" / "a.npz"], CPU)
+    places = torch.stack(torch.meshgrid(*(torch.arange(n) + 0.3 for n in (20, 16, 12)), indexing="ij"))
+    for start in ((40.0, 20.0, 10.0), (-9.0, 60.0, 41.0), (100.0, -6.0, -20.0)):
+        where = places + torch.tensor(start).view(3, 1, 1, 1)
+        whole, part = sampled(exam, where), sampled(*cropped(exam, where))
+        inside = whole[2]
+        assert all(torch.equal(a[inside], b[inside]) for a, b in zip(whole[1:], part[1:], strict=True))
+        torch.testing.assert_close(whole[0][inside], part[0][inside])
+        assert cropped(exam, where)[0].image.numel() < exam.image.numel() / 10
 
 
 def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
