@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,18 @@ from helpers.trained_model import TWO_STAGE, write_two_stage_run
 
 from segmamba.cli.main import main
 from segmamba.errors import InputError
+from segmamba.evaluation.run import Predictor
+from segmamba.io.volume import Volume
 from segmamba.models.library import load_models
+from segmamba.models.manifest import Model
 from segmamba.models.own import import_own
+from segmamba.request import Options
+from segmamba.training.dataset.read import read_dataset
+from segmamba.training.dataset.splits import Split
+from segmamba.training.dataset.start import find_start
 from segmamba.training.dataset.train import Order
+from segmamba.training.vertebrae import tuned
+from segmamba.training.vertebrae.tuned import MERGED, write_tuned
 from segmamba.training.vertebrae.tuning import is_tuning, plan_tuning
 
 LABELS = {"background": 0, "L1 vertebra": 20, "L2 vertebra": 21, "L3 vertebra": 22}
@@ -76,6 +86,46 @@ def test_bodies_are_for_models_of_vertebrae(tmp_path: Path, capsys: pytest.Captu
     data = write_cases(tmp_path / "data")
     assert main(["train", str(data), "-o", str(tmp_path / "run"), "--bodies"]) == InputError.exit_code
     assert "leave it out" in capsys.readouterr().err
+
+
+def test_each_labelled_vertebra_is_measured_and_a_worse_model_is_not_imported(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The old model finds all but what is ignored, the new one takes L2 for L3 and misses L3."""
+    data, run = write_cases(tmp_path / "data", labels=LABELS | {"ignore": 30}), tmp_path / "run"
+    column = small_spine.vertebrae()
+    column[column.nonzero()[0].max() - 2 :] = 30
+    small_spine.write(data / "labelsTr" / "sub-1.nii.gz", column)
+    order = Order(data, run, base_model=base, device="cpu")
+    plan = plan_tuning(order)
+    start = find_start(base)
+    fold = run / "fold-0"
+    fold.mkdir()
+    shutil.copyfile(start.weights, fold / MERGED)
+
+    def run_model(_model: Model, _options: Options, weights: Path) -> Predictor:
+        def predict(_name: str, image: Volume) -> tuple[Volume, None]:
+            truth = sitk.GetImageFromArray(small_spine.vertebrae())
+            truth.SetSpacing([small_spine.SPACING] * 3)
+            found = sitk.GetArrayFromImage(sitk.DICOMOrient(truth, "RAS"))
+            if weights != start.weights:
+                found = np.array([0, *range(1, 21), 22, 0, 0], np.uint8)[found]
+            return Volume(found, image.geometry), None
+
+        return predict
+
+    monkeypatch.setattr(tuned, "run_model", run_model)
+    cases = read_dataset(data).cases
+    write_tuned(plan, start, fold, Split(cases[:1], cases[1:]), order)
+    before, results = (json.loads((fold / name).read_text()) for name in ("before.json", "results.json"))
+    assert before["scores"] == {"sub-1": {"L1 vertebra": 1.0, "L2 vertebra": 1.0, "L3 vertebra": 1.0}}
+    assert results["scores"] == {"sub-1": {"L1 vertebra": 1.0, "L2 vertebra": 0.0, "L3 vertebra": 0.0}}
+    assert before["levels"] == {"sub-1": {"identified": 3, "of": 3}}
+    assert results["levels"]["sub-1"]["identified"] < 3
+    assert (fold / "model" / "worst.png").is_file()
+    assert main(["models", "import", str(run)]) > 0
+    assert f"does worse on its validation cases than '{base}'" in capsys.readouterr().err
+    assert main(["models", "import", str(run), "--even-if-worse"]) == 0
 
 
 @pytest.mark.slow
