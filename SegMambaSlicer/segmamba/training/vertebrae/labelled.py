@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,6 +15,7 @@ import SimpleITK as sitk
 from segmamba.errors import InputError
 from segmamba.evaluation.bodies import column_directions
 from segmamba.evaluation.metrics import centroids
+from segmamba.io.modality import CT
 from segmamba.io.volume import Geometry, Volume
 from segmamba.spine.levels import C1, C7, L1, L4, L6, SACRUM, T1, T11
 from segmamba.training.losses import UNKNOWN
@@ -28,6 +30,8 @@ VALUE_NAME = re.compile(r"label (\d+)")
 BODY_NAME = re.compile(r"\bbod(?:y|ies)\b", re.IGNORECASE)
 # First and last level of each part of the column, in VerSe's numbering. T13 and the coccyx have no class.
 PARTS = {"C": (C1, C7), "T": (T1, L1 - 1), "L": (L1, L6)}
+# Values of a CT that matter, and the range that an MR's largest value may lie in as it is.
+HOUNSFIELD_UNITS, MR_UNITS = (-1024, 3071), (100.0, 30_000.0)
 # Levels that may follow each other although their numbers do not: no T12, no L5 or no L6.
 NEXT = ((T11, L1), (L4, SACRUM), (L4 + 1, SACRUM))
 
@@ -89,6 +93,16 @@ def as_levels(
     if ignore is not None:
         table[ignore] = UNKNOWN
     return table[values]
+
+
+def storable(image: Volume, modality: str) -> Volume:
+    """Return an image whose values fit half precision: CT without filler and metal, MR in another unit where needed."""
+    if modality == CT:
+        return replace(image, array=np.clip(image.array, *HOUNSFIELD_UNITS))
+    largest = float(np.abs(image.array).max())
+    if MR_UNITS[0] <= largest <= MR_UNITS[1] or not largest:
+        return image
+    return replace(image, array=image.array.astype(np.float32) * (MR_UNITS[1] / largest))
 
 
 def labelled_exam(image: Volume, levels: Volume, bodies: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ from segmamba.training.dataset.start import Start, find_start
 from segmamba.training.dataset.train import CASES, PLAN, Order, choose_split, fingerprint_of_files
 from segmamba.training.tasks import SyntheticTask
 from segmamba.training.vertebrae.exams import SPACING, write_exam
-from segmamba.training.vertebrae.labelled import labelled_exam, names_of
+from segmamba.training.vertebrae.labelled import labelled_exam, names_of, storable
 from segmamba.training.vertebrae.merge_stages import merge
 from segmamba.training.vertebrae.tuned import MERGED, write_tuned
 from segmamba.training.vertebrae.tuning_plan import (
@@ -204,7 +204,8 @@ def fill_exams(cases: tuple[Case, ...], plan: TuningPlan, folder: Path) -> list[
 
     def add(case: Case) -> Picture:
         try:
-            image, codes, centres = labelled_exam(read_volume(case.images[0]), read_levels(case, plan), plan.bodies)
+            volume = storable(read_volume(case.images[0]), plan.modality)
+            image, codes, centres = labelled_exam(volume, read_levels(case, plan), plan.bodies)
         except InputError as error:
             raise InputError(f"{case.labels} cannot be trained on ({error}): leave the case out.") from error
         write_exam(folder / f"{case.name}.npz", image, codes, centres, plan.modality)

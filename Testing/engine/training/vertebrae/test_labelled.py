@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,14 @@ from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.losses import SACRUM_IF_BONE, UNKNOWN, VERTEBRA_IF_BONE, vertebra_loss
 from segmamba.training.synthesis.tissue_labels import VERTEBRAE
 from segmamba.training.vertebrae.exams import load_exams, write_exam
-from segmamba.training.vertebrae.labelled import are_bodies, as_levels, describe_whole, labelled_exam, levels_of
+from segmamba.training.vertebrae.labelled import (
+    are_bodies,
+    as_levels,
+    describe_whole,
+    labelled_exam,
+    levels_of,
+    storable,
+)
 from segmamba.training.vertebrae.samples import RealExams, VertebraSynthesizer
 
 CPU = torch.device("cpu")
@@ -107,6 +116,18 @@ def test_bodies_leave_open_what_is_behind_them() -> None:
     assert codes[20, 5, 25] == 0
     with pytest.raises(InputError, match="fewer than two"):
         labelled_exam(*exam_volumes(column((24,))), bodies=True)
+
+
+@pytest.mark.parametrize(("modality", "scale"), [("MR", 1e6), ("MR", 1e-5), ("MR", 1.0), (CT, 1000.0)])
+def test_values_fit_half_precision_and_keep_their_contrast(modality: str, scale: float) -> None:
+    image, _ = exam_volumes(column((20, 21)))
+    scaled = replace(image, array=image.array.astype(np.float64) * scale)
+    half = storable(scaled, modality).array.astype(np.float16)
+    assert np.isfinite(half).all()
+    if modality == CT:
+        assert half.max() <= 3072
+    else:
+        assert half.max() / half.min() == pytest.approx(10, rel=1e-2)
 
 
 def test_samples_of_a_real_ct_need_no_label_maps(tmp_path) -> None:  # type: ignore[no-untyped-def]
