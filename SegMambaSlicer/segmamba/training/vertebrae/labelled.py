@@ -16,10 +16,11 @@ from segmamba.errors import InputError
 from segmamba.evaluation.bodies import column_directions
 from segmamba.evaluation.metrics import centroids
 from segmamba.io.modality import CT
-from segmamba.io.volume import Geometry, Volume
+from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.spine.levels import C1, C7, L1, L4, L6, SACRUM, T1, T11
 from segmamba.training.losses import UNKNOWN
 from segmamba.training.vertebrae.exams import SPACING, describe, on_grid
+from segmamba.utils.arrays import label_boxes
 
 # "L1", "L1 vertebra", "vertebrae_L1", "L1 body": a level and these words, and no others ("disc L1-L2" is a disc).
 WORDS = re.compile(r"vertebra[el]?|bod(?:y|ies)|[\W_]+", re.IGNORECASE)
@@ -32,6 +33,9 @@ BODY_NAME = re.compile(r"\bbod(?:y|ies)\b", re.IGNORECASE)
 PARTS = {"C": (C1, C7), "T": (T1, L1 - 1), "L": (L1, L6)}
 # Values of a CT that matter, and the range that an MR's largest value may lie in as it is.
 HOUNSFIELD_UNITS, MR_UNITS = (-1024, 3071), (100.0, 30_000.0)
+# Whole vertebrae are so many times as deep as they are high, bodies are not: the medians are 1.42 to 2.33 in the label
+# maps of 24 people with whole ones, and 1.00 to 1.30 in those of 28 people with bodies, all of them for training.
+WHOLE_PROPORTION, EXTENT_PERCENTILES, FEWEST_VOXELS = 1.36, (2, 98), 300
 # Levels that may follow each other although their numbers do not: no T12, no L5 or no L6.
 NEXT = ((T11, L1), (L4, SACRUM), (L4 + 1, SACRUM))
 
@@ -180,6 +184,22 @@ def _is_whole(codes: np.ndarray, value: int) -> bool:
     """
     inside = codes == value
     return not any(inside.take(end, axis).any() for axis in (0, 1) for end in (0, -1))
+
+
+def proportions(levels: Volume) -> list[float]:
+    """Return how many times as deep as high each vertebra is that the image does not cut off above or below."""
+    image = sitk.DICOMOrient(to_image(levels.array, levels.geometry), "LPS")
+    array, steps = sitk.GetArrayViewFromImage(image), np.array(image.GetSpacing()[::-1])
+    found = []
+    for value, box in label_boxes(array).items():
+        if value >= SACRUM or box[0].start == 0 or box[0].stop == len(array):
+            continue
+        places = np.argwhere(array[box] == value)
+        if len(places) >= FEWEST_VOXELS:
+            low, high = np.percentile(places * steps, EXTENT_PERCENTILES, axis=0)
+            height, depth, _ = np.maximum(high - low, steps)
+            found.append(float(depth / height))
+    return found
 
 
 def names_of(levels: Mapping[str, int]) -> Sequence[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from segmamba.models.manifest import Model
 from segmamba.training.dataset.layout import Case, Dataset
 from segmamba.training.losses import UNKNOWN
 from segmamba.training.synthesis.tissue_labels import VERTEBRAE
-from segmamba.training.vertebrae.labelled import are_bodies, as_levels, levels_of
+from segmamba.training.vertebrae.labelled import WHOLE_PROPORTION, are_bodies, as_levels, levels_of, proportions
 from segmamba.utils.arrays import as_labels
+from segmamba.utils.parallel import at_once
 
 LARGEST_VALUE = 254
+# Cases whose vertebrae are measured, at most about twice as many.
+MEASURED = 10
 COARSE, FINE = "coarse", "fine"
 ARCHITECTURE = "spine_mamba_two_stage"
 # The bundled model was last trained with 3e-4, over 15,000 iterations of images that never came twice.
@@ -76,12 +80,12 @@ class TuningPlan:
 
 
 def make_tuning_plan(dataset: Dataset, model: Model, bodies: bool) -> TuningPlan:
-    """Return a new plan; ``bodies`` as in `TuningPlan`, whatever the labels' names say.
+    """Return a new plan; ``bodies`` as in `TuningPlan`, where the labels' names and shapes do not say it anyway.
 
     Raises
     ------
     InputError
-        The data set has several channels, or no vertebrae.
+        The data set has several channels, or no vertebrae, or a label map cannot be read.
     ModelError
         The model is not one of vertebrae, or of another modality.
     """
@@ -96,8 +100,15 @@ def make_tuning_plan(dataset: Dataset, model: Model, bodies: bool) -> TuningPlan
     patches = {COARSE: model.patch, FINE: model.fine.patch}
     stages = {stage: {**RECIPE, "patch": list(patch)} for stage, patch in patches.items()}
     name = dataset.folder.resolve().name
-    bodies = bodies or are_bodies(known)
-    return TuningPlan(name, model.id, modality, dict(dataset.labels), dataset.ignore, known, bodies, stages)
+    plan = TuningPlan(name, model.id, modality, dict(dataset.labels), dataset.ignore, known, True, stages)
+    return replace(plan, bodies=bodies or are_bodies(known) or _look_like_bodies(dataset.cases, plan))
+
+
+def _look_like_bodies(cases: Sequence[Case], plan: TuningPlan) -> bool:
+    """Whether the vertebrae of some cases are no deeper than bodies are."""
+    measured = at_once(lambda case: proportions(read_levels(case, plan)), cases[:: 1 + len(cases) // MEASURED])
+    found = [value for values in measured.values() for value in values]
+    return bool(found) and statistics.median(found) < WHOLE_PROPORTION
 
 
 def notes_on(plan: TuningPlan) -> list[str]:
@@ -109,7 +120,10 @@ def notes_on(plan: TuningPlan) -> list[str]:
         if level > VERTEBRAE
     ]
     if plan.bodies:
-        return [*found, "The labels are taken for vertebral bodies: what lies behind them is unknown."]
+        known = (
+            "The labels are taken for vertebral bodies, by their names or shapes or --bodies: what lies behind them is"
+        )
+        return [*found, f"{known} unknown. If they are whole vertebrae, set bodies to false in plan.json."]
     return [*found, "The labels are taken for whole vertebrae: give --bodies if only their bodies are drawn."]
 
 

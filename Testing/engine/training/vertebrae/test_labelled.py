@@ -21,6 +21,7 @@ from segmamba.training.vertebrae.labelled import (
     describe_whole,
     labelled_exam,
     levels_of,
+    proportions,
     storable,
 )
 from segmamba.training.vertebrae.samples import RealExams, VertebraSynthesizer
@@ -75,6 +76,17 @@ def test_other_structures_are_no_levels() -> None:
 def test_bodies_are_known_by_their_name() -> None:
     assert are_bodies({"L1 body": 1}) and are_bodies({"vertebral bodies": 1})
     assert not are_bodies({"L1 vertebra": 1})
+
+
+def test_bodies_are_known_by_their_shape() -> None:
+    _, whole = exam_volumes(column((20, 21)))
+    assert min(proportions(whole)) > 2
+    _, bodies = exam_volumes(column((20, 21))[:, 30:48])
+    assert max(proportions(bodies)) < 1.3
+    _, cut = exam_volumes(column((20, 21))[15:])
+    assert len(proportions(cut)) == 1
+    turned = Geometry(whole.geometry.size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 0, 1.0, 0, -1.0, 0))
+    assert max(proportions(Volume(whole.array, turned))) < 0.5
 
 
 def test_values_become_levels() -> None:

@@ -73,6 +73,17 @@ def test_the_plan_says_what_the_labels_are_taken_for(
         plan_tuning(Order(data, tmp_path / "run", "spinemamba", base_model=base))
 
 
+def test_bodies_are_told_by_their_shape(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_cases(tmp_path / "data")
+    for path in (data / "labelsTr").iterdir():
+        image = sitk.ReadImage(str(path))
+        labels = sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))
+        labels[:, 32:] = 0  # the rings behind
+        small_spine.write(path, labels)
+    assert plan_tuning(Order(data, tmp_path / "run", base_model=base, device="cpu")).bodies
+    assert "are taken for vertebral bodies" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "expected"), [("{}", "is not valid"), ('{"stages": {}', "is not valid"), ("[]", "is not valid")]
 )
