@@ -6,7 +6,7 @@ What the labels do not say is unknown, and no background: most data sets begin a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +202,6 @@ def proportions(levels: Volume) -> list[float]:
     return found
 
 
-def names_of(levels: Mapping[str, int]) -> Sequence[str]:
-    """Return the names of labels that have a class, the uppermost first."""
-    return sorted((name for name, level in levels.items() if level <= SACRUM), key=lambda name: levels[name])
+def known_levels(levels: Mapping[str, int]) -> list[int]:
+    """Return the levels of labels that have a class, the uppermost first."""
+    return sorted(level for level in levels.values() if level <= SACRUM)

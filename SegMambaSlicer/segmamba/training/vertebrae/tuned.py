@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,10 @@ def write_tuned(plan: TuningPlan, start: Start, folder: Path, split: Split, orde
     except OSError as error:
         raise OutputError(f"{target} cannot be written ({error.strerror}): free some space.") from error
     before = _before(plan, start, folder, split.validation, order.device)
-    after = measure(split.validation, plan, start.model, target / WEIGHTS, order.device)
+    ours = replace(
+        start.model, title=f"{plan.dataset}, from '{start.model.id}'", version=file_sha256(target / WEIGHTS)[:8]
+    )
+    after = measure(split.validation, plan, ours, target / WEIGHTS, order.device)
     scored = mean_dice(before) if split.validation else None
     results = FoldResults(
         order.fold, len(split.training), after.scores, scored, plan.base_model, after.levels if after.scores else None

@@ -22,6 +22,7 @@ from segmamba.io.read import read_volume
 from segmamba.models.library import load_models
 from segmamba.models.manifest import Model
 from segmamba.networks.checkpoint import load_state_dict, save_safetensors
+from segmamba.spine.levels import level_name
 from segmamba.training import loop
 from segmamba.training.config import Config
 from segmamba.training.dataset.cache import make_folder
@@ -35,7 +36,7 @@ from segmamba.training.dataset.start import Start, find_start
 from segmamba.training.dataset.train import CASES, PLAN, Order, choose_split, fingerprint_of_files
 from segmamba.training.tasks import SyntheticTask
 from segmamba.training.vertebrae.exams import SPACING, write_exam
-from segmamba.training.vertebrae.labelled import labelled_exam, names_of, storable
+from segmamba.training.vertebrae.labelled import known_levels, labelled_exam, storable
 from segmamba.training.vertebrae.merge_stages import merge
 from segmamba.training.vertebrae.tuned import MERGED, write_tuned
 from segmamba.training.vertebrae.tuning_plan import (
@@ -53,6 +54,8 @@ from segmamba.utils.parallel import at_once
 STAGE_ARCHITECTURE = "spine_mamba"
 # Cases on the page of pictures.
 SHOWN = 12
+# The axis of the largest spacing is the one that pictures are cut across: here the one from right to left.
+CUT_SAGITTALLY = (SPACING, SPACING, 1.001 * SPACING)
 
 
 class TuningTask(SyntheticTask):
@@ -132,7 +135,8 @@ def tune(order: Order) -> Path:
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process and pictures and not (order.output / CASES).is_file():
         title = f"{plan.dataset}: {len(pictures)} cases; look for labels that do not fit their vertebra"
-        draw_page(pictures, names_of(plan.levels), order.output / CASES, title)
+        names = [level_name(level) for level in known_levels(plan.levels)]
+        draw_page(pictures, names, order.output / CASES, title)
     weights = []
     for stage in (COARSE, FINE):
         config = stage_config(plan, stage, start, order, exams)
@@ -209,7 +213,7 @@ def fill_exams(cases: tuple[Case, ...], plan: TuningPlan, folder: Path) -> list[
         except InputError as error:
             raise InputError(f"{case.labels} cannot be trained on ({error}): leave the case out.") from error
         write_exam(folder / f"{case.name}.npz", image, codes, centres, plan.modality)
-        return picture_of(case.name, image, _as_classes(codes, plan), (SPACING,) * 3, "LPS")
+        return picture_of(case.name, image, _as_classes(codes, plan), CUT_SAGITTALLY, "LPS")
 
     return list(at_once(add, missing).values())[:SHOWN]
 
@@ -223,11 +227,11 @@ def _check_intensities(case: Case, plan: TuningPlan, model: Model) -> None:
 
 
 def _as_classes(codes: np.ndarray, plan: TuningPlan) -> np.ndarray:
-    """Return codes as numbers of the plan's names, for pictures; what is unknown is `IGNORED`."""
+    """Return codes as numbers of the plan's levels, for pictures; what is unknown is `IGNORED`."""
     table = np.full(256, IGNORED, np.uint8)
     table[0] = 0
-    for number, name in enumerate(names_of(plan.levels), start=1):
-        table[plan.levels[name]] = number
+    for number, level in enumerate(known_levels(plan.levels), start=1):
+        table[level] = number
     return table[codes]
 
 
