@@ -84,6 +84,8 @@ def test_two_corrected_cases_become_a_fine_tuned_model_that_the_panel_offers(
         recipe |= {"iterations": 1, "batch": 1, "learning_rate": 1e-9, "log_every": 1}
     (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
     assert main(command) == 0
+    for stage in plan.get("stages", [""]):
+        assert (tmp_path / "run/fold-0" / stage / "log.jsonl").read_text().count('"loss"') == 1
 
     click(ui.modelsSection)
     choose(monkeypatch, "getOpenFileName", tmp_path / "run/fold-0/model/model.json")

@@ -136,40 +136,9 @@ def test_each_labelled_vertebra_is_measured_and_a_worse_model_is_not_imported(
     assert (fold / "model" / "worst.png").is_file()
     assert main(["models", "import", str(run)]) > 0
     assert f"does worse on its validation cases than '{base}'" in capsys.readouterr().err
-    assert main(["models", "import", str(run), "--even-if-worse"]) == 0
-
-
-@pytest.mark.slow
-def test_two_cases_become_a_model_beside_the_one_that_they_came_from(
-    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, run = write_cases(tmp_path / "data"), tmp_path / "run"
-    command = ["train", str(data), "--output", str(run), "--device", "cpu"]
-    assert main([*command, "--from", base, "--plan-only"]) == 0
-    plan = json.loads((run / "plan.json").read_text())
-    for stage in plan["stages"].values():
-        stage |= {"iterations": 2, "batch": 1, "warmup": 0, "log_every": 1, "learning_rate": 1e-9}
-    (run / "plan.json").write_text(json.dumps(plan))
-    assert main([*command, "--seed", "3"]) == 0, capsys.readouterr().err
-    fold = run / "fold-0"
-    for stage in ("coarse", "fine"):
-        log = [json.loads(line) for line in (fold / stage / "log.jsonl").read_text().splitlines()]
-        assert [line["iteration"] for line in log] == [1, 2]
-    results = json.loads((fold / "results.json").read_text())
-    assert results["base"] == base and results["training"] == 1
-    (scores,) = results["scores"].values()
-    assert list(scores) == ["L1 vertebra", "L2 vertebra", "L3 vertebra"]
-    (levels,) = results["levels"].values()
-    assert levels["of"] == 3
     card = (fold / "model" / "card.md").read_text()
-    assert f"'{base}' before: {results['before']:.3f}" in card and "on MR, and on levels" in card
-    assert (fold / "model" / "worst.png").is_file() and (run / "cases.png").is_file()
-
-    assert main(["models", "import", str(run), "--as", "our-spine"]) == 0
-    models = load_models()
-    ours = models.model("our-spine")
-    assert ours.task == "vertebrae" and ours.fine is not None and models.default("vertebrae").id == "spinemamba"
-    image, output = data / "imagesTr" / "sub-0_0000.nii.gz", tmp_path / "found.nii.gz"
-    found = ["segment", str(image), "--model", "our-spine", "-o", str(output), "--device", "cpu", "--in-process"]
-    assert main(found) == 0
-    assert sitk.ReadImage(str(output)).GetSize() == sitk.ReadImage(str(image)).GetSize()
+    assert f"Mean Dice on these cases: 0.333; '{base}' before: 1.000." in card and "on MR, and on levels" in card
+    assert main(["models", "import", str(run), "--as", "our-spine", "--even-if-worse"]) == 0
+    ours = load_models().model("our-spine")
+    assert ours.task == "vertebrae" and ours.fine is not None
+    assert load_models().default("vertebrae").id == "spinemamba"
