@@ -8,8 +8,9 @@ import numpy as np
 from scipy import ndimage, special
 
 from segmamba.spine.halves import merged, owners_of_halves
-from segmamba.spine.hmm import Numbering, Observations, label_observations
+from segmamba.spine.hmm import Numbering, label_observations
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
+from segmamba.spine.level_model import Observations
 from segmamba.spine.levels import L6, SACRUM, SACRUM_TOP_MM, distance_by_volume, next_level
 from segmamba.spine.nearest import nearest_labels
 from segmamba.utils.arrays import bounding_box

@@ -1,15 +1,7 @@
-"""Label the levels of all vertebrae of a column together, with a hidden Markov model. Our own construction.
-
-The hidden state of a vertebra is its level and the *level offset*: by how many levels the network's prediction is off
-there. A network that is off by one at a vertebra is off at the next one too, so its predictions are not independent:
-one change of the offset explains a whole run of wrong predictions at the cost of one. A change is cheap in the middle
-of the thorax, where vertebrae look alike, and expensive where a vertebra differs from its neighbours. This tempers the
-evidence. Inference is exact: forward-backward for the probabilities, Viterbi for the best labelling.
-"""
+"""Label the levels of all vertebrae of a column together, as `segmamba.spine.level_model` weighs them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -18,20 +10,10 @@ import numpy as np
 from segmamba.errors import InputError
 from segmamba.spine.doubts import doubts, doubts_in_spite_of_a_person
 from segmamba.spine.factors import (
-    CHANGES,
     LEVEL_OFFSETS,
-    MOST_SPURIOUS,
-    SIXTH_LUMBAR,
-    STATE,
     STATES,
-    THIRTEENTH_THORACIC,
-    emission_weights,
-    offset_penalties,
-    rib_weights,
-    spurious_weights,
-    termination_weights,
-    transition_weights,
 )
+from segmamba.spine.level_model import LevelModel, Observations, states_of
 from segmamba.spine.levels import (
     C1,
     C2,
@@ -40,9 +22,6 @@ from segmamba.spine.levels import (
     L4,
     L6,
     ORDER,
-    SACRUM_MM,
-    SACRUM_TOP_MM,
-    SCALE_SPREAD,
     T1,
     T11,
     T12,
@@ -51,32 +30,11 @@ from segmamba.spine.levels import (
     steps_between,
 )
 
-# Prior probabilities, set by judgement of anatomy and networks, not fitted: of the level offset at the first vertebra,
-# and of its change from one vertebra to the next; by absolute value, each up or down.
-INITIAL_OFFSET = {0: 0.78, 1: 0.10, 2: 0.01}
-OFFSET_TRANSITION = {0: 0.956, 1: 0.02, 2: 0.002, 3: 1e-4, 4: 1e-4}
-# Logarithms of the scales that a column may have.
-LOG_SCALES = np.arange(-4, 5) * 0.07
-# Prior probability that rib evidence is meaningless for the whole column: all ribs missed, for example.
-RIBS_UNRELIABLE = 0.05
 # A labelling is certain if it is at least this probable and a landmark is in view: the sacrum, the first or last rib,
 # or C1 or C2 with at least this probability from the network itself; and if nothing contradicts it (`doubts`).
 CERTAIN, CERTAIN_RING = 0.95, 0.5
 # Levels that are set may make this many instances spurious that were not: one found twice, or the top of the sacrum.
 LOST_BY_ANCHORS = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Observations:
-    """What is known of the vertebrae of a column before they have levels; see `label_levels`."""
-
-    evidence: np.ndarray
-    centres: np.ndarray
-    volumes: np.ndarray
-    sacrum: np.ndarray | None
-    cut: np.ndarray
-    ribs: np.ndarray
-    sacrum_cut: bool
 
 
 @dataclass(frozen=True)
@@ -189,7 +147,7 @@ def label_observations(seen: Observations, anchors: Mapping[int, int] | None = N
     count, evidence, sacrum, ribs = len(seen.centres), seen.evidence, seen.sacrum, seen.ribs
     if count == 0:
         return Numbering(np.zeros(0, int), np.zeros(0), 0.0, False, "There is no vertebra in view.", None, 0.0, ())
-    model = _LevelModel(seen, anchors)
+    model = LevelModel(seen, anchors)
     partition, marginals = model.marginals()
     if not partition > 0:
         raise InputError(f"{_named(anchors)} cannot all be where they are said to be")
@@ -200,7 +158,7 @@ def label_observations(seen: Observations, anchors: Mapping[int, int] | None = N
     weights = [model.weight_of(other, lenient=True) / partition for other in rivals]
     runner_up = rivals[int(np.argmax(weights))] if rivals else None
     dropped = 1 - marginals.sum(axis=1)
-    confidence = np.where(kept, marginals[np.arange(count), _states(levels)], dropped)
+    confidence = np.where(kept, marginals[np.arange(count), states_of(levels)], dropped)
     probability = min(1.0, model.weight_of(levels, lenient=True) / partition)
     landmark = bool(anchors) or _landmark(levels, evidence, sacrum, ribs)
     if anchors:
@@ -220,133 +178,6 @@ def label_observations(seen: Observations, anchors: Mapping[int, int] | None = N
     )
 
 
-class _LevelModel:
-    """The factors of the model for one column, as probabilities up to a constant.
-
-    A state is a pair (level, level offset), of the levels in `STATES`. ``hypotheses`` are about the whole column: index
-    of the scale, emission weights (n, states, offsets) with ribs reliable or not, and prior weight.
-    ``transitions[scale][i, j]``, (states, states), leads from instance i to the next one that is kept, j; those between
-    are spurious.
-    """
-
-    def __init__(self, seen: Observations, anchors: Mapping[int, int]) -> None:
-        self.count = len(seen.centres)
-        evidence_weights = emission_weights(seen.evidence)
-        self.spurious = spurious_weights(seen.volumes)
-        with_ribs = evidence_weights * rib_weights(seen.ribs)[:, :, None]
-        without_ribs = evidence_weights * np.where(np.isnan(seen.ribs), 1.0, 0.5)[:, None, None]
-        without_ribs[:, STATE[T13]] = 0.0
-        for index, level in anchors.items():
-            for emission in (with_ribs, without_ribs):
-                emission[index] = 0.0
-                emission[index, STATE[level]] = evidence_weights[index, STATE[level]]
-            self.spurious[index] = 0.0
-        scale_weights = np.exp(-((LOG_SCALES / SCALE_SPREAD) ** 2) / 2)
-        self.hypotheses = [
-            (scale, emission, weight * share)
-            for scale, weight in enumerate(scale_weights)
-            for emission, share in ((with_ribs, 1 - RIBS_UNRELIABLE), (without_ribs, RIBS_UNRELIABLE))
-        ]
-        self.change = offset_penalties(CHANGES)
-        self.initial_offset = np.array([INITIAL_OFFSET[abs(offset)] for offset in LEVEL_OFFSETS])
-        self.offset_transition = np.array(
-            [[OFFSET_TRANSITION[abs(a - b)] for b in LEVEL_OFFSETS] for a in LEVEL_OFFSETS]
-        )
-        sacrum_mm = (SACRUM_TOP_MM if seen.sacrum_cut else SACRUM_MM, SACRUM_MM)
-        self.transitions = [transition_weights(seen.centres, seen.cut, np.exp(s)) for s in LOG_SCALES]
-        self.terminations = [termination_weights(seen.centres, seen.sacrum, sacrum_mm, np.exp(s)) for s in LOG_SCALES]
-        self.initial_level = np.ones(len(STATES))
-        self.initial_level[STATE[L6]] = SIXTH_LUMBAR
-        self.initial_level[STATE[T13]] = THIRTEENTH_THORACIC
-
-    def forward(self, scale: int, emission: np.ndarray, spurious: np.ndarray) -> np.ndarray:
-        """Return the forward messages (n, states, offsets): the weight of all labellings down to a state."""
-        messages = np.zeros_like(emission)
-        for j in range(self.count):
-            into = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
-            for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
-                skipped = _product(spurious[i + 1 : j])
-                if skipped:
-                    into = into + skipped * self.change * (
-                        self.transitions[scale][i, j].T @ messages[i] @ self.offset_transition
-                    )
-            messages[j] = into * emission[j]
-        return messages
-
-    def backward(self, scale: int, emission: np.ndarray) -> np.ndarray:
-        """Return the backward messages (n, states, offsets): the weight of all labellings below a state."""
-        messages = np.zeros_like(emission)
-        for i in reversed(range(self.count)):
-            termination = np.repeat(self.terminations[scale][i][:, None], len(LEVEL_OFFSETS), axis=1)
-            out = _product(self.spurious[i + 1 :]) * termination
-            for j in range(i + 1, min(self.count, i + 2 + MOST_SPURIOUS)):
-                skipped = _product(self.spurious[i + 1 : j])
-                if skipped:
-                    step = self.transitions[scale][i, j] @ (messages[j] * emission[j] * self.change)
-                    out = out + skipped * (step @ self.offset_transition.T)
-            messages[i] = out
-        return messages
-
-    def partition(self, scale: int, messages: np.ndarray, spurious: np.ndarray) -> float:
-        """Return the partition function, the weight of all labellings with a vertebra, from the forward messages."""
-        ends = (messages.sum(axis=2) * self.terminations[scale]).sum(axis=1)
-        after = np.array([_product(spurious[i + 1 :]) for i in range(self.count)])
-        return float(ends @ after)
-
-    def marginals(self) -> tuple[float, np.ndarray]:
-        """Return the partition function of all hypotheses, and the posterior (n, states) of each instance's level."""
-        partition, posterior = 0.0, np.zeros((self.count, len(STATES)))
-        for scale, emission, weight in self.hypotheses:
-            messages = self.forward(scale, emission, self.spurious)
-            partition += weight * self.partition(scale, messages, self.spurious)
-            posterior += weight * (messages * self.backward(scale, emission)).sum(axis=2)
-        return partition, posterior / (partition or 1.0)
-
-    def weight_of(self, levels: np.ndarray, lenient: bool = False) -> float:
-        """Return the weight of one labelling; ``lenient``: of all in which no instance has a different level."""
-        allowed = np.zeros((self.count, len(STATES)))
-        for index, level in enumerate(levels):
-            if level:
-                allowed[index, STATE[int(level)]] = 1
-            elif lenient:
-                allowed[index] = 1
-        spurious = self.spurious if lenient else np.where(levels > 0, 0.0, self.spurious)
-        return sum(
-            weight * self.partition(scale, self.forward(scale, emission * allowed[:, :, None], spurious), spurious)
-            for scale, emission, weight in self.hypotheses
-        )
-
-    def viterbi(self, scale: int, emission: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """Return the levels of the best labelling; ``allowed`` is (n, 1 + states), column 0 for a spurious one."""
-        emission = emission * allowed[:, 1:, None]
-        spurious = self.spurious * allowed[:, 0]
-        best = np.zeros_like(emission)
-        previous = np.full((*emission.shape, 3), -1)  # back-pointers: instance, level, offset
-        grid = np.indices((len(STATES), len(LEVEL_OFFSETS)))
-        for j in range(self.count):
-            best[j] = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
-            for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
-                # Maximum over the previous offset first, then over the previous level.
-                by_offset = best[i][:, :, None] * self.offset_transition
-                offset = by_offset.argmax(axis=1)
-                by_level = self.transitions[scale][i, j][:, :, None] * by_offset.max(axis=1)[:, None, :]
-                level = by_level.argmax(axis=0)
-                value = _product(spurious[i + 1 : j]) * by_level.max(axis=0) * self.change
-                better = value > best[j]
-                best[j][better] = value[better]
-                pointer = np.stack([np.full_like(level, i), level, offset[level, grid[1]]], axis=-1)
-                previous[j][better] = pointer[better]
-            best[j] *= emission[j]
-        after = np.array([_product(spurious[i + 1 :]) for i in range(self.count)])
-        last = best * self.terminations[scale][:, :, None] * after[:, None, None]
-        levels = np.zeros(self.count, int)
-        state: tuple[int, ...] = tuple(int(n) for n in np.unravel_index(last.argmax(), last.shape))
-        while state[0] >= 0:
-            levels[state[0]] = STATES[state[1]]
-            state = tuple(previous[state].tolist())
-        return levels
-
-
 def _moved(evidence: np.ndarray, by: int) -> np.ndarray:
     """Return evidence (n, 26) of which what a level had another one has, that many levels further down."""
     moved = np.repeat(evidence.min(axis=1, keepdims=True), evidence.shape[1], axis=1)
@@ -361,17 +192,7 @@ def _named(anchors: Mapping[int, int]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _states(levels: np.ndarray) -> np.ndarray:
-    """Return the states of levels; -1 for a spurious instance."""
-    return np.array([STATE.get(int(level), -1) for level in levels], int)
-
-
-def _product(values: np.ndarray) -> float:
-    """Return the product of a few values, for which `numpy.prod` takes ten times as long."""
-    return math.prod(values.tolist())
-
-
-def _candidates(model: _LevelModel, marginals: np.ndarray, most: int = 8) -> list[np.ndarray]:
+def _candidates(model: LevelModel, marginals: np.ndarray, most: int = 8) -> list[np.ndarray]:
     """Return candidates for the best labelling: Viterbi's, and the best with each other probable level."""
     everything = np.ones((model.count, len(STATES) + 1))
     weights = [
@@ -383,7 +204,7 @@ def _candidates(model: _LevelModel, marginals: np.ndarray, most: int = 8) -> lis
     found = [best]
     others = marginals.copy()
     kept = np.flatnonzero(best)
-    others[kept, _states(best[kept])] = 0
+    others[kept, states_of(best[kept])] = 0
     for flat in np.argsort(others, axis=None)[::-1][:most]:
         index, state = np.unravel_index(flat, others.shape)
         allowed = everything.copy()

@@ -272,17 +272,17 @@ def test_ribs_that_cannot_be_seen_change_nothing() -> None:
 
 def test_the_probabilities_are_those_of_all_numberings_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     # Three vertebrae, no level offset and one scale: all sequences can be listed.
-    from segmamba.spine import hmm
+    from segmamba.spine import level_model
 
-    monkeypatch.setattr(hmm, "INITIAL_OFFSET", {0: 1.0, 1: 0.0, 2: 0.0})
-    monkeypatch.setattr(hmm, "OFFSET_TRANSITION", {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 0.0})
-    monkeypatch.setattr(hmm, "LOG_SCALES", np.array([0.0]))
+    monkeypatch.setattr(level_model, "INITIAL_OFFSET", {0: 1.0, 1: 0.0, 2: 0.0})
+    monkeypatch.setattr(level_model, "OFFSET_TRANSITION", {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 0.0})
+    monkeypatch.setattr(level_model, "LOG_SCALES", np.array([0.0]))
     rng = np.random.default_rng(0)
     claims = rng.normal(0, 2, (3, SACRUM))
     centres = column([17, 18, 19]) + rng.normal(0, 2, (3, 3))
     volumes = np.array([30.0, 20.0, 30.0])
-    seen = hmm.Observations(claims, centres, volumes, None, np.zeros(3, bool), np.full(3, np.nan), False)
-    model = hmm._LevelModel(seen, {})
+    seen = level_model.Observations(claims, centres, volumes, None, np.zeros(3, bool), np.full(3, np.nan), False)
+    model = level_model.LevelModel(seen, {})
     _, emission, _ = model.hypotheses[0]
     states = len(STATES)
     partition, by_level = 0.0, np.zeros((3, states))
