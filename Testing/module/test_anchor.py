@@ -155,7 +155,7 @@ def test_levels_of_another_segmentation_are_a_choice_and_go_to_the_run(panel, co
     from segmamba_mrml.segment import SegmentationCase
     from SegMambaSlicerLib.parameters import requestOf
 
-    case = SegmentationCase(panel._parameterNode.inputVolume, requestOf(task="vertebrae"), None, column)
+    case = SegmentationCase(panel._parameterNode.inputVolume, requestOf(task="vertebrae"), levels_node=column)
     path = case.request.options.levels_from
     with open(path, encoding="utf-8") as stream:
         places = json.load(stream)
