@@ -142,8 +142,8 @@ with stop_signal() as stopped:
 print("stopped")
 """
 INTERRUPTED = """
-print("ready", flush=True)
 try:
+    print("ready", flush=True)  # within, as the interruption may come at once
     time.sleep(3600)
 except KeyboardInterrupt:
     print("stopped")
