@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -186,10 +186,17 @@ def _preprocessing(plan: Plan) -> dict[str, Any]:
 
 
 def _accuracy(plan: Plan, results: FoldResults) -> list[dict[str, Any]]:
-    data = (
-        f"{len(results.scores)} cases of {plan.dataset} that were held out (fold {results.fold}), on the model's grid"
-    )
-    command = f"segmamba train {plan.dataset} --fold {results.fold}"
+    data = f"{held_out(plan.dataset, results)}, on the model's grid"
+    return dice_rows(results, data, f"segmamba train {plan.dataset} --fold {results.fold}")
+
+
+def held_out(dataset: str, results: FoldResults) -> str:
+    """Return what a fold was measured on, for the reader."""
+    return f"{len(results.scores)} cases of {dataset} that were held out (fold {results.fold})"
+
+
+def dice_rows(results: FoldResults, data: str, command: str) -> list[dict[str, Any]]:
+    """Return a manifest's rows of the mean Dice of each structure, measured on ``data`` by ``command``."""
     return [
         {"data": data, "measure": f"Dice, {name}", "value": round(sum(values) / len(values), 3), "command": command}
         for name, values in results.by_structure().items()
@@ -222,18 +229,26 @@ def card(entry: Mapping[str, Any], plan: Plan, fold: str, folds: list[FoldResult
     """Return the model's card as Markdown: data, plan, accuracy by fold and limits."""
     x, y, z = plan.spacing
     size = " x ".join(map(str, plan.patch))
+    facts = [
+        f"**Data**: {entry['training_data']}; {len(plan.labels)} structures; images: {', '.join(plan.channels)}.",
+        f"**Network**: {plan.recipe.architecture}, {entry['parameters'] / 1e6:.1f} million parameters.",
+        f"**Plan**: voxels of {x:g} x {y:g} x {z:g} mm, patch {size} (z, y, x), batch {plan.recipe.batch}, "
+        f"{plan.recipe.optimizer}, learning rate {plan.recipe.learning_rate:g}.",
+    ]
+    return card_text(entry, facts, accuracy_lines(fold, folds, "on the model's own grid, without post-processing"))
+
+
+def card_text(entry: Mapping[str, Any], facts: Sequence[str], accuracy: Sequence[str]) -> str:
+    """Return a model's card: its manifest entry's title, weights and limits around facts and lines on accuracy."""
     lines = [
         f"# {entry['title']}",
         "",
         "Research software, not a medical device.",
         "",
-        f"- **Data**: {entry['training_data']}; {len(plan.labels)} structures; images: {', '.join(plan.channels)}.",
-        f"- **Network**: {plan.recipe.architecture}, {entry['parameters'] / 1e6:.1f} million parameters.",
-        f"- **Plan**: voxels of {x:g} x {y:g} x {z:g} mm, patch {size} (z, y, x), batch {plan.recipe.batch}, "
-        f"{plan.recipe.optimizer}, learning rate {plan.recipe.learning_rate:g}.",
+        *(f"- {fact}" for fact in facts),
         f"- **Weights**: {entry['file']['name']}, SHA-256 {entry['file']['sha256']}.",
         "",
-        *accuracy_lines(fold, folds, "on the model's own grid, without post-processing"),
+        *accuracy,
         "## Limitations",
         "",
         *(f"- {limit}" for limit in entry["limits"]),

@@ -94,11 +94,9 @@ def plan_training(order: Order) -> Plan:
         plan = read_plan(path)
         if order.architecture is not None and network_of(order.architecture) != plan.recipe.architecture:
             raise InputError(f"{path} is for another architecture: delete it, or choose another output folder.")
-        if order.base_model not in (None, plan.base_model):
-            raise InputError(f"{path} does not begin from '{order.base_model}': delete it, or choose another folder.")
+        check_base_model(order, plan.base_model, path)
         return plan
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"There is no plan {path}: make it first, without torchrun and with --plan-only.")
+    check_one_process(path)
     if order.base_model and order.architecture:
         raise InputError("A training that begins from a model has that model's architecture: leave out --architecture.")
     if order.bodies:
@@ -119,6 +117,18 @@ def plan_training(order: Order) -> Plan:
         write_start(plan, start, order.output)
     write_plan(plan, path)
     return read_plan(path)
+
+
+def check_base_model(order: Order, planned: str | None, path: Path) -> None:
+    """Raise InputError if an order names another model to begin from than the plan at ``path``."""
+    if order.base_model not in (None, planned):
+        raise InputError(f"{path} does not begin from '{order.base_model}': delete it, or choose another folder.")
+
+
+def check_one_process(path: Path) -> None:
+    """Raise InputError if several processes are about to make a plan each."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"There is no plan {path}: make it first, without torchrun and with --plan-only.")
 
 
 def train_on_dataset(order: Order) -> Path:

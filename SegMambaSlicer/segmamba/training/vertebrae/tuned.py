@@ -31,6 +31,9 @@ from segmamba.training.dataset.package import (
     MODEL_FOLDER,
     WEIGHTS,
     accuracy_lines,
+    card_text,
+    dice_rows,
+    held_out,
     limits_of,
     model_id,
 )
@@ -198,12 +201,9 @@ def _limits(plan: TuningPlan, model: Model) -> list[str]:
 
 
 def _accuracy(plan: TuningPlan, results: FoldResults) -> list[dict[str, Any]]:
-    data = f"{len(results.scores)} cases of {plan.dataset} that were held out (fold {results.fold})"
+    data = held_out(plan.dataset, results)
     command = f"segmamba train {plan.dataset} --from {plan.base_model} --fold {results.fold}"
-    rows = [
-        {"data": data, "measure": f"Dice, {name}", "value": round(sum(values) / len(values), 3), "command": command}
-        for name, values in results.by_structure().items()
-    ]
+    rows = dice_rows(results, data, command)
     counts = (results.levels or {}).values()
     of = sum(count["of"] for count in counts)
     if of:
@@ -214,7 +214,7 @@ def _accuracy(plan: TuningPlan, results: FoldResults) -> list[dict[str, Any]]:
 
 def _card(entry: Mapping[str, Any], plan: TuningPlan, results: FoldResults, folds: list[FoldResults]) -> str:
     recipes = [
-        f"- **{stage.capitalize()} stage**: {recipe['iterations']} iterations of {recipe['batch']} samples, learning "
+        f"**{stage.capitalize()} stage**: {recipe['iterations']} iterations of {recipe['batch']} samples, learning "
         f"rate {recipe['learning_rate']:g}."
         for stage, recipe in plan.stages.items()
     ]
@@ -225,23 +225,9 @@ def _card(entry: Mapping[str, Any], plan: TuningPlan, results: FoldResults, fold
     if "compared" in entry:
         before, after = entry["compared"]["before"], entry["compared"]["after"]
         compared = [f"Mean Dice on these cases: {after:.3f}; '{plan.base_model}' before: {before:.3f}."]
-    lines = [
-        f"# {entry['title']}",
-        "",
-        "Research software, not a medical device.",
-        "",
-        f"- **Data**: {entry['training_data']}.",
-        *recipes,
-        f"- **Weights**: {entry['file']['name']}, SHA-256 {entry['file']['sha256']}.",
-        "",
-        *accuracy_lines(results.fold, folds, HOW),
-        *(line for text in (*compared, *levels) for line in (text, "")),
-        "## Limitations",
-        "",
-        *(f"- {limit}" for limit in entry["limits"]),
-        "",
-    ]
-    return "\n".join(lines)
+    facts = [f"**Data**: {entry['training_data']}.", *recipes]
+    accuracy = accuracy_lines(results.fold, folds, HOW)
+    return card_text(entry, facts, [*accuracy, *(line for text in (*compared, *levels) for line in (text, ""))])
 
 
 def _as_json(label: Label) -> dict[str, Any]:

@@ -33,7 +33,15 @@ from segmamba.training.dataset.pictures import Picture, draw_page, picture_of
 from segmamba.training.dataset.plan import IGNORED
 from segmamba.training.dataset.read import read_dataset
 from segmamba.training.dataset.start import Start, find_start
-from segmamba.training.dataset.train import CASES, PLAN, Order, choose_split, fingerprint_of_files
+from segmamba.training.dataset.train import (
+    CASES,
+    PLAN,
+    Order,
+    check_base_model,
+    check_one_process,
+    choose_split,
+    fingerprint_of_files,
+)
 from segmamba.training.tasks import SyntheticTask
 from segmamba.training.vertebrae.exams import SPACING, write_exam
 from segmamba.training.vertebrae.labelled import known_levels, labelled_exam, storable
@@ -94,11 +102,9 @@ def plan_tuning(order: Order) -> TuningPlan:
     path = order.output / PLAN
     if path.is_file():
         plan = read_tuning_plan(path)
-        if order.base_model not in (None, plan.base_model):
-            raise InputError(f"{path} does not begin from '{order.base_model}': delete it, or choose another folder.")
+        check_base_model(order, plan.base_model, path)
         return plan
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"There is no plan {path}: make it first, without torchrun and with --plan-only.")
+    check_one_process(path)
     assert order.base_model is not None
     start = find_start(order.base_model)
     dataset = read_dataset(order.dataset)
