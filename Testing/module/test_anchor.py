@@ -7,11 +7,10 @@ import json
 import numpy as np
 import pytest
 import slicer
+from helpers.shown_result import show_result
 
-from segmamba.models.manifest import load_manifest
 from segmamba_mrml.anchors import level_points, points_node
-from segmamba_mrml.segment import REPORT_ATTRIBUTE
-from segmamba_mrml.segmentation import segment_ids, segmentation_from_labels
+from segmamba_mrml.segmentation import segment_ids
 
 LEVELS = ((18, "T11"), (19, "T12"), (20, "L1"))
 
@@ -23,20 +22,9 @@ def column(panel, a_slicer_host):
     for number, (value, _level) in enumerate(LEVELS):
         labels[28 - 12 * number : 36 - 12 * number, 6:14, 6:14] = value
     matrix = np.diag([2.0, 2.0, 2.0, 1.0])
-    volume_node = slicer.util.addVolumeFromArray(labels.astype(np.int16), matrix, "case 7")
-    node = segmentation_from_labels(
-        labels, volume_node, load_manifest().default("vertebrae").labels, "case 7 vertebrae"
-    )
-    rows = [
-        {"value": value, "name": f"{level} vertebra", "segment_id": f"{level}_vertebra", "volume_ml": 4.1}
-        | {"mean_confidence": 0.9, "at_border": False}
-        for value, level in LEVELS
-    ]
     numbering = {"certain": False, "reason": "L1 could be T12: check the levels.", "probability": 0.5}
     numbering |= {"runner_up": None, "variants": [], "levels": {"18": 0.6, "19": 0.6, "20": 0.6}}
-    node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({"segments": rows, "numbering": numbering}))
-    panel._parameterNode.resultSegmentation = node
-    panel.sections.results.show(node)
+    node = show_result(panel, labels, matrix, LEVELS, 4.1, numbering=numbering)
     a_slicer_host.process_events()
     return node
 

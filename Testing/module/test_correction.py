@@ -9,6 +9,7 @@ import pytest
 import slicer
 from helpers.large import Clock
 from helpers.placed_spine import L1, Column
+from helpers.shown_result import show_result
 
 from segmamba.errors import InputError
 from segmamba.models.manifest import load_manifest
@@ -42,18 +43,7 @@ def show(panel, a_column, a_slicer_host):
 
     def show(**findings):
         labels, _hole, _piece = a_column.edited()
-        volume_node = slicer.util.addVolumeFromArray(labels.astype(np.int16), a_column.matrix, "case 7")
-        node = segmentation_from_labels(
-            labels, volume_node, load_manifest().default("vertebrae").labels, "case 7 vertebrae"
-        )
-        rows = [
-            {"value": value, "name": f"{level} vertebra", "segment_id": f"{level}_vertebra", "volume_ml": 40.0}
-            | {"mean_confidence": 0.9, "at_border": False}
-            for value, level in LEVELS
-        ]
-        node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({"segments": rows, **findings}))
-        panel._parameterNode.resultSegmentation = node
-        panel.sections.results.show(node)
+        node = show_result(panel, labels, a_column.matrix, LEVELS, 40.0, **findings)
         a_slicer_host.process_events()
         return node
 
