@@ -12,6 +12,7 @@ from PIL import Image
 from segmamba.batch.engine import Engine
 from segmamba.models.store import sha256
 from segmamba.request import Request
+from segmamba.utils.words import counted
 
 
 class QuickEngine(Engine):
@@ -41,7 +42,7 @@ def quick_run(request: Request) -> dict[str, Any]:
         "model": {"checkpoint_sha256": sha256(checkpoint)},
         "software": {"segmamba": "0"},
         "volume": {"modality": request.options.modality, "modality_inferred": False},
-        "run": {**used, "device_title": f"none, {threads()} threads"},
+        "run": {**used, "device_title": f"none, {counted(threads(), 'thread')}"},
         "timings_s": {"total": 0.0},
         "segments": [segment],
         "measurements": [{"name": "L1 vertebra", "anterior_height_mm": 25.5, "flag": None}],

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from segmamba.batch.batch_case import BatchCase, channels_case, stem
 from segmamba.errors import InputError
+from segmamba.io.channel_names import channel_of_name, missing_channels
 
-# nnU-Net's: CASE_0000, CASE_0001, ...
-NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 SERIES = (
     "It is a DICOM series, and a batch does not tell which channel of the model it is: convert it to NIfTI and end the "
     "file's name in that of the channel."
@@ -44,7 +42,7 @@ def cases_of_channels(cases: Iterable[BatchCase], channels: Sequence[str]) -> li
         if case.listing:
             found.append(replace(case, skipped=SERIES))
             continue
-        named = _channel_of(stem(case.path), channels)
+        named = channel_of_name(stem(case.path), channels)
         if named is None:
             ends = f"_0000 to _{len(channels) - 1:04} or in {', '.join(channels)}"
             text = f"Its name does not tell which channel of the model it is: end it in {ends}."
@@ -67,25 +65,7 @@ def cases_of_channels(cases: Iterable[BatchCase], channels: Sequence[str]) -> li
     return sorted(found + whole, key=lambda case: (case.path, case.name))
 
 
-def _channel_of(name: str, channels: Sequence[str]) -> tuple[str, str] | None:
-    """Return what a file's name shares with those of the case's other files, and the name of its channel."""
-    numbered = NUMBERED.fullmatch(name)
-    if numbered and int(numbered["channel"]) < len(channels):
-        return numbered["case"], channels[int(numbered["channel"])]
-    # The longest first: one may end in another's name.
-    for channel in sorted(channels, key=len, reverse=True):
-        if name.casefold() == channel.casefold():
-            return "", channel
-        named = re.fullmatch(rf"(.+)[-_. ]{re.escape(channel)}", name, re.IGNORECASE)
-        if named:
-            return named[1], channel
-    return None
-
-
 def _case(own: str, files: dict[str, str], channels: Sequence[str]) -> BatchCase:
     case = channels_case(own, {channel: files[channel] for channel in channels if channel in files})
-    missing = [channel for channel in channels if channel not in files]
-    if not missing:
-        return case
-    ends = " and ".join(f"'{channel}' ({own}_{channels.index(channel):04} or {own}-{channel})" for channel in missing)
-    return replace(case, error=f"{own or case.path} has no file of channel {ends}: add it.")
+    missing = missing_channels(own, list(files), channels)
+    return replace(case, error=f"{own or case.path} has no file of channel {missing}: add it.") if missing else case

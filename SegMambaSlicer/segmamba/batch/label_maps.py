@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from segmamba.batch.datafiles import data_files
 from segmamba.io.nifti import is_nifti
 from segmamba.io.read import quiet
+from segmamba.utils.words import counted
 
 # Words in the name of a file or its folder, as data sets have them: labelsTr, segmentations, ct_seg, msk.
 NAMES = re.compile(
@@ -52,7 +53,7 @@ def why_label_map(path: str) -> str | None:
     low, high = min(labels), max(labels)
     if low == high:
         return f"It has the value {low} everywhere, and its name is that of a label map." if named else None
-    return f"It is a label map ({len(labels)} whole numbers, {low} to {high}), not an image."
+    return f"It is a label map ({counted(len(labels), 'whole number')}, {low} to {high}), not an image."
 
 
 def _labels(chunks: Iterable[np.ndarray], named: bool) -> set[int]:

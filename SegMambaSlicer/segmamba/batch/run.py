@@ -27,6 +27,7 @@ from segmamba.batch.progress import Progress
 from segmamba.batch.table import check_pyarrow, write_table
 from segmamba.errors import InputError, InstallationError, OutputError, SegMambaError
 from segmamba.request import Request
+from segmamba.utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def run_batch(
             cases = cases_of_channels(cases, plan.channels)
         if is_of_other_version(folder / CASES, (case.name for case in cases)):
             log(f"{folder} has results of another version of this software: their cases are segmented again.")
-        log(f"{len(cases)} cases")
+        log(counted(len(cases), "case"))
         with make_progress(len(cases)) as progress, _result_files(plan, cases) as add:
             for row in run_cases(pool, cases, plan, settings.retries, stopped):
                 add(row)

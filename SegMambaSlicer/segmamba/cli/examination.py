@@ -18,6 +18,7 @@ from segmamba.models import store
 from segmamba.models.library import load_models
 from segmamba.models.settings import MODELS, VARIABLES
 from segmamba.utils.memory import gibibytes, system_memory
+from segmamba.utils.words import counted
 from segmamba.worker.client import WorkerProcess
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -191,7 +192,7 @@ def _models() -> Iterator[Finding]:
     except SegMambaError as error:
         yield Finding(FAIL, "manifest", str(error))
         return
-    yield Finding(OK, "manifest", f"{len(models)} models")
+    yield Finding(OK, "manifest", counted(len(models), "model"))
     for model in models:
         subject = f"model {model.id}"
         try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from segmamba.evaluation.statistics import eligible
 from segmamba.utils.atomic import atomic_write
+from segmamba.utils.words import counted
 
 # Bins of equal width that probabilities are sorted into.
 BINS = 10
@@ -108,6 +109,7 @@ def draw_reliability(result: Mapping[str, Any], path: Path) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.03), aspect="equal")
     axes.set(xlabel="probability of the level", ylabel="part that is right")
     error = result["expected_calibration_error"]
-    axes.set_title(f"{result['vertebrae']} vertebrae, expected calibration error {error:.3f}", fontsize=9)
+    vertebrae = counted(result["vertebrae"], "vertebra", "vertebrae")
+    axes.set_title(f"{vertebrae}, expected calibration error {error:.3f}", fontsize=9)
     with atomic_write(path, (".png",)) as temporary:
         figure.savefig(temporary)

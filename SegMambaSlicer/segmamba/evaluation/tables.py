@@ -8,6 +8,7 @@ from typing import Any
 from segmamba.evaluation.names import CROPS, NATIVE, PLAIN
 from segmamba.evaluation.statistics import eligible
 from segmamba.reporting import DISCLAIMER
+from segmamba.utils.words import counted
 
 MEASURE_TITLES = {
     "dice": "Dice, mean over structures",
@@ -100,7 +101,7 @@ def _summary(summary: Mapping[str, Any], vertebrae: bool) -> str:
     measures = [measure for measure in MEASURE_TITLES if vertebrae or measure != "identified"]
     rows = []
     for kind, entry in summary.items():
-        count = f"{entry['dice']['values']} in {entry['cases']} cases, {entry['missed']} missed"
+        count = f"{entry['dice']['values']} in {counted(entry['cases'], 'case')}, {entry['missed']} missed"
         rows.append([_kind(kind), count, *(with_interval(entry[measure]) for measure in measures)])
     return table(["perturbation", "structures", *(MEASURE_TITLES[measure] for measure in measures)], rows)
 
@@ -138,8 +139,9 @@ def _calibration(calibration: Mapping[str, Any] | None) -> list[str]:
         return []
     error = number(calibration["expected_calibration_error"])
     rows = [[str(one["vertebrae"]), number(one["probability"]), number(one["right"])] for one in calibration["bins"]]
+    vertebrae = counted(calibration["vertebrae"], "vertebra", "vertebrae")
     return [
-        f"Expected calibration error of the levels' probabilities: {error} ({calibration['vertebrae']} vertebrae).",
+        f"Expected calibration error of the levels' probabilities: {error} ({vertebrae}).",
         f"![Reliability]({RELIABILITY})",
         table(["vertebrae", "mean probability", "right"], rows),
     ]

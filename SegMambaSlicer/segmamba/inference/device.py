@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from segmamba.errors import DeviceError, InstallationError
 from segmamba.utils.memory import system_memory
+from segmamba.utils.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,7 @@ def _processor() -> str:
     if information.is_file():
         lines = information.read_text(errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {import_torch().get_num_threads()} threads"
+    return f"{name}, {counted(import_torch().get_num_threads(), 'thread')}"
 
 
 def _mps(precision: str) -> Device:

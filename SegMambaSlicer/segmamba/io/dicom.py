@@ -17,6 +17,7 @@ from segmamba.io.read import quiet
 from segmamba.io.stored_grid import LARGEST_SHEAR, RESAMPLED, TOO_SHEARED, StoredGrid, resampled
 from segmamba.io.volume import SHEAR_TOLERANCE, Geometry, Volume, check_geometry, nearest_orthonormal
 from segmamba.utils.paths import check_text
+from segmamba.utils.words import counted
 
 MODALITY, SOP_CLASS = "0008|0060", "0008|0016"
 PADDING, BITS_ALLOCATED, BITS_STORED = "0028|0120", "0028|0100", "0028|0101"
@@ -335,8 +336,8 @@ def _slice_step(heights: np.ndarray, name: str) -> tuple[float, bool]:
     repeated = int(np.count_nonzero(gaps < 0.01))
     if repeated:
         raise InputError(
-            f"{name} has {repeated} slices at the position of another one (several phases or echoes in one series): "
-            "keep the slices of one of them."
+            f"{name} has {counted(repeated, 'slice')} at the position of another one (several phases or echoes in one "
+            "series): keep the slices of one of them."
         )
     step = float(heights[-1] - heights[0]) / len(gaps)
     if np.max(np.abs(heights - heights[0] - step * np.arange(len(heights)))) <= UNEVENNESS * step:
@@ -346,6 +347,6 @@ def _slice_step(heights: np.ndarray, name: str) -> tuple[float, bool]:
     alone = gaps > MISSING_GAP * np.maximum(beside.max(axis=0), typical)
     alike = np.abs(gaps / typical - 1) <= UNEVENNESS
     if alone.any() and alike.mean() >= ALIKE:
-        missing = int(np.sum(np.round(gaps[alone] / typical) - 1))
-        raise InputError(f"{name} lacks {missing} slices: export the complete series, or resample it to even slices.")
+        missing = counted(int(np.sum(np.round(gaps[alone] / typical) - 1)), "slice")
+        raise InputError(f"{name} lacks {missing}: export the complete series, or resample it to even slices.")
     return step, False

@@ -21,6 +21,7 @@ from segmamba.io.dicom_headers import headers, is_directory, modality_of, pydico
 from segmamba.io.read import check_values
 from segmamba.io.volume import Volume
 from segmamba.utils.paths import file_state
+from segmamba.utils.words import counted
 
 MODALITIES = ("CT", "MR")
 # A sagittal MR of a spine has from about 10 slices; localizers have up to 7.
@@ -85,7 +86,8 @@ class Series:
     def title(self) -> str:
         """What a person calls it, for sentences."""
         name = self.description or "without a description"
-        return f"{self.modality or '?'} series '{name}' ({len(self.files)} files in {Path(self.files[0]).parent})"
+        files = counted(len(self.files), "file")
+        return f"{self.modality or '?'} series '{name}' ({files} in {Path(self.files[0]).parent})"
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def _named(folder: Path, found: Sequence[Series]) -> str:
 def _describe(folder: Path, series: Series) -> str:
     name = series.description or "without a description"
     example = os.path.relpath(series.files[0], folder)
-    files = f"{len(series.files)} file{'s' if len(series.files) > 1 else ''}"
+    files = counted(len(series.files), "file")
     return f"{series.modality or '?'} '{name}', {files}, for example {example}"
 
 
@@ -356,7 +358,7 @@ def _why_not(headers: Sequence[Any]) -> str | None:
         return f"It was computed from another series ({what}): segment the original one."
     slices = sum(_frames(header) for header in headers)
     if slices < FEWEST_SLICES:
-        return f"It has {slices} slice{'s' if slices > 1 else ''}, and at least {FEWEST_SLICES} are needed."
+        return f"It has {counted(slices, 'slice')}, and at least {FEWEST_SLICES} are needed."
     return None
 
 

@@ -22,6 +22,7 @@ from segmamba.io.padding import padding_to_air
 from segmamba.io.stored_grid import straightened
 from segmamba.io.volume import IMPOSSIBLE, NO_MEMORY, UNKNOWN, Volume, check_geometry, check_scalar_3d, image_geometry
 from segmamba.utils.paths import check_input, file_state, misnamed
+from segmamba.utils.words import counted
 
 # What ITK says where memory is short.
 NO_MEMORY_SIGN = "Failed to allocate memory"
@@ -115,7 +116,7 @@ def _refuse_bad_values(bad: int, total: int, name: str) -> None:
         raise InputError(f"{name} has no valid value (every voxel is NaN or infinite): export it again.")
     if bad:
         raise InputError(
-            f"{name} has {bad} voxels that are NaN or infinite: repair the volume first, "
+            f"{name} has NaN or infinity in {counted(bad, 'voxel')}: repair the volume first, "
             "for example by setting them to the value of air."
         )
 

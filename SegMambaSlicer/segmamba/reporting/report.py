@@ -18,6 +18,7 @@ from segmamba.labels import Label
 from segmamba.models.manifest import Model
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.atomic import atomic_write
+from segmamba.utils.words import counted
 
 REPORT_VERSION = 2
 
@@ -117,7 +118,7 @@ def summary(report: Mapping[str, Any]) -> str:
     found = [segment["name"] for segment in report["segments"]]
     if not found:
         return "No structure was found: the segmentation is empty."
-    outcome = f"{len(found)} structure{'s' if len(found) > 1 else ''} found: {', '.join(found)}."
+    outcome = f"{counted(len(found), 'structure')} found: {', '.join(found)}."
     return " ".join(filter(None, (outcome, levels_set(report), numbering_doubt(report), *level_variants(report))))
 
 

@@ -17,6 +17,8 @@ from helpers import many_cases, tiny
 from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.repository import HELPERS, PACKAGES, REPOSITORY
 
+from segmamba.utils.words import counted
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="shell commands")
 DOCUMENT = REPOSITORY / "Docs" / "batches.md"
 LIMIT = 600
@@ -93,7 +95,7 @@ def test_the_commands_run(place: Path, commands: str, threads: int) -> None:
     assert names is not None
     (row,) = many_cases.rows(place / names[2])
     assert row["status"] == "done"
-    assert row["device_title"].endswith(f", {threads} threads")
+    assert row["device_title"].endswith(f", {counted(threads, 'thread')}")
 
 
 def test_the_commands_of_the_document_are_found() -> None:

@@ -53,7 +53,7 @@ def test_good_cases_have_results_and_broken_ones_a_sentence_each(peaceful: Path)
     errors = [error for status, error in outcomes.values() if status == "failed"]
     assert len(outcomes) == COUNT
     assert len(errors) == many_cases.BROKEN
-    for says in ("empty", "not an image", "truncated", "NaN", "4-D", "lacks 1 slices"):
+    for says in ("empty", "not an image", "truncated", "NaN", "4-D", "lacks 1 slice"):
         assert any(says in error for error in errors), errors
     assert all(error.count("\n") == 0 and WORKING not in error for error in errors)
     assert len(list((peaceful / CASES).iterdir())) == COUNT - many_cases.BROKEN

@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Callable[[], Volume], str]] = {
     "4-D": (array(np.stack([NOISE, NOISE], axis=-1)), r"holds 2 volumes \(4-D\)"),
     "booleans": (array(NOISE > 0), "values of the type bool"),
     "complex": (array(NOISE + 1j), "values of the type complex128"),
-    "NaN voxel": (array(np.where(NOISE > 2, np.nan, NOISE)), "NaN or infinite"),
+    "NaN voxel": (array(np.where(NOISE > 2, np.nan, NOISE)), "NaN or infinity"),
     "constant": (array(np.zeros((5, 6, 7))), "value 0 everywhere"),
     "one slice": (array(NOISE[:, :, :1]), "single slice"),
     "vectors": (lambda: as_volume(sitk.GetImageFromArray(NOISE[..., :3], isVector=True)), "colours or vectors"),

@@ -368,7 +368,7 @@ def test_eighty_series_are_told_in_a_sentence_that_can_be_read(tmp_path: Path) -
 
 def test_missing_slices_are_a_sentence(tmp_path: Path) -> None:
     write_slices(tmp_path, some_ct(), GEOMETRY)[4].unlink()
-    with pytest.raises(InputError, match=r"CT series 'spine'.*lacks 1 slices: export the complete series"):
+    with pytest.raises(InputError, match=r"CT series 'spine'.*lacks 1 slice: export the complete series"):
         read_series(only(tmp_path))
 
 

@@ -120,7 +120,7 @@ def test_several_series_are_named_and_one_file_chooses_one_of_them(tmp_path: Pat
 @pytest.mark.parametrize("lost", [1, 3])
 def test_missing_slices_are_noticed(tmp_path: Path, lost: int) -> None:
     write_series(tmp_path, some_ct(), GEOMETRY)[lost].unlink()
-    with pytest.raises(InputError, match="lacks 1 slices.*complete series"):
+    with pytest.raises(InputError, match="lacks 1 slice.*complete series"):
         read_volume(tmp_path)
 
 

@@ -17,6 +17,7 @@ from segmamba.training.dataset.plan import Plan
 from segmamba.training.dataset.regions import written_classes
 from segmamba.training.dataset.results import FoldResults
 from segmamba.training.dataset.validation import logits_of
+from segmamba.utils.words import counted
 
 SHOWN, WORST = 12, 4
 
@@ -38,7 +39,8 @@ def draw_cases(cases: Sequence[CachedCase], plan: Plan, path: Path) -> None:
         for case in chosen
     ]
     title = (
-        f"{plan.dataset}: {len(chosen)} of {len(cases)} cases on the network's grid; look for labels beside their organ"
+        f"{plan.dataset}: {len(chosen)} of {counted(len(cases), 'case')} on the network's grid; look for labels beside "
+        "their organ"
     )
     draw_page(pictures, plan.class_names, path, title)
 
@@ -73,5 +75,6 @@ def draw_worst(cases: Sequence[CachedCase], plan: Plan, results: FoldResults, we
     path = weights.parent / MODEL_FOLDER / FAILURES
     path.parent.mkdir(exist_ok=True)
     if pictures:
-        draw_page(pictures, plan.class_names, path, f"{plan.dataset}: the worst of {len(cases)} held-out cases")
+        held_out = counted(len(cases), "held-out case")
+        draw_page(pictures, plan.class_names, path, f"{plan.dataset}: the worst of {held_out}")
     return path

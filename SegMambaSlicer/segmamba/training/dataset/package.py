@@ -23,6 +23,7 @@ from segmamba.training.dataset.plan import Plan, modality_of
 from segmamba.training.dataset.results import FoldResults, table
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.hashing import file_sha256
+from segmamba.utils.words import counted
 
 MODEL_FOLDER = "model"
 CARD = "card.md"
@@ -151,7 +152,7 @@ def _entry(
         "origin": f"trained on {plan.dataset}, fold {results.fold}, with SegMambaSlicer {segmamba.__version__}",
         "licence": None,
         "citation": None,
-        "training_data": f"{results.training} cases of {plan.dataset}",
+        "training_data": f"{counted(results.training, 'case')} of {plan.dataset}",
         "accuracy": _accuracy(plan, results),
         "limits": limits_of(results, all_results),
     }
@@ -161,6 +162,7 @@ def _entry(
         entry["input_channels"] = [asdict(channel) for channel in plan.input_channels]
     if plan.regions:
         entry["output"] = "regions"
+        entry["regions"] = {name: list(values) for name, values in plan.regions.items()}
     return entry
 
 
@@ -192,7 +194,8 @@ def _accuracy(plan: Plan, results: FoldResults) -> list[dict[str, Any]]:
 
 def held_out(dataset: str, results: FoldResults) -> str:
     """Return what a fold was measured on, for the reader."""
-    return f"{len(results.scores)} cases of {dataset} that were held out (fold {results.fold})"
+    cases = counted(len(results.scores), "held-out case")
+    return f"{cases} of {dataset} (fold {results.fold})"
 
 
 def dice_rows(results: FoldResults, data: str, command: str) -> list[dict[str, Any]]:
@@ -206,8 +209,8 @@ def dice_rows(results: FoldResults, data: str, command: str) -> list[dict[str, A
 def limits_of(results: FoldResults, all_results: list[FoldResults]) -> list[str]:
     """Return what has to be said of a model beside its figures, a sentence each."""
     limits = [
-        f"It has seen {results.training} cases of one data set: on images of other scanners, protocols or patients its "
-        "accuracy is unknown."
+        f"It has seen {counted(results.training, 'case')} of one data set: on images of other scanners, protocols or "
+        "patients its accuracy is unknown."
     ]
     if results.scores:
         worst = min(results.scores, key=lambda case: min(results.scores[case].values(), default=1.0))
@@ -229,8 +232,9 @@ def card(entry: Mapping[str, Any], plan: Plan, fold: str, folds: list[FoldResult
     """Return the model's card as Markdown: data, plan, accuracy by fold and limits."""
     x, y, z = plan.spacing
     size = " x ".join(map(str, plan.patch))
+    structures = counted(len(plan.labels), "structure")
     facts = [
-        f"**Data**: {entry['training_data']}; {len(plan.labels)} structures; images: {', '.join(plan.channels)}.",
+        f"**Data**: {entry['training_data']}; {structures}; images: {', '.join(plan.channels)}.",
         f"**Network**: {plan.recipe.architecture}, {entry['parameters'] / 1e6:.1f} million parameters.",
         f"**Plan**: voxels of {x:g} x {y:g} x {z:g} mm, patch {size} (z, y, x), batch {plan.recipe.batch}, "
         f"{plan.recipe.optimizer}, learning rate {plan.recipe.learning_rate:g}.",

@@ -24,6 +24,7 @@ from segmamba.training.dataset.package import label_set
 from segmamba.training.dataset.plan import Plan
 from segmamba.training.dataset.validation import mean_dice, validate
 from segmamba.utils.atomic import atomic_write
+from segmamba.utils.words import counted
 
 START = "start.safetensors"
 BEFORE = "before.json"
@@ -68,8 +69,9 @@ def plan_from(plan: Plan, start: Start) -> Plan:
     volumes, channels = max(1, len(model.input_channels)), len(plan.channels)
     if volumes != channels or len(model.preprocessing.normalization) != channels:
         raise ModelError(
-            f"'{model.id}' takes {volumes} volumes in {len(model.preprocessing.normalization)} channels and the data "
-            f"set has {channels}: choose another model with --from, or none."
+            f"'{model.id}' takes {counted(volumes, 'volume')} in "
+            f"{counted(len(model.preprocessing.normalization), 'channel')} and the data set has {channels}: choose "
+            "another model with --from, or none."
         )
     theirs = [channel.name.casefold() for channel in model.input_channels]
     ours = [name.casefold() for name in plan.channels]

@@ -35,6 +35,7 @@ from segmamba.training.losses import SACRUM_IF_BONE, UNKNOWN, VERTEBRA_IF_BONE
 from segmamba.training.synthesis.npz import read_arrays
 from segmamba.utils.arrays import as_labels
 from segmamba.utils.atomic import atomic_write
+from segmamba.utils.words import counted
 
 IMAGE_SUFFIX, BODIES_SUFFIX = "_mr.nii.gz", "_bodies.nii.gz"
 SPACING = 1.0  # mm, isotropic: finer than any network's grid
@@ -259,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{len(names)} exams are in {options.output}.")
+    print(f"In {options.output}: {counted(len(names), 'exam')}.")
     return 0
 
 

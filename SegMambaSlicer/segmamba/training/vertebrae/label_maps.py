@@ -42,6 +42,7 @@ from segmamba.training.synthesis.tissue_labels import (
 from segmamba.training.vertebrae.body import procedural_body
 from segmamba.utils.arrays import as_labels
 from segmamba.utils.atomic import atomic_write
+from segmamba.utils.words import counted
 
 VERTEBRAE_SUFFIX, ORGANS_SUFFIX = "_vertebrae.nii.gz", "_organs.nii.gz"
 # Gaps between vertebrae that are narrower than twice this are discs and ligaments.
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{len(names)} tissue label maps are in {options.output}.")
+    print(f"In {options.output}: {counted(len(names), 'tissue label map')}.")
     return 0
 
 

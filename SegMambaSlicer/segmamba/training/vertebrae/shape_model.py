@@ -35,6 +35,7 @@ from segmamba.spine.shape_model import (
 from segmamba.training.vertebrae.label_maps import VERTEBRAE_SUFFIX
 from segmamba.utils.arrays import as_labels, label_boxes
 from segmamba.utils.atomic import atomic_write
+from segmamba.utils.words import counted
 
 # In the file's metadata: content, and version of the format.
 CONTENT, VERSION = "shapes of vertebrae (segmamba.spine.shape_model)", "1"
@@ -220,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"The shapes of {len(subjects)} subjects are in {options.output}.")
+    print(f"The shapes of {counted(len(subjects), 'subject')} are in {options.output}.")
     return 0
 
 

@@ -46,6 +46,7 @@ from segmamba.training.losses import UNKNOWN
 from segmamba.training.vertebrae.tuning_plan import TuningPlan, read_levels
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.hashing import file_sha256
+from segmamba.utils.words import counted
 
 # Both stages in one file, beside the folders of their trainings.
 MERGED = "weights.safetensors"
@@ -183,7 +184,7 @@ def _entry(
         },
         "origin": f"'{model.id}' {model.version}, trained on {plan.dataset}, fold {results.fold}, with SegMambaSlicer "
         f"{segmamba.__version__}",
-        "training_data": f"{model.entry.get('training_data') or model.id}; then {results.training} cases of "
+        "training_data": f"{model.entry.get('training_data') or model.id}; then {counted(results.training, 'case')} of "
         f"{plan.dataset} ({parts}, {plan.modality})",
         "accuracy": _accuracy(plan, results),
         "limits": [*limits_of(results, folds), *_limits(plan, model), *model.entry.get("limits", ())],
@@ -214,8 +215,8 @@ def _accuracy(plan: TuningPlan, results: FoldResults) -> list[dict[str, Any]]:
 
 def _card(entry: Mapping[str, Any], plan: TuningPlan, results: FoldResults, folds: list[FoldResults]) -> str:
     recipes = [
-        f"**{stage.capitalize()} stage**: {recipe['iterations']} iterations of {recipe['batch']} samples, learning "
-        f"rate {recipe['learning_rate']:g}."
+        f"**{stage.capitalize()} stage**: {counted(recipe['iterations'], 'iteration')} of "
+        f"{counted(recipe['batch'], 'sample')}, learning rate {recipe['learning_rate']:g}."
         for stage, recipe in plan.stages.items()
     ]
     counts = (results.levels or {}).values()

@@ -58,6 +58,7 @@ from segmamba.training.vertebrae.tuning_plan import (
 )
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.parallel import at_once
+from segmamba.utils.words import counted
 
 STAGE_ARCHITECTURE = "spine_mamba"
 # Cases on the page of pictures.
@@ -140,7 +141,7 @@ def tune(order: Order) -> Path:
     make_folder(folder)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process and pictures and not (order.output / CASES).is_file():
-        title = f"{plan.dataset}: {len(pictures)} cases; look for labels that do not fit their vertebra"
+        title = f"{plan.dataset}: {counted(len(pictures), 'case')}; look for labels that do not fit their vertebra"
         names = [level_name(level) for level in known_levels(plan.levels)]
         draw_page(pictures, names, order.output / CASES, title)
     weights = []

@@ -91,7 +91,8 @@ def make_tuning_plan(dataset: Dataset, model: Model, bodies: bool) -> TuningPlan
     """
     modality = CT if dataset.is_ct else MR
     if len(dataset.channels) != 1:
-        raise InputError(f"'{model.id}' takes one image and the data set has {len(dataset.channels)} channels.")
+        channels = len(dataset.channels)
+        raise InputError(f"'{model.id}' takes one image and the data set has {channels} channels: give one of them.")
     if model.architecture != ARCHITECTURE or (modality == MR and model.mr_preprocessing is None):
         raise ModelError(f"'{model.id}' cannot be trained on {modality}: start from another model, or train a new one.")
     levels = levels_of(dataset.labels)
