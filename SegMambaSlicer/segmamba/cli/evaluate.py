@@ -36,7 +36,8 @@ REPORT, TABLE, PICTURES = "evaluation.json", "evaluation.md", "pictures"
 DESCRIPTION = """
 Segment images, compare the results with references, and write metrics, a table and pictures; or compare two such
 evaluations. A folder of PAIRS holds NAME_ct.nii.gz, NAME_mr.nii.gz or NAME_image.nii.gz with NAME_TASK.nii.gz, for
-example NAME_vertebrae.nii.gz.
+example NAME_vertebrae.nii.gz. For a model that takes several volumes it holds NAME_0000.nii.gz, NAME_0001.nii.gz, ...,
+or NAME-CHANNEL.nii.gz, with NAME_TASK.nii.gz or NAME.nii.gz.
 """
 
 
@@ -82,18 +83,25 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from segmamba.evaluation.cases import find_cases
+    from segmamba.evaluation.cases import check_volumes, find_cases
     from segmamba.evaluation.run import evaluate_case, evaluation, read_predictions
     from segmamba.evaluation.scores import ScoringConfig
     from segmamba.inference.file_to_file import requested_model
 
     kinds = _kinds(options)
     request = read_request(options, input="", output="")
-    model, seed = requested_model(request), request.options.seed
+    model = requested_model(request)
     kind = PLAIN if model.task != VERTEBRAE_TASK else BODIES if options.bodies else WHOLE
-    config = ScoringConfig(kind, {label.value: label.name for label in model.labels})
+    regions = dict(zip(model.channel_values, model.regions.items(), strict=False))
+    config = ScoringConfig(kind, {label.value: label.name for label in model.labels}, regions)
     structure = "bodies" if options.bodies else model.task
-    cases = find_cases(options.pairs, structure, options.reference_ids.split(","), options.part)
+    ids = options.reference_ids.split(",")
+    cases = find_cases(options.pairs, structure, ids, options.part, model.input_channels)
+    if options.predictions:
+        # Where they lie is all that is needed of the images.
+        cases = [replace(case, channels=()) for case in cases]
+    else:
+        check_volumes(cases, model)
     folder = _prepared(options.output, request.overwrite)
     predict = read_predictions(options.predictions) if options.predictions else _run_model(model, request)
     subject: dict[str, Any] = {}
@@ -103,13 +111,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         model = replace(model, title=f"Label maps of {options.predictions}", version="unknown")
     results: list[dict[str, Any]] = []
     for number, case in enumerate(cases, start=1):
-        for result in evaluate_case(case, kinds, predict, model, config, folder / PICTURES, seed):
+        for result in evaluate_case(case, kinds, predict, model, config, folder / PICTURES, request.options):
             subject = subject or result["model"]
             result.pop("model", None)
             results.append(result)
             print(f"{number}/{len(cases)} {_line(result)}", flush=True)
         # After each case, so that an interrupted run has measured something.
-        _write(evaluation(results, config, subject, options.resample, seed), folder)
+        _write(evaluation(results, config, subject, options.resample, request.options.seed), folder)
     print(f"Written: {folder / REPORT}, {folder / TABLE}, {folder / PICTURES}")
     return 0
 

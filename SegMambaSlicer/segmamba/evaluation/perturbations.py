@@ -88,16 +88,18 @@ def _in_slices(case: PerturbedCase, axis: int, thickness: float) -> Iterator[Per
     start[2 - axis], start[3] = thickness / 2 / step - 0.5, 1.0
     x, y, z = (float(value) for value in (geometry.affine @ start)[:3])
     grid = Geometry((size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2]), (x, y, z), geometry.direction)
-    image = averaged(case.image.array, weights, axis)
     labels = thick_labels(case.reference.array, weights, axis)
-    image = as_type(image, case.image.array.dtype)
-    yield replace(case, image=replace(case.image, array=image, geometry=grid), reference=Volume(labels, grid))
+    image = of_each(case.image, lambda array: as_type(averaged(array, weights, axis), array.dtype), grid)
+    yield replace(case, image=image, reference=Volume(labels, grid))
 
 
 def _noise(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
-    array = case.image.array
-    noise = np.random.default_rng(seed).standard_normal(array.shape, dtype=np.float32) * NOISE_HU
-    yield replace(case, image=replace(case.image, array=as_type(array + noise, array.dtype)))
+    rng = np.random.default_rng(seed)
+
+    def noisy(array: np.ndarray) -> np.ndarray:
+        return as_type(array + rng.standard_normal(array.shape, dtype=np.float32) * NOISE_HU, array.dtype)
+
+    yield replace(case, image=of_each(case.image, noisy))
 
 
 def _crop(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
@@ -124,19 +126,24 @@ def _crop(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
 
 
 def _storage(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
+    def turned(array: np.ndarray) -> sitk.Image:
+        return sitk.Flip(sitk.PermuteAxes(to_image(array, case.image.geometry), AXIS_ORDER), AXIS_FLIPS, False)
+
     def stored(volume: Volume) -> Volume:
-        image = sitk.PermuteAxes(to_image(volume.array, volume.geometry), AXIS_ORDER)
-        copy = sitk.Flip(image, AXIS_FLIPS, False)
-        return replace(volume, array=sitk.GetArrayFromImage(copy), geometry=image_geometry(copy))
+        grid = image_geometry(turned(volume.array))
+        return of_each(volume, lambda array: sitk.GetArrayFromImage(turned(array)), grid)
 
     yield replace(case, image=stored(case.image), reference=stored(case.reference))
 
 
 def _oblique(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
     grid = rotated_grid(case.image.geometry)
-    lowest = float(case.image.array.min())
-    image = resampled(case.image, grid, sitk.sitkLinear, lowest)
-    yield replace(case, image=image, reference=resampled(case.reference, grid))
+
+    def turned(array: np.ndarray) -> np.ndarray:
+        volume = Volume(array, case.image.geometry)
+        return resampled(volume, grid, sitk.sitkLinear, float(array.min())).array
+
+    yield replace(case, image=of_each(case.image, turned, grid), reference=resampled(case.reference, grid))
 
 
 KINDS: dict[str, Callable[[PerturbedCase, int], Iterator[PerturbedCase]]] = {
@@ -147,6 +154,15 @@ KINDS: dict[str, Callable[[PerturbedCase, int], Iterator[PerturbedCase]]] = {
     STORAGE: _storage,
     OBLIQUE: _oblique,
 }
+
+
+def of_each(volume: Volume, change: Callable[[np.ndarray], np.ndarray], grid: Geometry | None = None) -> Volume:
+    """Return a volume with its intensities changed, and those of all its channels alike; on another grid if given."""
+    channels = tuple(change(channel) for channel in volume.channels)
+    # The volume itself is one of its channels.
+    own = next((number for number, channel in enumerate(volume.channels) if channel is volume.array), None)
+    array = change(volume.array) if own is None else channels[own]
+    return replace(volume, array=array, geometry=grid or volume.geometry, channels=channels)
 
 
 def resampled(volume: Volume, grid: Geometry, how: int = sitk.sitkNearestNeighbor, outside: float = 0.0) -> Volume:
@@ -234,4 +250,4 @@ def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _cropped(volume: Volume, index: tuple[slice, slice, slice]) -> Volume:
-    return replace(volume, array=volume.array[index], geometry=cropped_geometry(volume.geometry, index))
+    return of_each(volume, lambda array: array[index], cropped_geometry(volume.geometry, index))

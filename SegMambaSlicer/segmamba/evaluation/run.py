@@ -37,7 +37,8 @@ def run_model(model: Model, options: Options, checkpoint: Path | None = None, ro
         from segmamba.inference.pipeline import segment
 
         image = resolve_modality(image, options.modality)
-        check_modality(image, model)
+        if not image.channels:
+            check_modality(image, model)
         result = segment(image, model, options, checkpoint=checkpoint, root=root)
         return Volume(result.grid_labels, image.geometry), result.report
 
@@ -56,7 +57,7 @@ def evaluate_case(
     model: Model,
     config: ScoringConfig,
     pictures: Path | None = None,
-    seed: int = 0,
+    options: Options | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Score a case, then its perturbations; one result each.
 
@@ -71,8 +72,8 @@ def evaluate_case(
     config : ScoringConfig
     pictures : Path, optional
         Folder for a picture of each result.
-    seed : int
-        Of the noise.
+    options : Options, optional
+        Those of the run: ``seed`` is that of the noise, ``modality`` that of several volumes.
 
     Yields
     ------
@@ -85,12 +86,13 @@ def evaluate_case(
     ------
     SegMambaError
     """
-    native, moved = read_case(case, config)
+    options = options or Options()
+    native, moved = read_case(case, config, model, options.modality)
     yield _result(case, native, predict, model, config, pictures) | {"reference_resampled": moved}
     for kind in kinds:
         if kind == NOISE and case.modality != CT:
             continue
-        for perturbed in perturb(kind, native.image, native.reference, native.reasons, seed):
+        for perturbed in perturb(kind, native.image, native.reference, native.reasons, options.seed):
             yield _result(case, perturbed, predict, model, config, pictures)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,14 @@ class ScoringConfig:
         `WHOLE` vertebrae, vertebral `BODIES` or `PLAIN` structures, of `segmamba.evaluation.names`.
     names : mapping of int to str
         Names of the labels.
+    regions : mapping of int to (str, tuple of int)
+        Regions that may overlap, by the value that a result has in each: name, and the label values that it is made
+        of. Where there are any, they are what is compared, each as a whole.
     """
 
     kind: str
     names: Mapping[int, str]
+    regions: Mapping[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def vertebrae(self) -> bool:
@@ -83,14 +87,17 @@ def score(
         against_background = _without_fused(against_background)
     confusion = confusion_matrix(compared, reference.array)
     places = centroids(compared, reference.geometry), centroids(reference.array, reference.geometry)
-    rows = [_row(value, compared, reference, confusion, places, config, reasons.get(value)) for value in places[1]]
+    if config.regions:
+        rows = _region_rows(compared, reference, config)
+    else:
+        rows = [_row(value, compared, reference, confusion, places, config, reasons.get(value)) for value in places[1]]
     result = {"dice_foreground": dice_foreground(against_background, reference.array), "structures": rows}
     result["dice_vertebrae"] = None
     if config.vertebrae:
         without_fused = _without_fused(against_background), _without_fused(reference.array)
         result["dice_vertebrae"] = dice_foreground(*without_fused)
     result |= _means(eligible(result))
-    extra = sorted(places[0].keys() - places[1].keys())
+    extra = [] if config.regions else sorted(places[0].keys() - places[1].keys())
     result["extra"] = [
         {"value": value, "name": config.name(value), "voxels": int(confusion[:, value].sum())} for value in extra
     ]
@@ -100,6 +107,21 @@ def score(
             row["dice_shifted"] = _shifted_dice(confusion, row["value"], numbering["best_shift"])
         result["numbering"] = numbering
     return result
+
+
+def _region_rows(prediction: np.ndarray, reference: Volume, config: ScoringConfig) -> list[dict[str, Any]]:
+    """Return the scores of each region that the reference has, by itself."""
+    rows = []
+    for value, (name, parts) in config.regions.items():
+        ours, theirs = (
+            np.where(np.isin(labels, parts), np.uint8(value), np.uint8(0)) for labels in (prediction, reference.array)
+        )
+        if not theirs.any():
+            continue
+        places = centroids(ours, reference.geometry), centroids(theirs, reference.geometry)
+        alone = Volume(theirs, reference.geometry)
+        rows.append(_row(value, ours, alone, confusion_matrix(ours, theirs), places, config, None) | {"name": name})
+    return rows
 
 
 def _without_fused(labels: np.ndarray) -> np.ndarray:

@@ -93,6 +93,7 @@ def _model(listed: ListedModel, label_sets: Mapping[str, tuple[Label, ...]]) -> 
         margin_threshold=threshold,
         input_channels=channels,
         has_regions=entry.get("output", "classes") == "regions",
+        regions={name: tuple(parts) for name, parts in entry.get("regions", {}).items()},
     )
     _check_channels(model)
     return model
@@ -116,6 +117,12 @@ def _check_channels(model: Model) -> None:
         raise ModelError(
             f"The model '{model.id}' has regions together with a background channel, resampled logits or a margin "
             "threshold, which is not supported: correct its manifest entry."
+        )
+    order = zip(model.channel_values, model.regions.values(), strict=False)
+    if model.regions and (len(model.regions) != len(model.channel_values) or not all(v in part for v, part in order)):
+        raise ModelError(
+            f"The model '{model.id}' has 'regions' that are not those of its channels: give each, in their order, the "
+            "label values that it is made of, its own among them."
         )
 
 

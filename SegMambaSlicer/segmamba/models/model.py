@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -180,6 +180,7 @@ class Model(ListedModel):
     ``input_channels``: the co-registered volumes that it takes, one a channel of its input; empty for a single volume.
     ``has_regions``: its output channels are regions that may overlap, each with a probability of its own, and none is
     background. A voxel has the label of the last one that it is in, in the order of ``channel_values``.
+    ``regions``: where that is known, the label values that each region is made of, by its name, in the same order.
     ``resamples_logits``: logits are resampled to the volume, not probabilities.
     ``margin_threshold``: part of the post-processing, as ``postprocessing``.
     """
@@ -197,6 +198,7 @@ class Model(ListedModel):
     margin_threshold: LogitMarginThreshold | None = None
     input_channels: tuple[InputChannel, ...] = ()
     has_regions: bool = False
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def caution(self) -> str | None:

@@ -29,13 +29,6 @@ ALL_ELIGIBLE = {20: None, 21: None, 22: None}
 REFERENCE = Volume(true_labels(STRAIGHT), STRAIGHT)
 
 
-@pytest.fixture(autouse=True)
-def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What pictures show is tested elsewhere, and drawing them at their full size takes most of an evaluation."""
-    monkeypatch.setattr("segmamba.reporting.slice_planes.LONGEST_SIDE", 150)
-    monkeypatch.setattr("segmamba.reporting.preview.PIXELS_PER_INCH", 25)
-
-
 def write(path: Path, volume: Volume) -> None:
     sitk.WriteImage(to_image(volume.array, volume.geometry), str(path))
 
