@@ -85,6 +85,35 @@ def test_a_perfect_answer_costs_nothing_and_unlabelled_voxels_have_no_gradient()
     assert not logits.grad[0, :, 1, 1, 0].any() and logits.grad[0, :, 0].all()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_loss_on_a_gpu_is_that_of_the_processor_and_finite_in_half_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(2, 3, 24, 20, 16, generator=generator)
+    labels = torch.randint(0, 4, (2, 24, 20, 16), generator=generator)
+    labels[0, :3] = IGNORED
+
+    def loss_and_gradient(device: str, ignore: int | None) -> tuple[float, torch.Tensor]:
+        answer = logits.to(device).detach().requires_grad_()
+        known = labels if ignore is not None else labels.clamp(max=3)
+        loss = region_loss(answer, known.to(device), REGIONS, ignore)
+        loss.backward()
+        return loss.item(), answer.grad.cpu()
+
+    for ignore in (None, IGNORED):
+        (ours, gradient), (expected, other) = (loss_and_gradient(device, ignore) for device in ("cuda", "cpu"))
+        assert ours == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-8)
+    # Also of the largest numbers of half precision, right and wrong, whose sums overflow where they are not float32's.
+    for dtype in (torch.float16, torch.bfloat16):
+        for answers in (logits, 6e4 * logits.sign()):
+            answer = answers.to("cuda", dtype).requires_grad_()
+            with torch.autocast("cuda", dtype):
+                loss = region_loss(answer, labels.cuda(), REGIONS, IGNORED)
+            loss.backward()
+            assert loss.dtype == torch.float32 and loss.isfinite() and answer.grad.isfinite().all()
+
+
 def test_the_dice_of_regions_counts_each_by_itself() -> None:
     reference = np.array([[[1, 2, 2, 0, IGNORED]]])
     found = np.array([[[[1, 1, 1, 1, 1]]], [[[0, 1, 0, 0, 1]]], [[[1, 0, 0, 0, 0]]]], bool)
@@ -182,6 +211,8 @@ def test_a_data_set_of_two_channels_and_regions_becomes_a_model_that_runs(
     schema = json.loads((resource_root() / "Resources/schemas/weights_manifest.schema.json").read_text())
     item = {"$ref": "#/$defs/model/properties/input_channels", "$defs": schema["$defs"]}
     jsonschema.validate(description["models"][0]["input_channels"], item)
+    item["$ref"] = "#/$defs/model/properties/regions"
+    jsonschema.validate(description["models"][0]["regions"], item)
     assert main(["models", "import", str(tmp_path / "run"), "--as", "cubes"]) == 0
     images = [str(data / "imagesTr" / f"a_000{number}.nii") for number in (0, 1)]
     output = tmp_path / "found.nii"
@@ -194,6 +225,7 @@ def test_a_data_set_of_two_channels_and_regions_becomes_a_model_that_runs(
         assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > 0.5
     # From that model to another one: its channels, its regions, and its weights.
     start = Start(load_models().model("cubes"), fold / "weights.safetensors")
+    assert start.model.regions == {"whole": (1, 2), "core": (2,)}
     ours = plan_training(Order(data, tmp_path / "run", device="cpu"))
     assert class_map(ours, start) == {0: 0, 1: 1}
     assert plan_from(ours, start).recipe.arguments == TINY
