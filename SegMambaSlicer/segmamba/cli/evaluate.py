@@ -157,7 +157,8 @@ def _line(result: Mapping[str, Any]) -> str:
     from segmamba.evaluation.tables import number
 
     dice = f"mean Dice {number(result['dice_mean'])}, foreground {number(result['dice_foreground'])}"
-    return f"{result['case']}, {result['perturbation']}: {dice}, identified {result['identified']} of {result['of']}"
+    identified = f", identified {result['identified']} of {result['of']}" if "numbering" in result else ""
+    return f"{result['case']}, {result['perturbation']}: {dice}{identified}"
 
 
 def _write(result: Mapping[str, Any], folder: Path) -> None:

@@ -64,8 +64,8 @@ def find_cases(
     """Return the cases in folders, in the order of their names.
 
     A case is ``NAME_ct.nii.gz``, ``NAME_mr.nii.gz`` or ``NAME_image.nii.gz`` with ``NAME_STRUCTURE.nii.gz``; images
-    without a reference are skipped. For a model that takes several volumes, ``NAME_STRUCTURE.nii.gz`` or
-    ``NAME.nii.gz`` is the reference of ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz``, ..., or of ``NAME-t1c.nii.gz``, ...
+    without a reference are skipped. As nnU-Net has it, ``NAME.nii.gz`` may be the reference of ``NAME_0000.nii.gz``,
+    and for a model that takes several volumes also of ``NAME_0001.nii.gz``, ...; or these are ``NAME-t1c.nii.gz``, ...
 
     Parameters
     ----------
@@ -143,7 +143,11 @@ def read_case(
     reference = read_reference(case.reference, case.ids)
     if case.channels:
         check_files([str(path) for path in case.channels], model)
-        image = joined([read_volume(path) for path in case.channels], 0, model, modality)
+        volumes = [read_volume(path) for path in case.channels]
+        try:
+            image = joined(volumes, 0, model, modality)
+        except InputError as error:
+            raise InputError(f"{case.name}: {error}") from error
     else:
         image = read_volume(case.image)
     if config.vertebrae:
@@ -190,6 +194,12 @@ def _cases_in(
 ) -> list[EvaluationCase]:
     cases = _cases_of_channels(folder, structure, ids, channels) if channels else []
     known = {case.name for case in cases}
+    if not channels:
+        for image in folder.glob(f"*_0000{ENDING}"):
+            name = image.name.removesuffix(f"_0000{ENDING}")
+            own = _reference(folder, name, structure)
+            if own is not None and not (folder / f"{name}_0001{ENDING}").exists():
+                cases.append(EvaluationCase(name, None, image, own, ids))
     for suffix, modality in MODALITIES.items():
         for image in folder.glob(f"*_{suffix}{ENDING}"):
             name = image.name.removesuffix(f"_{suffix}{ENDING}")
@@ -217,8 +227,7 @@ def _cases_of_channels(
     modality = modalities.pop() if len(modalities) == 1 else None
     cases = []
     for name, found in files.items():
-        places = (folder / f"{name}_{structure}{ENDING}", folder / f"{name}{ENDING}")
-        reference = next((path for path in places if path.is_file()), None)
+        reference = _reference(folder, name, structure)
         if reference is None:
             continue
         missing = missing_channels(name, list(found), names)
@@ -227,3 +236,9 @@ def _cases_of_channels(
         paths = tuple(found[channel] for channel in names)
         cases.append(EvaluationCase(name, modality, paths[0], reference, ids, paths))
     return cases
+
+
+def _reference(folder: Path, name: str, structure: str) -> Path | None:
+    """Return the reference of images that are named as nnU-Net does: with the name of the structure, or without."""
+    places = (folder / f"{name}_{structure}{ENDING}", folder / f"{name}{ENDING}")
+    return next((path for path in places if path.is_file()), None)

@@ -127,7 +127,9 @@ def _crop(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
 
 def _storage(case: PerturbedCase, seed: int) -> Iterator[PerturbedCase]:
     def turned(array: np.ndarray) -> sitk.Image:
-        return sitk.Flip(sitk.PermuteAxes(to_image(array, case.image.geometry), AXIS_ORDER), AXIS_FLIPS, False)
+        image = sitk.PermuteAxes(to_image(array, case.image.geometry), AXIS_ORDER)
+        copy: sitk.Image = sitk.Flip(image, AXIS_FLIPS, False)
+        return copy
 
     def stored(volume: Volume) -> Volume:
         grid = image_geometry(turned(volume.array))

@@ -49,7 +49,8 @@ def to_markdown(evaluation: Mapping[str, Any], pictures: str) -> str:
         parts += ["## Robustness", _losses(evaluation["losses"])]
     if "crops" in evaluation:
         parts += ["### Crops: abstention where levels cannot be known", _crops(evaluation["crops"])]
-    parts += ["## Levels", _levels([case for case in evaluation["cases"] if case["kind"] == NATIVE])]
+    title = "## Structures" if evaluation["compared"] == PLAIN else "## Levels"
+    parts += [title, _levels([case for case in evaluation["cases"] if case["kind"] == NATIVE])]
     parts += ["## Cases, the worst first", _overview(evaluation["cases"])]
     parts += [_case(case, pictures) for case in worst_first(evaluation["cases"])]
     return "\n\n".join(parts) + "\n"

@@ -49,7 +49,7 @@ def evaluate(pairs: Path, manifest: Path, output: Path, *more: str) -> int:
 
 
 def test_a_model_of_several_volumes_is_run_on_all_of_them_and_on_their_versions(
-    pairs: Path, manifest: Path, tmp_path: Path
+    pairs: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pairs / f"b_{brain.TASK}.nii.gz").unlink()
     assert evaluate(pairs, manifest, tmp_path / "out", "--perturbations", "storage") == 0
@@ -59,6 +59,9 @@ def test_a_model_of_several_volumes_is_run_on_all_of_them_and_on_their_versions(
         assert [row["name"] for row in case["structures"]] == list(REGIONS)
         assert min(row["dice"] for row in case["structures"]) > 0.99
     assert (tmp_path / "out" / "pictures" / "a-storage.png").is_file()
+    assert "1/1 a, native: mean Dice 1.000, foreground 1.000\n" in capsys.readouterr().out
+    text = (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
+    assert "## Structures\n" in text and "## Levels" not in text
 
 
 def test_the_files_of_a_case_are_told_by_number_or_by_name(pairs: Path) -> None:
@@ -69,6 +72,15 @@ def test_the_files_of_a_case_are_told_by_number_or_by_name(pairs: Path) -> None:
     assert second.reference.name == f"b_{brain.TASK}.nii.gz"
     (pairs / "split.csv").write_text("exam,part\na,train\nb,test\n", encoding="utf-8")
     assert [case.name for case in find_cases([pairs], brain.TASK, channels=CHANNELS)] == ["b"]
+
+
+def test_a_model_of_one_volume_takes_nnunets_cases_of_one(pairs: Path) -> None:
+    with pytest.raises(InputError, match="holds no pair NAME_ct"):
+        find_cases([pairs], "liver")
+    for channel in ("0001", "0002"):
+        (pairs / f"a_{channel}.nii.gz").unlink()
+    (case,) = find_cases([pairs], "liver")
+    assert (case.image.name, case.reference.name, case.channels) == ("a_0000.nii.gz", "a.nii.gz", ())
 
 
 def test_a_case_without_a_channel_or_with_one_twice_ends_in_a_sentence(
@@ -82,6 +94,9 @@ def test_a_case_without_a_channel_or_with_one_twice_ends_in_a_sentence(
     error = capsys.readouterr().err
     assert "has no file of a's channel 't1n' (a_0001 or a-t1n): add it, or move a.nii.gz." in error
     assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+    (pairs / "a_0001.nii.gz").write_bytes((pairs / "a_0000.nii.gz").read_bytes())
+    assert evaluate(pairs, manifest, tmp_path / "out") == InputError.exit_code
+    assert "error: a: Channels t1c and t1n hold the same image: give each its own." in capsys.readouterr().err
     # An image without a reference is no case, and may lack what it likes.
     (pairs / "a.nii.gz").unlink()
     assert [case.name for case in find_cases([pairs], brain.TASK, channels=CHANNELS)] == ["b"]
