@@ -57,10 +57,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _from_config(options: argparse.Namespace) -> Path:
+    if not options.what.exists():
+        raise InputError(f"{options.what} does not exist: give the folder of a data set, or a configuration file.")
     for name in OF_DATASETS:
         if getattr(options, name) not in (None, False):
             option = name.replace("_", "-")
-            raise InputError(f"--{option} is for data sets, and there is no folder {options.what}: leave it out.")
+            raise InputError(f"--{option} is for data sets, and {options.what} is no folder: leave it out.")
     # torch takes seconds to import, and other commands do without.
     from segmamba.training.loop import train_from_config
 
@@ -89,6 +91,7 @@ def _on_dataset(options: argparse.Namespace) -> Path:
         options.recipe or "ours",
         options.seed,
         options.bodies,
+        options.plan_only,
     )
     if is_tuning(order):
         tuning = plan_tuning(order)
@@ -107,4 +110,8 @@ def _print_plan(plan: Plan) -> None:
     size = " x ".join(map(str, plan.patch))
     spacing = " x ".join(f"{step:g}" for step in plan.spacing)
     network = plan.recipe.architecture
-    print(f"Plan: {network}, patch {size} (z, y, x), voxels {spacing} mm, batch {plan.recipe.batch}", file=sys.stderr)
+    print(
+        f"Plan: {network}, images {', '.join(plan.channels)}, patch {size} (z, y, x), voxels {spacing} mm, "
+        f"batch {plan.recipe.batch}",
+        file=sys.stderr,
+    )

@@ -11,6 +11,7 @@ from segmamba.errors import InputError
 from segmamba.io.volume import Volume, are_one_grid
 from segmamba.training.dataset.layout import Case, Dataset
 from segmamba.utils.arrays import as_labels
+from segmamba.utils.words import counted
 
 LARGEST_VALUE = 254
 # A spacing so many times the data set's median, or so small a part of it, is reported.
@@ -87,11 +88,15 @@ def notes(
         In how many cases it is.
     """
     partial = sum(case.drawn is not None for case in dataset.cases)
-    found = [f"In {partial} of {len(dataset.cases)} cases only some structures are labelled."] if partial else []
+    cases = counted(len(dataset.cases), "case")
+    found = [f"In {partial} of {cases} only some structures are labelled."] if partial else []
+    if dataset.unlabelled:
+        images = counted(len(dataset.unlabelled), "image")
+        found.append(f"Without labels and left out: {images}, first {dataset.unlabelled[0].name}.")
     found += [f"No case has a voxel of '{name}': it cannot be learnt." for name in dataset.labels if not voxels[name]]
     for name, count in cases_with.items():
         if 0 < count < len(dataset.cases):
-            found.append(f"'{name}' is in {count} of {len(dataset.cases)} cases.")
+            found.append(f"'{name}' is in {count} of {cases}.")
     steps = np.array(spacings)
     ratio = steps / np.median(steps, axis=0)
     for case, own, times in zip(dataset.cases, steps, ratio, strict=True):

@@ -50,6 +50,8 @@ class Dataset:
         Sorted by name.
     regions : mapping of str to tuple of int
         Where the structures are regions that may overlap: the label values that each is made of. Else empty.
+    unlabelled : tuple of Path
+        Images that belong to no labels: they are left out.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Dataset:
     ignore: int | None
     cases: tuple[Case, ...]
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    unlabelled: tuple[Path, ...] = ()
 
     @property
     def values(self) -> tuple[int, ...]:

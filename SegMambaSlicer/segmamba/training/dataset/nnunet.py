@@ -12,6 +12,7 @@ from typing import Any
 from segmamba.errors import InputError
 from segmamba.training.dataset.layout import Case, Dataset, images_in, stem
 from segmamba.training.dataset.partial import KEY, read_drawn
+from segmamba.utils.words import counted
 
 DESCRIPTION = "dataset.json"
 IGNORE = "ignore"
@@ -38,6 +39,8 @@ def read_described(folder: Path) -> Dataset:
     path = folder / DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(description, dict):
+            raise ValueError("it is no JSON object")
         channels = _channels(description)
         labels, ignore = _labels(description["labels"])
         regions = {name: values for name, values in labels.items() if isinstance(values, tuple)}
@@ -47,16 +50,20 @@ def read_described(folder: Path) -> Dataset:
             raise ValueError(f"'{KEY}' is for structures, and these labels are regions")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} does not describe a data set ({error}): write channel_names and labels.") from error
+    label_maps = images_in(folder / "labelsTr")
+    # Decathlon's images have the names of their labels, which may end in four digits, too.
+    whole = {stem(label) for label in label_maps} if len(channels) == 1 else set()
     images: dict[str, dict[int, Path]] = {}
     for image in images_in(folder / "imagesTr"):
-        match = CHANNEL.match(stem(image))
+        match = None if stem(image) in whole else CHANNEL.match(stem(image))
         name, channel = (match["case"], int(match["channel"])) if match else (stem(image), 0)
         images.setdefault(name, {})[channel] = image
-    cases = [_case(label, images.get(stem(label), {}), len(channels)) for label in images_in(folder / "labelsTr")]
+    cases = [_case(label, images.pop(stem(label), {}), len(channels)) for label in label_maps]
+    unlabelled = tuple(path for files in images.values() for path in files.values())
     for name in sorted(drawn.keys() - {case.name for case in cases}):
         raise InputError(f"{path} says what is labelled in {name}, which has no labels in labelsTr: correct the name.")
     cases = [replace(case, drawn=drawn.get(case.name)) for case in cases]
-    return Dataset(folder, channels, written, ignore, tuple(cases), regions)
+    return Dataset(folder, channels, written, ignore, tuple(cases), regions, unlabelled)
 
 
 def _case(labels: Path, images: Mapping[int, Path], channels: int) -> Case:
@@ -102,7 +109,7 @@ def _labels(described: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
 def _written(regions: Mapping[str, tuple[int, ...]], order: Any) -> dict[str, int]:
     """Return the value that a result has in each region: nnU-Net writes them one over the other."""
     if not isinstance(order, list) or len(order) != len(regions):
-        raise ValueError(f"regions need regions_class_order, a list of {len(regions)} values")
+        raise ValueError(f"regions need regions_class_order, a list of {counted(len(regions), 'value')}")
     for (name, values), value in zip(regions.items(), order, strict=True):
         if value not in values:
             raise ValueError(f"regions_class_order gives '{name}' the value {value}, which is none of its own")

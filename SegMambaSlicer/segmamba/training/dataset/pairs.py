@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from segmamba.errors import InputError
-from segmamba.io.read import read_image
+from segmamba.io.modality import CT, MR, infer_modality
+from segmamba.io.read import read_image, read_volume
 from segmamba.training.dataset.layout import Case, Dataset, images_in, stem
 from segmamba.training.dataset.nnunet import PERSON
 
@@ -17,12 +18,16 @@ from segmamba.training.dataset.nnunet import PERSON
 # sub-1_seg-vert_msk beside sub-1_ct.
 LABEL_ENDINGS = re.compile(r"^(?P<case>.+?)[_-](?:dseg|seg|seg-vert_msk|mask|labels?|bodies|vertebrae)$", re.IGNORECASE)
 IMAGE_ENDINGS = ("", "_image", "_img", "_ct", "_mr", "_T1w", "_T2w", "_FLAIR")
+MODALITY_ENDINGS = re.compile(r"(?:^|[^A-Za-z0-9])(?P<modality>ct|mr|T1w|T2w|FLAIR)$", re.IGNORECASE)
+# So many images whose names do not say what they are are read to find out.
+LOOKED_AT = 3
 
 
 def read_pairs(folder: Path) -> Dataset:
     """Read all pairs in a folder and its folders: an image and labels of one name and one ending each.
 
-    The structures are the values that the label maps hold. One channel. A BIDS subject is a person.
+    The structures are the values that the label maps hold. One channel: CT or MR, by the images' names, or where these
+    do not say it, by the values of the first. A BIDS subject is a person.
 
     Raises
     ------
@@ -41,9 +46,16 @@ def read_pairs(folder: Path) -> Dataset:
             images[stem(path)] = path
     cases = [_pair(path, name, images) for path, name in labels.items()]
     values = sorted(_values(case.labels for case in cases))
-    modality = "CT" if all(stem(case.images[0]).lower().endswith("ct") for case in cases) else "MR"
     structures = {f"label {value}": value for value in values}
-    return Dataset(folder, (modality,), structures, None, tuple(sorted(cases, key=lambda case: case.name)))
+    used = {case.images[0] for case in cases}
+    return Dataset(
+        folder,
+        (_modality([case.images[0] for case in cases]),),
+        structures,
+        None,
+        tuple(sorted(cases, key=lambda case: case.name)),
+        unlabelled=tuple(path for path in images.values() if path not in used),
+    )
 
 
 def _all_images(folder: Path) -> Iterator[Path]:
@@ -58,6 +70,15 @@ def _pair(labels: Path, name: str, images: dict[str, Path]) -> Case:
         raise InputError(f"{labels} has no image named {name} or {name}_image in the data set: add it, or rename one.")
     person = PERSON.match(name)
     return Case(name, (image,), labels, person[0] if person else name)
+
+
+def _modality(images: Sequence[Path]) -> str:
+    """Return what all images are by their names, or where these do not say it, some of them by their values."""
+    said = {path: MODALITY_ENDINGS.search(stem(path)) for path in images}
+    if any(match and match["modality"].lower() != "ct" for match in said.values()):
+        return MR
+    unsaid = [path for path, match in said.items() if match is None][:LOOKED_AT]
+    return CT if all(infer_modality(read_volume(path).array) == CT for path in unsaid) else MR
 
 
 def _values(files: Iterable[Path]) -> set[int]:

@@ -13,7 +13,7 @@ LAYOUTS = "nnU-Net v2, Medical Segmentation Decathlon, or a folder of pairs (NAM
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """Find the cases of a data set, whichever layout it is in. No image is opened.
+    """Find the cases of a data set, whichever layout it is in. Of a described one no image is opened.
 
     Raises
     ------

@@ -65,6 +65,8 @@ class Order:
         Of the first weights and of the samples; None is the plan's.
     bodies : bool
         For a model of vertebrae: only their bodies are labelled.
+    plan_only : bool
+        Nothing is to be trained yet: whether there is such a fold matters later.
     """
 
     dataset: Path
@@ -77,6 +79,7 @@ class Order:
     recipe: str = "ours"
     seed: int | None = None
     bodies: bool = False
+    plan_only: bool = False
 
 
 def plan_training(order: Order) -> Plan:
@@ -103,6 +106,7 @@ def plan_training(order: Order) -> Plan:
         raise InputError("--bodies is for training from a model of vertebrae (--from spinemamba): leave it out.")
     start = find_start(order.base_model) if order.base_model else None
     dataset = read_dataset(order.dataset)
+    check_fold(order, dataset)
     fingerprint = take_fingerprint(dataset)
     for note in notes(dataset, fingerprint.spacings, fingerprint.voxels, fingerprint.cases_with):
         print(f"Note: {note}", file=sys.stderr)
@@ -123,6 +127,12 @@ def check_base_model(order: Order, planned: str | None, path: Path) -> None:
     """Raise InputError if an order names another model to begin from than the plan at ``path``."""
     if order.base_model not in (None, planned):
         raise InputError(f"{path} does not begin from '{order.base_model}': delete it, or choose another folder.")
+
+
+def check_fold(order: Order, dataset: Dataset) -> None:
+    """Raise InputError if a training would end for want of its fold; its images are read later, which takes a while."""
+    if not order.plan_only:
+        choose_split(dataset, order.fold)
 
 
 def check_one_process(path: Path) -> None:

@@ -38,6 +38,7 @@ from segmamba.training.dataset.train import (
     PLAN,
     Order,
     check_base_model,
+    check_fold,
     check_one_process,
     choose_split,
     fingerprint_of_files,
@@ -109,6 +110,7 @@ def plan_tuning(order: Order) -> TuningPlan:
     assert order.base_model is not None
     start = find_start(order.base_model)
     dataset = read_dataset(order.dataset)
+    check_fold(order, dataset)
     plan = make_tuning_plan(dataset, start.model, order.bodies)
     fingerprint = take_fingerprint(dataset)
     for note in notes(dataset, fingerprint.spacings, fingerprint.voxels, fingerprint.cases_with) + notes_on(plan):

@@ -9,6 +9,7 @@ import pytest
 from helpers.labelled_images import DECATHLON, NNUNET, image_of, write, write_described
 
 from segmamba.errors import InputError
+from segmamba.training.dataset.checks import notes
 from segmamba.training.dataset.read import read_dataset
 
 
@@ -31,6 +32,47 @@ def test_decathlon_images_have_the_names_of_their_labels(tmp_path: Path) -> None
     assert dataset.channels == ("CT",) and dataset.is_ct
     assert dict(dataset.labels) == {"colon cancer primaries": 1}
     assert dataset.cases[0].images == (tmp_path / "imagesTr" / "colon_001.nii",)
+
+
+def test_names_of_decathlon_that_end_in_four_digits_are_no_channels(tmp_path: Path) -> None:
+    dataset = read_dataset(write_described(tmp_path, ["colon_0001", "colon_0002"], DECATHLON, ending=""))
+    assert [case.images[0].name for case in dataset.cases] == ["colon_0001.nii", "colon_0002.nii"]
+    described = read_dataset(write_described(tmp_path / "nnunet", ["colon_0001"], NNUNET))
+    assert described.cases[0].images[0].name == "colon_0001_0000.nii"
+
+
+def test_images_without_labels_are_left_out_and_told_of(tmp_path: Path) -> None:
+    write_described(tmp_path / "described", ["a", "b"], NNUNET)
+    (tmp_path / "described" / "labelsTr" / "b.nii").unlink()
+    image, labels = image_of(0)
+    for name, array in (("a_image", image), ("a_labels", labels), ("b_image", image + 1)):
+        write(array, tmp_path / "pairs" / f"{name}.nii")
+    for folder, left_out in (("described", "b_0000.nii"), ("pairs", "b_image.nii")):
+        dataset = read_dataset(tmp_path / folder)
+        assert [case.name for case in dataset.cases] == ["a"]
+        said = notes(dataset, [(1, 1, 1)], dict.fromkeys(dataset.labels, 9), dict.fromkeys(dataset.labels, 1))
+        assert said == [f"Without labels and left out: 1 image, first {left_out}."]
+
+
+@pytest.mark.parametrize(
+    ("names", "ct", "expected"),
+    [
+        (("a_image", "b"), (True, True), "CT"),
+        (("a_image", "b"), (True, False), "MR"),
+        (("a_ct", "b_img"), (False, True), "CT"),
+        (("a_image", "b_T2w"), (True, True), "MR"),
+        (("a_ct", "b-CT"), (False, False), "CT"),
+        (("subject", "b"), (False, True), "MR"),
+    ],
+)
+def test_pairs_are_ct_by_their_names_or_where_these_do_not_say_it_by_their_values(
+    tmp_path: Path, names: tuple[str, str], ct: tuple[bool, bool], expected: str
+) -> None:
+    for name, hounsfield in zip(names, ct, strict=True):
+        image, labels = image_of(0)
+        write(10 * image - 2000 if hounsfield else image, tmp_path / f"{name}.nii")
+        write(labels, tmp_path / f"{name}_labels.nii")
+    assert read_dataset(tmp_path).channels == (expected,)
 
 
 def test_hidden_files_of_macos_are_no_cases(tmp_path: Path) -> None:
@@ -88,7 +130,7 @@ def test_labels_without_image_are_named(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         ({"labels": {"background": 0}}, "no label besides the background"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions need regions_class_order, a list of 1 values"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions need regions_class_order, a list of 1 value"),
         ({"labels": {"background": 0, "whole": [1, "2"]}}, "not a whole number from 0 to 254, or a list of them"),
         ({"labels": {"background": 0, "whole": [0, 1]}, "regions_class_order": [1]}, "holds the background's value"),
         (

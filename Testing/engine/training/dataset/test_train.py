@@ -118,7 +118,9 @@ def test_several_processes_need_a_plan_that_is_there(tmp_path: Path, monkeypatch
         (["{data}"], "give --output RUN"),
         (["{data}", "-o", "{run}", "--minutes", "0"], "--minutes must be more than 0"),
         (["{data}", "-o", "{run}", "--architecture", "u-net"], "There is no architecture 'u-net'"),
-        (["{missing}", "-o", "{run}"], "--output is for data sets, and there is no folder"),
+        (["{data}", "-o", "{run}", "--fold", "2"], "error: There is no fold 2: choose 0 to 1, or all"),
+        (["{missing}", "-o", "{run}"], "missing does not exist: give the folder of a data set, or a configuration"),
+        (["{data}/dataset.json", "-o", "{run}"], "--output is for data sets, and {data}/dataset.json is no folder"),
     ],
 )
 def test_wrong_options_say_what_to_do(
@@ -127,7 +129,9 @@ def test_wrong_options_say_what_to_do(
     data = write_described(tmp_path / "data", ["a", "b"], NNUNET)
     places = {"data": data, "run": tmp_path / "run", "missing": tmp_path / "missing"}
     assert main(["train", *(text.format(**places) for text in arguments)]) > 0
-    assert expected in capsys.readouterr().err
+    said = capsys.readouterr().err
+    # Nothing was planned: the images were not read.
+    assert expected.format(**places) in said and "Plan:" not in said
 
 
 @pytest.mark.slow
