@@ -47,7 +47,9 @@ def check_grids(case: Case, images: Sequence[Volume], labels: Volume) -> None:
     ------
     InputError
     """
-    for path, image in zip(case.images, images, strict=True):
+    # One file may hold them all.
+    paths = case.images if len(case.images) == len(images) else case.images * len(images)
+    for path, image in zip(paths, images, strict=True):
         if not are_one_grid(image.geometry, labels.geometry):
             raise InputError(f"{case.labels} is not on the grid of {path.name}: resample it onto the image first.")
 

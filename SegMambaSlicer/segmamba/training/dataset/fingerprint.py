@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmamba.io.read import read_image, read_volume
+from segmamba.io.read import read_image
 from segmamba.io.volume import Geometry, Volume
 from segmamba.training.dataset.checks import check_case, digest, refuse_copies
+from segmamba.training.dataset.images import read_images
 from segmamba.training.dataset.layout import Case, Dataset
 from segmamba.utils.parallel import at_once
 
@@ -104,7 +105,7 @@ def along_patient_axes(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[
 
 def _measure(case: Case, dataset: Dataset) -> _Measured:
     labels = read_image(case.labels)
-    volumes = [read_volume(path) for path in case.images]
+    volumes = read_images(case, len(dataset.channels))
     check_case(case, volumes, labels, dataset)
     array = labels.array.astype(np.intp, copy=False)
     counts = np.bincount(array[(array > 0) & (array < 256)], minlength=256)

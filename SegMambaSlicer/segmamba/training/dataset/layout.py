@@ -17,7 +17,7 @@ class Case:
     ----------
     name : str
     images : tuple of Path
-        One a channel, on one grid.
+        One a channel, on one grid; or a single one, of four dimensions, for several channels.
     labels : Path
     person : str
         Whose it is: all cases of one person go into the same part of a split.

@@ -28,7 +28,7 @@ def read_described(folder: Path) -> Dataset:
 
     nnU-Net v2: ``channel_names``, and ``labels`` by name, or regions (lists of values) with ``regions_class_order``;
     images ``CASE_0000``, ``CASE_0001``, ... Decathlon: ``modality`` and ``labels`` by value; images ``CASE``, with
-    several channels in four dimensions, which are refused.
+    several channels in four dimensions.
     `segmamba.training.dataset.partial` says how a case is named in which only some structures were drawn.
 
     Raises
@@ -68,10 +68,12 @@ def read_described(folder: Path) -> Dataset:
 
 def _case(labels: Path, images: Mapping[int, Path], channels: int) -> Case:
     name = stem(labels)
+    person = PERSON.match(name)
+    if channels > 1 and list(images) == [0] and stem(images[0]) == name:
+        return Case(name, (images[0],), labels, person[0] if person else name)
     for channel in range(channels):
         if channel not in images:
             raise InputError(f"{labels} has no image of channel {channel:04} in imagesTr: add it, or move the labels.")
-    person = PERSON.match(name)
     return Case(name, tuple(images[c] for c in range(channels)), labels, person[0] if person else name)
 
 

@@ -12,11 +12,12 @@ import SimpleITK as sitk
 import torch
 
 from segmamba.inference.preprocess import padding_values, resample_to_model
-from segmamba.io.read import read_image, read_volume
+from segmamba.io.read import read_image
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import Model, ModelFile, Postprocessing
 from segmamba.training.dataset.cache import PreparedCase, as_classes, is_cached, make_folder, write_case
 from segmamba.training.dataset.checks import check_grids
+from segmamba.training.dataset.images import read_images
 from segmamba.training.dataset.layout import Case
 from segmamba.training.dataset.partial import DrawnSets, with_codes
 from segmamba.training.dataset.plan import Plan
@@ -60,7 +61,7 @@ def prepare(case: Case, plan: Plan) -> PreparedCase:
     InputError, DeviceError
         See `fill_cache`.
     """
-    volumes, drawn = [read_volume(path) for path in case.images], read_image(case.labels)
+    volumes, drawn = read_images(case, len(plan.channels)), read_image(case.labels)
     check_grids(case, volumes, drawn)
     model = _model(plan)
     channels = tuple(volume.array for volume in volumes) if model.input_channels else ()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -18,6 +19,7 @@ from segmamba.cli.main import main
 from segmamba.errors import InputError, ModelError
 from segmamba.models.library import load_models
 from segmamba.models.resources import resource_root
+from segmamba.training.dataset.fingerprint import take_fingerprint
 from segmamba.training.dataset.package import label_set
 from segmamba.training.dataset.plan import IGNORED, Plan
 from segmamba.training.dataset.prepare import prepare
@@ -161,6 +163,39 @@ def test_cases_are_cropped_to_what_any_channel_shows_and_each_is_normalised(plan
     write(arrays[1][:, :, 1:], case.images[1])
     with pytest.raises(InputError, match=r"a\.nii is not on the grid of a_0001\.nii"):
         prepare(case, planned)
+
+
+def test_channels_in_four_dimensions_are_those_of_a_file_for_each(planned: Plan, tmp_path: Path) -> None:
+    case = read_dataset(tmp_path / "data").cases[0]
+    names = {"modality": {"0": "FLAIR", "1": "T1c"}, "labels": {"0": "background", "1": "whole", "2": "core"}}
+    parts = [nibabel.load(path) for path in case.images]
+    folder = tmp_path / "decathlon"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps(names))
+    stacked = np.stack([part.get_fdata(dtype=np.float32) for part in parts], axis=-1)
+    path = folder / "imagesTr" / "a.nii.gz"
+    nibabel.Nifti1Image(stacked, parts[0].affine).to_filename(path)
+    nibabel.Nifti1Image(np.asarray(nibabel.load(case.labels).dataobj), parts[0].affine).to_filename(
+        folder / "labelsTr" / "a.nii.gz"
+    )
+    described = read_dataset(folder)
+    (whole,) = described.cases
+    assert described.channels == ("FLAIR", "T1c") and whole.images == (path,)
+    ours, theirs = prepare(whole, planned), prepare(case, planned)
+    np.testing.assert_array_equal(ours.image, theirs.image)
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+    # Of another number of volumes, with a value that is none, and cut off.
+    nibabel.Nifti1Image(stacked[..., :1], parts[0].affine).to_filename(path)
+    with pytest.raises(InputError, match=r"a\.nii\.gz has .* x 1 voxels and not the 2 channels of dataset\.json: give"):
+        take_fingerprint(described)
+    stacked[3, 3, 3, 1] = np.nan
+    nibabel.Nifti1Image(stacked, parts[0].affine).to_filename(path)
+    with pytest.raises(InputError, match=r"a\.nii\.gz cannot be trained on, for its channel 1: .* in 1 voxel: repair"):
+        take_fingerprint(described)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"a\.nii\.gz cannot be read as NIfTI of four dimensions"):
+        take_fingerprint(described)
 
 
 class FromImage(torch.nn.Module):
