@@ -147,6 +147,11 @@ def check_modality(volume: Volume, model: Model, chosen: str = AUTO, name: str =
         raise InputError(
             f"{name} is {volume.modality} and the model '{model.id}' takes {takes}: choose another model or volume."
         )
+    if volume.modality_inferred and volume.modality == CT and CT not in model.modalities:
+        raise InputError(
+            f"{name} has air or fat in Hounsfield units, so it is a CT, and the model '{model.id}' takes {takes}: "
+            f"choose another model or volume, or say that it is {takes} (--modality {takes})."
+        )
     if CT not in model.modalities or (MR in model.modalities and volume.modality == MR):
         return
     if low >= 0 and volume.modality_from != USER:

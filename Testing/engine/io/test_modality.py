@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,6 +131,14 @@ def test_an_mr_is_not_given_to_a_model_for_ct_unless_the_user_says_ct() -> None:
     check_modality(volume, spine_model(), "CT")
     with pytest.raises(InputError, match="The volume is MR"):
         check_modality(volume, spine_model(), "MR")
+
+
+def test_a_ct_is_not_given_to_a_model_for_mr_unless_the_user_says_mr() -> None:
+    volume, mr_only = Volume(ct(), PLACE), replace(both(), modalities=("MR",))
+    with pytest.raises(InputError, match="so it is a CT.*--modality MR"):
+        check_modality(volume, mr_only)
+    check_modality(volume, mr_only, "MR")
+    check_modality(Volume(MRS["normalised"], PLACE), mr_only)
 
 
 def test_a_small_body_in_much_air_is_no_doubt_of_hounsfield_units() -> None:

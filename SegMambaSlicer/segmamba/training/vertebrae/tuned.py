@@ -173,6 +173,7 @@ def _entry(
         "id": name,
         "version": digest[:8],
         "title": f"{plan.dataset}: {parts} on {plan.modality} ('{model.id}', trained on here)",
+        "modalities": [plan.modality],
         "label_set": name,
         "file": {
             "name": WEIGHTS,
@@ -196,9 +197,8 @@ def _entry(
 
 def _limits(plan: TuningPlan, model: Model) -> list[str]:
     others = [modality for modality in model.modalities if modality != plan.modality]
-    seen = f"After '{model.id}' it was trained on {plan.modality}"
-    lost = f"on {others[0]}, and on levels that these cases do not show," if others else "on levels that they lack"
-    return [f"{seen} only: {lost} it may have become worse, and that was not measured."]
+    lost = "On levels that these cases do not show it may have become worse, and that was not measured."
+    return [lost, *(f"It is for {plan.modality} only: for {other}, use '{model.id}'." for other in others)]
 
 
 def _accuracy(plan: TuningPlan, results: FoldResults) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Fine-tuning of a vertebra model with two stages on labelled cases: ``segmamba train FOLDER --from spinemamba``.
 
-Few cases must not make the model forget the rest of the column or the other modality. So the rate is a third of the one
-that it was last trained with, the training is short, no sample comes twice (each is deformed and scanned again, as in
-the first training), and what a case does not show or nobody labelled counts for nothing.
+Few cases must not make the model forget the rest of the column. So the rate is a third of the one that it was last
+trained with, the training is short, no sample comes twice (each is deformed and scanned again, as in the first
+training), and what a case does not show or nobody labelled counts for nothing. The other modality is forgotten all the
+same (Docs/experiments/fine-tuning.md), so the new model is for one modality.
 """
 
 from __future__ import annotations

@@ -137,8 +137,8 @@ def test_each_labelled_vertebra_is_measured_and_a_worse_model_is_not_imported(
     assert main(["models", "import", str(run)]) > 0
     assert f"does worse on its validation cases than '{base}'" in capsys.readouterr().err
     card = (fold / "model" / "card.md").read_text()
-    assert f"Mean Dice on these cases: 0.333; '{base}' before: 1.000." in card and "on MR, and on levels" in card
+    assert f"Mean Dice on these cases: 0.333; '{base}' before: 1.000." in card and "It is for CT only" in card
     assert main(["models", "import", str(run), "--as", "our-spine", "--even-if-worse"]) == 0
     ours = load_models().model("our-spine")
-    assert ours.task == "vertebrae" and ours.fine is not None
+    assert ours.task == "vertebrae" and ours.fine is not None and ours.modalities == ("CT",)
     assert load_models().default("vertebrae").id == "spinemamba"
