@@ -43,16 +43,27 @@ from segmamba.inference.preprocess import padding_values, resample_to_model  # n
 from segmamba.inference.sliding_window import predict  # noqa: E402
 from segmamba.inference.windows import Windows  # noqa: E402
 from segmamba.io.read import read_volume
-from segmamba.io.volume import Geometry, to_image
+from segmamba.io.volume import Geometry, Volume, image_geometry, to_image
 from segmamba.models.manifest import Preprocessing, load_manifest  # noqa: E402
 from segmamba.networks import build_network, parameter_count  # noqa: E402
 from segmamba.networks.checkpoint import load_state_dict, load_weights  # noqa: E402
 from segmamba.request import Options  # noqa: E402
 from segmamba.training.colorectal.labels import COLON_LABEL, LABELS, TUMOUR_LABEL  # noqa: E402
-from segmamba.training.colorectal.validation import read_scan, tumours_found  # noqa: E402
+from segmamba.training.colorectal.render_scans import field_centre  # noqa: E402
+from segmamba.training.colorectal.validation import (  # noqa: E402
+    CONTENT_NAMES,
+    field_of_view,
+    found_in,
+    read_regions,
+    read_scan,
+    tumours_by_part,
+    tumours_found,
+)
+from segmamba.training.colorectal.zones import ZONES  # noqa: E402
 from segmamba.training.config import Config, read_config  # noqa: E402
 from segmamba.training.loop import train  # noqa: E402
 from segmamba.training.synthesis.synthesizer import normalize  # noqa: E402
+from segmamba.training.synthesis.tissue_labels import VERTEBRA_CLASSES  # noqa: E402
 
 # What a variant changes in a configuration; the budget stays. The U-Net has as many parameters (14.8 M against 14.9 M).
 VARIANTS = {
@@ -105,10 +116,17 @@ def trained(config: Config, weights: Path | None) -> nn.Module:
     return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def on_synthetic(subject: Subject, file: Path) -> tuple[dict[str, Any], Picture]:
-    """Return the results of one synthetic CT, without other post-processing, and a picture of its worst slice."""
+def on_synthetic(subject: Subject, file: Path, field_mm: float = 0.0) -> tuple[dict[str, Any], Picture]:
+    """Return the results of one synthetic CT, without other post-processing, and a picture of its worst slice.
+
+    ``field_mm``: side of a square that it is cropped to first, or 0.
+    """
     config = subject.config
     intensities, reference = read_scan(file)
+    parts, contents, centre = read_regions(file)
+    if field_mm:
+        index = field_of_view(intensities.shape, centre, field_mm, (config.spacing,) * 2)
+        intensities, reference, parts, contents = (array[index] for array in (intensities, reference, parts, contents))
     start = time.monotonic()
     labels = subject.labels(normalize(torch.from_numpy(intensities.astype(np.float32))[None], config.channels))
     table, found = confusion_matrix(labels, reference), tumours_found(labels, reference, config.spacing)
@@ -116,7 +134,12 @@ def on_synthetic(subject: Subject, file: Path) -> tuple[dict[str, Any], Picture]
         f"dice {n}": round(dice_from_confusion(table, v, v), 4) for n, v in LABELS.items() if (reference == v).any()
     }
     volume = float((reference == TUMOUR_LABEL).sum()) * config.spacing**3 / 1000
-    entry = {"scan": file.stem, **dices, "tumour mL": round(volume, 1), **found}
+    entry = {"scan": file.stem, "field": field_mm, **dices, "tumour mL": round(volume, 1), **found}
+    entry["dice bowel"] = round(dice_foreground(labels, reference), 4)
+    entry["found by part"] = found_in(labels, reference, parts, ZONES)
+    entry["found by content"] = found_in(labels, reference, contents, CONTENT_NAMES)
+    by_part = tumours_by_part(labels, reference, parts, config.spacing)
+    entry["tumours by part"] = {ZONES[part - 1]: counts for part, counts in by_part.items() if part}
     tumour = f"tumour Dice {dices['dice tumour']:.2f}" if "dice tumour" in dices else "no tumour"
     title = f"{file.stem}: {tumour}, {found['false_tumours']} false"
     wrong = (labels == TUMOUR_LABEL) != (reference == TUMOUR_LABEL)
@@ -130,6 +153,10 @@ def of_all(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tumours = sum(e["tumours"] for e in entries)
     return {
         "scans": len(entries),
+        "field": entries[0]["field"],
+        "mean dice bowel": round(float(np.mean([e["dice bowel"] for e in entries])), 4),
+        **{key: means(entries, key) for key in ("found by part", "found by content")},
+        "tumours by part": sums(entries),
         **{f"mean dice {name}": round(float(np.mean(values)), 4) for name, values in dices.items() if values},
         "tumours over 1 mL": tumours,
         "detected": round(sum(e["found"] for e in entries) / max(1, tumours), 4),
@@ -137,13 +164,32 @@ def of_all(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any], list[Picture]]:
+def means(entries: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
+    """Return the means over scans of values by name."""
+    names = dict.fromkeys(name for entry in entries for name in entry[key])
+    return {name: round(float(np.mean([e[key][name] for e in entries if name in e[key]])), 4) for name in names}
+
+
+def sums(entries: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """Return the number of tumours and of those detected in each part of the bowel."""
+    table: dict[str, list[int]] = {}
+    for entry in entries:
+        for part, counts in entry["tumours by part"].items():
+            table[part] = [a + b for a, b in zip(table.get(part, [0, 0]), counts, strict=True)]
+    return table
+
+
+def on_real(subject: Subject, image: Path, labels: Path, field_mm: float = 0.0) -> tuple[dict[str, Any], list[Picture]]:
     """Return the results of a real CT of a patient without a tumour, and pictures of its worst slices.
 
     The input is what the product makes of the CT; nothing else is post-processed. TotalSegmentator's colon has the
-    rectum in it, and wall and contents, so our three labels together are compared with it.
+    rectum in it, and wall and contents, so our three labels together are compared with it. ``field_mm``: side of a
+    square, `IN_FRONT_MM` in front of the vertebrae of the labels, that the CT is cropped to first, with all its slices,
+    or 0.
     """
     config, volume = subject.config, read_volume(image)
+    if field_mm:
+        volume = narrowed(volume, read_volume(labels), field_mm)
     grid_of = Preprocessing("LPS", (config.spacing,) * 3, "linear", -500.0, -1024.0, config.channels)
     model = replace(load_manifest().models[0], preprocessing=grid_of)
     channels, grid = resample_to_model(volume, model)
@@ -152,7 +198,8 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
     answer = subject.labels(tensor, padding_values(model, tensor))
     seconds = time.monotonic() - start
     reference = colon_of(labels, grid.geometry)
-    entry = real_results(image, answer, reference, config.spacing)
+    entry = real_results(image, answer, reference, config.spacing) | {"field": field_mm}
+    entry["part of the bowel found"] = round(float((answer[reference > 0] > 0).mean()), 4) if reference.any() else None
     dice, false = entry["dice colon and rectum"], entry["false tumours over 1 mL"]
     entry["s"] = round(seconds, 1)
     # The widest channel shows the CT; what it is drawn with is HU again.
@@ -166,6 +213,18 @@ def on_real(subject: Subject, image: Path, labels: Path) -> tuple[dict[str, Any]
     }
     theirs_shown = COLON_LABEL * reference
     return entry, [worst_slice(title, hounsfield, answer, theirs_shown, mask) for title, mask in wrong.items()]
+
+
+def narrowed(volume: Volume, labels: Volume, side_mm: float) -> Volume:
+    """Return a CT that is cropped in x and y around a point in front of its vertebrae (TotalSegmentator's labels)."""
+    image = sitk.DICOMOrient(to_image(volume.array, volume.geometry), "LPS")
+    geometry = image_geometry(image)
+    theirs = on_grid(np.isin(labels.array, VERTEBRA_CLASSES).astype(np.uint8), labels.geometry, geometry)
+    centre = field_centre(theirs, geometry.spacing[1])
+    index = field_of_view(theirs.shape, centre, side_mm, (geometry.spacing[1], geometry.spacing[0]))
+    z, y, x = (slice(*part.indices(size)) for part, size in zip(index, theirs.shape, strict=True))
+    cropped = image[x, y, z]
+    return replace(volume, array=sitk.GetArrayFromImage(cropped), geometry=image_geometry(cropped))
 
 
 def bundled(image: Path, labels: Path) -> dict[str, Any]:
@@ -220,20 +279,24 @@ def measure(options: argparse.Namespace, config: Config) -> None:
                 file.write(text + "\n")
 
     files = sorted(options.synthetic.glob("*.npz"))[: options.most] if options.synthetic else []
-    entries, pictures = [], []
-    for path in files:
-        entry, picture = on_synthetic(subject, path)
-        tell(entry)
-        entries.append(entry)
-        pictures.append((entry.get("dice tumour", 1.0), -entry["false_tumours"], picture))
-    if entries:
-        tell(of_all(entries))
+    pictures = []
+    for field in (0.0, *options.fields):
+        entries = []
+        for path in files:
+            entry, picture = on_synthetic(subject, path, field)
+            tell(entry)
+            entries.append(entry)
+            if not field:
+                pictures.append((entry.get("dice tumour", 1.0), -entry["false_tumours"], picture))
+        if entries:
+            tell(of_all(entries))
     pictures.sort(key=lambda item: item[:2])
     page = [picture for *_, picture in pictures[:WORST]]
     for image, labels in options.real:
-        entry, slices = on_real(subject, image, labels)
-        tell(entry)
-        page += slices
+        for field in (0.0, *options.fields):
+            entry, slices = on_real(subject, image, labels, field)
+            tell(entry)
+            page += [] if field else slices
     if options.pictures:
         draw(page, options.pictures)
 
@@ -254,8 +317,9 @@ def _cells(line: dict[str, Any]) -> dict[str, Any]:
     """Return the table's columns of a line: none for a single synthetic CT."""
     if "scan" in line:
         return {}
-    source = line.get("real", "")
-    left_out = ("variant", "parameters", "real", "s")
+    field = f"{line['field']:g} mm" if line.get("field") else ""
+    source = " ".join(filter(None, (line.get("real", ""), field)))
+    left_out = ("variant", "parameters", "real", "s", "field")
     return {f"{source} {name}".strip(): value for name, value in line.items() if name not in left_out}
 
 
@@ -277,6 +341,9 @@ def parsed() -> argparse.Namespace:
         else:
             command.add_argument("--synthetic", type=Path, help="folder of synthetic CTs")
             command.add_argument("--real", type=Path, nargs=2, action="append", default=[], metavar=("CT", "LABELS"))
+            command.add_argument(
+                "--fields", type=float, nargs="*", default=[], metavar="MM", help="of narrow views, too"
+            )
             command.add_argument("--weights", type=Path, help="in place of those of the run's folder")
             command.add_argument("--overlap", type=float, default=0.5, help="of the windows (0.25 is half the work)")
             command.add_argument("--tta", action="store_true", help="average over the mirrored scan")

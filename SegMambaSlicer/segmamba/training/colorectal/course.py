@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.training.colorectal.centreline import STEP_MM, centreline_indices, depth_within, lengths_along
+from segmamba.training.colorectal.labels import MESENTERY
 from segmamba.training.colorectal.seeds import axis_along
 from segmamba.training.synthesis.tissue_labels import COLON, FAT, SMALL_BOWEL, SOFT, SPACING
 
@@ -55,7 +56,7 @@ def random_course(tissues: np.ndarray, cavity: np.ndarray, rng: np.random.Genera
     steps = slice(int(KEPT_MM / STEP_MM), int(centreline_index.max()) + 1)
     if steps.stop - steps.start < 2:
         return tissues.copy()
-    room = cavity & np.isin(tissues, (COLON, SMALL_BOWEL, SOFT, FAT))
+    room = cavity & np.isin(tissues, (COLON, SMALL_BOWEL, SOFT, FAT, MESENTERY))
     points, radii = _points(_bent(axis[steps], room, rng), _widths(radius[steps], rng), axis[steps])
     result = tissues.copy()
     result[large] = SOFT

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from segmamba.training.colorectal.bowel import Scene
+from segmamba.training.colorectal.contents import Row
 from segmamba.training.colorectal.labels import (
+    DIVERTICULUM,
     LUMEN,
     MESENTERY,
     NECROSIS,
@@ -20,11 +22,21 @@ from segmamba.training.colorectal.labels import (
     VESSEL,
     WALL,
 )
-from segmamba.training.colorectal.parameters import Row
 from segmamba.training.synthesis import ct
 from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.scanner import blur
-from segmamba.training.synthesis.tissue_labels import AORTA, CAVA, FAT, KIDNEY, LAST_ORGAN, LIVER, MUSCLE, SPLEEN, organ
+from segmamba.training.synthesis.tissue_labels import (
+    AIR,
+    AORTA,
+    CAVA,
+    FAT,
+    KIDNEY,
+    LAST_ORGAN,
+    LIVER,
+    MUSCLE,
+    SPLEEN,
+    organ,
+)
 from segmamba.training.synthesis.tissue_priors import ct_priors
 
 PHASES = ("portal venous", "arterial", "plain", "delayed")
@@ -60,6 +72,12 @@ CORTEX_MM, PELVIS_SHARE = 6.0, 0.7
 # This part of the scans has organs of unusual density: disease, and protocols that are not in the table.
 ODD_SHARE, ODD_HU = 0.3, 22.0
 GAS_HU = -980.0
+LUMP_MM = (10.0, 26.0)
+# Streaks of contrast in the bowel; arms lie beside the body in this part of the samples, this thick.
+STREAK_SHARE, STREAK_EDGE_HU, STREAK_DENSE_HU, STREAK_HU = 0.5, 900.0, 400.0, (10.0, 90.0)
+ARMS_SHARE, ARM_MM = 0.15, (32.0, 55.0)
+# Slices: thinner ones than the grid are the grid itself.
+THICK_SHARE, SLICE_MM = 0.6, (2.5, 7.5)
 # On a grid of 1 to 2 mm; abdominal protocols aim at 10 to 20 HU at 5 mm.
 NOISE_HU = (3.0, 40.0)
 STRAND_MM, STRAND_HU, STRAND_SPACING_MM = 7.0, 95.0, 9.0
@@ -82,9 +100,13 @@ def render_ct(scene: Scene, metal: Tensor, context: SamplingContext) -> Tensor:
     image = _with_kidneys(ct.noiseless_image(tissues, context, mean, texture), tissues, phase, context)
     image = torch.where((tissues == LUMEN) | (tissues == OTHER_LUMEN), _contents(scene, context), image)
     image = _stranded(image, scene, context)
+    if rng.random() < STREAK_SHARE:
+        image = _streaked(image, tissues, context)
+    if rng.random() < ARMS_SHARE:
+        image = _with_arms(image, tissues, context)
     for centre in metal:
         image = _with_metal(image, centre, context)
-    return ct.simulate_scanner(image, tissues, context, NOISE_HU)
+    return ct.simulate_scanner(image, tissues, context, ct.Scanner(NOISE_HU, SLICE_MM, THICK_SHARE))
 
 
 def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +125,7 @@ def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     mean[MESENTERY] = mean[FAT] + rng.normal(4, 5)
     filled = rng.random() < BLADDER_SHARES[phase]
     mean[BLADDER] = rng.uniform(100, 500) if filled else rng.uniform(-5, 20)
+    mean[DIVERTICULUM] = rng.choice((GAS_HU, rng.uniform(0, 80), rng.uniform(100, 800)), p=(0.6, 0.2, 0.2))
     texture[[WALL, OTHER_WALL, NODE, VESSEL]] = rng.uniform(4, 14)
     texture[[TUMOUR, NECROSIS]] = rng.uniform(4, 18)
     texture[MESENTERY] = texture[FAT]
@@ -131,8 +154,46 @@ def _contents(scene: Scene, context: SamplingContext) -> Tensor:
     filling = table[Row.FILLING] + torch.where(stool, 14 * coarse + 12 * fine, 2 * coarse)
     bubble = torch.sigmoid(8 * (0.6 * coarse + fine - 2.2 * (0.75 - table[Row.MOTTLE])))
     filling = torch.where(stool, filling + bubble * rng.uniform(-900, -250), filling)
+    filling = torch.where(scene.height < table[Row.SEDIMENT], table[Row.DENSE], filling)
     level = table[Row.LEVEL] + torch.where(stool, 0.12 * coarse, 0.0)
-    return torch.where(scene.height > level, GAS_HU, filling)
+    lumps = context.smooth_noise(1, rng.uniform(*LUMP_MM))[0] < 2.4 * table[Row.LUMPS] - 1.4
+    return torch.where((scene.height > level) & ~((table[Row.LUMPS] > 0) & lumps), GAS_HU, filling)
+
+
+def _streaked(image: Tensor, tissues: Tensor, context: SamplingContext) -> Tensor:
+    """Return the image with streaks from dense contrast along the rows of each slice, strongest at levels under gas.
+
+    A simple model: rays that pass along a sharp edge, or through much contrast, are not measured as they should be.
+    """
+    lumen = (tissues == LUMEN) | (tissues == OTHER_LUMEN)
+    edge = torch.where(lumen, image, 0.0).clamp(-1000, 1500).diff(dim=1, prepend=image[:, :1] * 0).abs()
+    strength = (edge - STREAK_EDGE_HU).clamp(min=0).mean(dim=2)  # (z, y)
+    dense = torch.where(lumen, (image - STREAK_DENSE_HU).clamp(min=0), 0.0).mean(dim=2)
+    source = strength + dense
+    rough = source * torch.randn(source.shape, generator=context.generator, device=context.device)
+    waves = (rough / (source.amax() + 1e-3)).unsqueeze(2)
+    uneven = 1 + 0.6 * context.smooth_noise(1, 40.0)[0]
+    return image + context.rng.uniform(*STREAK_HU) * waves * uneven
+
+
+def _with_arms(image: Tensor, tissues: Tensor, context: SamplingContext) -> Tensor:
+    """Put arms into the air to either side of the body: fat, muscle and a bone."""
+    rng = context.rng
+    depth, rows, columns = context.patch
+    air = (tissues == AIR).all(dim=0)
+    occupied = (~air).any(dim=0)
+    x = torch.arange(columns, device=context.device)
+    y = torch.arange(rows, device=context.device)[:, None]
+    edges = x.masked_fill(~occupied, -columns).max(), x.masked_fill(~occupied, 2 * columns).min()
+    for side, edge in zip((1, -1), edges, strict=True):
+        radius = rng.uniform(*ARM_MM) / context.spacing
+        centre = edge + side * (radius + rng.uniform(2, 20) / context.spacing)
+        slope = rng.normal(0, 0.12) * (torch.arange(depth, device=context.device) - depth / 2)
+        from_bone = ((y - rng.uniform(0.3, 0.7) * rows - slope[:, None, None]) ** 2 + (x - centre) ** 2).sqrt() / radius
+        free = (tissues == AIR) & occupied.any()
+        for part, hounsfield in ((1.0, -100.0), (0.8, 55.0), (0.27, 900.0), (0.16, 60.0)):
+            image = torch.where(free & (from_bone < part), hounsfield + 12 * context.noise(), image)
+    return image
 
 
 def _stranded(image: Tensor, scene: Scene, context: SamplingContext) -> Tensor:

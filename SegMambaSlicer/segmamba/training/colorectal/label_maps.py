@@ -21,6 +21,7 @@ from segmamba.training.colorectal.centreline import centreline_indices, depth_wi
 from segmamba.training.colorectal.course import random_course
 from segmamba.training.colorectal.labels import LARGE, MESENTERY, OTHER_BOWEL, RECTUM
 from segmamba.training.colorectal.seeds import bone_points, seed_table
+from segmamba.training.colorectal.surroundings import BODY_SUFFIX, partial_tissue_map
 from segmamba.training.synthesis.tissue_labels import (
     AIR,
     COLON,
@@ -33,6 +34,7 @@ from segmamba.training.synthesis.tissue_labels import (
     SOFT,
     SPACING,
     SPLEEN,
+    STOMACH,
     VERTEBRAE,
     organ,
 )
@@ -50,6 +52,8 @@ LOOP_ML = 20.0
 CAVITY_CLOSING_MM, ABDOMINAL_WALL_MM, LEAST_FAT_MM = 30.0, 12.0, 6.0
 # Slices farther than this below and above the bowel are left out.
 MARGIN_MM = 250.0
+# So many of the others lend their surroundings.
+DONORS = 2
 CAVITY_ORGANS = (LIVER, SPLEEN, KIDNEY, KIDNEY + 1, organ(21), organ(52), organ(63), *LARGE, *OTHER_BOWEL)
 
 
@@ -85,7 +89,8 @@ class BowelArrays:
 def bowel_arrays(tissues: np.ndarray, rng: np.random.Generator, new_course: bool = False) -> BowelArrays:
     """Return the bowel map of a tissue label map (z, y, x), uint8, on a grid of `SPACING`.
 
-    With ``new_course`` the large bowel first gets a random course, see `segmamba.training.colorectal.course`.
+    With ``new_course`` the large bowel first gets a random course, see `segmamba.training.colorectal.course`. A rectum
+    that is labelled is kept; otherwise, and in a random course, it is the last `RECTUM_MM` below the promontory.
 
     Raises
     ------
@@ -93,8 +98,11 @@ def bowel_arrays(tissues: np.ndarray, rng: np.random.Generator, new_course: bool
         There is no colon, or too little of it.
     """
     tissues = _cropped(tissues)
+    known_rectum = tissues == RECTUM
+    tissues[known_rectum] = COLON
     if new_course:
         tissues = random_course(tissues, _cavity(tissues), rng)
+        known_rectum[:] = False
     large = tissues == COLON
     depth = depth_within(large, SPACING)
     length = lengths_along(large, depth, SPACING)
@@ -102,9 +110,12 @@ def bowel_arrays(tissues: np.ndarray, rng: np.random.Generator, new_course: bool
     large &= np.isfinite(length)
     if not large.any():
         raise InputError("There is no piece of colon of 1 ml or more.")
-    promontory = np.flatnonzero((tissues == VERTEBRAE).any(axis=(1, 2))).max(initial=-1)
-    below = np.arange(len(tissues))[:, None, None] < promontory
-    tissues[large & (length <= RECTUM_MM) & below] = RECTUM
+    if known_rectum.any():
+        tissues[large & known_rectum] = RECTUM
+    else:
+        promontory = np.flatnonzero((tissues == VERTEBRAE).any(axis=(1, 2))).max(initial=-1)
+        below = np.arange(len(tissues))[:, None, None] < promontory
+        tissues[large & (length <= RECTUM_MM) & below] = RECTUM
     fill_cavity(tissues)
     centreline_index = centreline_indices(length)
     _number_loops(tissues, centreline_index, rng)
@@ -125,7 +136,7 @@ def bowel_arrays(tissues: np.ndarray, rng: np.random.Generator, new_course: bool
 
 
 def _cropped(tissues: np.ndarray) -> np.ndarray:
-    slices = np.flatnonzero((tissues == COLON).any(axis=(1, 2)))
+    slices = np.flatnonzero(np.isin(tissues, LARGE).any(axis=(1, 2)))
     if not slices.size:
         raise InputError("There is no colon in the label map: leave it out.")
     margin = round(MARGIN_MM / SPACING)
@@ -160,6 +171,7 @@ def _number_loops(tissues: np.ndarray, centreline_index: np.ndarray, rng: np.ran
     number = 0
     for label in OTHER_BOWEL:
         voxels = np.argwhere(tissues == label)
+        number = max(number, int(label != STOMACH))  # 0 is the stomach, and nothing else
         if not len(voxels):
             continue
         loops = 1 if label != SMALL_BOWEL else max(1, round(len(voxels) * SPACING**3 / 1000 / LOOP_ML))
@@ -210,7 +222,12 @@ def _depths(tissues: np.ndarray, centreline_index: np.ndarray, height: np.ndarra
 
 
 def prepare(
-    folder: Path, output: Path, without: Sequence[str] = (), seed: int = 0, random_courses: int = 0
+    folder: Path,
+    output: Path,
+    without: Sequence[str] = (),
+    only: Sequence[str] = (),
+    seed: int = 0,
+    random_courses: int = 0,
 ) -> list[str]:
     """Write one compressed ``NAME_0.npz`` for each subject with a colon and return their names.
 
@@ -218,11 +235,15 @@ def prepare(
     ----------
     folder : Path
         Holds ``NAME_vertebrae.nii.gz`` and ``NAME_organs.nii.gz``, see
-        `segmamba.training.vertebrae.label_maps.prepare`.
+        `segmamba.training.vertebrae.label_maps.prepare`. Or, of a person without vertebrae, ``NAME_organs``,
+        ``NAME_colonparts`` and ``NAME_body``, see `segmamba.training.colorectal.surroundings`; what is missing is then
+        taken from the others.
     output : Path
         Made where missing.
     without : sequence of str
-        Subjects to leave out.
+        Subjects to leave out altogether: they do not lend their surroundings either.
+    only : sequence of str
+        If there are any, only these are written, as they would be with all others: to share the work.
     seed : int
     random_courses : int
         Number of additional maps of each subject, ``NAME_1.npz`` and so on, with random courses of the large bowel and
@@ -234,29 +255,62 @@ def prepare(
         There is no such pair, or a label map is not as it should be; a subject with too little colon is named.
     """
     output.mkdir(parents=True, exist_ok=True)
-    names: list[str] = []
-    for path in sorted(folder.glob(f"*{ORGANS_SUFFIX}")):
-        name = path.name.removesuffix(ORGANS_SUFFIX)
-        vertebrae = folder / f"{name}{VERTEBRAE_SUFFIX}"
-        if name in without or not vertebrae.is_file():
+    names = _subjects(folder, without)
+    if not names:
+        raise InputError(f"{folder} holds no pair of NAME{VERTEBRAE_SUFFIX} and NAME{ORGANS_SUFFIX} with a colon.")
+    whole = [name for name in names if not _is_partial(folder, name)]
+    needed = any(name not in whole and (not only or name in only) for name in names)
+    donors = _donors(folder, whole, seed) if needed else []
+    done = []
+    for subject, name in enumerate(names):
+        if only and name not in only:
             continue
-        rng = np.random.default_rng([seed, len(names)])
-        tissues = tissue_label_map(vertebrae, path, rng)
-        if not (tissues == COLON).any():
-            continue
-        for number in range(random_courses + 1):
-            if number:  # with another layer of subcutaneous fat
-                tissues = tissue_label_map(vertebrae, path, rng)
+        rng = np.random.default_rng([seed, subject])
+        for number in range(random_courses + 1):  # each with another layer of subcutaneous fat
+            tissues = _tissues_of(folder, name, donors, rng)
+            if not np.isin(tissues, LARGE).any():
+                break
             try:
                 arrays = bowel_arrays(tissues, rng, new_course=number > 0)
             except InputError as error:
-                raise InputError(f"{path}: {error}") from error
+                raise InputError(f"{folder / name}{ORGANS_SUFFIX}: {error}") from error
             with atomic_write(output / f"{name}_{number}.npz", (".npz",)) as file:
                 np.savez_compressed(file, **vars(arrays))
-        names.append(name)
-    if not names:
+        else:
+            done.append(name)
+    if not done:
         raise InputError(f"{folder} holds no pair of NAME{VERTEBRAE_SUFFIX} and NAME{ORGANS_SUFFIX} with a colon.")
-    return names
+    return done
+
+
+def _subjects(folder: Path, without: Sequence[str]) -> list[str]:
+    names = [path.name.removesuffix(ORGANS_SUFFIX) for path in sorted(folder.glob(f"*{ORGANS_SUFFIX}"))]
+    whole = [name for name in names if (folder / f"{name}{VERTEBRAE_SUFFIX}").is_file() or _is_partial(folder, name)]
+    return [name for name in whole if name not in without]
+
+
+def _is_partial(folder: Path, name: str) -> bool:
+    """Return whether a person's labels are those of the bowel and the skin, without vertebrae."""
+    vertebrae, body = (folder / f"{name}{suffix}" for suffix in (VERTEBRAE_SUFFIX, BODY_SUFFIX))
+    return body.is_file() and not vertebrae.is_file()
+
+
+def _donors(folder: Path, names: Sequence[str], seed: int) -> list[np.ndarray]:
+    """Return the tissues of the whole people with the most slices, for those of whom little is labelled."""
+    rng = np.random.default_rng(seed)
+    tissues = [tissue_label_map(*_pair(folder, name), rng) for name in names]
+    with_colon = [labels for labels in tissues if (labels == COLON).any()]
+    return sorted(with_colon, key=len, reverse=True)[:DONORS]
+
+
+def _pair(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / f"{name}{VERTEBRAE_SUFFIX}", folder / f"{name}{ORGANS_SUFFIX}"
+
+
+def _tissues_of(folder: Path, name: str, donors: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    if _is_partial(folder, name):
+        return partial_tissue_map(folder, name, donors, rng)
+    return tissue_label_map(*_pair(folder, name), rng)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -267,10 +321,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("labels", metavar="LABELS_FOLDER", type=Path)
     parser.add_argument("output", metavar="OUT_FOLDER", type=Path, help="for NAME_K.npz, made where missing")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="subjects to leave out")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="write only these of the others")
     parser.add_argument("--random-courses", type=int, default=0, metavar="N", help="additional maps per subject")
     options = parser.parse_args(arguments)
     try:
-        names = prepare(options.labels, options.output, options.without, random_courses=options.random_courses)
+        names = prepare(
+            options.labels, options.output, options.without, options.only, random_courses=options.random_courses
+        )
     except SegMambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

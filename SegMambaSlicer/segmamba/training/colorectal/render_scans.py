@@ -14,19 +14,28 @@ import numpy as np
 import torch
 
 from segmamba.errors import SegMambaError
+from segmamba.training.colorectal.bowel import Scene
+from segmamba.training.colorectal.contents import CONTRAST_HU, Row
+from segmamba.training.colorectal.labels import LUMEN
 from segmamba.training.colorectal.map_format import BowelMap, load_bowel_maps
 from segmamba.training.colorectal.parameters import draw_tumours
 from segmamba.training.colorectal.samples import synthesize_ct
+from segmamba.training.colorectal.validation import IN_FRONT_MM
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.tissue_labels import SPACING
+from segmamba.training.synthesis.tissue_labels import SPACING, VERTEBRAE
 from segmamba.utils.atomic import atomic_write
 
 # Size (z, y, x) that a scan has at most.
 LARGEST_SCAN_MM = (480.0, 340.0, 420.0)
+# Less mottled contents are paste.
+STOOL_MOTTLE = 0.02
 
 
 def render_scans(maps: Sequence[BowelMap], output: Path, count: int, spacing: float, seed: int = 0) -> None:
     """Write ``count`` synthetic CTs of each map, ``SUBJECT-NN.npz``, on the device of the maps.
+
+    Each holds ``image`` (HU), ``labels``, ``parts`` (index in `segmamba.training.colorectal.zones.ZONES` plus 1),
+    ``contents`` (see `contents_of`), all (z, y, x), and ``centre`` (see `field_centre`).
 
     Parameters
     ----------
@@ -55,7 +64,28 @@ def render_scans(maps: Sequence[BowelMap], output: Path, count: int, spacing: fl
                     file,
                     image=image.cpu().numpy().round().astype(np.int16),
                     labels=scene.labels.cpu().numpy().astype(np.uint8),
+                    parts=torch.where(scene.labels > 0, scene.table[Row.ZONE] + 1, 0).cpu().numpy().astype(np.uint8),
+                    contents=contents_of(scene).cpu().numpy().astype(np.uint8),
+                    centre=field_centre(scene.tissues.cpu().numpy(), spacing),
                 )
+
+
+def contents_of(scene: Scene) -> torch.Tensor:
+    """Return what fills the large bowel (z, y, x): index in `validation.CONTENT_NAMES` plus 1, or 0."""
+    table = scene.table
+    gas = (scene.height > table[Row.LEVEL]) & (table[Row.LUMPS] <= 0)
+    dense = (table[Row.FILLING] > CONTRAST_HU[0]) | (scene.height < table[Row.SEDIMENT])
+    stool = (table[Row.MOTTLE] > STOOL_MOTTLE) | (table[Row.LUMPS] > 0)
+    content = torch.where(gas, 1, torch.where(dense, 2, torch.where(stool, 3, 4)))
+    return torch.where(scene.tissues == LUMEN, content, 0)
+
+
+def field_centre(tissues: np.ndarray, spacing: float) -> np.ndarray:
+    """Return the centre (y, x in voxels) of narrow fields of view: `IN_FRONT_MM` before the vertebrae's mean."""
+    places = np.nonzero((tissues > 0) & (tissues <= VERTEBRAE))
+    if not places[0].size:
+        return (np.array(tissues.shape[1:]) - 1) / 2
+    return np.array([places[1].mean() - IN_FRONT_MM / spacing, places[2].mean()])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.colorectal.bowel import Scene, build_tissues
+from segmamba.training.colorectal.contents import bowel_tables
 from segmamba.training.colorectal.ct import render_ct
 from segmamba.training.colorectal.map_format import BowelMap, unpack
-from segmamba.training.colorectal.parameters import Tumour, draw_seed, draw_tumours, large_bowel, other_bowel
+from segmamba.training.colorectal.parameters import Tumour, draw_seed, draw_tumours
 from segmamba.training.colorectal.seeds import ALONG, INWARD, POSITION, RADIUS, STEP
 from segmamba.training.colorectal.tumour import ARM_VOXELS
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.elastic import cut_field_of_view, random_deformation
+from segmamba.training.synthesis.elastic import cut_field_of_view, random_deformation, small_field_of_view
 from segmamba.training.synthesis.synthesizer import SampleSynthesizer, normalize
 from segmamba.training.synthesis.tissue_labels import SPACING
 from segmamba.training.vertebrae.tissue_maps import Anatomy
@@ -31,6 +32,8 @@ JITTER, AT_TUMOUR_SHARE, ANYWHERE_SHARE = 0.42, 0.6, 0.3
 # A crop extends beyond the map by at most this part of itself, as sliding windows do.
 BEYOND = 0.1
 NARROWED_SHARE = 0.07
+# Scans of a spine, a pelvis or a child have fields of view of this side.
+SMALL_FIELD_SHARE, SMALL_FIELD_MM = 0.35, (150.0, 250.0)
 MOST_NODES, NODE_RADII_MM, NODE_GAP_MM = 4, (3.0, 10.0), (2.0, 25.0)
 METAL_SHARE = 0.06
 
@@ -122,6 +125,8 @@ def synthesize_ct(
     packed, found = random_deformation(Anatomy(bowel.subject, bowel.packed, numbered, SPACING), centre, context)
     if cut:
         packed = cut_field_of_view(packed, context, NARROWED_SHARE)
+        if rng.random() < SMALL_FIELD_SHARE:
+            packed = small_field_of_view(packed, SMALL_FIELD_MM, context)
     first = 1 + 3 * len(tumours)
     placed = [
         (tumour, float(seed[RADIUS]), int(seed[STEP]), found[1 + 3 * i : 4 + 3 * i])
@@ -129,7 +134,7 @@ def synthesize_ct(
         for seed in (bowel.seeds[tumour.seed],)
     ]
     nodes = torch.cat([found[first : first + len(radii)], context.upload(radii)], dim=1)
-    tables = large_bowel(bowel.radii, bowel.seeds, list(tumours), rng), other_bowel(rng)
+    tables = bowel_tables(bowel.radii, bowel.seeds, tumours, rng)
     scene = build_tissues(unpack(packed), tables, placed, nodes, context)
     first += len(radii)
     return render_ct(scene, found[first : first + metal], context), scene

@@ -20,7 +20,7 @@ from segmamba.training.synthesis.tissue_labels import SPACING
 ARM_VOXELS = 6.0
 # A thinner wall is not a tumour.
 LEAST_MM = 3.0
-LOBE_MM = 12.0
+LOBE_MM, TONGUE_MM = 12.0, 9.0
 CRATER_WIDTH = 0.5  # of the half length
 FAR = -100.0
 
@@ -81,9 +81,11 @@ def grow_tumour(
         field = torch.minimum(_ellipsoid(tumour, along, around, inward, noise), depth + tumour.outward)
         return torch.where(near, field, FAR), torch.full_like(depth, FAR)
     share = _band_share(tumour, along, around, inward, radius_here, noise)
+    # Outside the wall it grows in tongues.
     outward = tumour.outward * share.clamp(0, 1)
     inner = tumour.inward * scale * share
-    field = torch.minimum(inner - depth, depth + outward)
+    tongues = (0.9 + 0.6 * context.smooth_noise(1, TONGUE_MM)[0]).clamp(0.4, 1)
+    field = torch.minimum(inner - depth, depth + outward * tongues)
     near = near & (inner + outward > LEAST_MM)
     from_axis = (along**2 + around**2 + (inward - radius_here) ** 2).sqrt()
     near = near & (from_axis < tumour.half_length + 1.6 * radius_here + tumour.outward)

@@ -22,7 +22,11 @@ from segmamba.utils.morphology import CONNECTIVITY_26
 
 # A tumour is detected if at least this part of it is labelled as tumour.
 FOUND = 0.1
+LEAST_VOXELS = 1000
 COUNTED_ML = 1.0
+# Narrow fields of view are centred this far in front of the vertebrae.
+IN_FRONT_MM = 20.0
+CONTENT_NAMES = ("gas", "contrast", "stool", "paste or fluid")
 
 
 def evaluate_bowel(
@@ -59,6 +63,60 @@ def read_scan(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     image, labels = read_arrays(file, ["image", "labels"], "'python -m segmamba.training.colorectal.render_scans'")
     return image, labels
+
+
+def read_regions(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return parts, contents (both z, y, x) and the centre (y, x) of narrow fields of a synthetic CT.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or was rendered by an older version.
+    """
+    command = "'python -m segmamba.training.colorectal.render_scans'"
+    parts, contents = read_arrays(file, ["parts", "contents"], command)
+    with np.load(file) as content:
+        centre = content["centre"]
+    return parts, contents, centre
+
+
+def field_of_view(
+    shape: tuple[int, ...], centre: np.ndarray, side_mm: float, spacing: tuple[float, float]
+) -> tuple[slice, ...]:
+    """Return the index of a square field of view in an image (z, y, x), with all slices.
+
+    ``centre`` (y, x) is in voxels, ``spacing`` (y, x) in mm; what would lie beyond the image is left out.
+    """
+    index = [slice(None)]
+    for size, middle, step in zip(shape[1:], centre, spacing, strict=True):
+        half = side_mm / step / 2
+        index.append(slice(max(0, round(middle - half)), min(size, round(middle + half))))
+    return tuple(index)
+
+
+def found_in(labels: np.ndarray, reference: np.ndarray, regions: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Return for each region (1, 2, ... in the order of ``names``) the part of its bowel that is labelled as bowel.
+
+    Only regions with 1000 voxels of bowel or more in the reference are in the result.
+    """
+    result = {}
+    for value, name in enumerate(names, start=1):
+        place = (regions == value) & (reference > 0)
+        if place.sum() >= LEAST_VOXELS:
+            result[name] = float((labels[place] > 0).mean())
+    return result
+
+
+def tumours_by_part(
+    labels: np.ndarray, reference: np.ndarray, parts: np.ndarray, spacing: float
+) -> dict[int, tuple[int, int]]:
+    """Return for each part of the bowel its tumours over 1 mL and those detected, see `tumours_found`."""
+    counts: dict[int, tuple[int, int]] = {}
+    for component in _components(reference == TUMOUR_LABEL, spacing):
+        part = int(np.bincount(parts[component]).argmax())
+        number, found = counts.get(part, (0, 0))
+        counts[part] = number + 1, found + int((labels[component] == TUMOUR_LABEL).mean() >= FOUND)
+    return counts
 
 
 def predicted_labels(

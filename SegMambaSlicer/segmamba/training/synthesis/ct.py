@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,8 +17,19 @@ from segmamba.training.synthesis.tissue_priors import OUTSIDE_HU, ct_priors
 KERNEL_MM = (0.6, 1.7)
 SLICE_MM = (2.5, 6.0)
 NOISE_HU = (3.0, 100.0)
+# Part of the scans with thick slices that are coronal or sagittal.
+OTHER_PLANES = 0.1
 # A real image gets so much more noise from another scanner, and so often.
 AGAIN_HU, AGAIN_CHANCE = (1.0, 30.0), 0.5
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """Ranges of a scanner: noise in HU, slice thickness in mm, and the part of the scans with such slices."""
+
+    noise_hu: tuple[float, float] = NOISE_HU
+    slice_mm: tuple[float, float] = SLICE_MM
+    thick_share: float = 0.45
 
 
 def synthesize(tissues: Tensor, context: SamplingContext) -> Tensor:
@@ -30,7 +43,7 @@ def rescanned(image: Tensor, codes: Tensor, context: SamplingContext) -> Tensor:
     ``codes`` (z, y, x) are its labels; `OUTSIDE` is out of its field of view.
     """
     if context.rng.random() < AGAIN_CHANCE:
-        return simulate_scanner(image, codes, context, AGAIN_HU)
+        return simulate_scanner(image, codes, context, Scanner(AGAIN_HU))
     return torch.where(codes == OUTSIDE, OUTSIDE_HU, image.clamp(-1024, 3071))
 
 
@@ -86,16 +99,17 @@ def _with_table(image: Tensor, tissues: Tensor, context: SamplingContext) -> Ten
 
 
 def simulate_scanner(
-    image: Tensor, tissues: Tensor, context: SamplingContext, noise_range: tuple[float, float] = NOISE_HU
+    image: Tensor, tissues: Tensor, context: SamplingContext, scanner: Scanner | None = None
 ) -> Tensor:
-    """Return the image of a real scanner: blurred, in slices, sharpened, noisy (range in HU), clipped."""
+    """Return the image of a real scanner: blurred, in slices, sharpened, noisy, clipped."""
+    scanner = scanner or Scanner()
     rng = context.rng
     image = blur(image, rng.uniform(*KERNEL_MM) / context.spacing)
     chance = rng.random()
-    if chance < 0.45:
-        axis = 0 if chance < 0.35 else int(rng.integers(1, 3))
-        image = thick_slices(image, axis, max(2, round(rng.uniform(*SLICE_MM) / context.spacing)))
-    noise = np.exp(rng.uniform(*np.log(noise_range)))
+    if chance < scanner.thick_share:
+        axis = 0 if chance < scanner.thick_share - OTHER_PLANES else int(rng.integers(1, 3))
+        image = thick_slices(image, axis, max(2, round(rng.uniform(*scanner.slice_mm) / context.spacing)))
+    noise = np.exp(rng.uniform(*np.log(scanner.noise_hu)))
     grain = context.noise()
     if rng.random() < 0.6:
         grain = blur(grain, rng.uniform(0.4, 1.0))

@@ -156,6 +156,22 @@ def cut_field_of_view(tissues: Tensor, context: SamplingContext, narrowed: float
     return tissues
 
 
+def small_field_of_view(tissues: Tensor, side_mm: tuple[float, float], context: SamplingContext) -> Tensor:
+    """Reduce the field of view to a square of random side in mm near the middle of the slices, as of a spine."""
+    rng = context.rng
+    tissues = tissues.clone()
+    side = rng.uniform(*side_mm) / context.spacing
+    for axis in (1, 2):
+        size = context.patch[axis]
+        # Windows of a small scan lie over all of it, those of a wider one over any part.
+        free = abs(size - side) / 2
+        first = round((size - side) / 2 + rng.uniform(-free, free) + rng.normal(0, 5) / context.spacing)
+        low, high = max(0, first), min(size, first + round(side))
+        tissues.narrow(axis, 0, low).fill_(OUTSIDE)
+        tissues.narrow(axis, high, size - high).fill_(OUTSIDE)
+    return tissues
+
+
 def rotation(angles: np.ndarray) -> np.ndarray:
     """Return the rotation matrix (3, 3) of angles in radians about z, y and x, for coordinates in (z, y, x) order."""
     about_z, about_y, about_x = angles

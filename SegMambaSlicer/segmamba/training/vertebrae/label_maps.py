@@ -71,7 +71,7 @@ def tissue_label_map(vertebrae_path: Path, organs_path: Path | None, rng: np.ran
     InputError
         A file is not such a label map, or the two lie on different grids.
     """
-    vertebrae = _read(vertebrae_path, VERTEBRAE)
+    vertebrae = read_label_map(vertebrae_path, VERTEBRAE)
     if not vertebrae.any():
         raise InputError(f"{vertebrae_path} holds no vertebra of {SPACING} mm or more: leave it out.")
     if organs_path is None:
@@ -80,7 +80,7 @@ def tissue_label_map(vertebrae_path: Path, organs_path: Path | None, rng: np.ran
         fill_soft_spine(tissues, free)
         add_rib_heads(tissues, free)
         return tissues
-    organs = _read(organs_path, LAST_ORGAN)
+    organs = read_label_map(organs_path, LAST_ORGAN)
     if organs.shape != vertebrae.shape:
         raise InputError(f"{organs_path} lies on another grid than {vertebrae_path}: resample one of them.")
     kept = (organs > 0) & ~np.isin(organs, VERTEBRA_CLASSES)
@@ -200,7 +200,7 @@ def closing(mask: np.ndarray, radius_mm: float, spacing: float) -> np.ndarray:
     return closed[inner] | mask
 
 
-def _read(path: Path, highest: int) -> np.ndarray:
+def read_label_map(path: Path, highest: int) -> np.ndarray:
     """Return a label map on a grid of ``SPACING``, axes to left, posterior and superior, as (z, y, x) uint8."""
     volume = read_volume(path)
     labels = as_labels(volume.array, highest, str(path))

@@ -14,23 +14,37 @@ from scipy import ndimage
 from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.colorectal import labels as c
 from segmamba.training.colorectal import parameters
-from segmamba.training.colorectal.bowel import Scene, build_tissues
-from segmamba.training.colorectal.ct import HOUNSFIELD, PHASE_SHARES, PHASES, phase_priors, render_ct
+from segmamba.training.colorectal.bowel import Scene, _heights, _pouches, build_tissues
+from segmamba.training.colorectal.contents import (
+    PREPARATIONS,
+    STOMACH_LOOP,
+    Row,
+    bowel_tables,
+    large_bowel,
+    other_bowel,
+)
+from segmamba.training.colorectal.ct import (
+    HOUNSFIELD,
+    PHASE_SHARES,
+    PHASES,
+    _streaked,
+    _with_arms,
+    phase_priors,
+    render_ct,
+)
 from segmamba.training.colorectal.map_format import BowelMap, unpack
 from segmamba.training.colorectal.parameters import (
     KINDS,
-    Row,
     Tumour,
     draw_seed,
     draw_tumour,
     draw_tumours,
-    large_bowel,
-    other_bowel,
 )
 from segmamba.training.colorectal.samples import BEYOND, BowelSynthesizer, arms, crop_centre, synthesize_ct
 from segmamba.training.colorectal.seeds import IN_RECTUM, POSITION, RADIUS, STEP
+from segmamba.training.colorectal.zones import ZONE_SHARES, ZONES, zones_of
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.tissue_labels import AORTA, COLON, FAT, KIDNEY, SOFT, SPACING
+from segmamba.training.synthesis.tissue_labels import AIR, AORTA, COLON, FAT, KIDNEY, SOFT, SPACING
 
 CPU = torch.device("cpu")
 PATCH = (48, 56, 56)
@@ -88,7 +102,7 @@ def test_labels_and_tissues_are_the_same_thing(grown: dict) -> None:
     for _, _, scene in of_all(grown):
         solid = torch.isin(scene.tissues, torch.tensor([c.TUMOUR, c.NECROSIS]))
         assert torch.equal(solid, scene.labels == c.TUMOUR_LABEL)
-        hollow = torch.isin(scene.tissues, torch.tensor([c.WALL, c.LUMEN]))
+        hollow = torch.isin(scene.tissues, torch.tensor([c.WALL, c.LUMEN, c.DIVERTICULUM]))
         assert torch.equal(hollow, (scene.labels == c.COLON_LABEL) | (scene.labels == c.RECTUM_LABEL))
 
 
@@ -103,7 +117,7 @@ def test_tumours_take_bowel_and_fat_only(bowel: BowelMap, kind: str) -> None:
         tumour = replace(
             draw_tumour(row, float(seed[RADIUS]), context.rng, kind), outward=parameters.LARGEST_OUTWARD_MM
         )
-        tables = large_bowel(bowel.radii, bowel.seeds, [tumour], context.rng), other_bowel(context.rng)
+        tables = bowel_tables(bowel.radii, bowel.seeds, [tumour], context.rng)
         points = torch.from_numpy(np.stack(arms(seed))).float()
         grown = [(tumour, float(seed[RADIUS]), int(seed[STEP]), points)]
         scene = build_tissues(fields, tables, grown, torch.zeros(0, 6), context)
@@ -126,7 +140,7 @@ def test_a_circumferential_tumour_surrounds_a_lumen(bowel: BowelMap) -> None:
 
 def test_an_apple_core_narrows_the_bowel_from_outside(bowel: BowelMap) -> None:
     tumour, _, scene = sample(bowel, "apple core", 1)
-    table = large_bowel(bowel.radii, bowel.seeds, [tumour], np.random.default_rng(0))
+    table = large_bowel(bowel.radii, bowel.seeds, [tumour], "none", np.random.default_rng(0))
     step = int(bowel.seeds[tumour.seed, STEP])
     assert table[Row.SHRINK, step] == pytest.approx(tumour.narrowing)
     assert 0.05 < tumour.narrowing / bowel.seeds[tumour.seed, RADIUS] < 0.45
@@ -158,21 +172,32 @@ def test_sizes_follow_the_literature(bowel: BowelMap) -> None:
     counts = {kind: sum(t.kind == kind for t in drawn) for kind in KINDS}
     assert min(counts.values()) > 60
     lengths = np.array([2 * t.half_length for t in drawn])
-    assert 28 < np.median(lengths) < 45  # 28 mm (Sosna et al. 2003) to 45 mm (Balta et al. 2014)
-    assert 10 <= lengths.min() < lengths.max() <= 90
+    assert 28 < np.median(lengths) < 50  # 28 mm (Sosna et al. 2003), 45 mm (Balta et al. 2014), 59 mm (four masks)
+    assert 10 <= lengths.min() < lengths.max() <= 104
     thick = np.array([t.inward + t.outward for t in drawn if t.kind != "polypoid"])
-    assert 6 <= np.quantile(thick, 0.05) < np.quantile(thick, 0.95) < 26
+    assert 6 <= np.quantile(thick, 0.05) < np.quantile(thick, 0.95) < 32
     assert all(0 <= t.outward <= parameters.LARGEST_OUTWARD_MM for t in drawn)
     assert 0.1 < np.mean([t.crater > 0 for t in drawn]) < 0.4
     assert 0.05 < np.mean([t.necrosis > 0 for t in drawn]) < 0.5
 
 
-def test_shares_of_samples_without_tumour_and_in_the_rectum(bowel: BowelMap) -> None:
+def test_shares_of_samples_without_tumour_and_in_each_part_of_the_bowel(bowel: BowelMap) -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_tumours(bowel.seeds, rng) for _ in range(600)]
     assert np.mean([not tumours for tumours in drawn]) == pytest.approx(1 - parameters.TUMOUR_SHARE, abs=0.06)
-    rectal = [bowel.seeds[t.seed, IN_RECTUM] > 0 for tumours in drawn for t in tumours[:1]]
-    assert np.mean(rectal) == pytest.approx(parameters.RECTUM_SHARE, abs=0.07)
+    zones = zones_of(bowel.seeds)
+    found = [int(zones[int(bowel.seeds[t.seed, STEP])]) for tumours in drawn for t in tumours[:1]]
+    shares = np.bincount(found, minlength=len(ZONES)) / len(found)
+    np.testing.assert_allclose(shares, ZONE_SHARES, atol=0.06)
+    assert sum(ZONE_SHARES) == pytest.approx(1)
+
+
+def test_the_parts_of_the_bowel_follow_each_other(bowel: BowelMap) -> None:
+    zones = zones_of(bowel.seeds)
+    assert (np.diff(zones) >= 0).all() and set(zones) == set(range(len(ZONES)))
+    rectum = bowel.seeds[:, IN_RECTUM] > 0
+    of_seeds = zones[bowel.seeds[:, STEP].astype(int)]
+    assert (of_seeds[rectum] == 0).all() and (of_seeds == 0).sum() < 1.3 * rectum.sum()
 
 
 def test_more_tumours_lie_apart(bowel: BowelMap, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +239,11 @@ def test_a_crop_lies_in_the_body_like_a_window_of_a_scan(bowel: BowelMap) -> Non
 def test_all_contents_occur_and_a_tumour_is_not_in_a_collapsed_part(bowel: BowelMap) -> None:
     tumour = draw_tumour(0, float(bowel.seeds[0, RADIUS]), np.random.default_rng(0), "asymmetric")
     step = int(bowel.seeds[0, STEP])
-    tables = [large_bowel(bowel.radii, bowel.seeds, [tumour], np.random.default_rng(seed)) for seed in range(80)]
+    tables = [
+        large_bowel(bowel.radii, bowel.seeds, [tumour], preparation, np.random.default_rng(seed))
+        for preparation in PREPARATIONS
+        for seed in range(40)
+    ]
     table = np.concatenate(tables, axis=1)
     assert (table[Row.LEVEL] < 0.1).any() and (table[Row.LEVEL] > 1).any()  # gas, and filled
     assert (table[Row.MOTTLE] > 0.3).any() and (table[Row.FILLING] > 150).any()  # stool, contrast
@@ -223,6 +252,69 @@ def test_all_contents_occur_and_a_tumour_is_not_in_a_collapsed_part(bowel: Bowel
     assert (table[Row.SHRINK] > 3).any()  # collapsed
     assert all(t[Row.SHRINK, step] < 3 for t in tables)
     assert (table[Row.STRANDS] > 0.3).any()
+
+
+def test_a_full_rectum_holds_stool_and_a_transverse_colon_gas_throughout(bowel: BowelMap) -> None:
+    zones = zones_of(bowel.seeds)
+    tables = [large_bowel(bowel.radii, bowel.seeds, [], "none", np.random.default_rng(seed)) for seed in range(60)]
+    uniform = {
+        zone: [
+            t[:, zones == ZONES.index(zone)] for t in tables if len(set(t[Row.RUN, zones == ZONES.index(zone)])) == 1
+        ]
+        for zone in ("rectum", "transverse")
+    }
+    full = [t for t in uniform["rectum"] if t[Row.LEVEL].min() > 0.7 and t[Row.FILLING].mean() > 20]
+    assert len(full) > 5
+    assert sum(t[Row.LEVEL].max() < 0.2 for t in uniform["transverse"]) > 5
+
+
+def test_contrast_by_mouth_is_as_bright_as_real_one_and_reaches_small_bowel_and_stomach() -> None:
+    tables = [other_bowel(True, np.random.default_rng(seed)) for seed in range(40)]
+    brightest = [t[Row.FILLING].max() for t in tables]
+    assert max(brightest) > 800 and min(brightest) > 80
+    assert all(t[Row.FILLING, STOMACH_LOOP] >= 120 and t[Row.FOLDS, STOMACH_LOOP] >= 3 for t in tables)
+    assert max(other_bowel(False, np.random.default_rng(seed))[Row.FILLING].max() for seed in range(20)) < 60
+
+
+def test_a_level_is_one_row_of_the_image_in_all_loops_of_a_run(bowel: BowelMap) -> None:
+    context = context_of(2)
+    run, inside = torch.zeros(PATCH), torch.zeros(PATCH, dtype=torch.bool)
+    inside[:, 10:20, :8], inside[:, 30:40, -8:] = True, True  # two loops, one behind the other
+    height = _heights(run, inside, context)
+    for row, loop in ((10, 0), (19, 0), (30, -1), (39, -1)):
+        assert height[:, row, loop].numpy() == pytest.approx((39 - row) / 29)
+
+
+def test_pouches_lie_in_the_fat_next_to_the_bowel_and_count_as_colon() -> None:
+    context = context_of(0)
+    depth = torch.full(PATCH, 3.0)
+    depth[:, :28] = -4.0
+    field = _pouches(depth, torch.ones(PATCH), context)
+    assert 0.005 < float((field[:, :28] > 0).float().mean()) < 0.3
+    assert not (field[:, 28:] > 0).any()
+    assert not (_pouches(depth, torch.zeros(PATCH), context) > 0).any()
+
+
+def test_streaks_run_along_the_rows_of_slices_with_contrast_and_nowhere_else() -> None:
+    image, tissues = torch.zeros(PATCH), torch.full(PATCH, SOFT)
+    tissues[10:20, 20:30, 5:50] = c.LUMEN
+    image[10:20, 20:25, 5:50], image[10:20, 25:30, 5:50] = -980.0, 900.0
+    change = _streaked(image, tissues, context_of(0)) - image
+    assert not change[:10].any() and not change[20:].any()
+    assert change[10:20, 25].std() > 0.5 and not change[10:20, 40].any()
+
+
+def test_arms_take_air_only_and_have_a_bone() -> None:
+    shape = (8, 80, 120)
+    context = SamplingContext(shape, 3.0, CPU, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    tissues = torch.full(shape, AIR)
+    tissues[:, 20:60, 40:80] = SOFT
+    image = torch.where(tissues == AIR, -1000.0, 50.0)
+    armed = _with_arms(image, tissues, context)
+    changed = armed != image
+    assert not changed[tissues != AIR].any()
+    for side in (slice(0, 40), slice(80, 120)):
+        assert armed[:, :, side].max() > 500 and 50 < int(changed[4, :, side].sum()) < 1200
 
 
 def test_tissues_enhance_together() -> None:

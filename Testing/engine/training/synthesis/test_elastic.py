@@ -8,7 +8,13 @@ import torch
 from helpers.small_spine import block
 
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.elastic import choose_crop, cut_field_of_view, random_deformation, rotation
+from segmamba.training.synthesis.elastic import (
+    choose_crop,
+    cut_field_of_view,
+    random_deformation,
+    rotation,
+    small_field_of_view,
+)
 from segmamba.training.synthesis.tissue_labels import AIR, OUTSIDE
 from segmamba.training.vertebrae.tissue_maps import Anatomy
 
@@ -154,3 +160,17 @@ def test_a_rotation_turns_about_its_axis() -> None:
     assert quarter @ (0, 1, 0) == pytest.approx((0, 0, 1))
     turned = rotation(np.array([0.3, -0.2, 0.5]))
     assert turned @ turned.T == pytest.approx(np.eye(3))
+
+
+def test_a_small_field_of_view_is_a_square_of_its_side() -> None:
+    sides = []
+    for seed in range(20):
+        context = SamplingContext(
+            (4, 100, 100), 2.0, torch.device("cpu"), np.random.default_rng(seed), torch.Generator()
+        )
+        seen = small_field_of_view(torch.zeros(context.patch, dtype=torch.uint8), (120.0, 240.0), context) != OUTSIDE
+        rows, columns = (int(seen[0].any(dim=axis).sum()) * context.spacing for axis in (1, 0))
+        assert bool(seen[:, seen[0].any(dim=1)][:, :, seen[0].any(dim=0)].all())
+        sides.append((rows, columns))
+    assert min(min(pair) for pair in sides) >= 90
+    assert np.median([rows for rows, _ in sides]) < 200
