@@ -52,8 +52,6 @@ LOOP_ML = 20.0
 CAVITY_CLOSING_MM, ABDOMINAL_WALL_MM, LEAST_FAT_MM = 30.0, 12.0, 6.0
 # Slices farther than this below and above the bowel are left out.
 MARGIN_MM = 250.0
-# So many of the others lend their surroundings.
-DONORS = 2
 CAVITY_ORGANS = (LIVER, SPLEEN, KIDNEY, KIDNEY + 1, organ(21), organ(52), organ(63), *LARGE, *OTHER_BOWEL)
 
 
@@ -296,11 +294,10 @@ def _is_partial(folder: Path, name: str) -> bool:
 
 
 def _donors(folder: Path, names: Sequence[str], seed: int) -> list[np.ndarray]:
-    """Return the tissues of the whole people with the most slices, for those of whom little is labelled."""
+    """Return the tissues of the whole people with a colon, for those of whom little is labelled."""
     rng = np.random.default_rng(seed)
     tissues = [tissue_label_map(*_pair(folder, name), rng) for name in names]
-    with_colon = [labels for labels in tissues if (labels == COLON).any()]
-    return sorted(with_colon, key=len, reverse=True)[:DONORS]
+    return [labels for labels in tissues if (labels == COLON).any()]
 
 
 def _pair(folder: Path, name: str) -> tuple[Path, Path]:

@@ -20,6 +20,7 @@ from segmamba.training.colorectal.labels import LUMEN
 from segmamba.training.colorectal.map_format import BowelMap, load_bowel_maps
 from segmamba.training.colorectal.parameters import draw_tumours
 from segmamba.training.colorectal.samples import synthesize_ct
+from segmamba.training.colorectal.seeds import POSITION
 from segmamba.training.colorectal.validation import IN_FRONT_MM
 from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.tissue_labels import SPACING, VERTEBRAE
@@ -58,7 +59,7 @@ def render_scans(maps: Sequence[BowelMap], output: Path, count: int, spacing: fl
             generator = torch.Generator(bowel.packed.device).manual_seed(seed + number)
             context = SamplingContext((depth, height, width), spacing, bowel.packed.device, rng, generator)
             tumours = draw_tumours(bowel.seeds, rng)
-            image, scene = synthesize_ct(bowel, tumours, (np.array(bowel.packed.shape) - 1) / 2, context, cut=False)
+            image, scene = synthesize_ct(bowel, tumours, scan_centre(bowel, shape / SPACING), context, cut=False)
             with atomic_write(output / f"{bowel.subject}-{number:02}.npz", (".npz",)) as file:
                 np.savez_compressed(
                     file,
@@ -68,6 +69,18 @@ def render_scans(maps: Sequence[BowelMap], output: Path, count: int, spacing: fl
                     contents=contents_of(scene).cpu().numpy().astype(np.uint8),
                     centre=field_centre(scene.tissues.cpu().numpy(), spacing),
                 )
+
+
+def scan_centre(bowel: BowelMap, size: np.ndarray) -> np.ndarray:
+    """Return the centre of a scan (z, y, x in the map's voxels): along z that of the bowel, within the map.
+
+    ``size`` (3,) is that of the scan in the map's voxels. A map may reach to the neck: a scan of the abdomen does not.
+    """
+    heights, slices = bowel.seeds[:, POSITION][:, 0], bowel.packed.shape[0]
+    centre = (np.array(bowel.packed.shape) - 1) / 2
+    middle = (heights.min() + heights.max()) / 2
+    centre[0] = np.clip(middle, size[0] / 2, slices - size[0] / 2) - 0.5 if size[0] < slices else centre[0]
+    return centre
 
 
 def contents_of(scene: Scene) -> torch.Tensor:

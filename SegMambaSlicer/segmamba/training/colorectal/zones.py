@@ -8,11 +8,9 @@ from segmamba.training.colorectal.seeds import IN_RECTUM, STEP
 
 # "left" is the descending colon with the splenic flexure, "right" caecum, ascending colon and hepatic flexure.
 ZONES = ("rectum", "sigmoid", "left", "transverse", "right")
-# Part of the colon's length above the rectum at which each of the last four ends: means of the five bowels with
-# labelled parts (Docs/experiments/colorectal-training.md).
+# Part of the colon's length above the rectum at which each of the last four ends: set by judgement, not measured.
 ZONE_ENDS = (0.30, 0.52, 0.80, 1.0)
-# Of cancers. Siegel et al., CA Cancer J Clin 2020: proximal colon (to the splenic flexure) 41 %, distal colon 22 %,
-# rectum 28 %, the rest not said; within these our own, see Docs/colorectal.md.
+# Of cancers: assumed. About 40 % lie in the right and transverse colon, half in sigmoid and rectum.
 ZONE_SHARES = (0.30, 0.20, 0.08, 0.10, 0.32)
 
 

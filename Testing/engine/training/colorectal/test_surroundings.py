@@ -11,8 +11,19 @@ from helpers import small_bowel, small_spine
 from segmamba.errors import InputError
 from segmamba.training.colorectal.label_maps import bowel_arrays, prepare
 from segmamba.training.colorectal.labels import MESENTERY, RECTUM
-from segmamba.training.colorectal.surroundings import _filled, partial_tissue_map
-from segmamba.training.synthesis.tissue_labels import AIR, COLON, FAT, LIVER, SMALL_BOWEL, SOFT, VERTEBRAE
+from segmamba.training.colorectal.surroundings import _filled, _give_way, _tall_enough, partial_tissue_map
+from segmamba.training.synthesis.tissue_labels import (
+    AIR,
+    COLON,
+    FAT,
+    KIDNEY,
+    LIVER,
+    OUTSIDE,
+    SMALL_BOWEL,
+    SOFT,
+    VERTEBRAE,
+    organ,
+)
 
 COLON_CLASS, SMALL_BOWEL_CLASS = 20, 18
 
@@ -51,6 +62,36 @@ def test_what_is_labelled_stays_and_the_rest_is_lent(folder: Path) -> None:
     bowel = np.where(np.mgrid[:30, :120, :120][1] == 60, COLON, 0)
     filled = _filled(bowel, whole, 10.0)
     assert filled[15, 1, 60] == FAT and filled[15, 40, 60] == MESENTERY and filled[15, 100, 60] == SOFT  # the back
+
+
+def test_lent_organs_give_way_to_the_bowel_on_its_side() -> None:
+    bowel = np.zeros((9, 9, 9), bool)
+    bowel[4, 4, 4] = True
+    for label, gone in ((organ(21), np.s_[4:, 4, 4]), (LIVER, np.s_[:5, 4, 4]), (KIDNEY, np.s_[4, :5, 4])):
+        lent = np.full(bowel.shape, label, np.uint8)
+        expected = lent.copy()
+        expected[gone] = AIR
+        _give_way(lent, bowel)
+        np.testing.assert_array_equal(lent, expected)
+    bone = np.full(bowel.shape, VERTEBRAE, np.uint8)
+    bone[5:] = OUTSIDE
+    bowel[6, 4, 4] = True
+    _give_way(bone, bowel)
+    assert (bone == AIR).sum() == 1 and bone[4, 4, 4] == AIR  # the bowel's place, and nothing beyond the donor
+
+
+def test_donors_reach_as_far_up_as_the_bowel_or_the_highest_is_taken() -> None:
+    own = np.zeros((40, 1, 1), np.uint8)
+    own[10:30] = COLON
+    donors = []
+    for top in (14, 26, 38):
+        donor = np.where(np.arange(40) <= top, LIVER, OUTSIDE).astype(np.uint8)[:, None, None]
+        donor[5:9] = COLON  # its lower end matches the own one
+        donors.append(donor)
+    assert _tall_enough(own, donors) == donors[1:]
+    assert _tall_enough(own, donors[:1]) == donors[:1]
+    own[30:] = COLON
+    assert _tall_enough(own, donors[:2]) == donors[1:2]
 
 
 def test_a_labelled_rectum_is_kept_but_a_new_course_has_a_new_one(folder: Path) -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import small_bowel
 
 from segmamba.errors import InputError
 from segmamba.training.colorectal.labels import LABELS
-from segmamba.training.colorectal.render_scans import field_centre, render_scans
+from segmamba.training.colorectal.map_format import BowelMap
+from segmamba.training.colorectal.render_scans import field_centre, render_scans, scan_centre
+from segmamba.training.colorectal.seeds import COLUMNS
 from segmamba.training.colorectal.validation import (
     CONTENT_NAMES,
     field_of_view,
@@ -37,6 +40,15 @@ def test_a_rendered_scan_says_where_what_is(tmp_path: Path) -> None:
     np.savez(tmp_path / "old.npz", image=labels, labels=labels)
     with pytest.raises(InputError, match="render_scans"):
         read_regions(tmp_path / "old.npz")
+
+
+def test_a_scan_of_a_whole_body_is_centred_on_the_bowel_and_does_not_leave_the_map() -> None:
+    seeds = np.zeros((2, COLUMNS), np.float32)
+    seeds[:, 0] = 30, 90
+    body = BowelMap("who", torch.zeros((400, 10, 20), dtype=torch.int32), seeds, np.zeros((0, 3)), np.zeros(256))
+    np.testing.assert_allclose(scan_centre(body, np.array([100, 10, 20])), (59.5, 4.5, 9.5))
+    np.testing.assert_allclose(scan_centre(body, np.array([300, 10, 20])), (149.5, 4.5, 9.5))  # its lowest slice is 0
+    np.testing.assert_allclose(scan_centre(body, np.array([400, 10, 20])), (199.5, 4.5, 9.5))
 
 
 def test_a_field_of_view_is_a_square_in_mm_before_the_spine_and_ends_with_the_image() -> None:
