@@ -98,8 +98,9 @@ def bowel_arrays(tissues: np.ndarray, rng: np.random.Generator, new_course: bool
     tissues = _cropped(tissues)
     known_rectum = tissues == RECTUM
     tissues[known_rectum] = COLON
+    cavity = _cavity(tissues) | (tissues == COLON)  # of a new course, too: where the bowel was is fat then
     if new_course:
-        tissues = random_course(tissues, _cavity(tissues), rng)
+        tissues = random_course(tissues, cavity, rng)
         known_rectum[:] = False
     large = tissues == COLON
     depth = depth_within(large, SPACING)
@@ -114,7 +115,7 @@ def bowel_arrays(tissues: np.ndarray, rng: np.random.Generator, new_course: bool
         promontory = np.flatnonzero((tissues == VERTEBRAE).any(axis=(1, 2))).max(initial=-1)
         below = np.arange(len(tissues))[:, None, None] < promontory
         tissues[large & (length <= RECTUM_MM) & below] = RECTUM
-    fill_cavity(tissues)
+    fill_cavity(tissues, cavity | _cavity(tissues) if new_course else cavity)
     centreline_index = centreline_indices(length)
     _number_loops(tissues, centreline_index, rng)
     height = _heights(tissues, centreline_index)
@@ -145,9 +146,8 @@ def _cropped(tissues: np.ndarray) -> np.ndarray:
     return tissues[:, max(0, rows[0] - 4) : rows[-1] + 5, max(0, columns[0] - 4) : columns[-1] + 5].copy()
 
 
-def fill_cavity(tissues: np.ndarray) -> None:
+def fill_cavity(tissues: np.ndarray, cavity: np.ndarray) -> None:
     """Divide the soft tissue between organs, in place, into fat within the cavity, muscle around it, and skin fat."""
-    cavity = _cavity(tissues)
     wall = within(cavity, ABDOMINAL_WALL_MM, SPACING)
     skin = within(tissues == AIR, LEAST_FAT_MM, SPACING)
     soft, muscle = tissues == SOFT, tissues == MUSCLE

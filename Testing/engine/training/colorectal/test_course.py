@@ -10,7 +10,7 @@ from scipy import ndimage
 from segmamba.training.colorectal.centreline import lengths_along
 from segmamba.training.colorectal.course import KEPT_MM, RADII_MM, _tube, random_course
 from segmamba.training.colorectal.label_maps import bowel_arrays
-from segmamba.training.colorectal.labels import LARGE
+from segmamba.training.colorectal.labels import LARGE, MESENTERY
 from segmamba.training.synthesis.tissue_labels import AIR, COLON, LIVER, SMALL_BOWEL, SOFT, SPACING, VERTEBRAE
 
 
@@ -79,3 +79,5 @@ def test_a_map_can_be_made_of_it(cavity: np.ndarray) -> None:
     assert not np.array_equal(real.tissues, other.tissues)
     assert len(other.seeds) > 50
     assert other.centreline_index[np.isin(other.tissues, LARGE)].max() > 20
+    left = np.isin(real.tissues, LARGE) & ~np.isin(other.tissues, (*LARGE, SMALL_BOWEL))
+    assert left.any() and (other.tissues[left] == MESENTERY).all()  # no lump where the bowel was

@@ -112,7 +112,7 @@ def test_seeds_lie_on_the_surface_and_point_into_the_bowel_and_along_it(arrays: 
 
 def test_the_cavity_is_filled_with_fat_and_no_organ_is_changed() -> None:
     before, after = small_bowel.tissues(), small_bowel.tissues()
-    fill_cavity(after)
+    fill_cavity(after, anatomy._cavity(after))
     organs = np.isin(before, (AIR, LIVER, COLON, SMALL_BOWEL, VERTEBRAE))
     assert (after[organs] == before[organs]).all()
     assert after[40, 36, 40] == MESENTERY  # between the legs
