@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from segmamba.errors import ModelError
 from segmamba.inference.device import onednn_has_bfloat16
 from segmamba.networks import build_network, parameter_count
 from segmamba.networks.blocks import DecoderBlock, EncoderBlock, OutputBlock, pad_to_stride
+from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
 from segmamba.networks.mamba import TriOrientedMamba, sum_of_orders, three_orders
 from segmamba.networks.segmamba_v2_paper import enhance_certain_features
 from segmamba.networks.shape_prior import CrossUpdate, resample
@@ -237,6 +239,17 @@ def test_certain_features_are_enhanced_more_than_uncertain_ones() -> None:
     uncertain, certain = (enhance_certain_features(skip) / skip).flatten().tolist()
     assert uncertain == pytest.approx(2 - 1 / torch.e, abs=1e-4)
     assert certain == pytest.approx(2, abs=0.01)
+
+
+def test_the_u_net_of_the_comparison_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("monai.networks.nets")
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    peer = importlib.import_module("monai_peer")
+    saved, loaded = (peer.ResidualUNet(1, 2, (2, 4)) for _ in range(2))
+    save_safetensors(saved, tmp_path / "weights.safetensors", torch.float32)
+    load_weights(loaded, load_state_dict(tmp_path / "weights.safetensors"))
+    image = torch.randn(1, 1, 8, 8, 8)
+    torch.testing.assert_close(loaded(image), saved(image))
 
 
 def test_unknown_architecture_is_named_with_the_known_ones() -> None:

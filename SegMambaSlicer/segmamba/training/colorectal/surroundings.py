@@ -159,7 +159,7 @@ def _lent(own: np.ndarray, body: np.ndarray, donor: np.ndarray, rng: np.random.G
 
     near_bowel = within(np.isin(own, LARGE), FROM_BOWEL_MM, SPACING)
     shifts = sorted(product((0.0,) if by_sacrum else UP_MM, BACK_MM), key=lambda shift: float(np.hypot(*shift)))
-    points = np.argwhere(near_bowel)[::EVERY].T
+    points = tuple(np.argwhere(near_bowel)[::EVERY].T)
     in_bone = [float(np.isin(taken(points, *shift), BONES).mean()) for shift in shifts]
     few = [shift for shift, share in zip(shifts, in_bone, strict=True) if share < IN_BONE]
     shift = few[0] if few else shifts[int(np.argmin(in_bone))]
