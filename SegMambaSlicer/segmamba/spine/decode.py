@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage, special
 
-from segmamba.spine.halves import merged, owners_of_halves
+from segmamba.spine.halves import are_halves, merged, pairs_of_halves
 from segmamba.spine.hmm import Numbering, label_observations
 from segmamba.spine.instances import Instances, assign, find_instances, find_next
-from segmamba.spine.level_model import Observations
+from segmamba.spine.level_model import Observations, weight_of_column
 from segmamba.spine.levels import L6, SACRUM, SACRUM_TOP_MM, distance_by_volume, next_level
 from segmamba.spine.nearest import nearest_labels
 from segmamba.utils.arrays import bounding_box
@@ -29,9 +29,13 @@ WITHIN_SACRUM, SACRUM_TOP = 0.5, 0.9
 # So does the last instance if it has less than this part of the volume of the three above it and lies nearer to the
 # sacrum's centroid than L5 lies to that of the sacrum's top: S1, which looks like a vertebra on MR.
 SMALL_LAST, ABOVE_LAST = 0.7, 3
-# A rib is detected if there is more than this volume of it within this distance: in the open label maps, with ribs
-# extended to the joint, vertebrae with a rib have 0.5 to 3.5 mL there, all others none.
-RIB_NEAR_MM, RIB_ML = 6.0, 0.25
+# A rib is detected if there is more than this volume of it within this distance. In the open label maps, with ribs
+# extended to the joint, vertebrae with a rib have 0.9 to 5.6 mL there, L1 at most 0.11 (within 12 mm 0.5: the last rib
+# passes it). A network finds fewer of the heads; without any, T11 has 0.3 to 0.4 mL within 10 mm, within 6 none.
+RIB_NEAR_MM, RIB_ML = 10.0, 0.25
+# Smaller components are tips of transverse processes, unless the border truncates them: the smallest rib of the open
+# label maps has 1.2 mL.
+SMALLEST_RIB_ML = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,12 @@ def decode(
     seen_sacrum = sacrum, bool(_at_border(sacrum_mask).any())
     seen = _observed(instances, probabilities, evidence, spacing_mm, rib, *seen_sacrum)
     numbering = label_observations(seen)
-    owners = owners_of_halves(numbering.levels, seen.evidence, seen.volumes)
-    if (owners != np.arange(len(owners))).any():
-        instances = merged(instances, owners)
-        seen = _observed(instances, probabilities, evidence, spacing_mm, rib, *seen_sacrum)
-        numbering = label_observations(seen)
+    # From the bottom up, so that the numbers of those above stay.
+    for upper in reversed(pairs_of_halves(seen.evidence, seen.volumes)):
+        joined = merged(instances, upper)
+        other = _observed(joined, probabilities, evidence, spacing_mm, rib, *seen_sacrum)
+        if are_halves(numbering.levels, upper, weight_of_column(seen), weight_of_column(other)):
+            instances, seen, numbering = joined, other, label_observations(other)
     unknown = np.full(len(instances.centres), np.nan)
     labels = np.where(sacrum_mask, np.uint8(SACRUM), np.uint8(0))
     # It has no levels yet.
@@ -259,10 +264,20 @@ def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.nda
         return found
     box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in inner)
     labels = instances.labels[box]
-    ribs = np.argwhere((rib[box] > PROBABLE) & (labels == 0))
+    ribs = np.argwhere(_whole_ribs(rib > PROBABLE, spacing_mm)[box] & (labels == 0))
     owners, distances = nearest_labels(labels, ribs)
     near = owners[distances * spacing_mm <= RIB_NEAR_MM]
     return np.bincount(near, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
+
+
+def _whole_ribs(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Return a mask (z, y, x) of ribs without components that are too small for one and not truncated."""
+    components, _ = ndimage.label(mask, structure=CONNECTIVITY_26)
+    kept = np.bincount(components.ravel()) * spacing_mm**3 >= SMALLEST_RIB_ML * 1000
+    kept[_at_border(components)] = True
+    kept[0] = False
+    whole: np.ndarray = kept[components]
+    return whole
 
 
 def _most_probable_vertebra(probabilities: np.ndarray) -> np.ndarray:

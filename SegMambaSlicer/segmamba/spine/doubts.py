@@ -15,6 +15,9 @@ SHIFTS = (-2, -1, 1, 2)
 ROOM = 1.45
 # Two neighbours are one step apart if their distance is below this multiple of that.
 ONE_STEP = 1.35
+# An instance that was left out is no fragment if it has this part of the volume of those next to it, and no second half
+# of one of them if it lies at least this multiple of the usual distance away from both.
+NO_FRAGMENT, APART = 0.6, 0.75
 # A volume is questionable below and above these parts of its neighbours'.
 HALF, TWICE = 0.45, 2.1
 # The network is sure of the level of a vertebra that it gives this probability.
@@ -45,6 +48,7 @@ def doubts(
     if not len(kept):
         return []
     found = [*distance_doubts(levels, centres), *_sacrum_doubts(levels, sacrum)]
+    found.extend(_left_out_doubts(levels, centres, volumes, cut))
     last, ribs_tell = int(levels[kept[-1]]), _last_rib_is_known(levels, ribs)
     if not ribs_tell and (last == L6 or (sacrum and last == L4)):
         count = {L4: "four", L6: "six"}[last]
@@ -107,6 +111,24 @@ def volume_doubts(levels: np.ndarray, volumes: np.ndarray, cut: np.ndarray) -> l
         ratio = volumes[kept[index]] / np.median(volumes[kept[[index - 1, index + 1]]])
         if not cut[kept[[index - 1, index, index + 1]]].any() and levels[kept[index]] > C2 and not HALF < ratio < TWICE:
             found.append(f"the size of {level_name(int(levels[kept[index]]))} is unlike its neighbours'")
+    return found
+
+
+def _left_out_doubts(levels: np.ndarray, centres: np.ndarray, volumes: np.ndarray, cut: np.ndarray) -> list[str]:
+    """Return where something like a vertebra was left out beside the others; parameters as for `doubts`."""
+    kept = np.flatnonzero(levels)
+    gaps = np.linalg.norm(np.diff(centres[kept], axis=0), axis=1)
+    found = []
+    for index in np.flatnonzero((levels == 0) & ~cut).tolist():
+        place = int(np.searchsorted(kept, index))
+        if not 0 < place < len(kept):
+            continue
+        pair = kept[[place - 1, place]]
+        usual = np.median(gaps[max(0, place - 3) : place + 2])
+        away = np.linalg.norm(centres[pair] - centres[index], axis=1).min()
+        if volumes[index] >= NO_FRAGMENT * volumes[pair].min() and away >= APART * usual:
+            names = " and ".join(level_name(int(level)) for level in levels[pair])
+            found.append(f"something as large as a vertebra lies between {names}")
     return found
 
 

@@ -141,7 +141,8 @@ def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np
     expected, prior = _level_steps()
     next_one, next_but_one = np.eye(L6, k=1, dtype=bool), np.eye(L6, k=2, dtype=bool)
     half_more = np.where(next_one, 1.5, 0.75) * expected
-    # Odd distances are those of neighbours: no level is left out where two are one step apart.
+    # Odd distances are those of neighbours: no level is left out where two are one step apart, and no instance lies
+    # between them. One that is left out as spurious leaves the distance of its neighbours as it is.
     odd = np.where(next_one, ODD_DISTANCE, 0.0)
     usual = slice(0, L6)  # all states but T13
     merged = MERGED * np.where(_may_be_two(centres), 1.0, MERGED_ONE_SIDE)
@@ -151,10 +152,12 @@ def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np
             distance = float(np.linalg.norm(centres[i] - centres[j]))
             spread = DISTANCE_SPREAD * (CUT_SPREAD if cut[i] or cut[j] else 1.0)
             weights = transitions[i, j]
-            weights[usual, usual] = prior * (_gaussian(distance, scale * expected, spread) + odd)
-            weights[usual, usual] += (
-                merged[i, j] * (next_one | next_but_one) * (_gaussian(distance, scale * half_more, spread) + odd)
-            )
+            weights[usual, usual] = prior * _gaussian(distance, scale * expected, spread)
+            if j == i + 1:
+                weights[usual, usual] += prior * odd
+                weights[usual, usual] += (
+                    merged[i, j] * (next_one | next_but_one) * (_gaussian(distance, scale * half_more, spread) + odd)
+                )
             one_step = _distance_likelihood(distance, scale * expected[T11 - 1, T12 - 1], spread)
             weights[STATE[T11], STATE[L1]] += NO_T12 * one_step
             # T13 is as far from its neighbours as T12 is from L1.

@@ -1,4 +1,8 @@
-"""Halves of one vertebra that were found as two instances: its body and its arch. Our own rule."""
+"""Halves of one vertebra that were found as two instances: its body and its arch. Our own rule.
+
+Two neighbours that look like the same level may be halves, or two vertebrae of which the network is wrong about one.
+They are halves if the chain leaves one of them out, or explains the column much better where they are one.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +16,52 @@ SAME_LEVEL = 0.5
 # vertebrae are twice as large.
 LARGEST = 1.75
 AROUND = 2
+# Prior probability that a vertebra is found as two halves, and how sure it must be that these two are.
+HALVES, SURE = 0.02, 0.95
 
 
-def owners_of_halves(levels: np.ndarray, evidence: np.ndarray, volumes: np.ndarray) -> np.ndarray:
-    """Return the index (n,) of the instance that each instance is part of: its own, but for a half that was left out.
+def pairs_of_halves(evidence: np.ndarray, volumes: np.ndarray) -> list[int]:
+    """Return the index of the upper one of each two neighbours that may be halves of one vertebra, from the top down.
+
+    Parameters
+    ----------
+    evidence, volumes
+        As for `segmamba.spine.hmm.label_levels`.
+    """
+    count = len(volumes)
+    seen = evidence.argmax(axis=1)
+    sure = np.exp(evidence.max(axis=1)) >= SAME_LEVEL
+    found = []
+    for index in range(count - 1):
+        near = range(max(0, index - AROUND), min(count, index + 2 + AROUND))
+        around = [volumes[n] for n in near if n not in (index, index + 1)]
+        same = sure[index] and sure[index + 1] and seen[index] == seen[index + 1]
+        if same and around and volumes[index] + volumes[index + 1] <= LARGEST * np.median(around):
+            found.append(index)
+    return found
+
+
+def are_halves(levels: np.ndarray, upper: int, apart: float, together: float) -> bool:
+    """Say whether two instances are halves of one vertebra, and not two vertebrae.
 
     Parameters
     ----------
     levels : ndarray of int
-        Shape (n,): 0 for an instance that was left out.
-    evidence, volumes
-        As for `segmamba.spine.hmm.label_levels`.
+        Shape (n,): of the column in which they are two; 0 for an instance that was left out.
+    upper : int
+        Index of the upper one, as `pairs_of_halves` gives it.
+    apart, together : float
+        Weight of all labellings (`segmamba.spine.level_model.weight_of_column`) of that column, and of the one in
+        which they are one.
     """
-    owners = np.arange(len(levels))
-    seen = evidence.argmax(axis=1)
-    sure = np.exp(evidence.max(axis=1)) >= SAME_LEVEL
-    for index in np.flatnonzero((levels == 0) & sure).tolist():
-        for other in (index - 1, index + 1):
-            if not 0 <= other < len(levels) or not levels[other] or not sure[other] or seen[other] != seen[index]:
-                continue
-            near = range(max(0, min(index, other) - AROUND), min(len(levels), max(index, other) + AROUND + 1))
-            around = [volumes[n] for n in near if n not in (index, other)]
-            if around and volumes[index] + volumes[other] <= LARGEST * np.median(around):
-                owners[index] = other
-    return owners
+    halves = HALVES * together
+    return bool((levels[upper : upper + 2] == 0).any() or halves > SURE * (halves + apart))
 
 
-def merged(instances: Instances, owners: np.ndarray) -> Instances:
-    """Return instances of which some are parts of others, renumbered from 1."""
-    kept = np.flatnonzero(owners == np.arange(len(owners)))
-    numbers = np.searchsorted(kept, owners)
+def merged(instances: Instances, upper: int) -> Instances:
+    """Return instances of which the one at an index and the next one are one, renumbered from 1."""
+    count = len(instances.volumes)
+    numbers = np.arange(count) - (np.arange(count) > upper)
     volumes = np.bincount(numbers, instances.volumes)
     sums = [np.bincount(numbers, instances.volumes * axis) for axis in instances.centres.T]
     labels = np.r_[0, numbers + 1].astype(np.int16)[instances.labels]

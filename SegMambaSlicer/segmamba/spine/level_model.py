@@ -182,6 +182,15 @@ class LevelModel:
         return levels
 
 
+def weight_of_column(seen: Observations) -> float:
+    """Return the weight of all labellings of a column: how well the model explains what is known of it."""
+    model = LevelModel(seen, {})
+    return sum(
+        weight * model.partition(scale, model.forward(scale, emission, model.spurious), model.spurious)
+        for scale, emission, weight in model.hypotheses
+    )
+
+
 def states_of(levels: np.ndarray) -> np.ndarray:
     """Return the states of levels; -1 for a spurious instance."""
     return np.array([STATE.get(int(level), -1) for level in levels], int)

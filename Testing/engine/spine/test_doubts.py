@@ -77,6 +77,19 @@ def test_a_level_left_out_between_neighbours_one_step_apart_is_doubted() -> None
     assert found(levels, centres=apart) == ["L1 and L3 are as close as neighbours"]
 
 
+def test_an_instance_as_large_as_a_vertebra_that_was_left_out_is_doubted_but_no_fragment_and_no_cut_one() -> None:
+    levels = [1, 0, 2, 3, 4, 5]
+    places = centres_of([1, 1, 2, 3, 4, 5])
+    places[1] += [-9.0, 13.0, 0.0]  # beside the others
+    sizes = np.array([10.0, 7.0, 11.0, 10.0, 10.0, 10.0])
+    expected = ["something as large as a vertebra lies between C1 and C2"]
+    assert found(levels, [1, 1, 2, 3, 4, 5], centres=places, volumes=sizes, sacrum=False) == expected
+    fragment = np.array([10.0, 4.0, 11.0, 10.0, 10.0, 10.0])
+    assert found(levels, [1, 1, 2, 3, 4, 5], centres=places, volumes=fragment, sacrum=False) == []
+    cut = np.array(levels) == 0
+    assert found(levels, [1, 1, 2, 3, 4, 5], centres=places, volumes=sizes, cut=cut, sacrum=False) == []
+
+
 def test_an_instance_left_out_where_there_is_room_for_a_vertebra_is_doubted() -> None:
     levels = [18, 19, 20, 0, 21, 22, 23]
     places = centres_of([18, 19, 20, 21, 22, 23, 24])

@@ -134,6 +134,19 @@ def test_a_doubled_vertebra_is_counted_once() -> None:
     assert numbering.levels.tolist() == [18, 19, 20, 0, 21, 22, 23, 24]
 
 
+@pytest.mark.parametrize("gap", [24.0, 27.0, 33.0])
+def test_nothing_is_left_out_between_two_that_are_more_than_one_step_apart(gap: float) -> None:
+    levels = [20, 21, 22, 23, 24, 25]
+    claims = [20, 21, 22, 22, 23, 24]  # a network that knows five lumbar vertebrae alone
+    depth = np.cumsum([0.0, 31.0, 31.0, gap, 31.0, 31.0])
+    centres = np.c_[-depth, np.zeros((6, 2))]
+    # T12 above, to which the network is sure; no sacrum.
+    centres = np.r_[[[31.0, 0, 0]], centres]
+    numbering = label_levels(evidence([19, *claims], 0.9), centres, np.full(7, 45.0))
+    assert numbering.levels.tolist() == [19, *levels]
+    assert not numbering.certain
+
+
 def test_one_wider_disc_does_not_make_two_vertebrae_of_one() -> None:
     centres = column([19, 20, 21, 22, 23])
     centres[2:] -= [9.0, 0.0, 0.0]
