@@ -177,6 +177,23 @@ def test_ribs_near_a_vertebra_are_counted_for_it_alone() -> None:
     assert (near[:3] > RIB_ML).all() and (near[3:] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("length", "away", "at_border", "counted"),
+    [(20, 1, False, True), (6, 1, False, False), (6, 1, True, True), (20, 4, False, True), (20, 7, False, False)],
+    ids=["a rib", "the tip of a process", "a truncated rib", "a rib without its head", "a rib that passes by"],
+)
+def test_what_is_near_a_vertebra_and_as_large_as_a_rib_is_its_rib(
+    length: int, away: int, at_border: bool, counted: bool
+) -> None:
+    labels, rib = np.zeros((20, 20, 60), np.int16), np.zeros((20, 20, 60), np.float32)
+    labels[5:15, 5:15, 20:30] = 1
+    rib[8:12, 8:12, 29 + away : 29 + away + length] = 1.0
+    if at_border:
+        labels, rib = (array[:, :, : 29 + away + length] for array in (labels, rib))
+    found = Instances(labels, np.array([[20.0, 20, 50]]), np.array([8.0]))
+    assert (near_rib(rib, found, 2.0)[0] > RIB_ML) is np.bool_(counted)
+
+
 def test_ribs_mend_the_numbers_of_a_column_without_another_landmark() -> None:
     levels = list(range(8, 20))
     truth = spine(levels, 30.0)
