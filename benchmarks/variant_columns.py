@@ -84,12 +84,18 @@ def main() -> None:
 
 def columns(path: Path) -> Iterator[Column]:
     """Give the columns of one label map (LPS axes, 1.5 mm)."""
+    yield from variants(read_labels(path))
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Return a label map (z, y, x) along LPS axes at 1.5 mm."""
     volume = read_volume(path)
     image = sitk.DICOMOrient(to_image(volume.array.astype(np.uint8), volume.geometry), "LPS")
     size = [max(1, round(n * s / SPACING)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
     where = (image.GetOrigin(), [SPACING] * 3, image.GetDirection())
-    labels = sitk.GetArrayFromImage(sitk.Resample(image, size, sitk.Transform(), sitk.sitkNearestNeighbor, *where))
-    yield from variants(labels)
+    copy = sitk.Resample(image, size, sitk.Transform(), sitk.sitkNearestNeighbor, *where)
+    labels: np.ndarray = sitk.GetArrayFromImage(copy)
+    return labels
 
 
 def variants(labels: np.ndarray) -> Iterator[Column]:

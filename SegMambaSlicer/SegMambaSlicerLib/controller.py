@@ -10,6 +10,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from segmamba.option_types import ISO
 from segmamba_mrml.anchors import level_points
 from segmamba_mrml.sequences import number_of_items
 from SegMambaSlicerLib.sections.anchor import AnchorSection
@@ -82,6 +83,7 @@ class Sections:
             "levelsFrom": parameters.levelsFrom if counts else None,
             "refine": parameters.refine,
             "postprocess": parameters.postprocess,
+            "outputSpacing": ISO if parameters.isotropic else None,
             "modality": parameters.modality,
             **QUALITIES[self.ui.qualityComboBox.currentData],
             "device": self.devices.device,

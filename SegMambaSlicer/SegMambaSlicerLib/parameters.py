@@ -37,6 +37,8 @@ class ParameterNode:
         Values of the labels to keep, separated by commas; empty for all.
     refine, postprocess : bool
         Where the model has such a step.
+    isotropic : bool
+        Segments on a fine isotropic grid instead of the volume's voxels.
     allItems : bool
         Of the volume's sequence; by default the current one.
     """
@@ -53,6 +55,7 @@ class ParameterNode:
     structures: str = ""
     refine: bool = True
     postprocess: bool = True
+    isotropic: bool = False
     allItems: bool = False
 
 

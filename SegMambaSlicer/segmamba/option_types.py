@@ -23,6 +23,8 @@ LevelPlace = tuple[str, float, float, float]
 # The names of levels, C1 to L6.
 LEVEL = "C[1-7]|T[1-9]|T1[0-3]|L[1-6]"
 KEY = "option"
+# An output spacing that follows from the volume's own voxels.
+ISO = "iso"
 
 
 class OptionType:
@@ -106,6 +108,20 @@ class Number(OptionType):
 
     def values(self) -> str:
         return f"a number from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Spacing(OptionType):
+    """A voxel size from ``low`` to ``high`` mm, or `ISO` for one that follows from the volume."""
+
+    low: float
+    high: float
+
+    def convert(self, value: Any) -> str | float:
+        return ISO if value == ISO else Number(self.low, self.high).convert(value)
+
+    def values(self) -> str:
+        return f"'{ISO}', or a voxel size from {self.low:g} to {self.high:g} mm"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from segmamba.option_types import (
     Number,
     OptionType,
     Region,
+    Spacing,
     Switch,
     WholeNumber,
     convert_options,
@@ -78,6 +79,13 @@ class Options:
         Switch(),
         "skip the model's postprocessing, which removes implausible components: see its model card",
         True,
+    )
+    output_spacing: str | float | None = option(
+        Spacing(0.3, 5),
+        "also write the masks on an isotropic grid, with smooth surfaces also of thick slices, beside the output as "
+        "NAME_iso: 'iso' for the finest voxel size of the volume (at least 0.5 mm), or a voxel size in mm",
+        None,
+        metavar="iso|MM",
     )
     device: str = option(
         Choice(("auto", "cpu", "cuda", "cuda:N", "mps")),

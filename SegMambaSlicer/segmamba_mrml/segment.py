@@ -17,7 +17,7 @@ from typing import Any
 
 from segmamba.errors import InputError, OutputError
 from segmamba.inference.channels import in_order
-from segmamba.inference.file_to_file import requested_model
+from segmamba.inference.file_to_file import isotropic_path, requested_model
 from segmamba.io.stored_grid import labels_as_stored, resampled
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
@@ -41,6 +41,9 @@ from segmamba_mrml.volumes import roi_box, write_volume
 RESAMPLED = (
     "The slices of '{}' are tilted, sheared or at uneven distances: it was resampled for the run, and the segments lie "
     "on its own voxels."
+)
+OWN_VOXELS = (
+    "The slices of '{}' are tilted, sheared or at uneven distances: the segments have no finer voxels than these."
 )
 RESAMPLED_CHANNEL = "The slices of '{}' are tilted, sheared or at uneven distances: it was resampled for the run."
 __all__ = ["REPORT_ATTRIBUTE", "SegmentationCase", "segment_volume_node"]
@@ -99,6 +102,10 @@ class SegmentationCase:
         self._model = requested_model(request)
         check_nodes(in_order(self._model, volume_node, self._channel_nodes), self._model)
         self._box: LabelBox | None = None
+        # Such a volume's transform need not have an inverse that keeps a grid.
+        self._coarse = self._stored is not None and request.options.output_spacing is not None
+        if self._coarse:
+            request = replace(request, options=replace(request.options, output_spacing=None))
         self._stopped = threading.Event()
         try:
             # The user's own alone: it will hold the patient's volume.
@@ -155,7 +162,9 @@ class SegmentationCase:
         InputError
             The file cannot be read.
         """
-        if self._stored is None:
+        if self.request.options.output_spacing is not None:
+            self._box = label_box(isotropic_path(self.request.output), own_grid=True)
+        elif self._stored is None:
             self._box = label_box(self.request.output)
         else:
             labels = read_labels(self.request.output)
@@ -164,6 +173,7 @@ class SegmentationCase:
     def noted(self, report: dict[str, Any]) -> dict[str, Any]:
         """Return the worker's report, with what was done to the volume before it."""
         notes = [] if self._stored is None else [RESAMPLED.format(self._volume_node.GetName())]
+        notes += [OWN_VOXELS.format(self._volume_node.GetName())] if self._coarse else []
         notes += [
             RESAMPLED_CHANNEL.format(self._channel_nodes[name].GetName())
             for name, (_volume, stored) in self._channels.items()
@@ -229,7 +239,9 @@ class SegmentationCase:
             for row, identifier in zip(report.get("segments", []), added, strict=False)
         ]
         # The worker saw temporary files that are gone by now.
-        names = {"input": self._volume_node.GetName(), "output": node.GetName()}
+        names: dict[str, Any] = {"input": self._volume_node.GetName(), "output": node.GetName()}
+        if "isotropic" in report:
+            names["isotropic"] = {**report["isotropic"], "output": node.GetName()}
         if "channels" in report:
             known_nodes = self._nodes_by_file()
             channels = {name: known_nodes[file] for name, file in report["channels"].items()}

@@ -15,9 +15,11 @@ from vtk.util.numpy_support import numpy_to_vtk
 
 from segmamba.errors import InputError
 from segmamba.io.labelmap import SEGMENTATION_EXTENSION, segment_id
+from segmamba.io.volume import image_geometry
 from segmamba.labels import Label
 from segmamba.utils.atomic import atomic_write, check_output
 from segmamba_mrml.application import start
+from segmamba_mrml.volumes import RAS_TO_LPS, world_matrix
 
 BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 # Where a segmentation keeps the grid of the volume that it is of.
@@ -38,12 +40,16 @@ class LabelBox:
         Index of the box's first voxel in the label map: z, y, x.
     values : frozenset of int
         The labels that are present.
+    to_lps : ndarray or None
+        Where the label map has a grid of its own and not the volume's: 4 x 4 matrix from its index (x, y, z, 1) to LPS
+        world millimetres.
     """
 
     shape: tuple[int, ...]
     array: np.ndarray
     start: tuple[int, ...]
     values: frozenset[int]
+    to_lps: np.ndarray | None = None
 
 
 def read_labels(path: Path | str) -> np.ndarray:
@@ -58,18 +64,22 @@ def read_labels(path: Path | str) -> np.ndarray:
     return array
 
 
-def label_box(labels: np.ndarray | Path | str) -> LabelBox:
+def label_box(labels: np.ndarray | Path | str, own_grid: bool = False) -> LabelBox:
     """Find what is labelled in a label map, or in the file that holds it. Uses no VTK, so that any thread can do it.
+
+    With ``own_grid`` the file's grid need not be the volume's; segments then lie on that.
 
     Raises
     ------
     InputError
         The file cannot be read, or it does not hold voxels of uint8 in three dimensions.
     """
+    to_lps = None
     if isinstance(labels, np.ndarray):
         array = labels
     else:
         image = _read(labels)
+        to_lps = image_geometry(image).affine if own_grid else None
         # A view, which the image must outlive.
         array = sitk.GetArrayViewFromImage(image)
     if array.ndim != 3 or array.dtype != np.uint8:
@@ -85,7 +95,7 @@ def label_box(labels: np.ndarray | Path | str) -> LabelBox:
     # Plane by plane, because bincount makes its input eight times as large.
     counts = sum((np.bincount(plane.ravel(), minlength=256) for plane in inside), np.zeros(256, np.int64))
     values = frozenset(np.flatnonzero(counts).tolist()) - {0}
-    return LabelBox(array.shape, inside, tuple(int(part.start) for part in box), values)
+    return LabelBox(array.shape, inside, tuple(int(part.start) for part in box), values, to_lps)
 
 
 def _read(path: Path | str) -> Any:
@@ -143,7 +153,7 @@ def segments_in_steps(
     """
     start(volume_node.GetScene())
     shape = volume_node.GetImageData().GetDimensions()[::-1]
-    if box.shape != shape:
+    if box.to_lps is None and box.shape != shape:
         raise InputError(
             f"The label map has shape {box.shape}, and '{volume_node.GetName()}' has {shape}: choose the volume that "
             "was segmented."
@@ -154,14 +164,13 @@ def segments_in_steps(
     settings = _settings(node)
     added: list[str] = []
     try:
-        _prepare(node, volume_node)
+        ijk_to_ras = _grid_in_node(box, volume_node)
+        _prepare(node, volume_node, box, ijk_to_ras)
         # Where an output node lies was its owner's choice.
         if output_node is None:
             place_beside(node, volume_node)
         # One image shared by all segments, each with its own label value: Slicer's form for segments that do not
         # overlap.
-        ijk_to_ras = vtk.vtkMatrix4x4()
-        volume_node.GetIJKToRASMatrix(ijk_to_ras)
         image = oriented_image(box.array, box.start, ijk_to_ras)
         yield node
         for label in structures:
@@ -249,13 +258,28 @@ def place_beside(node: Any, volume_node: Any) -> None:
         hierarchy.CreateItem(parent, node)
 
 
-def _prepare(node: Any, volume_node: Any) -> None:
+def _grid_in_node(box: LabelBox, volume_node: Any) -> Any:
+    """Return the vtkMatrix4x4 from a label map's index to RAS, in the space of a node under the volume's transform."""
+    ijk_to_ras = vtk.vtkMatrix4x4()
+    if box.to_lps is None:
+        volume_node.GetIJKToRASMatrix(ijk_to_ras)
+        return ijk_to_ras
+    matrix = np.linalg.inv(RAS_TO_LPS @ world_matrix(volume_node)) @ box.to_lps
+    return slicer.util.vtkMatrixFromArray(matrix)
+
+
+def _prepare(node: Any, volume_node: Any, box: LabelBox, ijk_to_ras: Any) -> None:
     was_modified = node.StartModify()
     try:
         if node.GetSegmentation().GetNumberOfSegments() == 0:
             node.GetSegmentation().SetSourceRepresentationName(BINARY_LABELMAP)
             node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
             node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+            if box.to_lps is not None and all(box.shape):
+                # The node still refers to the volume; what is drawn and exported has the finer voxels.
+                extent = [bound for size in reversed(box.shape) for bound in (0, size - 1)]
+                text = slicer.vtkSegmentationConverter.SerializeImageGeometry(ijk_to_ras, extent)
+                node.GetSegmentation().SetConversionParameter(GEOMETRY, text)
         if node.GetDisplayNode() is None:
             node.CreateDefaultDisplayNodes()
     finally:

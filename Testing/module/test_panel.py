@@ -270,8 +270,10 @@ def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wa
     panel.ui.qualityComboBox.currentIndex = panel.ui.qualityComboBox.findData("fast")
     panel.ui.modalityComboBox.currentIndex = panel.ui.modalityComboBox.findData("CT")
     panel.ui.postprocessCheckBox.checked = panel.ui.refineCheckBox.checked = False
+    panel.ui.isotropicCheckBox.checked = True
     options = json.loads(segment().GetAttribute(REPORT_ATTRIBUTE))["run"]["options"]
     assert not options["postprocess"] and not options["refine"] and options["modality"] == "CT"
+    assert options["output_spacing"] == "iso"
     scene = slicer.mrmlScene
     scene.SetSaveToXMLString(1)
     scene.Commit()
@@ -284,7 +286,21 @@ def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wa
     assert panel.ui.qualityComboBox.currentData == "fast"
     assert panel.ui.modalityComboBox.currentData == "CT"
     assert not panel.ui.postprocessCheckBox.checked and not panel.ui.refineCheckBox.checked
+    assert panel.ui.isotropicCheckBox.checked
     assert panel.ui.inputSelector.currentNode().GetName() == "case 7"
+
+
+def test_isotropic_voxels_are_a_choice_and_the_result_is_measured_and_shown(panel, a_ct, click, segment, screenshot):
+    click(panel.ui.advancedSection)
+    assert not panel.ui.isotropicCheckBox.checked
+    click(panel.ui.isotropicCheckBox)
+    node = segment()
+    reference = slicer.vtkOrientedImageData()
+    text = node.GetSegmentation().GetConversionParameter("Reference image geometry")
+    slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, reference, False)
+    assert np.allclose(reference.GetSpacing(), 1.5) and not np.allclose(a_ct.GetSpacing(), 1.5)
+    assert panel.ui.resultTable.rowCount == node.GetSegmentation().GetNumberOfSegments() > 0
+    screenshot("isotropic")
 
 
 def test_steps_that_the_model_does_not_have_are_greyed_and_say_so(panel, a_ct, tmp_path, click, screenshot):

@@ -12,19 +12,24 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
+import vtk
 from helpers import brain
+from vtk.util.numpy_support import vtk_to_numpy
 
 from segmamba.errors import Cancelled, InputError, ModelError, OutputError
-from segmamba.inference.file_to_file import segment_file
+from segmamba.evaluation.perturbations import resampled
+from segmamba.inference.file_to_file import isotropic_path, segment_file
+from segmamba.inference.model_grid import cropped_geometry, isotropic_geometry
 from segmamba.io.labelmap import write_labelmap
 from segmamba.io.read import read_volume
+from segmamba.io.volume import Volume
 from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
 from segmamba_mrml import segment
 from segmamba_mrml.reports import parts, read_report
 from segmamba_mrml.segment import REPORT_ATTRIBUTE, SegmentationCase, segment_volume_node
-from segmamba_mrml.segmentation import segment_ids
-from segmamba_mrml.volumes import index_to_lps, volume_of, write_volume
+from segmamba_mrml.segmentation import BINARY_LABELMAP, GEOMETRY, segment_ids
+from segmamba_mrml.volumes import RAS_TO_LPS, index_to_lps, volume_of, world_matrix, write_volume
 
 BRIGHT = 0
 
@@ -342,3 +347,71 @@ def test_channels_are_written_where_they_lie_in_the_world(a_slicer_scene, a_line
     assert report["channels"] == {"t1c": "v0", "t1n": "v1", "t2f": "v2"} and report["input"] == "v1"
     assert result.GetTransformNodeID() == a_linear_transform.GetID()
     case.close()
+
+
+class FineWorker(FakeWorker):
+    """Writes besides the labels those on an isotropic grid, as the worker does."""
+
+    def run(self, request, on_progress, cancelled):
+        report = super().run(request, on_progress, cancelled)
+        volume = read_volume(request.input)
+        fine = resampled_labels(Volume(read_volume(request.output).array, volume.geometry))
+        path = isotropic_path(request.output)
+        write_labelmap(path, fine.array, fine.geometry, load_manifest().default("vertebrae").labels)
+        return report | {"isotropic": {"spacing_mm": [0.8] * 3, "output": str(path)}}
+
+
+def resampled_labels(labels):
+    grid = isotropic_geometry(labels.geometry, "iso")
+    box = cropped_geometry(grid, (slice(3, grid.size[2]), slice(2, grid.size[1]), slice(0, grid.size[0] - 1)))
+    return resampled(labels, box)
+
+
+def test_isotropic_segments_lie_in_place_on_a_finer_grid_of_their_own(
+    a_volume_node, a_linear_transform, a_slicer_scene, monkeypatch
+):
+    monkeypatch.setattr(segment, "WorkerProcess", FineWorker)
+    FineWorker.requests = []
+    a_volume_node.SetAndObserveTransformNodeID(a_linear_transform.GetID())
+    node = segment_volume_node(a_volume_node, "vertebrae", output_spacing="iso")
+    text = node.GetSegmentation().GetConversionParameter(GEOMETRY)
+    reference = slicer.vtkOrientedImageData()
+    slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, reference, False)
+    volume = volume_of(a_volume_node)
+    fine = resampled_labels(Volume((volume.array > BRIGHT).astype(np.uint8), volume.geometry))
+    np.testing.assert_allclose(reference.GetSpacing(), 0.8)
+    assert reference.GetDimensions() == fine.geometry.size
+    assert node.GetTransformNodeID() == a_linear_transform.GetID()
+    assert node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is a_volume_node
+    # Where the segments lie in the world: as the engine wrote them.
+    image = node.GetSegmentation().GetSegment("L1_vertebra").GetRepresentation(BINARY_LABELMAP)
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    to_lps = RAS_TO_LPS @ world_matrix(node) @ slicer.util.arrayFromVTKMatrix(matrix)
+    np.testing.assert_allclose(to_lps, fine.geometry.affine, atol=1e-6)
+    first = image.GetExtent()[::2]
+    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+    x, y, z = (slice(start, start + size) for start, size in zip(first, image.GetDimensions(), strict=True))
+    np.testing.assert_array_equal(array > 0, fine.array[z, y, x] > 0)
+    assert int((fine.array > 0).sum()) == int((array > 0).sum())
+    # On the volume's voxels they are what was segmented there, but for half a voxel at the border.
+    own = slicer.util.arrayFromSegmentBinaryLabelmap(node, "L1_vertebra", a_volume_node) > 0
+    assert (own == (volume.array > BRIGHT)).mean() > 0.8
+    assert read_report(node)["isotropic"]["output"] == node.GetName()
+
+
+def test_volume_that_was_resampled_keeps_its_own_voxels_and_says_so(a_volume_node, a_slicer_scene, a_fake_worker):
+    matrix = vtk.vtkMatrix4x4()
+    a_volume_node.GetIJKToRASMatrix(matrix)
+    shear = np.eye(4)
+    shear[2, 1] = 0.2
+    sheared = a_slicer_scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "tilt")
+    slicer.util.updateTransformMatrixFromArray(sheared, shear)
+    a_volume_node.SetAndObserveTransformNodeID(sheared.GetID())
+    case = SegmentationCase(a_volume_node, Request.of(task="vertebrae", output_spacing="iso"))
+    try:
+        assert case.request.options.output_spacing is None
+        warnings = case.noted({"run": {"warnings": []}})["run"]["warnings"]
+        assert any("no finer voxels" in warning for warning in warnings)
+    finally:
+        case.close()

@@ -15,6 +15,7 @@ from segmamba.inference.forecast import Forecast, forecast
 from segmamba.io.modality import check_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
+from segmamba.option_types import ISO
 from segmamba.request import Options
 from segmamba.utils.memory import system_memory
 from segmamba_mrml.slices import coarse_volume
@@ -133,7 +134,12 @@ class ForecastSection:
         volumeNode, roiNode = self.parameters.inputVolume, self.parameters.roi
         volume = coarse_volume(volumeNode)
         roi = roi_box(roiNode) if roiNode is not None else None
-        options = Options(roi=roi, modality=self.parameters.modality, **QUALITIES[self._ui.qualityComboBox.currentData])
+        options = Options(
+            roi=roi,
+            modality=self.parameters.modality,
+            output_spacing=ISO if self.parameters.isotropic else None,
+            **QUALITIES[self._ui.qualityComboBox.currentData],
+        )
         voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))
         return forecast(volume, self._models.model, options, voxels)
 

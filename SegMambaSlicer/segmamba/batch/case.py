@@ -90,7 +90,9 @@ def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: 
             raise type(error)(text) from error
         _check_model(report, plan)
         timings = report.pop("timings_s")
-        names = {"input": case.path, "output": plan.output, "preview": PREVIEW}
+        names: dict[str, Any] = {"input": case.path, "output": plan.output, "preview": PREVIEW}
+        if "isotropic" in report:
+            names["isotropic"] = {**report["isotropic"], "output": Path(report["isotropic"]["output"]).name}
         reporting.write_report(work / REPORT, report | names)
         (work / THUMBNAIL).write_bytes(thumbnail(work / PREVIEW))
         how: dict[str, Any] = {

@@ -82,7 +82,7 @@ WORDS = frozenset(
 )
 
 # Options and structures that came later: cases that were finished before them are finished where they are not given.
-NEWER = ("anchor", "levels_from", "T13 vertebra")
+NEWER = ("anchor", "levels_from", "output_spacing", "T13 vertebra")
 
 
 def make_plan(request: Request, folder: Path, output_format: str) -> Plan:

@@ -30,8 +30,8 @@ from segmamba.tasks import VERTEBRAE_TASK
 if TYPE_CHECKING:
     from segmamba.evaluation.run import Predictor
 
-# Options that are not for many cases, or that would tell the answer.
-GIVEN = ("structures", "roi", "anchor", "levels_from")
+# Options that are not for many cases, that would tell the answer, or that change nothing of what is evaluated.
+GIVEN = ("structures", "roi", "anchor", "levels_from", "output_spacing")
 REPORT, TABLE, PICTURES = "evaluation.json", "evaluation.md", "pictures"
 DESCRIPTION = """
 Segment images, compare the results with references, and write metrics, a table and pictures; or compare two such

@@ -24,7 +24,7 @@ from segmamba.inference.channels import check_files, in_order, joined
 from segmamba.io import dicom_index
 from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
-from segmamba.io.labelmap import LABELMAP_EXTENSIONS, write_labelmap
+from segmamba.io.labelmap import LABELMAP_EXTENSIONS, SEGMENTATION_EXTENSION, write_labelmap
 from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.read import read_volume
 from segmamba.io.stored_grid import labels_as_stored
@@ -134,6 +134,9 @@ def _segment_file(
         certain = not reporting.numbering_doubt(result.report)
         picture = previewing.render(volume, result.grid_labels, result.model, Path(request.input).name, certain=certain)
     noted = _write_labels(request, result, volume)
+    if result.isotropic is not None:
+        fine = result.isotropic
+        write_labelmap(isotropic_path(request.output), fine.labels, fine.geometry, result.model.labels)
     if request.preview and picture is not None:
         previewing.write_png(request.preview, picture)
     if request.measurements:
@@ -145,6 +148,7 @@ def _segment_file(
         "input": request.input,
         **_describe_channels(files, model),
         "output": request.output,
+        **_describe_isotropic(result, request),
         "preview": request.preview,
         "run": {**result.report["run"], "warnings": [*result.report["run"]["warnings"], *noted]},
         "timings_s": {**timings, "total": round(now - started, 3)},
@@ -164,6 +168,24 @@ def _read(files: Sequence[str], request: Request, model: Model) -> Volume:
         return volume
     volume = joined([read_volume(file) for file in files], files.index(request.input), model, modality)
     return resolve_modality(volume, modality)
+
+
+def isotropic_path(output: str) -> Path:
+    """Return the file of the isotropic masks beside an output: ``NAME_iso`` with the same extension.
+
+    Beside a DICOM SEG, whose voxels are those of the series, it is a ``.seg.nrrd``.
+    """
+    path = Path(output)
+    extension = next(ending for ending in (*LABELMAP_EXTENSIONS, SEG_EXTENSION) if output.lower().endswith(ending))
+    name = path.name[: -len(extension)]
+    return path.with_name(f"{name}_iso{SEGMENTATION_EXTENSION if extension == SEG_EXTENSION else extension}")
+
+
+def _describe_isotropic(result: Result, request: Request) -> dict[str, Any]:
+    """Return for the report where the isotropic masks are; nothing where none were asked for."""
+    if result.isotropic is None:
+        return {}
+    return {"isotropic": {**result.report["isotropic"], "output": str(isotropic_path(request.output))}}
 
 
 def _describe_channels(files: Sequence[str], model: Model) -> dict[str, Any]:
@@ -230,6 +252,10 @@ def _check_outputs(request: Request) -> None:
         if path is not None:
             check_output(path, (extension,))
             outputs.append(Path(path))
+    if request.options.output_spacing is not None:
+        fine = isotropic_path(request.output)
+        check_output(fine, LABELMAP_EXTENSIONS)
+        outputs.append(fine)
     if request.preview and find_spec("matplotlib") is None:
         raise InstallationError(
             "A preview needs matplotlib: install it with 'pip install matplotlib', or leave out --preview."

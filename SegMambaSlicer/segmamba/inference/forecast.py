@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from segmamba.inference.model_grid import Box, model_grid
+from segmamba.inference.model_grid import Box, isotropic_spacing, model_grid
 from segmamba.inference.windows import window_count
 from segmamba.io.modality import model_for_modality
 from segmamba.io.volume import Volume
@@ -21,6 +21,10 @@ CUDA_MEMORY = 1.1 * 2**30
 PREPARING = 9
 # What is made of the answer of the first of two stages, in channels of its size.
 BESIDE_FIRST_ANSWER = 8
+# Per voxel of isotropic labels: they, their confidence, the intensities there, and what postprocessing makes of them.
+ISOTROPIC = 8
+# A vertebral column is not wider or deeper than this.
+COLUMN_MM = 200.0
 # Windows of the second stage, which follow the column from end to end, across it at most, and the time of one as a
 # part of the first stage's.
 FINE_ACROSS, FINE_TIME = 2, 0.5
@@ -83,8 +87,9 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     flips = 2 ** len(model.flip_axes) if options.tta else 1
     window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
     windows = window_count(size[::-1], model.patch, overlap)
+    finer = isotropic_voxels(volume, model, size, options, input_voxels)
     memory, beside_gpu = (
-        main_memory(model, size, windows, input_voxels or volume.array.size, gpu) for gpu in (False, True)
+        main_memory(model, size, windows, input_voxels or volume.array.size, gpu, finer) for gpu in (False, True)
     )
     return Forecast(
         size,
@@ -98,7 +103,12 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
 
 
 def main_memory(
-    model: Model, size: tuple[int, int, int], windows: int, input_voxels: int, beside_gpu: bool = False
+    model: Model,
+    size: tuple[int, int, int],
+    windows: int,
+    input_voxels: int,
+    beside_gpu: bool = False,
+    isotropic: int = 0,
 ) -> int:
     """Return the bytes of main memory that a run takes at its peak, on the processor in bfloat16.
 
@@ -114,6 +124,8 @@ def main_memory(
         Of each volume that the model takes.
     beside_gpu : bool
         A CUDA GPU runs the networks: the windows' maps are there, but the answer comes to main memory.
+    isotropic : int
+        Voxels of the isotropic labels, which are made when the networks are done.
     """
     channel = _channel(model, size)
     running = 0 if beside_gpu else (model.entry.get("main_memory_gib") or 0) * 2**30
@@ -126,7 +138,36 @@ def main_memory(
     running += channel * len(model.preprocessing.normalization)
     weights = FLOAT * (model.entry.get("parameters") or 0)
     volumes = max(1, len(model.input_channels))
-    return round(base + weights + FLOAT * volumes * input_voxels + max(PREPARING * input_voxels, running))
+    finishing = ISOTROPIC * isotropic + channel * _answer(model) if isotropic else 0
+    return round(base + weights + FLOAT * volumes * input_voxels + max(PREPARING * input_voxels, running, finishing))
+
+
+def isotropic_voxels(
+    volume: Volume, model: Model, size: tuple[int, int, int], options: Options, input_voxels: int | None = None
+) -> int:
+    """Return the voxels of the isotropic labels at most, 0 where none are asked for.
+
+    Parameters
+    ----------
+    volume : Volume
+    model : Model
+    size : tuple of int
+        Voxels of its grid along x, y, z, outside which nothing is labelled.
+    options : Options
+    input_voxels : int, optional
+        As for `forecast`.
+    """
+    if options.output_spacing is None:
+        return 0
+    lengths = [n * step for n, step in zip(size, model.preprocessing.spacing, strict=True)]
+    if model.fine is not None:
+        # The axes of a model with two stages are those of the patient.
+        lengths[:2] = [min(length, COLUMN_MM) for length in lengths[:2]]
+    # Of every n-th voxel of a volume.
+    step = ((input_voxels or volume.array.size) / volume.array.size) ** (1 / 3)
+    x, y, z = (length / step for length in volume.geometry.spacing)
+    spacing = isotropic_spacing(replace(volume.geometry, spacing=(x, y, z)), options.output_spacing)
+    return round(math.prod(lengths) / spacing**3)
 
 
 def fine_windows(size: tuple[int, int, int], model: Model, options: Options) -> int:

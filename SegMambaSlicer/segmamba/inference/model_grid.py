@@ -11,6 +11,7 @@ import numpy as np
 from segmamba.errors import InputError, ModelError
 from segmamba.io.volume import Geometry, Volume, corners
 from segmamba.models.manifest import Preprocessing
+from segmamba.option_types import ISO
 
 CROP_MARGIN_MM = 10.0
 ROI_CONTEXT_MM = 20.0
@@ -24,6 +25,8 @@ DIRECTIONS = {
 }
 # Rounding in a header must not add a voxel: parts of a voxel up to this much are left out.
 ROUNDING = 0.01
+# Networks see voxels of 1 mm and more: a finer isotropic grid than this shows nothing more and takes much memory.
+FINEST_MM = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,23 @@ def cropped_geometry(geometry: Geometry, crop: tuple[slice, slice, slice]) -> Ge
     x, y, z = (geometry.affine @ [*start, 1.0])[:3]
     size_x, size_y, size_z = (part.stop - part.start for part in reversed(crop))
     return Geometry((size_x, size_y, size_z), geometry.spacing, (x, y, z), geometry.direction)
+
+
+def isotropic_spacing(geometry: Geometry, spacing: str | float) -> float:
+    """Return the voxel size in mm that an output spacing means for a volume.
+
+    ``"iso"`` is the smallest of the volume's three voxel sizes, but not less than 0.5 mm; a number is itself.
+    """
+    return max(FINEST_MM, min(geometry.spacing)) if spacing == ISO else float(spacing)
+
+
+def isotropic_geometry(geometry: Geometry, spacing: str | float) -> Geometry:
+    """Return the isotropic grid that covers a volume from the outer face of its first voxel on, with its axes."""
+    step = isotropic_spacing(geometry, spacing)
+    size = [max(1, math.ceil(n * s / step - ROUNDING)) for n, s in zip(geometry.size, geometry.spacing, strict=True)]
+    shift = [(step / s - 1) / 2 for s in geometry.spacing]
+    x, y, z = (float(value) for value in (geometry.affine @ [*shift, 1.0])[:3])
+    return Geometry((size[0], size[1], size[2]), (step, step, step), (x, y, z), geometry.direction)
 
 
 def _direction(orientation: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import Device, choose_device
 from segmamba.inference.hysteresis import suppress_below_margin
+from segmamba.inference.isotropic import IsotropicLabels, isotropic_labels, on_grid
 from segmamba.inference.level_anchors import LevelAnchor, level_anchors
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.postprocessing import postprocess
@@ -67,6 +68,8 @@ class Result:
         The grid of ``labels``: sheared where the file is.
     grid_labels : ndarray of uint8
         On the volume's grid: the same as ``labels``, but of a volume that was resampled when it was read.
+    isotropic : IsotropicLabels or None
+        The same structures on an isotropic grid, where ``output_spacing`` asks for it.
     """
 
     labels: np.ndarray
@@ -74,6 +77,7 @@ class Result:
     model: Model
     geometry: Geometry
     grid_labels: np.ndarray
+    isotropic: IsotropicLabels | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the labels to a file of `segmamba.io.labelmap.write_labelmap`; one of that name is replaced.
@@ -142,9 +146,14 @@ def segment(
             model.resamples_logits,
             model.has_regions,
         )
+        fine = None
+        if options.output_spacing is not None:
+            fine = isotropic_labels(prediction, model, options.output_spacing, where)
         del prediction  # its probabilities are the most memory of a run
         stages.progress("postprocess", 0.5)
         labels = _postprocess_and_filter(labels, volume, model, options, wanted)
+        if fine is not None:
+            fine = _finished(fine, labels, volume, model, options)
         if model.task == VERTEBRAE_TASK:
             findings = {**findings, "measurements": measure_labels(labels, volume, wanted)}
             doubt = orientation_doubt(labels, volume.geometry.affine, volume.array if volume.modality == CT else None)
@@ -155,8 +164,10 @@ def segment(
     segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
     run = _describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings)), "notes": notes}
     report = _report(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
+    if fine is not None:
+        report["isotropic"] = reporting.describe_grid(fine.geometry)
     own, geometry = _on_own_voxels(labels, volume)
-    return Result(own, report | {"summary": reporting.summary(report)}, model, geometry, labels)
+    return Result(own, report | {"summary": reporting.summary(report)}, model, geometry, labels, fine)
 
 
 def _doubted(findings: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,6 +344,17 @@ def _postprocess_and_filter(
     if box is not None:
         kept[box] = table[labels[box]]
     return kept
+
+
+def _finished(
+    fine: IsotropicLabels, labels: np.ndarray, volume: Volume, model: Model, options: Options
+) -> IsotropicLabels:
+    """Return isotropic labels after the same post-processing; they have no structure that ``labels`` do not have."""
+    present = set(np.unique(labels).tolist())
+    wanted = tuple(label for label in model.labels if label.value in present)
+    needed = options.postprocess and model.postprocessing is not Postprocessing.NONE
+    there = on_grid(volume, fine.geometry) if needed else volume
+    return replace(fine, labels=_postprocess_and_filter(fine.labels, there, model, options, wanted))
 
 
 def _report(

@@ -63,7 +63,7 @@ def resample_to_input(
     labels = np.zeros(grid.input.size[::-1], dtype=np.uint8)
     confidence = np.zeros_like(labels)
     to_model = np.linalg.inv(grid.geometry.affine) @ grid.input.affine
-    region = _labelled_region(probabilities, grid, to_model)
+    region = labelled_region(probabilities, grid)
     if region is None:
         return labels, confidence
     values = torch.tensor(channel_values, dtype=torch.uint8)
@@ -93,13 +93,17 @@ def _foreground_box(probabilities: torch.Tensor) -> np.ndarray | None:
     return np.array(ends, dtype=float).T
 
 
-def _labelled_region(
-    probabilities: torch.Tensor, grid: ModelGrid, to_model: np.ndarray
-) -> tuple[slice, slice, slice] | None:
-    """Return the part of the volume (slices along z, y, x) that can get labels.
+def labelled_region(probabilities: torch.Tensor, grid: ModelGrid) -> tuple[slice, slice, slice] | None:
+    """Return the part of the volume (slices along z, y, x) that can get labels, or None where there is none.
 
     Where the background wins at all eight surrounding voxels of the model's grid, it wins between them too.
+
+    Parameters
+    ----------
+    probabilities, grid
+        As for `resample_to_input`.
     """
+    to_model = np.linalg.inv(grid.geometry.affine) @ grid.input.affine
     box = _foreground_box(probabilities)
     if box is None:
         return None
