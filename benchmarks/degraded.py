@@ -4,9 +4,11 @@
 cases of a folder (NAME_ct.nii.gz or NAME_mr.nii.gz with NAME_vertebrae.nii.gz), each with the undegraded mask on its
 fine grid. ``... paint LABELS OUT [--part K/N]`` paints columns of label maps as scans first, every third one an MR.
 
-``... measure OUT RESULT.json [--checkpoint FILE] [--no-refine] [--part K/N]`` segments them with isotropic masks and
-compares these on the fine grid: Dice, mean surface distance, and bone in the canal as a part of the vertebra's volume.
-``... compare A.json B.json`` prints the paired differences B minus A with 95% bootstrap intervals over cases.
+``... measure OUT RESULT.json [--checkpoint FILE] [--no-refine] [--answers FOLDER] [--part K/N]`` segments them with
+isotropic masks and compares these on the fine grid: Dice, mean surface distance, and bone in the canal as a part of the
+vertebra's volume.
+``... compare A B`` prints the paired differences B minus A of two results (files, or folders of parts), with 95%
+bootstrap intervals over cases.
 
 | kind | what was done to the image |
 | --- | --- |
@@ -26,7 +28,7 @@ import argparse
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.spine.levels import ORDER, level_name
 from segmamba.tasks import VERTEBRAE_TASK
-from segmamba.utils.arrays import bounding_box, grown_box, label_boxes
+from segmamba.utils.arrays import bounding_box, label_boxes
 
 # Full width at half maximum of a gaussian in standard deviations.
 FWHM = 2.3548
@@ -53,8 +55,8 @@ SAGITTAL_MM = (4.0, 5.0)
 # Screws of titanium: half width and length in mm, their HU, and the HU of the streaks beside and between them.
 SCREW_MM, SCREW_LENGTH_MM, TITANIUM_HU, STREAK_HU, STREAK_MM = 2.75, 45.0, 3000.0, 700.0, 3.0
 CONTRAST_HU = (250.0, 600.0)
-# The canal is what a vertebra surrounds in its axial planes; holes of its arch smaller than this are not canal.
-SMALLEST_CANAL_MM2 = 60.0
+# The canal is what vertebrae surround in axial planes, with gaps between laminae; smaller holes are not canal.
+SMALLEST_CANAL_MM2, GAP_MM = 60.0, 8.0
 CLEAN = "clean"
 
 
@@ -87,8 +89,10 @@ def main() -> None:
         command.add_argument("--part", default="0/1", help="K/N: every N-th case from the K-th on")
         command.add_argument("--reference-ids", default="own")
         command.add_argument("--checkpoint", type=Path)
+        command.add_argument("--manifest", type=Path, help="of a model with another architecture")
         command.add_argument("--no-refine", action="store_true")
         command.add_argument("--device", default="auto")
+        command.add_argument("--answers", type=Path, help="folder where the networks' answers are kept")
         command.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.run(options)
@@ -289,30 +293,54 @@ def _contrast(case: Case, rng: np.random.Generator) -> Case | None:
 
 
 def canal_of(reference: Volume, level: int) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Return the part of the spinal canal that a vertebra surrounds: a box, and the mask in it.
+    """Return the part of the spinal canal at the height of a vertebra: a box, and the mask in it.
 
-    In each axial plane of the reference's grid it is what is free and enclosed by the vertebra: holes of less than
-    `SMALLEST_CANAL_MM2` are not.
+    In each axial plane of the reference's grid it is what is free and enclosed by vertebrae, with gaps between these of
+    up to `GAP_MM` closed: the laminae of one plane often belong to two. Smaller holes than `SMALLEST_CANAL_MM2` are not
+    canal.
     """
     axis = slice_axis(reference.geometry, UP)
     boxes = label_boxes(reference.array)
     if level not in boxes:
         return (slice(0, 0),) * 3, np.zeros((0, 0, 0), bool)
-    box = grown_box(boxes[level], reference.array.shape)
-    own = reference.array[box] == level
-    other = [step for number, step in enumerate(reference.geometry.spacing[::-1]) if number != axis]
-    smallest = SMALLEST_CANAL_MM2 / (other[0] * other[1])
-    canal = np.zeros_like(own)
-    for number in range(own.shape[axis]):
+    steps = [step for number, step in enumerate(reference.geometry.spacing[::-1]) if number != axis]
+    around = [0 if number == axis else round(20 / step) for number, step in enumerate(reference.geometry.spacing[::-1])]
+    box = tuple(
+        slice(max(0, part.start - more), min(size, part.stop + more))
+        for part, size, more in zip(boxes[level], reference.array.shape, around, strict=True)
+    )
+    bone = reference.array[box] > 0
+    canal = np.zeros_like(bone)
+    for number in range(bone.shape[axis]):
         index: list[Any] = [slice(None)] * 3
         index[axis] = number
-        plane = own[tuple(index)]
-        hole = ndimage.binary_fill_holes(plane) & ~plane
-        pieces, count = ndimage.label(hole)
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-        sizes[0] = 0
-        canal[tuple(index)] = (sizes >= smallest)[pieces]
-    return box, canal & (reference.array[box] == 0)
+        canal[tuple(index)] = _enclosed(bone[tuple(index)], steps)
+    # What joins the vertebra's own planes, and not a hole beside it.
+    own = [part for number, part in enumerate(boxes[level]) if number != axis]
+    shown = np.ones(canal.shape, bool)
+    for number, part in zip((n for n in range(3) if n != axis), own, strict=True):
+        place: list[Any] = [np.newaxis] * 3
+        place[number] = slice(None)
+        inside = np.arange(box[number].start, box[number].stop)
+        shown &= ((inside >= part.start) & (inside < part.stop))[tuple(place)]
+    return box, canal & shown
+
+
+def _enclosed(plane: np.ndarray, steps: Sequence[float]) -> np.ndarray:
+    """Return what bone encloses in a plane, once gaps of up to `GAP_MM` in it are closed."""
+    if not plane.any():
+        return plane
+    pad = [int(np.ceil(GAP_MM / step)) for step in steps]
+    padded = np.pad(plane, [(width, width) for width in pad])
+    grown = ndimage.distance_transform_edt(~padded, sampling=steps) <= GAP_MM / 2
+    closed = padded | (grown & (ndimage.distance_transform_edt(grown, sampling=steps) > GAP_MM / 2))
+    hole = (ndimage.binary_fill_holes(closed) & ~padded)[tuple(slice(width, -width) for width in pad)]
+    core = hole & ~closed[tuple(slice(width, -width) for width in pad)]
+    pieces, count = ndimage.label(hole)
+    sizes = np.bincount(pieces[core], minlength=count + 1) * steps[0] * steps[1]
+    sizes[0] = 0
+    canal: np.ndarray = (sizes >= SMALLEST_CANAL_MM2)[pieces]
+    return canal
 
 
 def canal_along(reference: Volume) -> np.ndarray:
@@ -360,7 +388,11 @@ def _measure(options: argparse.Namespace) -> None:
     from segmamba.models.manifest import load_manifest
     from segmamba.request import Options
 
-    model = load_manifest().default(VERTEBRAE_TASK)
+    if options.answers:
+        from kept_answers import keep_answers
+
+        keep_answers(options.answers)
+    model = load_manifest(options.manifest).default(VERTEBRAE_TASK)
     result = json.loads(options.second.read_text()) if options.second.exists() else []
     known = {row["case"] for row in result}
     for case in chosen(find_cases([options.first], VERTEBRAE_TASK), options.part):
@@ -429,13 +461,19 @@ def means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    first, second = (json.loads(path.read_text()) for path in (options.first, options.second))
+    first, second = (read_results(path) for path in (options.first, options.second))
     print("| kind | cases | measure | first | second | difference | 95 % interval |\n|" + " --- |" * 7)
     for kind, rows in differences(first, second).items():
         for measure, row in rows.items():
             low, high = row["interval"]
             values = f"{row['first']:.4f} | {row['second']:.4f} | {row['difference']:+.4f} | {low:+.4f} to {high:+.4f}"
             print(f"| {kind} | {row['cases']} | {measure} | {values} |")
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return the results of a file, or of all parts in a folder."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    return [row for file in files for row in json.loads(file.read_text())]
 
 
 def differences(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:

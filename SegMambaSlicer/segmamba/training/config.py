@@ -36,6 +36,8 @@ class Config(RunConfig):
         Normalization from MR, of scheme "relative", as many as ``channels``.
     mr_share : float
         Part of the synthetic samples that is MR, 0 to 1.
+    degraded_share : float
+        Part of the synthetic samples in which something hides bone, 0 to 1 (`segmamba.training.synthesis.degradation`).
     exams : str
         Pattern of the ``.npz`` files of `segmamba.training.vertebrae.exams.prepare`, real images, or empty.
     exam_share : float
@@ -76,6 +78,7 @@ class Config(RunConfig):
     task: str = VERTEBRAE_TASK
     mr_channels: tuple[IntensityNormalization, ...] = ()
     mr_share: float = 0.0
+    degraded_share: float = 0.0
     exams: str = ""
     exam_share: float = 0.0
     evaluation: str = ""
@@ -100,6 +103,10 @@ class Config(RunConfig):
             raise ValueError("mr_share must be 0: there is no MR of colorectal cancer")
         if not 0 <= self.mr_share <= 1:
             raise ValueError("mr_share must be from 0 to 1")
+        if not 0 <= self.degraded_share <= 1:
+            raise ValueError("degraded_share must be from 0 to 1")
+        if self.task == COLORECTAL_TASK and self.degraded_share:
+            raise ValueError("degraded_share must be 0: it is of vertebrae")
         if not 0 <= self.exam_share <= 1 or bool(self.exams) != (self.exam_share > 0):
             raise ValueError("exams and exam_share, from 0 to 1, must be given together")
         if self.exams and self.task == COLORECTAL_TASK:

@@ -16,7 +16,7 @@ from segmamba.training.colorectal.map_format import load_bowel_maps
 from segmamba.training.colorectal.samples import BowelSynthesizer
 from segmamba.training.config import Config
 from segmamba.training.vertebrae.exams import load_exams
-from segmamba.training.vertebrae.samples import RealExams, VertebraSynthesizer
+from segmamba.training.vertebrae.samples import RealExams, Shares, VertebraSynthesizer
 from segmamba.training.vertebrae.tissue_maps import load_anatomies
 
 # Tissue label maps are upsampled to the samples' spacing, but not below this many mm: they have no more detail.
@@ -54,8 +54,9 @@ def synthesizer_factory(
     real = RealExams(load_exams(exam_files, device), config.exam_share, device)
     if any(exam.modality != CT for exam in real.exams) and not config.mr_channels:
         raise InputError("There are exams with MR, and the configuration has no mr_channels: add them.")
+    shares = Shares(config.mr_share, config.degraded_share)
     return lambda seed: VertebraSynthesizer(
-        anatomies, config.patch, config.spacing, channels, config.mr_share, seed=seed, real=real
+        anatomies, config.patch, config.spacing, channels, shares, seed=seed, real=real
     )
 
 

@@ -28,7 +28,7 @@ from segmamba.training.cuda_graph import CudaGraphStep, gradients_of
 from segmamba.training.losses import vertebra_loss
 from segmamba.training.vertebrae import validation as evaluation
 from segmamba.training.vertebrae.label_maps import prepare
-from segmamba.training.vertebrae.samples import VertebraSynthesizer
+from segmamba.training.vertebrae.samples import Shares, VertebraSynthesizer
 from segmamba.training.vertebrae.tissue_maps import load_anatomies
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def weights_of(run: loop.Run) -> dict[str, torch.Tensor]:
 def synthesizer_of(config: Config, device: torch.device, seed: int = 0) -> VertebraSynthesizer:
     anatomies = load_anatomies(config.files(config.anatomies), device)
     channels = {"CT": config.channels, "MR": config.mr_channels}
-    return VertebraSynthesizer(anatomies, config.patch, config.spacing, channels, config.mr_share, seed)
+    return VertebraSynthesizer(anatomies, config.patch, config.spacing, channels, Shares(config.mr_share), seed)
 
 
 def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:

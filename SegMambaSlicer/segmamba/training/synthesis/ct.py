@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.scanner import blur, surface, thick_slices
+from segmamba.training.synthesis.degradation import random_degradation, with_contrast, with_screws
+from segmamba.training.synthesis.scanner import blur, profiled_slices, slice_matrix, surface, thick_slices
 from segmamba.training.synthesis.tissue_labels import AIR, BONES, BOWEL, FAT, LAST_TISSUE, MUSCLE, OUTSIDE, SOFT
 from segmamba.training.synthesis.tissue_priors import OUTSIDE_HU, ct_priors
 
@@ -25,16 +26,37 @@ AGAIN_HU, AGAIN_CHANCE = (1.0, 30.0), 0.5
 
 @dataclass(frozen=True)
 class Scanner:
-    """Ranges of a scanner: noise in HU, slice thickness in mm, and the part of the scans with such slices."""
+    """Ranges of a scanner.
+
+    Attributes
+    ----------
+    noise_hu, slice_mm : tuple of float
+        Of noise in HU, and of the thickness of slices in mm.
+    thick_share : float
+        Part of the scans with such slices.
+    profiled_mm : float or None
+        Instead, axial slices so thick in every scan, with a profile.
+    """
 
     noise_hu: tuple[float, float] = NOISE_HU
     slice_mm: tuple[float, float] = SLICE_MM
     thick_share: float = 0.45
+    profiled_mm: float | None = None
 
 
-def synthesize(tissues: Tensor, context: SamplingContext) -> Tensor:
-    """Return a synthetic CT (z, y, x) in HU of a tissue label map (z, y, x)."""
-    return simulate_scanner(noiseless_image(tissues, context, *ct_priors(context.rng)), tissues, context)
+def synthesize(tissues: Tensor, context: SamplingContext, degraded: bool = False) -> Tensor:
+    """Return a synthetic CT (z, y, x) in HU of a tissue label map (z, y, x).
+
+    Where it is ``degraded``, something hides bone (`segmamba.training.synthesis.degradation`).
+    """
+    image = noiseless_image(tissues, context, *ct_priors(context.rng))
+    if not degraded:
+        return simulate_scanner(image, tissues, context)
+    how = random_degradation(context.rng)
+    image = with_contrast(image, tissues, context) if how.contrast else image
+    image = with_screws(image, tissues, context) if how.metal else image
+    scanner = Scanner(noise_hu=how.noise_hu or NOISE_HU, profiled_mm=how.slices_mm)
+    return simulate_scanner(image, tissues, context, scanner)
 
 
 def rescanned(image: Tensor, codes: Tensor, context: SamplingContext) -> Tensor:
@@ -98,6 +120,11 @@ def _with_table(image: Tensor, tissues: Tensor, context: SamplingContext) -> Ten
     return torch.where((tissues == AIR) & slab[:, None], context.rng.uniform(-700, 150), image)
 
 
+def random_slices(length: int, thickness: float, context: SamplingContext) -> np.ndarray:
+    """Return the matrix of slices of ``thickness`` mm that begin anywhere."""
+    return slice_matrix(length, context.spacing, thickness, -thickness * context.rng.random())
+
+
 def simulate_scanner(
     image: Tensor, tissues: Tensor, context: SamplingContext, scanner: Scanner | None = None
 ) -> Tensor:
@@ -106,7 +133,9 @@ def simulate_scanner(
     rng = context.rng
     image = blur(image, rng.uniform(*KERNEL_MM) / context.spacing)
     chance = rng.random()
-    if chance < scanner.thick_share:
+    if scanner.profiled_mm is not None:
+        image = profiled_slices(image, 0, random_slices(len(image), scanner.profiled_mm, context))
+    elif chance < scanner.thick_share:
         axis = 0 if chance < scanner.thick_share - OTHER_PLANES else int(rng.integers(1, 3))
         image = thick_slices(image, axis, max(2, round(rng.uniform(*scanner.slice_mm) / context.spacing)))
     noise = np.exp(rng.uniform(*np.log(scanner.noise_hu)))

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.ct import fill_tissues, mix_intensities
-from segmamba.training.synthesis.scanner import blur, surface, thick_slices
+from segmamba.training.synthesis.ct import fill_tissues, mix_intensities, random_slices
+from segmamba.training.synthesis.scanner import blur, profiled_slices, surface, thick_slices
 from segmamba.training.synthesis.tissue_labels import AIR, BONES, BOWEL, CORD, DISC, FAT, OUTSIDE, VERTEBRAE
 from segmamba.training.synthesis.tissue_priors import mr_priors
 
@@ -21,6 +21,8 @@ KERNEL_MM = (0.5, 1.6)
 SLICE_MM = (2.5, 5.5)
 # Part of the images in thick slices, and how often these are sagittal (x), coronal and axial.
 THICK_CHANCE, SLICE_AXES = 0.7, (2, 2, 2, 2, 1, 0)
+# Slices of degraded images in mm, and how often these are sagittal and axial.
+PROFILED_MM, PROFILED_AXES = (3.5, 6.0), (2, 2, 2, 0)
 # Widths of a slab in mm: sagittal series cover little more than the column.
 SLAB_MM = (45.0, 150.0)
 # A band of saturated tissue before the column begins this far before its foremost bone in view, and is this soft, mm.
@@ -30,8 +32,11 @@ GAMMA, AGAIN = 1.35, 0.5
 SMALLEST_DIVISOR = 1e-3
 
 
-def synthesize(tissues: Tensor, context: SamplingContext) -> Tensor:
-    """Return a synthetic MR image (z, y, x), not negative, of a tissue label map (z, y, x)."""
+def synthesize(tissues: Tensor, context: SamplingContext, degraded: bool = False) -> Tensor:
+    """Return a synthetic MR image (z, y, x), not negative, of a tissue label map (z, y, x).
+
+    One that is ``degraded`` has thick slices with a profile, sagittal ones mostly.
+    """
     rng = context.rng
     mean, texture = mr_priors(rng)
     index = tissues.long()
@@ -43,6 +48,9 @@ def synthesize(tissues: Tensor, context: SamplingContext) -> Tensor:
     # Cortical bone and end plates have no signal, whatever the weighting.
     shell = context.members(BONES)[index] & surface(tissues)
     image = torch.where(shell, image * rng.uniform(0.05, 0.8), image)
+    if degraded:
+        axis = int(rng.choice(PROFILED_AXES))
+        image = profiled_slices(image, axis, random_slices(image.shape[axis], rng.uniform(*PROFILED_MM), context))
     return _simulate_scanner(image, tissues, context)
 
 

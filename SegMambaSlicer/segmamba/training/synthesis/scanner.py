@@ -8,6 +8,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+# Full width at half maximum of a gaussian in standard deviations.
+FWHM = 2.3548
+
 
 def upload(values: np.ndarray, device: torch.device) -> Tensor:
     """Return float32 values on a device, without waiting for it."""
@@ -44,6 +47,37 @@ def thick_slices(image: Tensor, axis: int, factor: int) -> Tensor:
     whole[axis] = factor * thick.shape[2 + axis]
     back = functional.interpolate(thick, size=whole, mode="trilinear", align_corners=False)[0, 0]
     return back.narrow(axis, 0, image.shape[axis])
+
+
+def slice_matrix(length: int, step: float, thickness: float, start: float = 0.0) -> np.ndarray:
+    """Return what thick slices make of ``length`` fine ones, interpolated back to these: a matrix (length, length).
+
+    Each thick slice is the mean under a gaussian whose full width at half maximum is its thickness; between their
+    middles the image is interpolated linearly, beyond the first and the last one it stays as there.
+
+    Parameters
+    ----------
+    length : int
+    step, thickness : float
+        In mm.
+    start : float
+        Where the first thick slice begins, in mm from the outer face of the first fine one; 0 or less.
+    """
+    fine = (np.arange(length) + 0.5) * step
+    centres = np.arange(start + thickness / 2, max(length * step, start + thickness), thickness)
+    sigma = np.sqrt(max(thickness**2 - step**2, (0.1 * step) ** 2)) / FWHM
+    profile = np.exp(-0.5 * ((fine - centres[:, None]) / sigma) ** 2)
+    profile /= np.maximum(profile.sum(axis=1, keepdims=True), 1e-12)
+    back = np.stack([np.interp(fine, centres, row) for row in np.eye(len(centres))], axis=1)
+    matrix: np.ndarray = back @ profile
+    return matrix
+
+
+def profiled_slices(image: Tensor, axis: int, matrix: np.ndarray) -> Tensor:
+    """Return a (z, y, x) image after a `slice_matrix` along an axis."""
+    moved = image.movedim(axis, 0)
+    result = upload(matrix, image.device) @ moved.reshape(len(moved), -1)
+    return result.view(moved.shape).movedim(0, axis)
 
 
 def surface(tissues: Tensor) -> Tensor:

@@ -65,6 +65,14 @@ class RealExams:
     device: torch.device = torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Parts of the synthetic samples, 0 to 1: MR, and images in which something hides bone."""
+
+    mr: float = 0.0
+    degraded: float = 0.0
+
+
 class VertebraSynthesizer(SampleSynthesizer[Batch]):
     """Synthesizes samples for a vertebra network.
 
@@ -76,8 +84,8 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         As for `SampleSynthesizer`.
     channels : mapping of str to sequence of IntensityNormalization
         Normalization of "CT" (of scheme "clip") and, where there is MR, of "MR" (of scheme "relative").
-    mr_share : float
-        Part of the synthetic samples that is MR.
+    shares : Shares, optional
+        By default all samples are CT, none of them degraded.
     real : RealExams
         Mixed in.
     """
@@ -88,7 +96,7 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         patch: tuple[int, int, int],
         spacing: float,
         channels: Mapping[str, Sequence[IntensityNormalization]],
-        mr_share: float = 0.0,
+        shares: Shares | None = None,
         seed: int = 0,
         real: RealExams | None = None,
     ) -> None:
@@ -97,7 +105,7 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         super().__init__(Batch, patch, spacing, device, seed)
         self.anatomies = anatomies
         self.channels = channels
-        self.mr_share = mr_share
+        self.shares = shares or Shares()
 
     def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return image (channels, z, y, x), levels (z, y, x), offsets (3, z, y, x) and ribs (z, y, x)."""
@@ -107,11 +115,14 @@ class VertebraSynthesizer(SampleSynthesizer[Batch]):
         anatomy, centre = choose_crop(self.anatomies, context)
         tissues, centres = random_deformation(anatomy, centre, context)
         tissues = cut_field_of_view(tissues, context)
-        if context.rng.random() < self.mr_share:
+        is_mr = context.rng.random() < self.shares.mr
+        # Without a share nothing is drawn: the samples are those of earlier versions.
+        degraded = self.shares.degraded > 0 and context.rng.random() < self.shares.degraded
+        if is_mr:
             tissues = mr.cut_to_slab(tissues, context)
-            image = self._mr_channels(mr.synthesize(tissues, context))
+            image = self._mr_channels(mr.synthesize(tissues, context, degraded))
         else:
-            image = normalize(ct.synthesize(tissues, context)[None], self.channels["CT"])
+            image = normalize(ct.synthesize(tissues, context, degraded)[None], self.channels["CT"])
         levels = tissues.masked_fill(tissues > VERTEBRAE, 0).long()
         ribs = ((tissues >= RIBS.start) & (tissues < RIBS.stop)).long()
         return image, levels, self._offsets(levels, centres), ribs

@@ -81,7 +81,7 @@ def test_real_samples_keep_image_and_labels_together(tmp_path: Path) -> None:
     prepare(tmp_path, tmp_path / "out")
     exams = load_exams([tmp_path / "out" / "a.npz"], CPU)
     anatomy = block(np.full((9, 9, 9), 20, dtype=np.uint8), v20=(4, 4, 4))
-    source = VertebraSynthesizer([anatomy], (40, 32, 24), 2.0, CHANNELS, 0.0, 3, RealExams(exams, 1.0))
+    source = VertebraSynthesizer([anatomy], (40, 32, 24), 2.0, CHANNELS, None, 3, RealExams(exams, 1.0))
     batch = source.batch(12)
     allowed = {0, 22, 23, 24, VERTEBRA_IF_BONE, SACRUM_IF_BONE, UNKNOWN}
     assert {22, 23, 24} < set(batch.levels.unique().tolist()) <= allowed

@@ -19,7 +19,7 @@ from segmamba.training.synthesis.synthesizer import normalize
 from segmamba.training.synthesis.tissue_labels import AIR, FAT, LUNG, MUSCLE, OUTSIDE, VERTEBRAE
 from segmamba.training.synthesis.tissue_priors import OUTSIDE_HU, ct_priors, mr_priors
 from segmamba.training.vertebrae.label_maps import prepare
-from segmamba.training.vertebrae.samples import Batch, VertebraSynthesizer
+from segmamba.training.vertebrae.samples import Batch, Shares, VertebraSynthesizer
 from segmamba.training.vertebrae.tissue_maps import Anatomy, load_anatomies
 
 CPU = torch.device("cpu")
@@ -32,8 +32,17 @@ CHANNELS = {
 both_modalities = pytest.mark.parametrize("modality", ["CT", "MR"])
 
 
-def synthesizer(anatomies: list[Anatomy], patch: tuple[int, int, int] = PATCH, **keywords: Any) -> VertebraSynthesizer:
-    return VertebraSynthesizer(anatomies, patch, **({"spacing": 2.0, "channels": CHANNELS} | keywords))
+def synthesizer(
+    anatomies: list[Anatomy],
+    patch: tuple[int, int, int] = PATCH,
+    mr_share: float = 0.0,
+    degraded_share: float = 0.0,
+    **keywords: Any,
+) -> VertebraSynthesizer:
+    shares = Shares(mr_share, degraded_share)
+    return VertebraSynthesizer(
+        anatomies, patch, **({"spacing": 2.0, "channels": CHANNELS, "shares": shares} | keywords)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +132,13 @@ def test_the_seed_decides_every_sample(anatomies: list[Anatomy], mr_share: float
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert not torch.equal(first.image, other.image)
     assert not torch.equal(first.image[0], first.image[1])
+
+
+def test_a_degraded_share_changes_images_and_no_labels_of_the_others(anatomies: list[Anatomy]) -> None:
+    plain, never, always = (synthesizer(anatomies, degraded_share=share, seed=5).batch(2) for share in (0.0, 1e-9, 1.0))
+    assert plain.image.shape == always.image.shape and always.image.isfinite().all()
+    assert torch.equal(never.levels[0], plain.levels[0]) and torch.equal(always.levels[0], plain.levels[0])
+    assert not torch.equal(always.image[0], plain.image[0])
 
 
 @pytest.mark.parametrize("mr_share", [0.0, 0.3, 1.0])
