@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case import do_case
 from segmamba.batch.case_record import up_to_date_record
 from segmamba.batch.cases import find_cases
-from segmamba.batch.layout import CASES, RECORD, WORKING, prepare, publish, working_folder
+from segmamba.batch.layout import CASES, RECORD, REPORT, WORKING, prepare, publish, working_folder
 from segmamba.batch.outcome import OUTDATED
 from segmamba.batch.plan import Plan, make_plan
 from segmamba.errors import DeviceError, InputError, OutputError, WorkerError
@@ -177,7 +178,7 @@ def test_levels_that_are_set_are_settings_and_where_none_are_finished_cases_stay
     given, hashed = request(manifest_file), []
     monkeypatch.setattr("segmamba.batch.plan.digest_of", lambda settings: hashed.append(settings["options"]) or "")
     make_plan(given, tmp_path, "nii.gz")
-    assert not {"anchor", "levels_from"} & set(hashed[0])
+    assert not {"anchor", "levels_from", "output_spacing"} & set(hashed[0])
     levels, moved = tmp_path / "levels.nii", tmp_path / "moved.nii"
     for path in (levels, moved):
         path.write_bytes(b"the same")
@@ -185,6 +186,19 @@ def test_levels_that_are_set_are_settings_and_where_none_are_finished_cases_stay
         make_plan(replace(given, options=options), tmp_path, "nii.gz")
     assert hashed[1]["anchor"] == (("L5", 1.0, 2.0, 3.0),)
     assert hashed[2] == hashed[3] != hashed[0]
+
+
+def test_isotropic_masks_lie_in_the_cases_folder_and_the_report_names_them(case: BatchCase, plan: Plan) -> None:
+    def run(request: Request) -> dict[str, Any]:
+        fine = Path(request.output).with_name("segmentation_iso.seg.nrrd")
+        fine.write_bytes(b"fine labels")
+        return quick_run(request) | {"isotropic": {"spacing_mm": [0.7] * 3, "output": str(fine)}}
+
+    do_case(case, plan, 1, run)
+    folder = Path(plan.folder) / CASES / case.name
+    report = json.loads((folder / REPORT).read_text())
+    assert report["isotropic"] == {"spacing_mm": [0.7] * 3, "output": "segmentation_iso.seg.nrrd"}
+    assert (folder / "segmentation_iso.seg.nrrd").read_bytes() == b"fine labels"
 
 
 def other_model(folder: Path) -> Path:
