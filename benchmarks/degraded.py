@@ -5,8 +5,8 @@ cases of a folder (NAME_ct.nii.gz or NAME_mr.nii.gz with NAME_vertebrae.nii.gz),
 fine grid. ``... paint LABELS OUT [--part K/N]`` paints columns of label maps as scans first, every third one an MR.
 
 ``... measure OUT RESULT.json [--checkpoint FILE] [--no-refine] [--answers FOLDER] [--part K/N]`` segments them with
-isotropic masks and compares these on the fine grid: Dice, mean surface distance, and bone in the canal as a part of the
-vertebra's volume.
+isotropic masks and compares these on the fine grid: Dice, mean surface distance (also whatever the level), and bone in
+the canal as a part of the vertebra's volume.
 ``... compare A B`` prints the paired differences B minus A of two results (files, or folders of parts), with 95%
 bootstrap intervals over cases.
 
@@ -57,6 +57,8 @@ SCREW_MM, SCREW_LENGTH_MM, TITANIUM_HU, STREAK_HU, STREAK_MM = 2.75, 45.0, 3000.
 CONTRAST_HU = (250.0, 600.0)
 # The canal is what vertebrae surround in axial planes, with gaps between laminae; smaller holes are not canal.
 SMALLEST_CANAL_MM2, GAP_MM = 60.0, 8.0
+# The surface distance of a vertebra that nothing found overlaps: about its height.
+MISSED_MM = 20.0
 CLEAN = "clean"
 
 
@@ -421,7 +423,8 @@ def scores(labels: np.ndarray, reference: Volume) -> dict[str, dict[str, float]]
     """Return what is measured of each whole vertebra of a reference, by its name.
 
     ``dice``; ``assd_mm``, the mean surface distance (the far end of the column's box where nothing was found);
-    ``canal``, the voxels of any vertebra in the canal of this one, as a part of its volume.
+    ``matched_assd_mm``, that of the vertebra found that overlaps most, whatever its level (`MISSED_MM` where none
+    does); ``canal``, the voxels of any vertebra in the canal of this one, as a part of its volume.
 
     Parameters
     ----------
@@ -442,16 +445,21 @@ def scores(labels: np.ndarray, reference: Volume) -> dict[str, dict[str, float]]
         box, canal = canal_of(reference, level)
         inside = int(((labels[box] > 0) & canal).sum())
         distance = surface_distances(predicted, own, spacing)[0] if predicted.any() else farthest
+        overlaps = np.bincount(labels[own], minlength=256)
+        matched, match = MISSED_MM, max(ORDER, key=overlaps.__getitem__)
+        if overlaps[match]:
+            matched = distance if match == level else surface_distances(labels == match, own, spacing)[0]
         found[level_name(level)] = {
             "dice": 2 * float((own & predicted).sum()) / max(1, both),
             "assd_mm": distance,
+            "matched_assd_mm": matched,
             "canal": inside / max(1, int(own.sum())),
         }
     return found
 
 
 def means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each measure, and the median surface distance: wrong levels count for all else."""
+    """Return the mean of each measure, and the median surface distance: a wrong level is far away."""
     rows = list(rows)
     if not rows:
         return {}

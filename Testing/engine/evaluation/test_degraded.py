@@ -126,7 +126,7 @@ def test_scores_are_of_the_fine_grid_and_count_bone_in_the_canal(degraded: Modul
     labels = case.reference.array.copy()
     perfect = degraded.scores(labels, case.reference)
     assert set(perfect) == {"L1", "L2", "L3"}
-    assert perfect["L2"] == {"dice": 1.0, "assd_mm": 0.0, "canal": 0.0}
+    assert perfect["L2"] == {"dice": 1.0, "assd_mm": 0.0, "matched_assd_mm": 0.0, "canal": 0.0}
     box, canal = degraded.canal_of(case.reference, 21)
     labels[box][canal] = 21
     found = degraded.scores(labels, case.reference)
@@ -134,6 +134,15 @@ def test_scores_are_of_the_fine_grid_and_count_bone_in_the_canal(degraded: Modul
     assert found["L2"]["dice"] < 1 and found["L1"]["canal"] == 0
     labels[labels == 20] = 0
     assert degraded.scores(labels, case.reference)["L1"]["assd_mm"] > 50
+
+
+def test_matched_surface_distance_does_not_depend_on_the_level(degraded: ModuleType, case: object) -> None:
+    labels = case.reference.array.copy()
+    labels[labels == 22] = 0
+    labels[labels > 0] += 1
+    found = degraded.scores(labels, case.reference)
+    assert found["L1"]["assd_mm"] > 10 and found["L2"]["dice"] == 0
+    assert [found[name]["matched_assd_mm"] for name in ("L1", "L2", "L3")] == [0.0, 0.0, degraded.MISSED_MM]
 
 
 def test_files_hold_what_was_made_and_differences_are_paired(
