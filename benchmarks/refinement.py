@@ -1,5 +1,7 @@
 """What does the refinement do to imperfect masks? ``python benchmarks/refinement.py LABELS_FOLDER [--most 8]``.
 
+``--fits`` prints only how near the model comes to whole vertebrae as they are.
+
 No network: label maps (NAME_vertebrae.nii.gz, VerSe numbering) are spoiled in the ways that networks spoil masks, and
 refined, one step at a time and all together. LABELS_FOLDER should be none that the shape model was learned from.
 Also prints how well the model fits whole vertebrae as they are. JSON lines.
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing"))
 from helpers.phantoms import dice  # noqa: E402
 from helpers.simulated_answers import SACRUM, load, smooth_noise, whole_levels  # noqa: E402
 
+from segmamba.evaluation.metrics import surface_distances  # noqa: E402
 from segmamba.models.resources import SHAPES, resource_root  # noqa: E402
 from segmamba.spine.frames import column_frames  # noqa: E402
 from segmamba.spine.levels import L6, T1, T12, level_name  # noqa: E402
@@ -55,12 +58,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--most", type=int, default=8, help="number of maps")
+    parser.add_argument("--fits", action="store_true", help="only how well the model fits whole vertebrae")
     options = parser.parse_args()
     model = load_shapes(resource_root() / SHAPES)
     paths = sorted(options.folder.glob("*_vertebrae.nii.gz"))
     maps = [cropped(load(path, SPACING)) for path in paths[:: max(1, len(paths) // options.most)][: options.most]]
     for name, figures in fits(maps, model).items():
         print(json.dumps({"fit of whole vertebrae": name} | figures), flush=True)
+    if options.fits:
+        return
     for name, faults in (
         ("wavy surface", Faults()),
         ("wavy surface, doubtful places", Faults(holes=HOLES)),
@@ -84,16 +90,21 @@ def cropped(labels: np.ndarray) -> np.ndarray:
 def fits(maps: list[np.ndarray], model: ShapeModel) -> dict[str, dict[str, float]]:
     """Return how whole vertebrae overlap with their fitted shapes, and how far outside of them their voxels lie.
 
-    ``outside_mm`` is the distance within which 99.5% of the voxels lie; by regions of the spine, and for all.
+    ``outside_mm`` is the distance within which 99.5% of the voxels lie, ``surface_mm`` the mean surface distance: the
+    least error of a mask that is the model's shape; by regions of the spine, and for all.
     """
     found: dict[int, list[Fit]] = {}
     distances: dict[int, list[np.ndarray]] = {}
+    apart: dict[int, list[float]] = {}
     for labels in maps:
         frames = column_frames(labels, SPACING)
         for level in whole_levels(labels, SMALLEST_ML, SPACING):
             own = labels == level
-            found.setdefault(level, []).append(fit(own, level, model, frames[level], SPACING))
-            distances.setdefault(level, []).append(found[level][-1].distance[own[found[level][-1].box]])
+            one = fit(own, level, model, frames[level], SPACING)
+            found.setdefault(level, []).append(one)
+            distances.setdefault(level, []).append(one.distance[own[one.box]])
+            average, _ = surface_distances(one.distance < 0, own[one.box], (SPACING,) * 3)
+            apart.setdefault(level, []).append(average)
     figures = {}
     for first, last in (*REGIONS, (1, L6)):
         levels = [level for level in found if first <= level <= last]
@@ -105,6 +116,7 @@ def fits(maps: list[np.ndarray], model: ShapeModel) -> dict[str, dict[str, float
                 "lowest": round(float(np.min(overlaps)), 3),
                 "median": round(float(np.median(overlaps)), 3),
                 "outside_mm": round(float(np.quantile(far, 0.995)), 1),
+                "surface_mm": round(float(np.mean([one for level in levels for one in apart[level]])), 2),
             }
     return figures
 
