@@ -133,7 +133,8 @@ class Request:
     input: str = option(FilePath(), "NIfTI, NRRD or MetaImage file, or a folder with a DICOM series")
     output: str = option(
         FilePath(),
-        ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG)",
+        ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG), "
+        ".labelmap.dcm (SEG as one map of labels) or .rtstruct.dcm (RTSTRUCT)",
         metavar="FILE",
     )
     task: str | None = option(

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
     generate_uid,
@@ -75,16 +76,29 @@ def write_frames(
     order: Sequence[int],
     slopes: Sequence[float] = (1,),
     lost: str = "",
+    positions: np.ndarray | None = None,
+    **tags: Any,
 ) -> None:
-    """Write an enhanced CT: some slices of an array (z, y, x) as the frames of one file, in an order.
+    """Write an enhanced CT or MR: some slices of an array (z, y, x) as the frames of one file, in an order.
 
-    ``slopes`` are those of the frames, in turn; ``lost`` names a sequence that is left out.
+    Parameters
+    ----------
+    slopes : sequence of float
+        Those of the frames, in turn.
+    lost : str
+        Names a sequence that is left out.
+    positions : ndarray, shape (z, 3), optional
+        LPS millimetres of the slices, where they do not lie on the grid.
+    **tags
+        Replace or add attributes of the file; with ``Modality="MR"``, it is an enhanced MR.
     """
     direction, matrix = np.reshape(geometry.direction, (3, 3)), geometry.affine
+    if positions is None:
+        positions = np.array([(matrix @ [0, 0, k, 1])[:3] for k in range(len(array))])
     frames, planes = [], []
     for number, k in enumerate(order):
         slope = slopes[number % len(slopes)]
-        place = {"ImagePositionPatient": [f"{value:.6f}" for value in (matrix @ [0, 0, k, 1])[:3]]}
+        place = {"ImagePositionPatient": [f"{value:.6f}" for value in positions[k]]}
         value = {"RescaleSlope": slope, "RescaleIntercept": -1024, "RescaleType": "HU"}
         frames.append(_groups(lost, PlanePositionSequence=place, PixelValueTransformationSequence=value))
         planes.append(np.rint((array[k] + 1024) / slope).astype(np.uint16))
@@ -93,7 +107,7 @@ def write_frames(
     measures = {name: shared.pop(name) for name in ("PixelSpacing", "SliceThickness")}
     groups = _groups(lost, PlaneOrientationSequence=orientation, PixelMeasuresSequence=measures)
     own = {
-        "SOPClassUID": EnhancedCTImageStorage,
+        "SOPClassUID": EnhancedMRImageStorage if tags.get("Modality") == "MR" else EnhancedCTImageStorage,
         "SOPInstanceUID": generate_uid(),
         "Rows": array.shape[1],
         "Columns": array.shape[2],
@@ -102,7 +116,7 @@ def write_frames(
         "PerFrameFunctionalGroupsSequence": frames,
         "PixelData": np.stack(planes).tobytes(),
     }
-    write_dataset(path, shared | own)
+    write_dataset(path, shared | own | tags)
 
 
 def _groups(lost: str, **groups: dict[str, Any]) -> Dataset:

@@ -17,7 +17,7 @@ from segmamba.errors import InstallationError
 OF_SLICER = {"numpy", "pydicom", "scipy", "SimpleITK", "requests", "urllib3"}
 # A bar in a terminal, a picture on the command line, DICOM SEG, batches, faster scans where they are installed: the
 # panel needs none.
-BATCHES = {"dask", "distributed", "highdicom", "jinja2", "PIL", "pyarrow"}
+BATCHES = {"contourpy", "dask", "distributed", "highdicom", "jinja2", "PIL", "pyarrow"}
 # A batch on a cluster, which Slicer does not start.
 CLUSTERS = {"dask", "distributed"}
 OPTIONAL = {"tqdm", "matplotlib", "triton", "mamba_ssm", *BATCHES}

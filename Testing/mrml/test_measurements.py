@@ -14,7 +14,7 @@ from helpers.measured_spine import TRABECULAR_HU, Vertebra, painted, turned
 
 from segmamba.errors import InputError
 from segmamba.io.dicom_index import find_series, read_series
-from segmamba.io.dicom_seg import write_dicom_seg
+from segmamba.io.dicom_results import write_dicom
 from segmamba.io.labelmap import write_labelmap
 from segmamba.io.volume import Geometry
 from segmamba.models.manifest import load_manifest
@@ -198,7 +198,7 @@ def test_a_dicom_segmentation_comes_back_on_the_same_grid(a_slicer_scene, verteb
     source = read_series(series)
     volume_node = slicer.util.addVolumeFromArray(source.array, LPS_TO_RAS @ source.geometry.affine, "source")
     model = load_manifest().default("vertebrae")
-    write_dicom_seg(tmp_path / "seg.dcm", labels, series.files, model.labels, model)
+    write_dicom(tmp_path / "seg.dcm", labels, series.files, model.labels, model)
     read = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
     # Its axes are slices, rows and columns; Slicer's are columns, rows and slices.
     matrix = LPS_TO_RAS @ read.affine[:, [2, 1, 0, 3]]

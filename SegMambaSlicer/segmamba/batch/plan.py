@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from segmamba.batch.fingerprint import digest_of, file_digest
-from segmamba.errors import InputError, InstallationError
+from segmamba.errors import InputError
 from segmamba.inference.file_to_file import requested_model
-from segmamba.io.dicom_headers import NEEDED
+from segmamba.io.dicom_results import DICOM_EXTENSIONS, kind_of
 from segmamba.models import store
 from segmamba.models.manifest import Model, chosen_labels
 from segmamba.request import Request
 
-FORMATS = ("seg.nrrd", "nii.gz", "dcm")
+FORMATS = ("seg.nrrd", "nii.gz", *(ending.removeprefix(".") for ending in reversed(DICOM_EXTENSIONS)))
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,9 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     """
     if output_format not in FORMATS:
         raise InputError(f"There is no format '{output_format}': choose one of {', '.join(FORMATS)}.")
-    if output_format == "dcm" and find_spec("highdicom") is None:
-        raise InstallationError(NEEDED)
+    kind = kind_of(f".{output_format}")
+    if kind is not None:
+        kind.require()
     model, digest = _installed(requested_model(request), request)
     chosen = chosen_labels(model, request.options.structures)
     content = replace(request, input="", output="", report=None, preview=None, channels=None).to_dict()

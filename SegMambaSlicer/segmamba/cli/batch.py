@@ -33,7 +33,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument("inputs", metavar="IN", nargs="+", help=text)
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the results")
     parser.add_argument(
-        "--format", default="seg.nrrd", help="format of the segmentations: seg.nrrd (default), nii.gz or dcm"
+        "--format",
+        default="seg.nrrd",
+        help="format of the segmentations: seg.nrrd (default), nii.gz, dcm (DICOM SEG), labelmap.dcm (SEG as one map "
+        "of labels) or rtstruct.dcm (RTSTRUCT)",
     )
     add_options(parser, SETTINGS)
     text = "address or file of a Dask scheduler whose workers segment the cases (default: this computer)"

@@ -23,7 +23,7 @@ from segmamba.errors import (
 from segmamba.inference.channels import check_files, in_order, joined
 from segmamba.io import dicom_index
 from segmamba.io.dicom_headers import is_dicom
-from segmamba.io.dicom_seg import SEG_EXTENSION, check_sources, write_dicom_seg
+from segmamba.io.dicom_results import DICOM_EXTENSIONS, check_sources, kind_of, write_dicom
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS, SEGMENTATION_EXTENSION, write_labelmap
 from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.read import read_volume
@@ -176,9 +176,9 @@ def isotropic_path(output: str) -> Path:
     Beside a DICOM SEG, whose voxels are those of the series, it is a ``.seg.nrrd``.
     """
     path = Path(output)
-    extension = next(ending for ending in (*LABELMAP_EXTENSIONS, SEG_EXTENSION) if output.lower().endswith(ending))
+    extension = next(ending for ending in (*LABELMAP_EXTENSIONS, *DICOM_EXTENSIONS) if output.lower().endswith(ending))
     name = path.name[: -len(extension)]
-    return path.with_name(f"{name}_iso{SEGMENTATION_EXTENSION if extension == SEG_EXTENSION else extension}")
+    return path.with_name(f"{name}_iso{SEGMENTATION_EXTENSION if extension in DICOM_EXTENSIONS else extension}")
 
 
 def _describe_isotropic(result: Result, request: Request) -> dict[str, Any]:
@@ -203,14 +203,14 @@ def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str
         It cannot be written. So that the run was not in vain, the labels are then in another file, which is named.
     """
     try:
-        if not _is_dicom_seg(request.output):
+        if kind_of(request.output) is None:
             write_labelmap(request.output, result.labels, result.geometry, result.model.labels)
             return ()
         labels = result.grid_labels
         if volume.stored is not None:
             labels = labels_as_stored(labels, volume.geometry, volume.stored)
         files = dicom_index.find_files(Path(request.input))
-        return write_dicom_seg(request.output, labels, files, result.model.labels, result.model)
+        return write_dicom(request.output, labels, files, result.model.labels, result.model)
     except Exception as error:
         kept = _kept_elsewhere(request.output, result)
         if kept is None:
@@ -239,14 +239,14 @@ def _kept_elsewhere(output: str, result: Result) -> Path | None:
 
 def _check_outputs(request: Request) -> None:
     """Find out before any work whether the input can be opened and the results can be written."""
-    check_output(request.output, (*LABELMAP_EXTENSIONS, SEG_EXTENSION))
+    check_output(request.output, (*LABELMAP_EXTENSIONS, *DICOM_EXTENSIONS))
     source = Path(request.input)
     for file in (request.input, *(request.channels or {}).values()):
         check_input(Path(file))
-    if _is_dicom_seg(request.output):
+    if kind_of(request.output) is not None:
         if not source.is_dir() and not is_dicom(source):
             raise OutputError(f"{request.output} needs a DICOM series as input: choose another output format.")
-        check_sources(dicom_index.find_files(source))
+        check_sources(dicom_index.find_files(source), request.output)
     outputs = [Path(request.output)]
     for path, extension in ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv")):
         if path is not None:
@@ -268,10 +268,6 @@ def _check_outputs(request: Request) -> None:
             raise OutputError(f"{output} is an input: choose another name for the result.")
         if output.exists() and not request.overwrite:
             raise OutputError(f"{output} already exists: choose another name, or give --overwrite.")
-
-
-def _is_dicom_seg(output: str) -> bool:
-    return output.lower().endswith(SEG_EXTENSION)
 
 
 def _typed(error: Exception) -> SegMambaError:

@@ -41,7 +41,7 @@ UNPLACED = "{} does not say where its frames lie in the patient: export it as si
 
 @dataclass(frozen=True)
 class Slice:
-    """A file with one slice.
+    """A slice of a series: a file, or a frame of one.
 
     Attributes
     ----------
@@ -57,6 +57,8 @@ class Slice:
     pixel_type : int
         SimpleITK's, of the rescaled values.
     modality : str or None
+    frame : int or None
+        Its number in a multi-frame file, from 1.
     """
 
     file: str
@@ -66,6 +68,7 @@ class Slice:
     shape: tuple[int, ...]
     pixel_type: int
     modality: str | None
+    frame: int | None = None
 
     @property
     def normal(self) -> np.ndarray:
@@ -187,13 +190,15 @@ def _read_slices(name: str, files: Sequence[str]) -> Volume:
 
 
 def sorted_slices(name: str, files: Sequence[str]) -> list[Slice]:
-    """Return the slices of a series in the order in which `read_files` stacks them.
+    """Return the slices of a series, or the frames of its one file, in the order in which `read_files` stacks them.
 
     Raises
     ------
     InputError
         Slices differ in size, pixel size or orientation, or one says nothing of its place.
     """
+    if len(files) == 1:
+        return _sorted_frames(_header(files[0]), _read_places(files[0]))
     slices = [_read_slice_header(file) for file in files]
     first = slices[0]
     if not all(
@@ -221,17 +226,53 @@ def _read_frames(name: str, file: str) -> Volume:
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise InputError(f"{file} has colours in its voxels: give a volume with one value per voxel.")
     # ITK takes frames to be in order and evenly apart, and rescales all of them as the first one.
-    positions, orientation, spacing = _frame_places(file)
-    if len(positions) != image.GetSize()[2]:
+    places = _read_places(file)
+    frames = _sorted_frames(reader, places)
+    positions, first = np.array([frame.position for frame in frames]), frames[0]
+    stack = _stack(name, positions, first.orientation, first.spacing, first.shape)
+    order = [frame.frame - 1 for frame in frames if frame.frame is not None]
+    array = _rescaled(sitk.GetArrayFromImage(image), places.rescales)[order]
+    array, padding = padding_to_air(array, first.modality, _padding(reader))
+    return _placed(array, stack, first.modality, padding)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the frames of a multi-frame file lie, in its order: positions (n, 3), and the `Slice` values of all.
+
+    ``rescales`` are slope and intercept of each frame, or none.
+    """
+
+    positions: np.ndarray
+    orientation: np.ndarray
+    spacing: np.ndarray
+    rescales: list[tuple[float, float]]
+
+
+def _sorted_frames(reader: sitk.ImageFileReader, places: _Places) -> list[Slice]:
+    file, count = reader.GetFileName(), _frames(reader)
+    if len(places.positions) != count:
         raise InputError(UNPLACED.format(file))
-    order = np.argsort(positions @ np.cross(*orientation), kind="stable")
-    stack, modality = _stack(name, positions[order], orientation, spacing, image.GetSize()[:2]), _modality(reader)
-    array, padding = padding_to_air(sitk.GetArrayFromImage(image)[order], modality, _padding(reader))
-    return _placed(array, stack, modality, padding)
+    shape, kind, modality = reader.GetSize()[:2], reader.GetPixelID(), _modality(reader)
+    frames = [
+        Slice(file, position, places.orientation, places.spacing, shape, kind, modality, number)
+        for number, position in enumerate(places.positions, start=1)
+    ]
+    return sorted(frames, key=lambda one: float(one.position @ one.normal))
 
 
-def _frame_places(file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where the frames of a multi-frame file lie: positions (n, 3), and the `Slice` directions and spacing."""
+def _rescaled(array: np.ndarray, rescales: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Return frames of which all were rescaled as the first one, each rescaled by its own slope and intercept."""
+    if len(set(rescales)) < 2:
+        return array
+    slope, intercept = rescales[0]
+    slopes, intercepts = np.array(rescales, np.float32).T[:, :, None, None]
+    rescaled: np.ndarray = np.rint((array - intercept) / slope).astype(np.float32) * slopes + intercepts
+    return rescaled
+
+
+def _read_places(file: str) -> _Places:
+    """Return where the frames of a multi-frame file lie, according to its functional groups."""
     header = pydicom().dcmread(file, stop_before_pixels=True)
     try:
         shared, frames = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence
@@ -240,16 +281,16 @@ def _frame_places(file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         positions = np.array([group.ImagePositionPatient for group in position], float)
         orientations = np.array([group.ImageOrientationPatient for group in orientation], float)
         spacings = np.array([group.PixelSpacing for group in measures], float)
-        rescales = [(float(group.RescaleSlope), float(group.RescaleIntercept)) for group in rescaling if group]
+        rescales = [
+            (float(group.RescaleSlope), float(group.RescaleIntercept)) if group else (1.0, 0.0) for group in rescaling
+        ]
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise InputError(UNPLACED.format(file)) from error
     if not np.allclose(orientations, orientations[0], atol=1e-3) or not np.allclose(spacings, spacings[0], rtol=1e-3):
         raise InputError(f"{file} has frames of different orientation or pixel size: export the scan alone.")
-    if len(set(rescales)) > 1:
-        raise InputError(
-            f"{file} rescales its frames differently, which cannot be read yet: export it as single slices."
-        )
-    return positions, orientations[0].reshape(2, 3), spacings[0]
+    if any(slope == 0 for slope, _ in rescales):
+        raise InputError(f"{file} has a rescale slope of 0, which makes all voxels the same: export it again.")
+    return _Places(positions, orientations[0].reshape(2, 3), spacings[0], rescales)
 
 
 def _frames(reader: sitk.ImageFileReader) -> int:

@@ -16,7 +16,6 @@ from helpers.quick_engine import QuickEngine, quick_run, write_inputs
 from pyarrow import parquet
 
 from segmamba.batch import cluster, engine, run
-from segmamba.batch import plan as planning
 from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case import do_case
 from segmamba.batch.layout import OVERVIEW, PARQUET, PREVIEW, REPORT, ROWS, TABLE, THUMBNAIL
@@ -26,6 +25,7 @@ from segmamba.batch.table import flattened, write_table
 from segmamba.cli.main import main
 from segmamba.cli.progress import CaseProgress
 from segmamba.errors import Cancelled, InstallationError, OutputError
+from segmamba.io import dicom_results
 from segmamba.request import Request
 
 pytest_plugins = ("helpers.batch_runs",)
@@ -250,6 +250,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     with pytest.raises(InstallationError, match="pip install"):
         start_run(tmp_path, manifest_file, [], lambda: False, "tcp://127.0.0.1:1")
-    monkeypatch.setattr(planning, "find_spec", lambda name: None)
-    with pytest.raises(InstallationError, match="highdicom"):
-        make_plan(request(manifest_file), tmp_path, "dcm")
+    monkeypatch.setattr(dicom_results, "find_spec", lambda name: None)
+    for output_format, package in (("dcm", "highdicom"), ("labelmap.dcm", "highdicom"), ("rtstruct.dcm", "contourpy")):
+        with pytest.raises(InstallationError, match=f"pip install {package}"):
+            make_plan(request(manifest_file), tmp_path, output_format)

@@ -51,7 +51,7 @@ def refuse(*_: object, **__: object) -> None:
     raise ValueError("the writer\ntakes no such thing")
 
 
-@pytest.mark.parametrize("output", ["spine.nii.gz", "spine.seg.nrrd", "spine.dcm"])
+@pytest.mark.parametrize("output", ["spine.nii.gz", "spine.seg.nrrd", "spine.dcm", "spine.rtstruct.dcm"])
 def test_labels_that_a_writer_does_not_take_are_kept_in_another_file(
     output: str, tmp_path: Path, request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +61,7 @@ def test_labels_that_a_writer_does_not_take_are_kept_in_another_file(
     else:
         source = some_ct(tmp_path / "ct.nrrd")
     (tmp_path / "spine-old.nii.gz").write_bytes(b"of another run")
-    for name in ("write_labelmap", "write_dicom_seg"):
+    for name in ("write_labelmap", "write_dicom"):
         monkeypatch.setattr(file_to_file, name, refuse)
     with pytest.raises(OutputError, match="The labels were kept in") as caught:
         segment_file(request_of(source, output))

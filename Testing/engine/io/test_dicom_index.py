@@ -425,12 +425,21 @@ def test_frames_of_one_file_are_put_in_the_order_of_their_places(tmp_path: Path,
     np.testing.assert_allclose(volume.geometry.affine, GEOMETRY.affine, atol=1e-4)
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_each_frame_is_rescaled_by_its_own_slope(tmp_path: Path, modality: str) -> None:
+    slopes = (0.5, 1, 0.25)
+    write_frames(tmp_path / "enhanced.dcm", some_ct(), GEOMETRY, range(9, -1, -1), slopes, Modality=modality)
+    volume = read_series(only(tmp_path))
+    np.testing.assert_array_equal(volume.array, some_ct())
+    assert volume.modality == modality
+
+
 @pytest.mark.parametrize(
     ("order", "slopes", "lost", "said"),
     [
         ([0, 1, 2, 3, 6, 7, 8, 9], (1,), "", "lacks 2 slices"),
         ([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], (1,), "", "5 slices at the position of another"),
-        ([*range(10)], (1, 0.5), "", "rescales its frames differently"),
+        ([*range(10)], (1, 0), "", "a rescale slope of 0"),
         ([*range(10)], (1,), "PlanePositionSequence", "does not say where its frames lie"),
         ([*range(10)], (1,), "PixelMeasuresSequence", "does not say where its frames lie"),
     ],

@@ -19,7 +19,8 @@ from helpers.phantoms import phantom, rotation
 from segmamba.cli.main import main
 from segmamba.errors import InputError, InstallationError, OutputError
 from segmamba.io.dicom_index import Series, find_series
-from segmamba.io.dicom_seg import MAY_BE_EMPTY, check_sources, write_dicom_seg
+from segmamba.io.dicom_results import check_sources, write_dicom
+from segmamba.io.dicom_source import MAY_BE_EMPTY
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry
 from segmamba.models.manifest import Manifest, Model
@@ -52,7 +53,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, series: Series, model: Model) -> Path:
     path = tmp_path_factory.mktemp("seg") / "spine.dcm"
-    write_dicom_seg(path, some_labels(), series.files, model.labels, model)
+    write_dicom(path, some_labels(), series.files, model.labels, model)
     return path
 
 
@@ -130,19 +131,19 @@ def test_dciodvfy_finds_no_error(written: Path) -> None:
 
 
 def test_the_order_of_the_files_does_not_matter(tmp_path: Path, series: Series, model: Model, written: Path) -> None:
-    write_dicom_seg(tmp_path / "again.dcm", some_labels(), series.files[::-1], model.labels, model)
+    write_dicom(tmp_path / "again.dcm", some_labels(), series.files[::-1], model.labels, model)
     assert pydicom.dcmread(tmp_path / "again.dcm").PixelData == pydicom.dcmread(written).PixelData
 
 
 def test_a_segmentation_without_structures_is_a_sentence(tmp_path: Path, series: Series, model: Model) -> None:
     with pytest.raises(OutputError, match="cannot be empty"):
-        write_dicom_seg(tmp_path / "no.dcm", np.zeros_like(some_labels()), series.files, model.labels, model)
+        write_dicom(tmp_path / "no.dcm", np.zeros_like(some_labels()), series.files, model.labels, model)
     assert not list(tmp_path.iterdir())
 
 
 def test_labels_of_another_series_are_a_sentence(tmp_path: Path, series: Series, model: Model) -> None:
     with pytest.raises(InputError, match="do not fit the series"):
-        write_dicom_seg(tmp_path / "no.dcm", some_labels()[1:], series.files, model.labels, model)
+        write_dicom(tmp_path / "no.dcm", some_labels()[1:], series.files, model.labels, model)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_a_series_that_lacks_what_is_needed_is_a_sentence(tmp_path: Path, model:
     write_slices(tmp_path, np.zeros(GEOMETRY.size[::-1], np.int16), GEOMETRY, **{lacks: None})
     files = [str(path) for path in sorted(tmp_path.iterdir())]
     with pytest.raises(InputError, match=said):
-        write_dicom_seg(tmp_path / "no.dcm", some_labels(), files, model.labels, model)
+        write_dicom(tmp_path / "no.dcm", some_labels(), files, model.labels, model)
 
 
 USUAL = {
@@ -187,7 +188,7 @@ def test_what_is_wrong_in_a_header_is_left_out_and_told(name: str, tmp_path: Pat
             header[tag] = pydicom.DataElement(tag, kind, value, validation_mode=pydicom.config.IGNORE)
         header.save_as(file)
     check_sources(files)
-    said = write_dicom_seg(tmp_path / "out.dcm", some_labels(), files, model.labels, model)
+    said = write_dicom(tmp_path / "out.dcm", some_labels(), files, model.labels, model)
     written = pydicom.dcmread(tmp_path / "out.dcm")
     assert written.pixel_array.any()
     if "PatientName" in USUAL[name]:
@@ -201,7 +202,7 @@ def test_what_is_wrong_in_a_header_is_left_out_and_told(name: str, tmp_path: Pat
 def test_what_an_anonymiser_removed_is_not_needed(tmp_path: Path, model: Model, lacks: str) -> None:
     write_slices(tmp_path / "in", np.zeros(GEOMETRY.size[::-1], np.int16), GEOMETRY, **{lacks: None})
     files = [str(path) for path in sorted((tmp_path / "in").iterdir())]
-    write_dicom_seg(tmp_path / "spine.dcm", some_labels(), files, model.labels, model)
+    write_dicom(tmp_path / "spine.dcm", some_labels(), files, model.labels, model)
     volume = highdicom.seg.segread(tmp_path / "spine.dcm").get_volume(combine_segments=True)
     assert np.count_nonzero(volume.array) == np.count_nonzero(some_labels())
     assert volume.spacing[0] == pytest.approx(GEOMETRY.spacing[2], abs=1e-4)
@@ -212,7 +213,7 @@ def test_a_missing_package_is_a_sentence(
 ) -> None:
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(InstallationError, match="pip install"):
-        write_dicom_seg(tmp_path / "no.dcm", some_labels(), series.files, model.labels, model)
+        write_dicom(tmp_path / "no.dcm", some_labels(), series.files, model.labels, model)
 
 
 @pytest.fixture(scope="module")
