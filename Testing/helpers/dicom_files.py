@@ -101,7 +101,7 @@ def write_frames(
         place = {"ImagePositionPatient": [f"{value:.6f}" for value in positions[k]]}
         value = {"RescaleSlope": slope, "RescaleIntercept": -1024, "RescaleType": "HU"}
         frames.append(_groups(lost, PlanePositionSequence=place, PixelValueTransformationSequence=value))
-        planes.append(np.rint((array[k] + 1024) / slope).astype(np.uint16))
+        planes.append(np.rint((array[k] + 1024) / (slope or 1)).astype(np.uint16))
     orientation = {"ImageOrientationPatient": [f"{value:.8f}" for value in direction[:, :2].T.ravel()]}
     shared = _shared(geometry)
     measures = {name: shared.pop(name) for name in ("PixelSpacing", "SliceThickness")}

@@ -181,6 +181,8 @@ def _set_points(contour: Any, points: np.ndarray) -> None:
     content = text.encode("ascii") + b" " * (len(text) % 2)
     tag = pydicom().tag.Tag(CONTOUR_DATA)
     contour[tag] = pydicom().dataelem.RawDataElement(tag, "DS", len(content), content, 0, True, True)
+    # Those of the set of characters that pydicom takes for the default are written as they are.
+    contour.set_original_encoding(True, True, pydicom().charset.default_encoding)
 
 
 def _image(header: Any, frame: int | None = None) -> Any:

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from helpers import tiny
 from helpers.bright_bone import VALUE, bright_bone
-from helpers.dicom_files import write_slices
+from helpers.dicom_files import write_frames, write_slices
 from helpers.phantoms import dice, phantom, true_labels
 from helpers.stored_phantom import drawn, points_of, sheared
 
@@ -105,3 +105,16 @@ def test_slices_at_two_distances_get_a_dicom_seg_on_themselves(
     }
     back = np.stack([found.get(round(30 + height), np.zeros((36, 26))) for height in heights])
     assert dice(back > 0, labels > 0) > 0.85
+
+
+def test_an_enhanced_ct_gets_a_label_map_on_its_frames(tmp_path: Path, request_of: Callable[..., Request]) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    ct = phantom()
+    order = np.random.default_rng(0).permutation(len(ct.array))
+    write_frames(tmp_path / "scan.dcm", ct.array, ct.geometry, order.tolist())
+    segment_file(request_of(tmp_path / "scan.dcm", "out.labelmap.dcm"))
+    written = pydicom.dcmread(tmp_path / "out.labelmap.dcm")
+    back = np.zeros(ct.array.shape, bool)
+    for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, written.pixel_array, strict=True):
+        back[order[frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber - 1]] = pixels > 0
+    assert dice(back, true_labels(ct.geometry) > 0) > 0.85
