@@ -77,6 +77,7 @@ def write_frames(
     slopes: Sequence[float] = (1,),
     lost: str = "",
     positions: np.ndarray | None = None,
+    repeated: bool = False,
     **tags: Any,
 ) -> None:
     """Write an enhanced CT or MR: some slices of an array (z, y, x) as the frames of one file, in an order.
@@ -89,6 +90,8 @@ def write_frames(
         Names a sequence that is left out.
     positions : ndarray, shape (z, 3), optional
         LPS millimetres of the slices, where they do not lie on the grid.
+    repeated : bool
+        Each frame says its orientation and pixel size, as many scanners write it, and not all together.
     **tags
         Replace or add attributes of the file; with ``Modality="MR"``, it is an enhanced MR.
     """
@@ -105,7 +108,11 @@ def write_frames(
     orientation = {"ImageOrientationPatient": [f"{value:.8f}" for value in direction[:, :2].T.ravel()]}
     shared = _shared(geometry)
     measures = {name: shared.pop(name) for name in ("PixelSpacing", "SliceThickness")}
-    groups = _groups(lost, PlaneOrientationSequence=orientation, PixelMeasuresSequence=measures)
+    common = {"PlaneOrientationSequence": orientation, "PixelMeasuresSequence": measures}
+    if repeated:
+        for frame in frames:
+            frame.update(_groups(lost, **common))
+    groups = _groups(lost, **({} if repeated else common))
     own = {
         "SOPClassUID": EnhancedMRImageStorage if tags.get("Modality") == "MR" else EnhancedCTImageStorage,
         "SOPInstanceUID": generate_uid(),

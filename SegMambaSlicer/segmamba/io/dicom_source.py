@@ -154,10 +154,23 @@ def read_source(files: Sequence[str]) -> Source:
             emptied |= set(_mended(header))
         if not header.get("FrameOfReferenceUID"):
             raise InputError(f"{file} names no frame of reference, which a DICOM result needs: write a .nii.gz.")
-        if slices[0].frame is None and header.get("SliceThickness") is None:
-            header.SliceThickness = distance
+        measures = header if slices[0].frame is None else _shared_measures(header)
+        if measures.get("SliceThickness") is None:
+            measures.SliceThickness = distance
         headers.append(header)
     return Source(slices, headers, tuple(sorted(emptied)))
+
+
+def _shared_measures(header: Any) -> Any:
+    """Make a multi-frame file say of all frames together how they lie, in place, and return their measures.
+
+    Scanners say it of each; `sorted_slices` has made sure that it is the same.
+    """
+    shared, first = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence[0]
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if not shared.get(name):
+            shared[name] = first[name]
+    return shared.PixelMeasuresSequence[0]
 
 
 def _mended(source: Any) -> Iterable[str]:

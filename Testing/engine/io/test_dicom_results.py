@@ -75,7 +75,9 @@ def write_study(folder: Path, study: tuple[Any, ...]) -> tuple[tuple[str, ...], 
     tags |= {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
     if files == "frames":
         order = np.random.default_rng(2).permutation(SIZE[2]).tolist()
-        write_frames(folder / "scan.dcm", array, geometry, order, positions=positions, **tags)
+        write_frames(
+            folder / "scan.dcm", array, geometry, order, positions=positions, repeated=modality == "MR", **tags
+        )
     else:
         for k, position in enumerate(positions):
             alone = replace(geometry, size=(*SIZE[:2], 1), origin=tuple(position.tolist()))
