@@ -86,7 +86,7 @@ def segment(
         progress("predict", (window + 1) / WINDOWS)
     report = {"timings_s": {}, "summary": "done", "run": {"warnings": [], "notes": []}}
     labels = labels_of(volume.array)
-    return SimpleNamespace(labels=labels, report=report, model=model, geometry=volume.geometry)
+    return SimpleNamespace(labels=labels, report=report, model=model, geometry=volume.geometry, isotropic=None)
 
 
 if __name__ == "__main__":

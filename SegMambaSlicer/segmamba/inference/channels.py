@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from segmamba.errors import InputError
 from segmamba.inference.preprocess import preprocessing_of, resample_without_aliasing
-from segmamba.io.modality import AUTO, CT, MR, check_modality, resolve_modality
+from segmamba.io.modality import AUTO, check_modality
 from segmamba.io.volume import Geometry, Volume, are_one_grid, to_image
 from segmamba.models.manifest import InputChannel, Model
 
@@ -140,12 +140,6 @@ def check_channel(volume: Volume, channel: InputChannel, model: Model, chosen: s
         return
     name = f"Channel {channel.name}"
     check_modality(volume, replace(model, modalities=(channel.modality,)), chosen, name)
-    resolved = resolve_modality(volume, chosen)
-    if channel.modality == MR and resolved.modality == CT:
-        raise InputError(
-            f"{name} has the values of air or fat in Hounsfield units, so it is a CT, and the model '{model.id}' takes "
-            "MR there: choose another volume, or say that it is MR (--modality MR)."
-        )
 
 
 def _check_place(other: Volume, volume: Volume, channel: str, own: str) -> list[str]:
