@@ -39,7 +39,7 @@ from scipy import ndimage
 
 from segmamba.evaluation.cases import find_cases, on_grid
 from segmamba.evaluation.metrics import surface_distances
-from segmamba.evaluation.perturbations import LEFT, UP, as_type, averaged, slice_axis
+from segmamba.evaluation.perturbations import LEFT, UP, as_type, averaged, slice_axis, thick_grid
 from segmamba.evaluation.references import ineligible_reasons, read_reference
 from segmamba.inference.model_grid import cropped_geometry
 from segmamba.io.modality import CT, MR, resolve_modality
@@ -166,12 +166,7 @@ def in_slices(case: Case, axis: int, thickness: float) -> Case | None:
     if step >= thickness:
         return None
     weights = profile_weights(case.image.array.shape[axis], step, thickness)
-    size, spacing = list(geometry.size), list(geometry.spacing)
-    size[2 - axis], spacing[2 - axis] = len(weights), thickness
-    start = np.zeros(4)
-    start[2 - axis], start[3] = thickness / 2 / step - 0.5, 1.0
-    x, y, z = (float(value) for value in (geometry.affine @ start)[:3])
-    grid = Geometry((size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2]), (x, y, z), geometry.direction)
+    grid = thick_grid(geometry, axis, thickness, len(weights))
     array = as_type(averaged(case.image.array, weights, axis), case.image.array.dtype)
     return replace(case, image=replace(case.image, array=array, geometry=grid))
 

@@ -81,13 +81,7 @@ def _in_slices(case: PerturbedCase, axis: int, thickness: float) -> Iterator[Per
     if step >= thickness:
         return
     weights = slab_weights(case.image.array.shape[axis], step, thickness)
-    size, spacing = list(geometry.size), list(geometry.spacing)
-    size[2 - axis], spacing[2 - axis] = len(weights), thickness
-    start = np.zeros(4)
-    # The first slab begins at the outer face of the first voxel.
-    start[2 - axis], start[3] = thickness / 2 / step - 0.5, 1.0
-    x, y, z = (float(value) for value in (geometry.affine @ start)[:3])
-    grid = Geometry((size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2]), (x, y, z), geometry.direction)
+    grid = thick_grid(geometry, axis, thickness, len(weights))
     labels = thick_labels(case.reference.array, weights, axis)
     image = of_each(case.image, lambda array: as_type(averaged(array, weights, axis), array.dtype), grid)
     yield replace(case, image=image, reference=Volume(labels, grid))
@@ -225,6 +219,19 @@ def crop_starts(reasons: Reasons, count: int) -> list[int]:
         return []
     chosen = np.unique(np.rint(np.linspace(0, len(starts) - 1, CROPS)).astype(int))
     return [starts[number] for number in chosen]
+
+
+def thick_grid(geometry: Geometry, axis: int, thickness: float, count: int) -> Geometry:
+    """Return the grid of ``count`` slices of ``thickness`` mm along an axis of the array (z, y, x).
+
+    The first one begins at the outer face of the first voxel.
+    """
+    size, spacing = list(geometry.size), list(geometry.spacing)
+    start = np.zeros(4)
+    start[2 - axis], start[3] = thickness / 2 / spacing[2 - axis] - 0.5, 1.0
+    size[2 - axis], spacing[2 - axis] = count, thickness
+    x, y, z = (float(value) for value in (geometry.affine @ start)[:3])
+    return Geometry((size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2]), (x, y, z), geometry.direction)
 
 
 def rotated_grid(geometry: Geometry) -> Geometry:
