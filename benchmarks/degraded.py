@@ -47,10 +47,9 @@ from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.spine.levels import ORDER, level_name
 from segmamba.tasks import VERTEBRAE_TASK
+from segmamba.training.synthesis.scanner import gaussian_profile
 from segmamba.utils.arrays import bounding_box, label_boxes
 
-# Full width at half maximum of a gaussian in standard deviations.
-FWHM = 2.3548
 SAGITTAL_MM = (4.0, 5.0)
 # Screws of titanium: half width and length in mm, their HU, and the HU of the streaks beside and between them.
 SCREW_MM, SCREW_LENGTH_MM, TITANIUM_HU, STREAK_HU, STREAK_MM = 2.75, 45.0, 3000.0, 700.0, 3.0
@@ -172,18 +171,9 @@ def in_slices(case: Case, axis: int, thickness: float) -> Case | None:
 
 
 def profile_weights(length: int, step: float, thickness: float) -> np.ndarray:
-    """Return how much each of ``length`` fine slices of ``step`` mm counts for each thick one: (thick, fine).
-
-    The profile is a gaussian whose full width at half maximum is the thickness; what a thick slice is missing of the
-    fine ones' own width is added. Rows add up to 1.
-    """
+    """Return the weights of `gaussian_profile` for as many whole thick slices as fit, from the outer face on."""
     count = max(1, int(np.floor(length * step / thickness + 1e-6)))
-    centres = (np.arange(count) + 0.5) * thickness
-    fine = (np.arange(length) + 0.5) * step
-    sigma = np.sqrt(max(thickness**2 - step**2, (0.1 * step) ** 2)) / FWHM
-    weights = np.exp(-0.5 * ((fine - centres[:, None]) / sigma) ** 2)
-    result: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
-    return result.astype(np.float32)
+    return gaussian_profile(length, step, thickness, (np.arange(count) + 0.5) * thickness).astype(np.float32)
 
 
 def _noise(hounsfield: float) -> Callable[[Case, np.random.Generator], Case | None]:

@@ -173,7 +173,7 @@ def _read(files: Sequence[str], request: Request, model: Model) -> Volume:
 def isotropic_path(output: str) -> Path:
     """Return the file of the isotropic masks beside an output: ``NAME_iso`` with the same extension.
 
-    Beside a DICOM SEG, whose voxels are those of the series, it is a ``.seg.nrrd``.
+    Beside a DICOM result, which lies on the voxels of the series, it is a ``.seg.nrrd``.
     """
     path = Path(output)
     extension = next(ending for ending in (*LABELMAP_EXTENSIONS, *DICOM_EXTENSIONS) if output.lower().endswith(ending))

@@ -55,8 +55,7 @@ def isotropic_labels(
         As for `resample_to_input`.
     """
     whole = isotropic_geometry(prediction.grid.input, spacing)
-    everything = slice(0, whole.size[2]), slice(0, whole.size[1]), slice(0, whole.size[0])
-    grid = replace(prediction.grid, input=whole, crop=everything)
+    grid = replace(prediction.grid, input=whole, crop=_all_of(whole))
     region = labelled_region(prediction.probabilities, grid)
     if region is None:
         own = prediction.grid.input
@@ -66,10 +65,9 @@ def isotropic_labels(
         for part, size in zip(region, reversed(whole.size), strict=True)
     )
     box = cropped_geometry(whole, (z, y, x))
-    inside = slice(0, box.size[2]), slice(0, box.size[1]), slice(0, box.size[0])
     labels, _ = resample_to_input(
         prediction.probabilities,
-        replace(grid, input=box, crop=inside),
+        replace(grid, input=box, crop=_all_of(box)),
         prediction.label_values,
         device,
         model.resamples_logits,
@@ -85,3 +83,9 @@ def on_grid(volume: Volume, geometry: Geometry) -> Volume:
     where = (geometry.origin, geometry.spacing, geometry.direction)
     copy = sitk.Resample(image, geometry.size, sitk.Transform(), sitk.sitkLinear, *where, low)
     return Volume(sitk.GetArrayFromImage(copy), geometry, volume.modality)
+
+
+def _all_of(geometry: Geometry) -> tuple[slice, slice, slice]:
+    """Return the slices (z, y, x) of a whole grid."""
+    x, y, z = geometry.size
+    return slice(0, z), slice(0, y), slice(0, x)

@@ -49,6 +49,20 @@ def thick_slices(image: Tensor, axis: int, factor: int) -> Tensor:
     return back.narrow(axis, 0, image.shape[axis])
 
 
+def gaussian_profile(length: int, step: float, thickness: float, centres: np.ndarray) -> np.ndarray:
+    """Return how much each of ``length`` fine slices of ``step`` mm counts for each thick one: (thick, fine).
+
+    The profile is a gaussian whose full width at half maximum is the thickness; what a thick slice is missing of the
+    fine ones' own width is added. Rows add up to 1. ``centres`` are those of the thick slices, in mm from the outer
+    face of the first fine one.
+    """
+    fine = (np.arange(length) + 0.5) * step
+    sigma = np.sqrt(max(thickness**2 - step**2, (0.1 * step) ** 2)) / FWHM
+    profile = np.exp(-0.5 * ((fine - centres[:, None]) / sigma) ** 2)
+    weights: np.ndarray = profile / np.maximum(profile.sum(axis=1, keepdims=True), 1e-12)
+    return weights
+
+
 def slice_matrix(length: int, step: float, thickness: float, start: float = 0.0) -> np.ndarray:
     """Return what thick slices make of ``length`` fine ones, interpolated back to these: a matrix (length, length).
 
@@ -65,11 +79,8 @@ def slice_matrix(length: int, step: float, thickness: float, start: float = 0.0)
     """
     fine = (np.arange(length) + 0.5) * step
     centres = np.arange(start + thickness / 2, max(length * step, start + thickness), thickness)
-    sigma = np.sqrt(max(thickness**2 - step**2, (0.1 * step) ** 2)) / FWHM
-    profile = np.exp(-0.5 * ((fine - centres[:, None]) / sigma) ** 2)
-    profile /= np.maximum(profile.sum(axis=1, keepdims=True), 1e-12)
     back = np.stack([np.interp(fine, centres, row) for row in np.eye(len(centres))], axis=1)
-    matrix: np.ndarray = back @ profile
+    matrix: np.ndarray = back @ gaussian_profile(length, step, thickness, centres)
     return matrix
 
 
