@@ -78,7 +78,7 @@ def draw_tumour(seed: int, radius: float, rng: np.random.Generator, kind: str = 
         thickness = half_length * rng.uniform(0.9, 1.7)
         inward = min(thickness, 1.7 * radius)
     else:
-        half_length = float(np.clip(np.exp(rng.normal(np.log(23), 0.4)), 9, 52))
+        half_length = float(np.clip(np.exp(rng.normal(np.log(28), 0.45)), 9, 52))
         thickness = float(np.clip(np.exp(rng.normal(np.log(12), 0.4)), 6, 32))
         lumen = rng.uniform(*LUMEN_MM)
         if kind == "asymmetric":

@@ -8,9 +8,9 @@ from segmamba.training.colorectal.seeds import IN_RECTUM, STEP
 
 # "left" is the descending colon with the splenic flexure, "right" caecum, ascending colon and hepatic flexure.
 ZONES = ("rectum", "sigmoid", "left", "transverse", "right")
-# Part of the colon's length above the rectum at which each of the last four ends: set by judgement. In four people with
-# labelled parts it is 0.19, 0.53 and 0.78 in the mean (Docs/experiments/colorectal-training.md).
-ZONE_ENDS = (0.30, 0.52, 0.80, 1.0)
+# Part of the colon's length above the rectum at which each of the last four ends: the mean of four people with labelled
+# parts (Docs/experiments/colorectal-training.md).
+ZONE_ENDS = (0.19, 0.53, 0.78, 1.0)
 # Of cancers: assumed. About 40 % lie in the right and transverse colon, half in sigmoid and rectum.
 ZONE_SHARES = (0.30, 0.20, 0.08, 0.10, 0.32)
 
