@@ -49,7 +49,7 @@ from segmamba.networks import build_network, parameter_count  # noqa: E402
 from segmamba.networks.checkpoint import load_state_dict, load_weights  # noqa: E402
 from segmamba.request import Options  # noqa: E402
 from segmamba.training.colorectal.labels import COLON_LABEL, LABELS, TUMOUR_LABEL  # noqa: E402
-from segmamba.training.colorectal.render_scans import field_centre  # noqa: E402
+from segmamba.training.colorectal.map_format import field_centre  # noqa: E402
 from segmamba.training.colorectal.validation import (  # noqa: E402
     CONTENT_NAMES,
     field_of_view,

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.errors import InputError
+from segmamba.spine.atlas import separate_atlas
 from segmamba.spine.column import SMALL_COMPONENT_MM3
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import L1, ORDER, SACRUM, T1, T12, T13, level_name, next_level
@@ -20,9 +21,9 @@ from segmamba.utils.arrays import label_boxes
 from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
 from segmamba.utils.parallel import at_once
 
-STEPS = ("pieces", "split", "remove", "trim", "close")
+STEPS = ("pieces", "split", "atlas", "remove", "trim", "close")
 # The recommended steps: each was measured to gain something, or to do no harm (Docs/spine.md).
-ON = ("pieces", "split", "close")
+ON = ("pieces", "split", "atlas", "close")
 # A vertebra with more than this multiple of its neighbours' median volume may be two.
 TWO = 1.6
 # Below this Dice with its fit a mask is not a vertebra: of 537 vertebrae of label maps that the model was not learned
@@ -62,9 +63,9 @@ def refine(
     steps : collection of str
         Of `STEPS`. "pieces": small components of a label join the label that they touch most, or are removed; holes
         are filled; a larger second component stays only where the shape has one. "split": a mask of two vertebrae is
-        cut, if the level of one of them is free. "remove": masks unlike any vertebra are removed. "trim": in the
-        thorax, voxels far outside the shape are removed. "close": gaps well inside the shape are closed unless the
-        network's probability is low.
+        cut, if the level of one of them is free. "atlas": see `segmamba.spine.atlas`. "remove": masks unlike any
+        vertebra are removed. "trim": in the thorax, voxels far outside the shape are removed. "close": gaps well inside
+        the shape are closed unless the network's probability is low.
     check : callable
         Called between vertebrae; an exception that it raises ends the refinement.
 
@@ -84,6 +85,8 @@ def refine(
             refined = _merge_components(labels, spacing_mm, model, check)
         elif step == "split":
             refined = _split(labels, spacing_mm, model, check)
+        elif step == "atlas":
+            refined = separate_atlas(labels, spacing_mm, model, check)
         else:
             fits = fits or _fits(labels, spacing_mm, model, check)
             if step == "remove":

@@ -14,8 +14,11 @@ from torch import Tensor
 from segmamba.errors import InputError
 from segmamba.training.colorectal.label_maps import DEPTH_STEP_MM, HEIGHTS, OUTERMOST_MM, BowelArrays
 from segmamba.training.colorectal.seeds import RADIUS, STEP
+from segmamba.training.synthesis.tissue_labels import SPACING, VERTEBRAE
 
 BITS = 8
+# Narrow fields of view are centred this far in front of the vertebrae.
+IN_FRONT_MM = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,8 @@ class BowelMap:
         Points in bones, z, y, x in voxels.
     radii : ndarray (256,)
         Radius of the large bowel at each centreline index, in mm.
+    field_centre : ndarray (2,)
+        Of narrow fields of view, y, x in voxels: see the function of this name.
     """
 
     subject: str
@@ -40,6 +45,7 @@ class BowelMap:
     seeds: np.ndarray
     bones: np.ndarray
     radii: np.ndarray
+    field_centre: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +97,19 @@ def pack_bowel_map(subject: str, arrays: BowelArrays, device: torch.device) -> B
     seeds = arrays.seeds
     order = np.argsort(seeds[:, STEP], kind="stable")
     radii = np.interp(np.arange(256), seeds[order, STEP], seeds[order, RADIUS])
-    return BowelMap(subject, torch.from_numpy(packed).to(device), seeds, arrays.bones, radii)
+    centre = field_centre(arrays.tissues, SPACING)
+    return BowelMap(subject, torch.from_numpy(packed).to(device), seeds, arrays.bones, radii, centre)
+
+
+def field_centre(tissues: np.ndarray, spacing: float) -> np.ndarray:
+    """Return the centre (y, x in voxels) of narrow fields of view: `IN_FRONT_MM` before the vertebrae's mean.
+
+    ``tissues`` is (z, y, x); without vertebrae it is their middle.
+    """
+    places = np.nonzero((tissues > 0) & (tissues <= VERTEBRAE))
+    if not places[0].size:
+        return (np.array(tissues.shape[1:]) - 1) / 2
+    return np.array([places[1].mean() - IN_FRONT_MM / spacing, places[2].mean()])
 
 
 def unpack(packed: Tensor) -> Fields:

@@ -17,13 +17,12 @@ from segmamba.errors import SegMambaError
 from segmamba.training.colorectal.bowel import Scene
 from segmamba.training.colorectal.contents import CONTRAST_HU, Row
 from segmamba.training.colorectal.labels import LUMEN
-from segmamba.training.colorectal.map_format import BowelMap, load_bowel_maps
+from segmamba.training.colorectal.map_format import BowelMap, field_centre, load_bowel_maps
 from segmamba.training.colorectal.parameters import draw_tumours
 from segmamba.training.colorectal.samples import synthesize_ct
 from segmamba.training.colorectal.seeds import POSITION
-from segmamba.training.colorectal.validation import IN_FRONT_MM
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.tissue_labels import SPACING, VERTEBRAE
+from segmamba.training.synthesis.tissue_labels import SPACING
 from segmamba.utils.atomic import atomic_write
 
 # Size (z, y, x) that a scan has at most.
@@ -91,14 +90,6 @@ def contents_of(scene: Scene) -> torch.Tensor:
     stool = (table[Row.MOTTLE] > STOOL_MOTTLE) | (table[Row.LUMPS] > 0)
     content = torch.where(gas, 1, torch.where(dense, 2, torch.where(stool, 3, 4)))
     return torch.where(scene.tissues == LUMEN, content, 0)
-
-
-def field_centre(tissues: np.ndarray, spacing: float) -> np.ndarray:
-    """Return the centre (y, x in voxels) of narrow fields of view: `IN_FRONT_MM` before the vertebrae's mean."""
-    places = np.nonzero((tissues > 0) & (tissues <= VERTEBRAE))
-    if not places[0].size:
-        return (np.array(tissues.shape[1:]) - 1) / 2
-    return np.array([places[1].mean() - IN_FRONT_MM / spacing, places[2].mean()])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

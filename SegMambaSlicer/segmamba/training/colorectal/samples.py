@@ -18,7 +18,7 @@ from segmamba.training.colorectal.parameters import Tumour, draw_seed, draw_tumo
 from segmamba.training.colorectal.seeds import ALONG, INWARD, POSITION, RADIUS, STEP
 from segmamba.training.colorectal.tumour import ARM_VOXELS
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.elastic import cut_field_of_view, random_deformation, small_field_of_view
+from segmamba.training.synthesis.elastic import cut_field_of_view, limit_field_of_view, random_deformation
 from segmamba.training.synthesis.synthesizer import SampleSynthesizer, normalize
 from segmamba.training.synthesis.tissue_labels import SPACING
 from segmamba.training.vertebrae.tissue_maps import Anatomy
@@ -32,8 +32,8 @@ JITTER, AT_TUMOUR_SHARE, ANYWHERE_SHARE = 0.42, 0.6, 0.3
 # A crop extends beyond the map by at most this part of itself, as sliding windows do.
 BEYOND = 0.1
 NARROWED_SHARE = 0.07
-# Scans of a spine, a pelvis or a child have fields of view of this side.
-SMALL_FIELD_SHARE, SMALL_FIELD_MM = 0.35, (150.0, 250.0)
+# Scans of a spine or a pelvis have square fields of view of this side. Their centres scatter by `OFF_CENTRE_MM`.
+SMALL_FIELD_SHARE, SMALL_FIELD_MM, OFF_CENTRE_MM = 0.4, (140.0, 270.0), 15.0
 MOST_NODES, NODE_RADII_MM, NODE_GAP_MM = 4, (3.0, 10.0), (2.0, 25.0)
 METAL_SHARE = 0.06
 
@@ -81,8 +81,12 @@ class BowelSynthesizer(SampleSynthesizer[BowelBatch]):
     def sample(self) -> tuple[Tensor, Tensor]:
         """Return image (channels, z, y, x) and labels (z, y, x)."""
         bowel = self.maps[int(self.context.rng.integers(len(self.maps)))]
-        tumours = draw_tumours(bowel.seeds, self.context.rng, int(self.context.rng.integers(MOST_MORE + 1)))
-        image, scene = synthesize_ct(bowel, tumours, crop_centre(bowel, tumours, self.context), self.context)
+        context = self.context
+        tumours = draw_tumours(bowel.seeds, context.rng, int(context.rng.integers(MOST_MORE + 1)))
+        centre, field = crop_centre(bowel, tumours, context), None
+        if context.rng.random() < SMALL_FIELD_SHARE:
+            centre, field = small_field(bowel, centre, context)
+        image, scene = synthesize_ct(bowel, tumours, centre, context, field=field)
         return normalize(image[None], self.channels), scene.labels
 
 
@@ -100,8 +104,30 @@ def crop_centre(bowel: BowelMap, tumours: Sequence[Tumour], context: SamplingCon
     return np.clip(centre, lowest, shape - lowest)
 
 
+def small_field(
+    bowel: BowelMap, centre: np.ndarray, context: SamplingContext
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return the centre (z, y, x) of a window of a scan with a small field of view, and that field in the window.
+
+    The scan lies in front of the spine. A scan smaller than the window is in its middle, as `predict` pads it; windows
+    of a larger one are anywhere in it, often at its edge. The field's ends are (y, x) in voxels of the sample.
+    """
+    rng, size = context.rng, np.array(context.patch[1:])
+    side = rng.uniform(*SMALL_FIELD_MM) / context.spacing
+    free = np.maximum(side - size, 0) / 2
+    shift = np.clip(rng.uniform(-1.6, 1.6, 2), -1, 1) * free  # of the window from the field's centre
+    middle = bowel.field_centre + rng.normal(0, OFF_CENTRE_MM, 2) / SPACING
+    low = np.round(size / 2 - shift - side / 2).astype(int)
+    return np.r_[centre[0], middle + shift * context.spacing / SPACING], (low, low + round(side))
+
+
 def synthesize_ct(
-    bowel: BowelMap, tumours: Sequence[Tumour], centre: np.ndarray, context: SamplingContext, cut: bool = True
+    bowel: BowelMap,
+    tumours: Sequence[Tumour],
+    centre: np.ndarray,
+    context: SamplingContext,
+    cut: bool = True,
+    field: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[Tensor, Scene]:
     """Return a synthetic CT (z, y, x) in HU of a deformed map with tumours in it, and its scene.
 
@@ -114,6 +140,8 @@ def synthesize_ct(
     context : SamplingContext
     cut : bool
         Whether the field of view may be reduced further.
+    field : tuple of ndarray (2,), optional
+        The first and last rows and columns (y, x) in view, see `small_field`.
     """
     rng = context.rng
     radii = node_radii(rng)
@@ -125,8 +153,8 @@ def synthesize_ct(
     packed, found = random_deformation(Anatomy(bowel.subject, bowel.packed, numbered, SPACING), centre, context)
     if cut:
         packed = cut_field_of_view(packed, context, NARROWED_SHARE)
-        if rng.random() < SMALL_FIELD_SHARE:
-            packed = small_field_of_view(packed, SMALL_FIELD_MM, context)
+    if field is not None:
+        packed = limit_field_of_view(packed, *field)
     first = 1 + 3 * len(tumours)
     placed = [
         (tumour, float(seed[RADIUS]), int(seed[STEP]), found[1 + 3 * i : 4 + 3 * i])

@@ -24,8 +24,6 @@ from segmamba.utils.morphology import CONNECTIVITY_26
 FOUND = 0.1
 LEAST_VOXELS = 1000
 COUNTED_ML = 1.0
-# Narrow fields of view are centred this far in front of the vertebrae.
-IN_FRONT_MM = 20.0
 CONTENT_NAMES = ("gas", "contrast", "stool", "paste or fluid")
 
 

@@ -156,20 +156,18 @@ def cut_field_of_view(tissues: Tensor, context: SamplingContext, narrowed: float
     return tissues
 
 
-def small_field_of_view(tissues: Tensor, side_mm: tuple[float, float], context: SamplingContext) -> Tensor:
-    """Reduce the field of view to a square of random side in mm near the middle of the slices, as of a spine."""
-    rng = context.rng
-    tissues = tissues.clone()
-    side = rng.uniform(*side_mm) / context.spacing
-    for axis in (1, 2):
-        size = context.patch[axis]
-        # Windows of a small scan lie over all of it, those of a wider one over any part.
-        free = abs(size - side) / 2
-        first = round((size - side) / 2 + rng.uniform(-free, free) + rng.normal(0, 5) / context.spacing)
-        low, high = max(0, first), min(size, first + round(side))
-        tissues.narrow(axis, 0, low).fill_(OUTSIDE)
-        tissues.narrow(axis, high, size - high).fill_(OUTSIDE)
-    return tissues
+def limit_field_of_view(tissues: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
+    """Return tissues (z, y, x) with nothing outside rows and columns from ``low`` to before ``high``, each (y, x).
+
+    What lies beyond the tissues is left out.
+    """
+    field = torch.full_like(tissues, OUTSIDE)
+    rows, columns = (
+        slice(max(0, first), max(0, min(size, last)))
+        for first, last, size in zip(low, high, tissues.shape[1:], strict=True)
+    )
+    field[:, rows, columns] = tissues[:, rows, columns]
+    return field
 
 
 def rotation(angles: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from segmamba.models.manifest import IntensityNormalization
 from segmamba.training.colorectal import labels as c
-from segmamba.training.colorectal import parameters
+from segmamba.training.colorectal import parameters, samples
 from segmamba.training.colorectal.bowel import Scene, _heights, _pouches, build_tissues
 from segmamba.training.colorectal.contents import (
     PREPARATIONS,
@@ -40,7 +40,7 @@ from segmamba.training.colorectal.parameters import (
     draw_tumour,
     draw_tumours,
 )
-from segmamba.training.colorectal.samples import BEYOND, BowelSynthesizer, arms, crop_centre, synthesize_ct
+from segmamba.training.colorectal.samples import BEYOND, BowelSynthesizer, arms, crop_centre, small_field, synthesize_ct
 from segmamba.training.colorectal.seeds import IN_RECTUM, POSITION, RADIUS, STEP
 from segmamba.training.colorectal.zones import ZONE_SHARES, ZONES, zones_of
 from segmamba.training.synthesis.context import SamplingContext
@@ -76,8 +76,8 @@ def grown(bowel: BowelMap) -> dict[str, list[tuple[Tumour, torch.Tensor, Scene]]
 
 
 def of_all(grown: dict[str, list[tuple[Tumour, torch.Tensor, Scene]]]) -> Iterator[tuple[str, Tumour, Scene]]:
-    for kind, samples in grown.items():
-        for tumour, _, scene in samples:
+    for kind, rows in grown.items():
+        for tumour, _, scene in rows:
             yield kind, tumour, scene
 
 
@@ -220,6 +220,37 @@ def test_a_good_part_of_the_crops_with_and_without_tumours_lies_elsewhere(bowel:
     assert all(((centre >= 0) & (centre <= bowel.packed.shape)).all() for centre in bare)
     near_bowel = np.array([np.linalg.norm(bowel.seeds[:, POSITION] - centre, axis=1).min() < 6 for centre in bare])
     assert 0.6 < near_bowel.mean() < 0.9
+
+
+@pytest.mark.parametrize(("side_mm", "patch"), [(150.0, 128), (250.0, 100)])
+def test_a_small_field_lies_in_front_of_the_spine(
+    bowel: BowelMap, monkeypatch: pytest.MonkeyPatch, side_mm: float, patch: int
+) -> None:
+    monkeypatch.setattr(samples, "SMALL_FIELD_MM", (side_mm, side_mm))
+    context = SamplingContext((8, patch, patch), 1.75, CPU, np.random.default_rng(0), torch.Generator())
+    found, shown = [], []
+    for _ in range(200):
+        centre, (low, high) = small_field(bowel, np.array([5.0, 0.0, 0.0]), context)
+        assert centre[0] == 5
+        assert (high - low == round(side_mm / 1.75)).all()
+        shown.append((np.clip(high, 0, patch) - np.clip(low, 0, patch)).tolist())
+        found.append(centre[1:] + ((low + high) / 2 - patch / 2) * 1.75 / SPACING)
+    whole = min(patch, round(side_mm / 1.75))
+    assert (np.array(shown) == whole).mean() > 0.9  # a window is full, or holds the whole scan
+    off = (np.array(found) - bowel.field_centre) * SPACING
+    assert np.abs(off.mean(axis=0)).max() < 4
+    assert np.abs(off).max() < 5 * samples.OFF_CENTRE_MM
+
+
+def test_what_is_outside_a_small_field_is_not_rendered(bowel: BowelMap) -> None:
+    context = SamplingContext((16, 24, 24), 4.0, CPU, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    field = (np.array([6, 4]), np.array([20, 15]))
+    middle = bowel.seeds[0, POSITION]
+    image, scene = synthesize_ct(bowel, [], middle, context, cut=False, field=field)
+    inside = torch.zeros(image.shape, dtype=torch.bool)
+    inside[:, 6:20, 4:15] = True
+    assert bool((scene.labels[~inside] == 0).all()) and bool((scene.labels[inside] > 0).any())
+    assert len(image[~inside].unique()) == 1
 
 
 def test_a_crop_lies_in_the_body_like_a_window_of_a_scan(bowel: BowelMap) -> None:

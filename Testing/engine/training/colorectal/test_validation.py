@@ -11,8 +11,8 @@ from helpers import small_bowel
 
 from segmamba.errors import InputError
 from segmamba.training.colorectal.labels import LABELS
-from segmamba.training.colorectal.map_format import BowelMap
-from segmamba.training.colorectal.render_scans import field_centre, render_scans, scan_centre
+from segmamba.training.colorectal.map_format import BowelMap, field_centre
+from segmamba.training.colorectal.render_scans import render_scans, scan_centre
 from segmamba.training.colorectal.seeds import COLUMNS
 from segmamba.training.colorectal.validation import (
     CONTENT_NAMES,
@@ -45,7 +45,9 @@ def test_a_rendered_scan_says_where_what_is(tmp_path: Path) -> None:
 def test_a_scan_of_a_whole_body_is_centred_on_the_bowel_and_does_not_leave_the_map() -> None:
     seeds = np.zeros((2, COLUMNS), np.float32)
     seeds[:, 0] = 30, 90
-    body = BowelMap("who", torch.zeros((400, 10, 20), dtype=torch.int32), seeds, np.zeros((0, 3)), np.zeros(256))
+    body = BowelMap(
+        "who", torch.zeros((400, 10, 20), dtype=torch.int32), seeds, np.zeros((0, 3)), np.zeros(256), np.zeros(2)
+    )
     np.testing.assert_allclose(scan_centre(body, np.array([100, 10, 20])), (59.5, 4.5, 9.5))
     np.testing.assert_allclose(scan_centre(body, np.array([300, 10, 20])), (149.5, 4.5, 9.5))  # its lowest slice is 0
     np.testing.assert_allclose(scan_centre(body, np.array([400, 10, 20])), (199.5, 4.5, 9.5))

@@ -11,9 +11,9 @@ from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.elastic import (
     choose_crop,
     cut_field_of_view,
+    limit_field_of_view,
     random_deformation,
     rotation,
-    small_field_of_view,
 )
 from segmamba.training.synthesis.tissue_labels import AIR, OUTSIDE
 from segmamba.training.vertebrae.tissue_maps import Anatomy
@@ -162,15 +162,10 @@ def test_a_rotation_turns_about_its_axis() -> None:
     assert turned @ turned.T == pytest.approx(np.eye(3))
 
 
-def test_a_small_field_of_view_is_a_square_of_its_side() -> None:
-    sides = []
-    for seed in range(20):
-        context = SamplingContext(
-            (4, 100, 100), 2.0, torch.device("cpu"), np.random.default_rng(seed), torch.Generator()
-        )
-        seen = small_field_of_view(torch.zeros(context.patch, dtype=torch.uint8), (120.0, 240.0), context) != OUTSIDE
-        rows, columns = (int(seen[0].any(dim=axis).sum()) * context.spacing for axis in (1, 0))
-        assert bool(seen[:, seen[0].any(dim=1)][:, :, seen[0].any(dim=0)].all())
-        sides.append((rows, columns))
-    assert min(min(pair) for pair in sides) >= 90
-    assert np.median([rows for rows, _ in sides]) < 200
+def test_a_limited_field_of_view_keeps_what_is_in_it() -> None:
+    tissues = torch.arange(2 * 5 * 6, dtype=torch.int32).reshape(2, 5, 6)
+    seen = limit_field_of_view(tissues, (1, -3), (4, 2))
+    assert torch.equal(seen[:, 1:4, :2], tissues[:, 1:4, :2])
+    assert int((seen != OUTSIDE).sum()) == int((tissues[:, 1:4, :2] != OUTSIDE).sum())
+    assert bool((limit_field_of_view(tissues, (7, 0), (9, 6)) == OUTSIDE).all())
+    assert torch.equal(limit_field_of_view(tissues, (-9, -9), (9, 9)), tissues)
