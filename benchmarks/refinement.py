@@ -27,7 +27,7 @@ from helpers.simulated_answers import SACRUM, load, smooth_noise, whole_levels  
 from segmamba.evaluation.metrics import surface_distances  # noqa: E402
 from segmamba.models.resources import SHAPES, resource_root  # noqa: E402
 from segmamba.spine.frames import column_frames  # noqa: E402
-from segmamba.spine.levels import L6, T1, T12, level_name  # noqa: E402
+from segmamba.spine.levels import C1, L6, T1, T12, level_name  # noqa: E402
 from segmamba.spine.refine import ON, STEPS, refine  # noqa: E402
 from segmamba.spine.shape_model import REGIONS, Fit, ShapeModel, fit, load_shapes  # noqa: E402
 
@@ -39,6 +39,8 @@ HOLES, HOLE_MM, DOUBT = 20, 6.0, 0.45
 MISTAKEN, MISTAKEN_MM = 20, 5.0
 # Rods in place of ribs at the transverse processes of T1 to T12: radius and range of the length.
 RIBBED, ROD_MM, ROD_LENGTHS_MM = range(T1, T12 + 1), 6.0, (10.0, 30.0)
+# Ellipsoids in place of the condyles: voxels above the atlas, and how far to the side its lateral masses are.
+CONDYLE_ROOM, CONDYLE_MM = 14, (10.0, 24.0)
 # Noise of the surface, in parts of the probability's step there.
 WAVE = 0.5
 
@@ -51,6 +53,7 @@ class Faults:
     mistaken: int = 0
     merge: bool = False
     stubs: bool = False
+    condyles: bool = False
 
 
 def main() -> None:
@@ -59,6 +62,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--most", type=int, default=8, help="number of maps")
     parser.add_argument("--fits", action="store_true", help="only how well the model fits whole vertebrae")
+    parser.add_argument("--fault", help="only this one, such as 'condyles taken for the atlas'")
+    parser.add_argument("--steps", nargs="+", help="only these together, not each alone")
+    parser.add_argument("--levels", type=int, nargs="*", help="measure only these (1 is C1)")
     options = parser.parse_args()
     model = load_shapes(resource_root() / SHAPES)
     paths = sorted(options.folder.glob("*_vertebrae.nii.gz"))
@@ -73,16 +79,20 @@ def main() -> None:
         ("wavy surface, places with a neighbour's number", Faults(mistaken=MISTAKEN)),
         ("wavy surface, two vertebrae with one number", Faults(merge=True)),
         ("wavy surface, stubs of ribs", Faults(stubs=True)),
+        ("wavy surface, condyles taken for the atlas", Faults(condyles=True)),
     ):
+        if options.fault and options.fault not in (name, name.split(", ")[-1]):
+            continue
         spoiled = [spoil(labels, faults, np.random.default_rng(index)) for index, labels in enumerate(maps)]
-        for steps in (*((step,) for step in STEPS), ON):
-            gains, seconds = measure(maps, spoiled, steps, model)
+        for steps in (tuple(options.steps),) if options.steps else (*((step,) for step in STEPS), ON):
+            gains, seconds = measure(maps, spoiled, steps, model, options.levels)
             print(json.dumps({"spoiled by": name, "steps": steps} | summary(gains) | {"seconds": seconds}), flush=True)
 
 
 def cropped(labels: np.ndarray) -> np.ndarray:
-    """Return a label map without most of the empty space around the spine; at its sides there is room for stubs."""
-    around = (8, 8, 24)
+    """Return a label map without most of the empty space around the spine, with room for stubs and condyles."""
+    labels = np.pad(labels, ((0, CONDYLE_ROOM), (0, 0), (0, 0))) if (labels == C1).any() else labels
+    around = (16, 8, 24)
     places = zip(np.nonzero(labels), around, strict=True)
     return labels[tuple(slice(max(0, n.min() - more), n.max() + more + 1) for n, more in places)]
 
@@ -139,6 +149,8 @@ def spoil(labels: np.ndarray, faults: Faults, rng: np.random.Generator) -> tuple
         spoiled[box][inside & (spoiled[box] == own)] = own + 1 if (labels == own + 1).any() else own - 1
     if faults.stubs:
         add_stubs(spoiled, probability, rng)
+    if faults.condyles:
+        add_condyles(spoiled, probability, rng)
     if faults.merge:
         levels = whole_levels(labels, SMALLEST_ML, SPACING)
         upper = levels[len(levels) // 2 - 1]
@@ -178,16 +190,38 @@ def add_stubs(labels: np.ndarray, probability: np.ndarray, rng: np.random.Genera
             probability[box][rod] = 0.9
 
 
+def add_condyles(labels: np.ndarray, probability: np.ndarray, rng: np.random.Generator) -> None:
+    """Add ellipsoids in the place of the occipital condyles, on the lateral masses of the atlas, in place."""
+    z, y, x = np.nonzero(labels == C1)
+    for side in (-1.0, 1.0) if len(z) else ():
+        sideways = side * (x - x.mean()) * SPACING
+        mass = (sideways > CONDYLE_MM[0]) & (sideways < CONDYLE_MM[1])
+        height = np.quantile(z[mass], 0.97)
+        top = mass & (z >= height - 2)
+        centre = np.array([height + rng.uniform(3, 6) / SPACING, y[top].mean(), x[top].mean() - side])
+        radii = np.array([rng.uniform(5, 9), rng.uniform(7, 11), rng.uniform(4, 7)]) / SPACING
+        grid = np.moveaxis(np.indices(labels.shape), 0, -1)
+        condyle = ((((grid - centre) / radii) ** 2).sum(axis=-1) < 1) & (labels == 0)
+        labels[condyle] = C1
+        probability[condyle] = 0.9
+
+
 def measure(
-    maps: list[np.ndarray], spoiled: list[tuple[np.ndarray, np.ndarray]], steps: tuple[str, ...], model: ShapeModel
+    maps: list[np.ndarray],
+    spoiled: list[tuple[np.ndarray, np.ndarray]],
+    steps: tuple[str, ...],
+    model: ShapeModel,
+    only: list[int] | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Return the gain in Dice of each whole vertebra, and the seconds a column."""
+    """Return the gain in Dice of each whole vertebra (of some levels), and the seconds a column."""
     gains, seconds = [], 0.0
     for truth, (labels, probability) in zip(maps, spoiled, strict=True):
         start = time.perf_counter()
         refined, _ = refine(labels, probability, SPACING, model, steps)
         seconds += time.perf_counter() - start
         for level in whole_levels(truth, SMALLEST_ML, SPACING):
+            if only and level not in only:
+                continue
             own = truth == level
             gains.append(dice(refined == level, own) - dice(labels == level, own))
     return np.array(gains), round(seconds / len(maps), 1)
