@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from segmamba.cli.interrupt import stop_signal
@@ -25,6 +25,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("input", metavar="INPUT", help=help_of("input"))
     parser.add_argument("--output", "-o", required=True, metavar="FILE", help=help_of("output"))
     add_options(parser, ("channels", "report", "preview", "measurements", *SETTINGS))
+    text = "let a server do it ('segmamba serve'); this computer needs no torch and no model"
+    parser.add_argument("--server", metavar="ADDRESS", help=text)
     parser.add_argument("--in-process", action="store_true", help="run without a worker process, for debugging")
     parser.add_argument("--quiet", "-q", action="store_true", help="print errors only")
 
@@ -39,11 +41,21 @@ def _run(options: argparse.Namespace) -> int:
             report = segment_file(request, bar.update, stopped)
         else:
             log = _print_log if os.environ.get(DEBUG_VARIABLE) else None
-            with WorkerProcess(log=log) as worker:
+            with _worker(options.server, log) as worker:
                 report = worker.run(request, bar.update, stopped)
     if not options.quiet:
         _print_result(report, request)
     return 0
+
+
+def _worker(server: str | None, log: Callable[[str], None] | None) -> WorkerProcess:
+    """Return the worker of this computer, or what a server's jobs go through."""
+    if server is None:
+        return WorkerProcess(log=log)
+    from segmamba.remote.servers import known_server
+    from segmamba.remote.worker import remote_worker
+
+    return remote_worker(known_server(server), log=log)
 
 
 def _print_result(report: Mapping[str, Any], request: Request) -> None:

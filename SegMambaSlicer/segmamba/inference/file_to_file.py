@@ -112,7 +112,7 @@ def _segment_file(
         raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
     files = in_order(model, request.input, request.channels or {})
     check_files(files, model)
-    _check_outputs(request)
+    check_outputs(request)
     root = Path(request.manifest).parent if request.manifest else None
     started = time.perf_counter()
     progress("read", 0.0)
@@ -237,8 +237,14 @@ def _kept_elsewhere(output: str, result: Result) -> Path | None:
     return None
 
 
-def _check_outputs(request: Request) -> None:
-    """Find out before any work whether the input can be opened and the results can be written."""
+def check_outputs(request: Request) -> None:
+    """Find out before any work whether the input can be opened and the results can be written.
+
+    Raises
+    ------
+    SegMambaError
+        They cannot.
+    """
     check_output(request.output, (*LABELMAP_EXTENSIONS, *DICOM_EXTENSIONS))
     source = Path(request.input)
     for file in (request.input, *(request.channels or {}).values()):

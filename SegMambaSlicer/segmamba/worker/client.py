@@ -57,6 +57,8 @@ class WorkerProcess:
         Import torch before it says "ready", not at the first job.
     patience : float
         Seconds that it may be silent while it has a job, before it is taken to hang and ended.
+    module : str
+        What Python runs in it: another module may speak the same protocol.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class WorkerProcess:
         environment: Mapping[str, str] | None = None,
         preload: bool = False,
         patience: float = PATIENCE,
+        module: str = "segmamba.worker",
     ) -> None:
-        self._command = [python or sys.executable, "-m", "segmamba.worker", *([PRELOAD] if preload else [])]
+        self._command = [python or sys.executable, "-m", module, *([PRELOAD] if preload else [])]
         self._log = log
         self._environment = dict(environment or {})
         self._patience = patience
@@ -187,6 +190,12 @@ class WorkerProcess:
             self._send({"type": "quit"})
             self._child.wait(GRACE)
         self.kill()
+
+    def abandon(self) -> None:
+        """Let the worker end by itself, without waiting for it: it stops its job as if it was cancelled."""
+        child, self._child, self._reader = self._child, None, None
+        if child is not None:
+            child.close_input()
 
     def kill(self) -> None:
         """End the worker at once, behind its launcher too; its memory is then free again."""

@@ -128,7 +128,7 @@ def _throttled(job: str, send: Callable[[Message], None]) -> Callable[[str, floa
     return progress
 
 
-def main() -> None:
+def main(segment: Segment = segment_file) -> None:
     """Serve on standard input and output; whatever else writes to standard output is led to standard error."""
     # A crash is told in the log: the launcher that Slicer has instead of Python hides the signal.
     faulthandler.enable()
@@ -145,6 +145,6 @@ def main() -> None:
 
     if PRELOAD in sys.argv:
         importlib.import_module("segmamba.inference.pipeline")
-    serve(Inbox(take_input()), send)
+    serve(Inbox(take_input()), send, segment)
     # Not through the interpreter's clean-up: on some systems GPU libraries hang in it.
     os._exit(0)

@@ -166,8 +166,7 @@ def test_what_libraries_print_does_not_break_the_protocol(tmp_path: Path) -> Non
         "    os.write(1, b'noise from C')\n"
         "    progress('read', 0.5)\n"
         "    return {'input': request.input}\n"
-        "server.serve.__defaults__ = (segment, server.IDLE_SECONDS)\n"
-        "server.main()\n"
+        "server.main(segment)\n"
     )
     lines: list[str] = []
     worker = WorkerProcess(log=lines.append)

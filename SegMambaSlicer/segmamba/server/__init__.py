@@ -1,0 +1,1 @@
+"""The HTTP service around the worker (``segmamba serve``). Only its command imports it."""
