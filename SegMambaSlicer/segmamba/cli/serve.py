@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from segmamba.cli.options import add_options
@@ -72,14 +75,22 @@ def _run(options: argparse.Namespace) -> int:
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, _interrupt)
     with prepared(settings, token, log) as (server, listening, _jobs):
         port = listening.getsockname()[1]
         log(f"Serving at http://{settings.host}:{port} with the token in {options.token_file}.")
         if not _is_loopback(settings.host):
             log("Others can reach it without encryption: let only a proxy with TLS do so. See Docs/server.md.")
         log(DISCLAIMER)
-        server.run(sockets=[listening])
+        # It ends its connections first, and then repeats the signal.
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
     return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Take the wish to end for Ctrl-C, after which everything is tidied up."""
+    raise KeyboardInterrupt
 
 
 def _is_loopback(host: str) -> bool:
