@@ -236,6 +236,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
         self._worker = self._job = None
+        self._server = self._remoteWorker = None
         self._log = deque(maxlen=1000)
 
     def getParameterNode(self):
@@ -259,7 +260,8 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         **options
             The command line's options in camelCase, for example ``model``, ``scanBackend="torch"``, ``tta=True``,
             ``refine=False`` (its ``--no-refine``), ``anchor=[("L5", r, a, s)]`` in world coordinates; ``roi`` is an
-            ROI node, ``channels`` volume nodes by names, ``levelsFrom`` a segmentation node or a file.
+            ROI node, ``channels`` volume nodes by names, ``levelsFrom`` a segmentation node or a file. ``server``: the
+            address of a server that does it, which then gets the volume; its token is the panel's or the environment's.
         """
         return self.segmentAsync(volumeNode, task, onProgress, allItems=allItems, output=output, **options).wait()
 
@@ -276,7 +278,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         from SegMambaSlicerLib.segmentation_job import SegmentationJob
         from SegMambaSlicerLib.sequence_job import SequenceJob
 
-        worker = self._freeWorker()
+        worker = self._freeWorker(options.pop("server", None))
         channels, request = options.pop("channels", None), requestOf(task=task, **options)
         levels = nodeOf(options.get("levelsFrom"))
         if allItems and output is not None:
@@ -344,17 +346,28 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         """Cancel what runs and end the worker; the next run starts another one."""
         if self._job is not None:
             self._job.cancel()
-        if self._worker is not None:
-            self._worker.kill()
+        for worker in (self._worker, self._remoteWorker):
+            if worker is not None:
+                worker.kill()
 
-    def _freeWorker(self):
-        """Return the worker, which stays up between runs so that weights load once."""
+    def _freeWorker(self, server=None):
+        """Return the worker, which stays up between runs so that weights load once, or that of a server's address."""
         from segmamba.errors import WorkerError
+        from segmamba.remote.servers import known_server
+        from segmamba.remote.worker import RemoteWorker
         from segmamba.worker.client import WorkerProcess
         from segmamba_mrml.application import worker_python
 
         if self._job is not None and not self._job.finished:
             raise WorkerError("A job is running: wait for it with job.wait(), or stop it with job.cancel().")
+        if server is not None:
+            known = known_server(server)
+            if known != self._server:
+                if self._remoteWorker is not None:
+                    self._remoteWorker.kill()
+                self._remoteWorker = RemoteWorker(known, python=worker_python(), log=self._log.append)
+                self._server = known
+            return self._remoteWorker
         if self._worker is None:
             self._worker = WorkerProcess(python=worker_python(), log=self._log.append)
         return self._worker

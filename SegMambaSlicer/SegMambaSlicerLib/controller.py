@@ -25,6 +25,7 @@ from SegMambaSlicerLib.sections.log import LogSection
 from SegMambaSlicerLib.sections.measurement import MeasurementSection
 from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
 from SegMambaSlicerLib.sections.result import ResultSection
+from SegMambaSlicerLib.sections.server import ServerSection
 from SegMambaSlicerLib.sections.training_case import TrainingCaseSection
 
 OVERWRITE_SETTING = "SegMambaSlicer/Overwrite"
@@ -43,6 +44,7 @@ class Sections:
     models: ModelSection
     channels: ChannelSection
     devices: DeviceSection
+    servers: ServerSection
     forecast: ForecastSection
     results: ResultSection
     correction: CorrectionSection
@@ -87,6 +89,7 @@ class Sections:
             "modality": parameters.modality,
             **QUALITIES[self.ui.qualityComboBox.currentData],
             "device": self.devices.device,
+            "server": self.servers.address,
             "allItems": self.ui.allItemsCheckBox.enabled and parameters.allItems,
         }
 
@@ -94,6 +97,12 @@ class Sections:
         """Return in one sentence why a run cannot start, or an empty text."""
         if self.models.model is None:
             return self.models.problem()
+        if self.servers.chosen:
+            # Packages and models are there, not here.
+            problem = self.servers.problem()
+            if problem:
+                self.ui.advancedSection.collapsed = False
+            return problem or self.channels.problem() or self.forecast.refusal()
         missing = self.dependencies.missing
         if missing:
             self.dependencies.refresh()
@@ -140,7 +149,8 @@ def buildSections(
         lambda index: slicer.app.userSettings().setValue(OVERWRITE_SETTING, ui.overwriteComboBox.itemData(index)),
     )
     devices, models, results = DeviceSection(ui), ModelSection(ui), ResultSection(ui)
-    forecast = ForecastSection(ui, devices, models)
+    servers = ServerSection(ui)
+    forecast = ForecastSection(ui, devices, models, servers)
     log = LogSection(ui)
     checkpoints = CheckpointSection(ui, models, stopWorker, log.add)
     dependencies = DependencySection(ui, requirements, stopWorker)
@@ -151,4 +161,4 @@ def buildSections(
         section.said.connect(say)
     channels = ChannelSection(ui, models)
     shown = (results, correction, anchors)
-    return Sections(ui, models, channels, devices, forecast, *shown, checkpoints, dependencies, log)
+    return Sections(ui, models, channels, devices, servers, forecast, *shown, checkpoints, dependencies, log)

@@ -21,14 +21,22 @@ from segmamba.utils.child import how_it_ended
 from segmamba.utils.memory import gibibytes
 
 # Share of a run that a stage takes, about: 512 x 512 x 133 voxels on a processor.
-STAGES = {"read": 0.02, "load": 0.05, "preprocess": 0.05, "predict": 0.78, "postprocess": 0.08, "write": 0.02}
+STAGES = {
+    # Of a run on a server only.
+    **{"send": 0.0, "queue": 0.0},
+    **{"read": 0.02, "load": 0.05, "preprocess": 0.05, "predict": 0.78, "postprocess": 0.08, "write": 0.02},
+    "fetch": 0.0,
+}
 STAGE_TITLES = {
+    "send": _("Sending"),
+    "queue": _("Waiting for the server"),
     "read": _("Reading"),
     "load": _("Loading the model"),
     "preprocess": _("Preparing"),
     "predict": _("Segmenting"),
     "postprocess": _("Cleaning up"),
     "write": _("Writing"),
+    "fetch": _("Receiving"),
 }
 TASK_TITLES = {"vertebrae": _("Vertebrae"), "colorectal": _("Colorectal cancer"), "brain-tumour": _("Brain tumour")}
 # Legible on light and on dark grounds.
@@ -175,15 +183,22 @@ def commandOutcome(lines: Sequence[str], status: int) -> str:
     return text.format(status=status, line=lines[-1])
 
 
-def forecastText(forecast: Forecast, need: int, free: int, secondsPerWindow: float | None) -> str:
-    """Return one line about a run to come; ``need`` and ``free`` are bytes of memory, 0 if unknown."""
+def forecastText(
+    forecast: Forecast, need: int, free: int, secondsPerWindow: float | None, server: str | None = None
+) -> str:
+    """Return one line about a run to come; ``need`` and ``free`` are bytes of memory, 0 if unknown.
+
+    ``server`` is where it will be, None for this computer.
+    """
     grid = _("grid {size}").format(size=" × ".join(map(str, forecast.size)))
     said = [grid, _("1 window") if forecast.windows == 1 else _("{number} windows").format(number=forecast.windows)]
     if need and free:
         said.append(_("about {need} of {free} free memory").format(need=gibibytes(need), free=gibibytes(free)))
     elif need:
         said.append(_("about {need} of memory").format(need=gibibytes(need)))
-    if secondsPerWindow is None:
+    if server is not None:
+        said.append(_("on the server {address}").format(address=server))
+    elif secondsPerWindow is None:
         said.append(_("time unknown until the first run"))
     else:
         said.append(duration(secondsPerWindow * forecast.work))

@@ -23,6 +23,7 @@ from segmamba_mrml.volumes import roi_box
 from SegMambaSlicerLib.messages import WARNING_STYLE, forecastText, gpuProblem, memoryProblem, secondsPerWindow
 from SegMambaSlicerLib.sections.device import DeviceSection
 from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
+from SegMambaSlicerLib.sections.server import ServerSection
 
 # Many changes in a row, as of a scene that is loaded, are answered once.
 DELAY_MS = 150
@@ -38,14 +39,15 @@ class ForecastSection:
         The panel's widgets by name.
     devices : DeviceSection
     models : ModelSection
+    servers : ServerSection
 
     Attributes
     ----------
     parameters : ParameterNode or None
     """
 
-    def __init__(self, ui: Any, devices: DeviceSection, models: ModelSection) -> None:
-        self._ui, self._devices, self._models = ui, devices, models
+    def __init__(self, ui: Any, devices: DeviceSection, models: ModelSection, servers: ServerSection) -> None:
+        self._ui, self._devices, self._models, self._servers = ui, devices, models, servers
         self.parameters: Any = None
         self._stopped = False
         self._timer = qt.QTimer()
@@ -54,6 +56,7 @@ class ForecastSection:
         self._timer.connect("timeout()", self.ask)
         devices.refreshed.connect(self.askLater)
         models.changed.connect(self.askLater)
+        servers.changed.connect(self.askLater)
         ui.deviceComboBox.connect("currentIndexChanged(int)", lambda _index: self.askLater())
 
     def follow(self, parameters: Any) -> None:
@@ -92,11 +95,16 @@ class ForecastSection:
             told = self._forecast()
         except SegMambaError as error:
             return str(error)
+        if self._servers.chosen:
+            # Its memory is not known here.
+            return ""
         text, hopeless = memoryProblem(self._mainMemory(told), *system_memory())
         return text if hopeless else ""
 
     def learn(self, report: dict[str, Any], device: str) -> None:
-        """Remember how long a window took, for the next forecast."""
+        """Remember how long a window took, for the next forecast on this computer."""
+        if "server" in report["run"]:
+            return
         slicer.app.userSettings().setValue(_key(report["model"]["id"], device), secondsPerWindow(report))
         self.askLater()
 
@@ -107,7 +115,7 @@ class ForecastSection:
         volumeNode = self.parameters.inputVolume
         if volumeNode is None:
             return _("Load a volume to begin, for example from the module Sample Data."), False
-        problem = self._models.problem()
+        problem = self._servers.problem() if self._servers.chosen else self._models.problem()
         if problem:
             return problem, True
         try:
@@ -115,6 +123,8 @@ class ForecastSection:
             told = self._forecast()
         except SegMambaError as error:
             return str(error), True
+        if self._servers.chosen:
+            return forecastText(told, 0, 0, None, self._servers.address), False
         need, (total, free) = self._mainMemory(told), system_memory()
         shortage, _hopeless = memoryProblem(need, total, free)
         gpu = self._devices.gpuMemory

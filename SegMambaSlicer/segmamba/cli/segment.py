@@ -53,9 +53,9 @@ def _worker(server: str | None, log: Callable[[str], None] | None) -> WorkerProc
     if server is None:
         return WorkerProcess(log=log)
     from segmamba.remote.servers import known_server
-    from segmamba.remote.worker import remote_worker
+    from segmamba.remote.worker import RemoteWorker
 
-    return remote_worker(known_server(server), log=log)
+    return RemoteWorker(known_server(server), log=log)
 
 
 def _print_result(report: Mapping[str, Any], request: Request) -> None:

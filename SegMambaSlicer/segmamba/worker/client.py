@@ -191,12 +191,6 @@ class WorkerProcess:
             self._child.wait(GRACE)
         self.kill()
 
-    def abandon(self) -> None:
-        """Let the worker end by itself, without waiting for it: it stops its job as if it was cancelled."""
-        child, self._child, self._reader = self._child, None, None
-        if child is not None:
-            child.close_input()
-
     def kill(self) -> None:
         """End the worker at once, behind its launcher too; its memory is then free again."""
         child, self._child = self._child, None
