@@ -132,7 +132,8 @@ class Load:
                 self.memory.append(psutil.Process(process.pid).memory_info().rss / 2**20)
                 self._say(f"{number} of {self._jobs}: the server has {self.memory[-1]:.1f} MiB")
             if number in self._drop_at:
-                link.cuts.append(self._random.randrange(200, 40_000))
+                # Whatever a connection is for, more than this goes through it.
+                link.cuts.append(self._random.randrange(100, 700))
             self._begun = number
 
     def _progress(self, process: subprocess.Popen[str]) -> Callable[[str, float], None]:
