@@ -158,6 +158,13 @@ class Request:
         metavar="NAME=FILE",
         flag="channel",
     )
+    also: tuple[str, ...] | None = option(
+        Names(),
+        "of a DICOM series, also write these results beside the output, by their endings: dcm, labelmap.dcm, "
+        "rtstruct.dcm",
+        None,
+        metavar="A,B",
+    )
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:

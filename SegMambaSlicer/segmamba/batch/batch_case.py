@@ -108,6 +108,15 @@ def series_case(series: Series, output: Path) -> BatchCase:
     return BatchCase(name, str(first), str(listing), series.left_out or "", series=identifiers)
 
 
+def archived_case(place: str, study: str, series: str, own: str) -> BatchCase:
+    """Return the case of a series that is in an archive; ``own`` is what its name begins with.
+
+    Its name says nothing of the patient. Its ``series`` are the identifiers of study and series.
+    """
+    path = f"{place}/studies/{study}/series/{series}"
+    return BatchCase(_name("", own, path), path, series=f"{study} {series}")
+
+
 def _name(folder: str, own: str, identity: str) -> str:
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:HASH_LENGTH]
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{folder}_{own}").strip("._-")[:NAME_LENGTH]

@@ -25,6 +25,8 @@ from segmamba.request import Request
 
 # Segments one request and returns its report.
 RunEngine = Callable[[Request], dict[str, Any]]
+# Does a case: `do_case`, or what does more than that.
+DoCase = Callable[[BatchCase, Plan, int, RunEngine, str | None], tuple[Row, bool]]
 
 # Another attempt can end differently: the process died, or memory was short. Bad input stays bad.
 WORTH_ANOTHER_ATTEMPT = (WorkerError, DeviceError)
@@ -93,6 +95,8 @@ def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: 
         names: dict[str, Any] = {"input": case.path, "output": plan.output, "preview": PREVIEW}
         if "isotropic" in report:
             names["isotropic"] = {**report["isotropic"], "output": Path(report["isotropic"]["output"]).name}
+        if "also" in report:
+            names["also"] = [Path(path).name for path in report["also"]]
         reporting.write_report(work / REPORT, report | names)
         (work / THUMBNAIL).write_bytes(thumbnail(work / PREVIEW))
         how: dict[str, Any] = {

@@ -85,10 +85,7 @@ def up_to_date_record(folder: Path, files: Sequence[str], settings: str) -> Case
     now = unchanged(files, record.input)
     if now is None:
         return None
-    try:
-        if any(file_digest(folder / name) != digest for name, digest in record.outputs.items()):
-            return None
-    except InputError:
+    if not are_outputs_there(folder, record):
         return None
     if now != record.input:
         record = replace(record, input=now)
@@ -96,6 +93,14 @@ def up_to_date_record(folder: Path, files: Sequence[str], settings: str) -> Case
         with contextlib.suppress(OutputError):
             record.write(folder)
     return record
+
+
+def are_outputs_there(folder: Path, record: CaseRecord) -> bool:
+    """Say whether every output of a case is in its folder as it was written."""
+    try:
+        return all(file_digest(folder / name) == digest for name, digest in record.outputs.items())
+    except InputError:
+        return False
 
 
 def preserve_user_files(folder: Path, successor: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from segmamba.batch import engine
 from segmamba.batch.batch_case import BatchCase
-from segmamba.batch.case import do_case
+from segmamba.batch.case import DoCase, do_case
 from segmamba.batch.outcome import Row
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import POLL
@@ -37,10 +37,13 @@ class LocalPool:
     ----------
     engines : sequence of Engine
         One for each thread.
+    do : callable
+        What does a case, as `segmamba.batch.case.do_case`.
     """
 
-    def __init__(self, engines: Sequence[engine.Engine]) -> None:
+    def __init__(self, engines: Sequence[engine.Engine], do: DoCase = do_case) -> None:
         self.engines = tuple(engines)
+        self._do = do
         self._free: SimpleQueue[engine.Engine] = SimpleQueue()
         for one in self.engines:
             self._free.put(one)
@@ -75,11 +78,11 @@ class LocalPool:
         self._own.engine = self._free.get()
 
     def _do_case(self, case: BatchCase, plan: Plan, attempt: int, device: str | None) -> tuple[Row, bool]:
-        return do_case(case, plan, attempt, self._own.engine.run, device)
+        return self._do(case, plan, attempt, self._own.engine.run, device)
 
 
 @contextlib.contextmanager
-def local_pool(workers: int | None, device: str) -> Iterator[LocalPool]:
+def local_pool(workers: int | None, device: str, do: DoCase = do_case) -> Iterator[LocalPool]:
     """Give workers on this computer; their engines start with their first case and end with the block.
 
     Parameters
@@ -88,6 +91,8 @@ def local_pool(workers: int | None, device: str) -> Iterator[LocalPool]:
         How many; None is one per GPU, or one where there is no GPU.
     device : str
         What the cases run on, as in `segmamba.request.Options`.
+    do : callable
+        What does a case.
 
     Raises
     ------
@@ -100,7 +105,7 @@ def local_pool(workers: int | None, device: str) -> Iterator[LocalPool]:
     asked = device in ("auto", "cuda") and shutil.which("nvidia-smi") is not None
     gpus = count_gpus() if asked else 0
     count = workers or max(1, gpus)
-    pool = LocalPool([engine.Engine(engine_environment(number, count, gpus)) for number in range(count)])
+    pool = LocalPool([engine.Engine(engine_environment(number, count, gpus)) for number in range(count)], do)
     try:
         yield pool
     finally:

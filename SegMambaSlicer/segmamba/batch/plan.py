@@ -8,7 +8,7 @@ from typing import Any
 
 from segmamba.batch.fingerprint import digest_of, file_digest
 from segmamba.errors import InputError
-from segmamba.inference.file_to_file import requested_model
+from segmamba.inference.file_to_file import also_paths, requested_model
 from segmamba.io.dicom_results import DICOM_EXTENSIONS, kind_of
 from segmamba.models import store
 from segmamba.models.manifest import Model, chosen_labels
@@ -106,9 +106,10 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     """
     if output_format not in FORMATS:
         raise InputError(f"There is no format '{output_format}': choose one of {', '.join(FORMATS)}.")
-    kind = kind_of(f".{output_format}")
-    if kind is not None:
-        kind.require()
+    for path in (f"x.{output_format}", *also_paths(replace(request, output=f"x.{output_format}"))):
+        kind = kind_of(path)
+        if kind is not None:
+            kind.require()
     model, digest = _installed(requested_model(request), request)
     chosen = chosen_labels(model, request.options.structures)
     content = replace(request, input="", output="", report=None, preview=None, channels=None).to_dict()
@@ -128,7 +129,7 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
         "preprocessing": asdict(model.preprocessing),
         "checkpoint": digest,
         "options": options,
-        "format": output_format,
+        "format": ",".join([output_format, *sorted(request.also or ())]),
     }
     described = {"id": model.id, "version": model.version, "checkpoint_sha256": digest}
     structures = tuple(label.name for label in model.labels)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -18,7 +19,7 @@ from segmamba.batch.cases import find_cases
 from segmamba.batch.channels import cases_of_channels
 from segmamba.batch.dispatch import run_cases, stoppable_map, wait_for_workers
 from segmamba.batch.layout import CASES, LOCK, ROWS, clear, prepare
-from segmamba.batch.local import local_pool
+from segmamba.batch.local import LocalPool, local_pool
 from segmamba.batch.outcome import Row, done_row
 from segmamba.batch.overview import write_overview
 from segmamba.batch.plan import FORMATS, Plan, make_plan
@@ -52,8 +53,41 @@ class BatchSettings:
     retries: int = 3
 
 
+class Source(Protocol):
+    """Where the cases of a batch come from, and what is done with each."""
+
+    def find(
+        self, pool: Pool, folder: Path, stopped: Callable[[], bool], log: Callable[[str], None]
+    ) -> list[BatchCase]:
+        """Return the cases; SegMambaError as for `run_batch`."""
+
+    def workers(
+        self, settings: BatchSettings, device: str, log: Callable[[str], None]
+    ) -> contextlib.AbstractContextManager[Pool]:
+        """Return workers that do the cases."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Cases from folders, files and patterns."""
+
+    inputs: Sequence[str]
+
+    def find(
+        self, pool: Pool, folder: Path, stopped: Callable[[], bool], log: Callable[[str], None]
+    ) -> list[BatchCase]:
+        # Threads of this process cannot be abandoned, so a search in them has to be able to end early.
+        give_up = stopped if isinstance(pool, LocalPool) else None
+        return find_cases(self.inputs, folder, partial(stoppable_map, pool, stopped), log, give_up)
+
+    def workers(
+        self, settings: BatchSettings, device: str, log: Callable[[str], None]
+    ) -> contextlib.AbstractContextManager[Pool]:
+        return _workers(settings, device, log)
+
+
 def run_batch(
-    inputs: Sequence[str],
+    source: Source | Sequence[str],
     folder: Path,
     request: Request,
     settings: BatchSettings,
@@ -61,12 +95,12 @@ def run_batch(
     log: Callable[[str], None],
     make_progress: Callable[[int], Progress],
 ) -> Progress:
-    """Segment all cases of the inputs that are not done yet, and write their table and overview.
+    """Segment all cases of a source that are not done yet, and write their table and overview.
 
     Parameters
     ----------
-    inputs : sequence of str
-        Folders, files and patterns.
+    source : Source, or sequence of str
+        Folders, files and patterns if they are texts.
     folder : Path
         Of the results; made where it is missing.
     request : Request
@@ -89,13 +123,12 @@ def run_batch(
     SegMambaError
         The run as a whole ends; a case's own error is only a row.
     """
+    source = Files(source) if isinstance(source, Sequence) else source
     check_pyarrow()
     plan = make_plan(request, folder, settings.format)
-    with _locked(folder), _workers(settings, request.options.device, log) as pool:
+    with _locked(folder), source.workers(settings, request.options.device, log) as pool:
         wait_for_workers(pool, stopped, log)
-        # Threads of this process cannot be abandoned, so a search in them has to be able to end early.
-        give_up = stopped if settings.scheduler is None else None
-        cases = find_cases(inputs, folder, partial(stoppable_map, pool, stopped), log, give_up)
+        cases = source.find(pool, folder, stopped, log)
         if plan.channels:
             cases = cases_of_channels(cases, plan.channels)
         if is_of_other_version(folder / CASES, (case.name for case in cases)):

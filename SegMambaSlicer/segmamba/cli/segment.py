@@ -66,7 +66,7 @@ def _print_result(report: Mapping[str, Any], request: Request) -> None:
     for sentence in filter(None, (report["model"]["estimated"], report["model"]["caution"])):
         print(f"Note: {sentence}.")
     fine = report.get("isotropic", {}).get("output")
-    written = (request.output, fine, request.report, request.preview, request.measurements)
+    written = (request.output, *report.get("also", ()), fine, request.report, request.preview, request.measurements)
     print(f"Written: {', '.join(path for path in written if path)}")
     devices = " and ".join(dict.fromkeys((run["device"], run.get("fine", run)["device"])))
     print(f"{devices}, {run['precision']}, scan backend {run['scan_backend']}, {report['timings_s']['total']:.1f} s")

@@ -148,6 +148,7 @@ def _segment_file(
         "input": request.input,
         **_describe_channels(files, model),
         "output": request.output,
+        **({"also": [str(path) for path in also_paths(request)]} if request.also else {}),
         **_describe_isotropic(result, request),
         "preview": request.preview,
         "run": {**result.report["run"], "warnings": [*result.report["run"]["warnings"], *noted]},
@@ -175,10 +176,35 @@ def isotropic_path(output: str) -> Path:
 
     Beside a DICOM result, which lies on the voxels of the series, it is a ``.seg.nrrd``.
     """
-    path = Path(output)
-    extension = next(ending for ending in (*LABELMAP_EXTENSIONS, *DICOM_EXTENSIONS) if output.lower().endswith(ending))
-    name = path.name[: -len(extension)]
-    return path.with_name(f"{name}_iso{SEGMENTATION_EXTENSION if extension in DICOM_EXTENSIONS else extension}")
+    name, extension = _split(output)
+    return Path(output).with_name(f"{name}_iso{SEGMENTATION_EXTENSION if extension in DICOM_EXTENSIONS else extension}")
+
+
+def also_paths(request: Request) -> list[Path]:
+    """Return the files of further DICOM results, beside the output.
+
+    Raises
+    ------
+    OutputError
+        There is no such kind, or the output is of this kind.
+    """
+    output = Path(request.output)
+    paths = []
+    for ending in request.also or ():
+        extension = f".{ending.lower().lstrip('.')}"
+        path = output.with_name(_split(request.output)[0] + extension)
+        if extension not in DICOM_EXTENSIONS or path == output or path in paths:
+            known = ", ".join(each.lstrip(".") for each in DICOM_EXTENSIONS)
+            raise OutputError(f"'{ending}' is no further DICOM result: choose from {known}, each once.")
+        paths.append(path)
+    return paths
+
+
+def _split(output: str) -> tuple[str, str]:
+    """Return an output's name without its extension, and the extension in small letters."""
+    extensions = sorted((*LABELMAP_EXTENSIONS, *DICOM_EXTENSIONS), key=len, reverse=True)
+    extension = next(ending for ending in extensions if output.lower().endswith(ending))
+    return Path(output).name[: -len(extension)], extension
 
 
 def _describe_isotropic(result: Result, request: Request) -> dict[str, Any]:
@@ -203,14 +229,17 @@ def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str
         It cannot be written. So that the run was not in vain, the labels are then in another file, which is named.
     """
     try:
+        paths = [path for path in (request.output, *also_paths(request)) if kind_of(path) is not None]
         if kind_of(request.output) is None:
             write_labelmap(request.output, result.labels, result.geometry, result.model.labels)
+        if not paths:
             return ()
         labels = result.grid_labels
         if volume.stored is not None:
             labels = labels_as_stored(labels, volume.geometry, volume.stored)
         files = dicom_index.find_files(Path(request.input))
-        return write_dicom(request.output, labels, files, result.model.labels, result.model)
+        notes = [write_dicom(path, labels, files, result.model.labels, result.model) for path in paths]
+        return tuple(dict.fromkeys(note for each in notes for note in each))
     except Exception as error:
         kept = _kept_elsewhere(request.output, result)
         if kept is None:
@@ -249,11 +278,13 @@ def check_outputs(request: Request) -> None:
     source = Path(request.input)
     for file in (request.input, *(request.channels or {}).values()):
         check_input(Path(file))
-    if kind_of(request.output) is not None:
-        if not source.is_dir() and not is_dicom(source):
-            raise OutputError(f"{request.output} needs a DICOM series as input: choose another output format.")
-        check_sources(dicom_index.find_files(source), request.output)
-    outputs = [Path(request.output)]
+    further = also_paths(request)
+    for dicom in (request.output, *further):
+        if kind_of(dicom) is not None:
+            if not source.is_dir() and not is_dicom(source):
+                raise OutputError(f"{dicom} needs a DICOM series as input: choose another output format.")
+            check_sources(dicom_index.find_files(source), str(dicom))
+    outputs = [Path(request.output), *further]
     for path, extension in ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv")):
         if path is not None:
             check_output(path, (extension,))

@@ -333,14 +333,14 @@ def _series(group: Sequence[Found], copies: Sequence[str], alone: bool) -> Serie
         description=_text(first, "SeriesDescription"),
         modality=_modality(first),
         files=tuple(file for file, _ in group),
-        left_out=_why_not([header for _, header in group]),
+        left_out=why_left_out([header for _, header in group]),
         copies=tuple(copies),
         has_image="Rows" in first,
     )
 
 
-def _why_not(headers: Sequence[Any]) -> str | None:
-    """Return in a sentence why a series is left out, or None."""
+def why_left_out(headers: Sequence[Any]) -> str | None:
+    """Return in a sentence why a series is not one to segment, by the headers of its images, or None."""
     first = headers[0]
     modality, description = _modality(first), _text(first, "SeriesDescription")
     if modality and modality not in MODALITIES:

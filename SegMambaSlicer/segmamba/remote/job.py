@@ -13,7 +13,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, ModelError, OutputError, WorkerError
 from segmamba.inference.channels import check_files, in_order
-from segmamba.inference.file_to_file import check_outputs, isotropic_path, requested_model
+from segmamba.inference.file_to_file import also_paths, check_outputs, isotropic_path, requested_model
 from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_index import find_files
 from segmamba.io.dicom_results import DICOM_EXTENSIONS
@@ -108,6 +108,7 @@ def segment_on_server(
             "model_version": model.version,
             "options": options,
             "output": _ending(request.output),
+            "also": list(request.also or ()),
             "preview": request.preview is not None,
             "files": {each.name: each.describe() for each in files},
             "channels": {name: each.name for name, each in zip(request.channels or {}, files[1:], strict=False)},
@@ -281,6 +282,7 @@ def _write(
     """Fetch the results, write them and what follows from the report, and return the report."""
     ending = _ending(request.output)
     wanted = {f"segmentation{ending}": Path(request.output)}
+    wanted |= {path.name: own for path, own in _also(request, ending)}
     if request.options.output_spacing is not None:
         wanted[isotropic_path(f"segmentation{ending}").name] = isotropic_path(request.output)
     if request.preview is not None:
@@ -288,6 +290,8 @@ def _write(
     for name, path in wanted.items():
         _fetch(client, job, name, path, state["results"].get(name))
     report: dict[str, Any] = _named(state["report"], files)
+    if request.also:
+        report["also"] = [str(path) for path in also_paths(request)]
     report |= {"input": request.input, "output": request.output, "preview": request.preview}
     if "isotropic" in report:
         report["isotropic"] = {**report["isotropic"], "output": str(isotropic_path(request.output))}
@@ -297,6 +301,12 @@ def _write(
     if request.report:
         write_report(request.report, report)
     return report
+
+
+def _also(request: Request, ending: str) -> Iterator[tuple[Path, Path]]:
+    """Give each further DICOM result as the server calls it, and as it is called here."""
+    there = also_paths(replace(request, output=f"segmentation{ending}"))
+    return zip(there, also_paths(request), strict=True)
 
 
 def _fetch(client: Client, job: str, name: str, path: Path, digest: str | None) -> None:

@@ -22,7 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 
 from segmamba import __version__
 from segmamba.errors import InputError, ModelError, OutputError, SegMambaError
-from segmamba.inference.file_to_file import requested_model
+from segmamba.inference.file_to_file import also_paths, requested_model
 from segmamba.io.dicom_results import DICOM_EXTENSIONS
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS
 from segmamba.models.library import load_models
@@ -61,6 +61,7 @@ class JobDescription(BaseModel):
     model_version: str | None = Field(None, max_length=100, description="refuse to run another version")
     options: dict[str, Any] = Field(default_factory=dict)
     output: str = Field(".nrrd", description=f"how the segmentation's name ends, one of {', '.join(ENDINGS)}")
+    also: list[str] = Field(default_factory=list, max_length=8, description="of DICOM: further results")
     preview: bool = False
     files: dict[Name, FileDescription] = Field(
         max_length=16, description=f"'{INPUT}', for levels of another segmentation '{LEVELS}', and those of channels"
@@ -206,8 +207,16 @@ def request_maker(
         raise InputError(f"There is no option '{re.sub(r'[^a-z_]', '?', unknown.pop())[:40]}': leave it out.")
     options = Options(**description.options, device=settings.device)
     base = Request(
-        "", "", description.task, description.model, manifest=settings.manifest, overwrite=True, options=options
+        "",
+        f"segmentation{description.output}",
+        description.task,
+        description.model,
+        manifest=settings.manifest,
+        overwrite=True,
+        also=tuple(description.also) or None,
+        options=options,
     )
+    also_paths(base)
     model = requested_model(base)
     if description.model_version not in (None, model.version):
         raise ModelError(
@@ -223,7 +232,7 @@ def request_maker(
         return replace(
             base,
             input=str(inputs[INPUT]),
-            output=str(results / f"segmentation{description.output}"),
+            output=str(results / base.output),
             preview=str(results / "preview.png") if description.preview else None,
             channels={channel: str(inputs[name]) for channel, name in description.channels.items()} or None,
             options=replace(options, levels_from=levels),
