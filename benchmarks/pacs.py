@@ -25,6 +25,7 @@ sys.path += [str(REPOSITORY / part) for part in ("Testing", "SegMambaSlicer")]
 from helpers import tiny  # noqa: E402
 from helpers.orthanc import PASSWORD, USER, Pacs, orthanc  # noqa: E402
 from helpers.pacs_studies import read, shift_of, source_positions, write_studies  # noqa: E402
+
 from segmamba.worker.client import worker_environment  # noqa: E402
 
 KINDS = ("SEG", "RTSTRUCT")
@@ -35,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill batches from a PACS.")
     parser.add_argument("--studies", type=int, default=20)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--longest", type=float, default=15.0, help="seconds from a start to its kill")
+    parser.add_argument("--longest", type=float, default=30.0, help="seconds from a start to its kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, orthanc(Path(name)) as pacs:

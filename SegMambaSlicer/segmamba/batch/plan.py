@@ -106,7 +106,7 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     """
     if output_format not in FORMATS:
         raise InputError(f"There is no format '{output_format}': choose one of {', '.join(FORMATS)}.")
-    for path in (f"x.{output_format}", *also_paths(replace(request, output=f"x.{output_format}"))):
+    for path in (Path(f"x.{output_format}"), *also_paths(replace(request, output=f"x.{output_format}"))):
         kind = kind_of(path)
         if kind is not None:
             kind.require()

@@ -229,7 +229,7 @@ def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str
         It cannot be written. So that the run was not in vain, the labels are then in another file, which is named.
     """
     try:
-        paths = [path for path in (request.output, *also_paths(request)) if kind_of(path) is not None]
+        paths = [path for path in (Path(request.output), *also_paths(request)) if kind_of(path) is not None]
         if kind_of(request.output) is None:
             write_labelmap(request.output, result.labels, result.geometry, result.model.labels)
         if not paths:
@@ -279,7 +279,7 @@ def check_outputs(request: Request) -> None:
     for file in (request.input, *(request.channels or {}).values()):
         check_input(Path(file))
     further = also_paths(request)
-    for dicom in (request.output, *further):
+    for dicom in (Path(request.output), *further):
         if kind_of(dicom) is not None:
             if not source.is_dir() and not is_dicom(source):
                 raise OutputError(f"{dicom} needs a DICOM series as input: choose another output format.")

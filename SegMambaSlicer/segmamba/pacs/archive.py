@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from segmamba.remote.servers import checked_address
 
 # `dicomweb+http` is for a PACS on this computer.
 SCHEMES = {"dicomweb": "https", "dicomweb+http": "http"}
-TOKEN, USER, PASSWORD = "SEGMAMBA_PACS_TOKEN", "SEGMAMBA_PACS_USER", "SEGMAMBA_PACS_PASSWORD"  # nosec B105: names
+TOKEN, USER, PASSWORD = "SEGMAMBA_PACS_TOKEN", "SEGMAMBA_PACS_USER", "SEGMAMBA_PACS_PASSWORD"
 NEEDED = "A PACS needs dicomweb-client: install it with 'pip install dicomweb-client'."
 # Seconds to connect, and between two pieces of an answer.
 TIMEOUT = (10.0, 120.0)
@@ -177,7 +178,10 @@ class Archive:
         self.address = address
         self._client = DICOMwebClient(address, session=session)
         self._client.set_http_retry_params(
-            retry=True, max_attempts=4, wait_exponential_multiplier=500, retriable_error_codes=(408, 429, 502, 503, 504)
+            retry=True,
+            max_attempts=4,
+            wait_exponential_multiplier=500,
+            retriable_error_codes=tuple(map(HTTPStatus, (408, 429, 502, 503, 504))),
         )
 
     def series(self, filters: Mapping[str, str]) -> Iterator[Found]:
@@ -291,7 +295,7 @@ class _Authorization(requests.auth.AuthBase):
             request.headers["Authorization"] = f"Bearer {self._access.token}"
             return request
         if self._access.user:
-            return requests.auth.HTTPBasicAuth(self._access.user, self._access.password)(request)
+            requests.auth.HTTPBasicAuth(self._access.user, self._access.password)(request)
         return request
 
 

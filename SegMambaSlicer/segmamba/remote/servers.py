@@ -18,7 +18,8 @@ from segmamba.utils.atomic import replacing
 
 FILE_NAME = "servers.json"
 ADDRESS_VARIABLE = "SEGMAMBA_SERVER"
-TOKEN_VARIABLE = "SEGMAMBA_SERVER_TOKEN"  # nosec B105: a name
+# The name of a variable, not a token.
+TOKEN_VARIABLE = "SEGMAMBA_SERVER_TOKEN"  # nosec B105
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def prepared(
         jobs = Jobs(settings, folder, workers, log)
         stack.callback(jobs.close)
         config = uvicorn.Config(
-            make_app(jobs, token),  # type: ignore[arg-type]
+            make_app(jobs, token),
             http=Protocol,
             ws="none",
             lifespan="off",

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from segmamba.errors import InputError, OutputError
 
-TOKEN_VARIABLE = "SEGMAMBA_SERVER_TOKEN"  # nosec B105: a name
+# The name of a variable, not a token.
+TOKEN_VARIABLE = "SEGMAMBA_SERVER_TOKEN"  # nosec B105
 SHORTEST_TOKEN = 20
 GIB = 2**30
 

@@ -171,7 +171,8 @@ def _nifti_size(header: bytes) -> int:
     # Also not a number and infinite.
     if not 1 <= count <= 7 or min(shape) < 0 or bits <= 0 or not 0 <= start <= MOST_EXTENSIONS:
         raise InputError("The header of the NIfTI file declares impossible sizes: save it again.")
-    return int(start) + math.prod(shape) * bits // 8
+    voxels: int = math.prod(shape) * bits // 8
+    return int(start) + voxels
 
 
 def _check_size(size: int, limit: int) -> None:
