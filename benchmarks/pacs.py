@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill batches from a PACS.")
     parser.add_argument("--studies", type=int, default=20)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--longest", type=float, default=30.0, help="seconds from a start to its kill")
+    parser.add_argument("--longest", type=float, default=15.0, help="seconds from the first series to the kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, orthanc(Path(name)) as pacs:
@@ -55,8 +55,9 @@ def _run(folder: Path, pacs: Pacs, options: argparse.Namespace) -> dict[str, Any
     killed, finished_early = 0, 0
     for number in range(options.kills):
         process = _start(folder, pacs)
+        _wait_for_work(folder, process)
         try:
-            process.wait(moments.uniform(1.0, options.longest))
+            process.wait(moments.uniform(0.0, options.longest))
             finished_early += 1
         except subprocess.TimeoutExpired:
             process.kill()
@@ -72,6 +73,17 @@ def _run(folder: Path, pacs: Pacs, options: argparse.Namespace) -> dict[str, Any
         "seconds": round(time.monotonic() - begun),
         "status": status,
     }
+
+
+def _wait_for_work(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process is at its first series: before that there is nothing to lose."""
+    begun = time.time()
+    while process.poll() is None:
+        for place in (folder / "out" / ".working").glob("*/images"):
+            with contextlib.suppress(OSError):
+                if place.stat().st_mtime > begun:
+                    return
+        time.sleep(0.05)
 
 
 def _start(folder: Path, pacs: Pacs) -> subprocess.Popen[bytes]:

@@ -27,9 +27,15 @@ FORBIDDEN = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "tempfile.mktemp"),
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "shelve.open", "yaml.load", "joblib.load"),
 }
-# The one module that talks to the network, and the package that talks to a cluster.
-NETWORK = {"socket", "http", "urllib", "requests", "urllib3", "ftplib", "smtplib", "distributed", "dask"}
-MAY_USE_NETWORK = ("segmamba/models/download.py", "segmamba/batch/cluster.py")
+# What talks to the network: downloads, a cluster, a PACS, a server and its clients.
+NETWORK = {
+    *("socket", "http", "urllib", "requests", "urllib3", "ftplib", "smtplib", "distributed", "dask"),
+    *("dicomweb_client", "fastapi", "starlette", "uvicorn"),
+}
+MAY_USE_NETWORK = (
+    *("segmamba/models/download.py", "segmamba/batch/cluster.py"),
+    *("segmamba/pacs/", "segmamba/remote/", "segmamba/server/"),
+)
 
 
 def nodes() -> Iterator[tuple[str, ast.AST]]:
@@ -53,7 +59,7 @@ def test_nothing_runs_code_or_a_shell_out_of_data() -> None:
     assert found == []
 
 
-def test_only_downloads_and_batches_can_use_the_network() -> None:
+def test_only_what_is_meant_to_can_use_the_network() -> None:
     found = []
     for file, node in nodes():
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -61,6 +67,14 @@ def test_only_downloads_and_batches_can_use_the_network() -> None:
         if {name.partition(".")[0] for name in names} & NETWORK and not file.startswith(MAY_USE_NETWORK):
             found.append(f"{file}: {names}")
     assert found == []
+
+
+def test_nothing_but_its_command_imports_the_server() -> None:
+    found = set()
+    for file, node in nodes():
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("segmamba.server"):
+            found.add(file)
+    assert {file for file in found if not file.startswith("segmamba/server/")} == {"segmamba/cli/serve.py"}
 
 
 @pytest.mark.parametrize("bundled", ["../../secret.safetensors", "/etc/passwd", "models/../../secret", "C:\\secret"])

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from helpers import tiny
 from helpers.bright_bone import VALUE, bright_bone
 from helpers.dicom_files import write_frames, write_slices
-from helpers.phantoms import dice, phantom, true_labels
+from helpers.phantoms import dice, grid_around_patient, phantom, rotation, true_labels
 from helpers.stored_phantom import drawn, points_of, sheared
 
 from segmamba.errors import OutputError
@@ -118,3 +118,23 @@ def test_an_enhanced_ct_gets_a_label_map_on_its_frames(tmp_path: Path, request_o
     for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, written.pixel_array, strict=True):
         back[order[frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber - 1]] = pixels > 0
     assert dice(back, true_labels(ct.geometry) > 0) > 0.85
+
+
+def test_several_dicom_results_of_one_run_are_the_same_as_one_by_one(
+    tmp_path: Path, request_of: Callable[..., Request]
+) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    small = grid_around_patient((6.0, 6.0, 8.0), rotation(0, 0))
+    write_slices(tmp_path / "series", phantom(small).array, small)
+    request = request_of(tmp_path / "series", "a.nii.gz")
+    report = segment_file(replace(request, also=("dcm", "rtstruct.dcm")))
+    assert report["also"] == [str(tmp_path / "a.dcm"), str(tmp_path / "a.rtstruct.dcm")]
+    segment_file(replace(request, output=str(tmp_path / "b.rtstruct.dcm")))
+    ids = [pydicom.dcmread(tmp_path / f"{name}.rtstruct.dcm").SOPInstanceUID for name in "ab"]
+    assert ids[0] == ids[1]
+    with pytest.raises(OutputError, match="already exists"):
+        segment_file(replace(request, output=str(tmp_path / "a.nii"), also=("dcm",)))
+    for wrong in ("exe", "dcm,dcm", "nii.gz"):
+        with pytest.raises(OutputError, match="no further DICOM result"):
+            segment_file(replace(request, also=(*wrong.split(","),)))
