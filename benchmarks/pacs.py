@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill batches from a PACS.")
     parser.add_argument("--studies", type=int, default=20)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--longest", type=float, default=15.0, help="seconds from the first series to the kill")
+    parser.add_argument("--longest", type=float, default=1.5, help="seconds from the first results to the kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, orthanc(Path(name)) as pacs:
@@ -76,14 +76,14 @@ def _run(folder: Path, pacs: Pacs, options: argparse.Namespace) -> dict[str, Any
 
 
 def _wait_for_work(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a process is at its first series: before that there is nothing to lose."""
+    """Wait until a process writes its first results: before that there is nothing to lose."""
     begun = time.time()
     while process.poll() is None:
-        for place in (folder / "out" / ".working").glob("*/images"):
+        for place in (folder / "out" / ".working").glob("*/results/*"):
             with contextlib.suppress(OSError):
                 if place.stat().st_mtime > begun:
                     return
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def _start(folder: Path, pacs: Pacs) -> subprocess.Popen[bytes]:
