@@ -133,11 +133,12 @@ def _pacs(options: argparse.Namespace, stopped: Callable[[], bool]) -> Source:
 
 
 def _results_for_pacs(chosen: str | None, request: Request) -> tuple[str, Request]:
-    """Return what is made for a PACS: by default a DICOM SEG and an RTSTRUCT."""
-    from segmamba.io.dicom_results import kind_of
+    """Return what is made for a PACS: by default a binary SEG, and all results that are no SEG."""
+    from segmamba.io.dicom_results import KINDS, kind_of
 
     if chosen is None:
-        return "dcm", request if request.also else replace(request, also=("rtstruct.dcm",))
+        others = tuple(ending.removeprefix(".") for ending, kind in KINDS.items() if kind.name != "SEG")
+        return "dcm", request if request.also else replace(request, also=others)
     if kind_of(f".{chosen}") is None and not request.also:
         raise InputError(f"A PACS takes DICOM, not {chosen}: choose another --format, or add --also dcm.")
     return chosen, request
