@@ -39,7 +39,7 @@ from segmamba.utils.hashing import file_sha256
 # Stages of a job besides those of the engine.
 SEND, WAIT, FETCH = "send", "queue", "fetch"
 # Kinds of files that a server takes as they are; others are sent as NRRD.
-TAKEN = (".nii.gz", ".nii", ".nrrd", ".json")
+TAKEN = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".json")
 # Seconds for which a server may be out of reach, and between two attempts.
 PATIENCE = 600.0
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)

@@ -53,10 +53,11 @@ def known_servers() -> list[KnownServer]:
 
 
 def known_server(address: str) -> KnownServer:
-    """Return what is known of a server; one that is new has the token of the environment, if any."""
+    """Return what is known of a server; one without a token has that of the environment, if any."""
     address = checked_address(address)
     found = next((each for each in known_servers() if each.address == address), KnownServer(address))
-    token = os.environ.get(TOKEN_VARIABLE) or found.token
+    # Not the other way round: what is meant for one server is not sent to all.
+    token = found.token or os.environ.get(TOKEN_VARIABLE, "")
     return KnownServer(address, token, found.consent)
 
 

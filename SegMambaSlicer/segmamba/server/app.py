@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +255,7 @@ async def take_file(job: Job, name: str, request: HttpRequest) -> None:
                 digest.update(chunk)
                 stream.write(chunk)
                 taken += len(chunk)
+                job.changed = time.monotonic()
         if taken != upload.size or digest.hexdigest() != upload.sha256:
             raise Refused(400, InputError("The file did not arrive as it was announced: send it again."))
         # Another connection may have brought it meanwhile.

@@ -29,6 +29,8 @@ from segmamba.worker.client import WorkerProcess
 PREFIX, LOCK = "segmamba-server-", ".lock"
 # How often a job is done again after its worker died.
 ATTEMPTS = 3
+# Seconds for which an upload may stand still before it gives its place to others.
+UPLOAD_S = 300.0
 # Jobs that are over and whose record is still kept.
 MOST_RECORDS = 1000
 UNEXPECTED = "The server could not do this job because of an unexpected error: its log says more."
@@ -217,11 +219,7 @@ class Jobs:
         """Delete what is too old: results that nobody fetched, uploads that did not come, records."""
         now = time.monotonic()
         with self._lock:
-            old = [
-                job
-                for job in self._jobs.values()
-                if job.state not in (State.QUEUED, State.RUNNING) and now - job.changed > self.settings.kept_s
-            ]
+            old = [job for job in self._jobs.values() if now - job.changed > self._patience(job)]
             over = [job for job in self._jobs.values() if job.state in OVER]
             old += over[: max(0, len(over) - MOST_RECORDS)]
         for job in old:
@@ -250,6 +248,12 @@ class Jobs:
         free = shutil.disk_usage(self._folder).free
         if taken + job.size > self.settings.disk_bytes or 2 * job.size > free:
             raise Refused(507, OutputError("The server has no space left: try again later."))
+
+    def _patience(self, job: Job) -> float:
+        """Return for how many seconds a job may stay as it is."""
+        if job.state in (State.QUEUED, State.RUNNING):
+            return float("inf")
+        return min(self.settings.kept_s, UPLOAD_S) if job.state is State.UPLOADING else self.settings.kept_s
 
     def _keep_sweeping(self) -> None:
         while not self._closed.wait(min(10.0, self.settings.kept_s / 4)):

@@ -42,7 +42,7 @@ class ServerSettings:
     disk_bytes : int
         The most that all jobs' uploads and results may take together.
     kept_s : float
-        Seconds after which a result that nobody fetched is deleted, and an upload that did not come is given up.
+        Seconds after which a result that nobody fetched is deleted.
     """
 
     host: str = "127.0.0.1"

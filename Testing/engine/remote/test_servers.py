@@ -87,6 +87,8 @@ def test_without_a_token_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> Non
         RemoteWorker(known_server(ADDRESS))
     monkeypatch.setenv("SEGMAMBA_SERVER_TOKEN", "of the environment")
     assert known_server(ADDRESS).token == "of the environment"
+    keep_server(KnownServer(ADDRESS, "its own"))
+    assert known_server(ADDRESS).token == "its own"
 
 
 def test_a_server_s_client_needs_only_what_slicer_brings() -> None:
