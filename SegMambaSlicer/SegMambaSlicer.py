@@ -235,8 +235,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
-        self._worker = self._job = None
-        self._server = self._remoteWorker = None
+        self._worker = self._remoteWorkers = self._job = None
         self._log = deque(maxlen=1000)
 
     def getParameterNode(self):
@@ -260,8 +259,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         **options
             The command line's options in camelCase, for example ``model``, ``scanBackend="torch"``, ``tta=True``,
             ``refine=False`` (its ``--no-refine``), ``anchor=[("L5", r, a, s)]`` in world coordinates; ``roi`` is an
-            ROI node, ``channels`` volume nodes by names, ``levelsFrom`` a segmentation node or a file. ``server``: the
-            address of a server that does it, which then gets the volume; its token is the panel's or the environment's.
+            ROI node, ``channels`` volume nodes by names, ``levelsFrom`` a segmentation node or a file, ``server`` an address.
         """
         return self.segmentAsync(volumeNode, task, onProgress, allItems=allItems, output=output, **options).wait()
 
@@ -346,30 +344,18 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         """Cancel what runs and end the worker; the next run starts another one."""
         if self._job is not None:
             self._job.cancel()
-        for worker in (self._worker, self._remoteWorker):
-            if worker is not None:
-                worker.kill()
+        for worker in filter(None, (self._worker, self._remoteWorkers)):
+            worker.kill()
 
     def _freeWorker(self, server=None):
         """Return the worker, which stays up between runs so that weights load once, or that of a server's address."""
-        from segmamba.errors import WorkerError
-        from segmamba.remote.servers import known_server
-        from segmamba.remote.worker import RemoteWorker
-        from segmamba.worker.client import WorkerProcess
-        from segmamba_mrml.application import worker_python
+        from SegMambaSlicerLib.workers import RemoteWorkers, localWorker, refuseIfBusy
 
-        if self._job is not None and not self._job.finished:
-            raise WorkerError("A job is running: wait for it with job.wait(), or stop it with job.cancel().")
+        refuseIfBusy(self._job)
         if server is not None:
-            known = known_server(server)
-            if known != self._server:
-                if self._remoteWorker is not None:
-                    self._remoteWorker.kill()
-                self._remoteWorker = RemoteWorker(known, python=worker_python(), log=self._log.append)
-                self._server = known
-            return self._remoteWorker
-        if self._worker is None:
-            self._worker = WorkerProcess(python=worker_python(), log=self._log.append)
+            self._remoteWorkers = self._remoteWorkers or RemoteWorkers(self._log.append)
+            return self._remoteWorkers.get(server)
+        self._worker = self._worker or localWorker(self._log.append)
         return self._worker
 
 

@@ -34,8 +34,8 @@ def panel(panel, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(type(panel.sections.dependencies), "missing", property(lambda _section: ["torch"]))
     yield panel
-    if panel.logic._remoteWorker is not None:
-        panel.logic._remoteWorker.kill()
+    if panel.logic._remoteWorkers is not None:
+        panel.logic._remoteWorkers.kill()
 
 
 @pytest.fixture
@@ -168,6 +168,6 @@ def test_a_script_names_the_server(logic, a_ct, a_server, panel, tmp_path):
     manifest = panel.sections.models.manifestPath
     node = logic.segment(a_ct, task="vertebrae", manifest=manifest, server=a_server.address)
     assert len(segment_ids(node)) > 0
-    logic._remoteWorker.kill()
+    logic._remoteWorkers.kill()
     with pytest.raises(WorkerError, match="No token"):
         logic.segment(a_ct, task="vertebrae", manifest=manifest, server="https://gpu.hospital.example")
