@@ -259,7 +259,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         **options
             The command line's options in camelCase, for example ``model``, ``scanBackend="torch"``, ``tta=True``,
             ``refine=False`` (its ``--no-refine``), ``anchor=[("L5", r, a, s)]`` in world coordinates; ``roi`` is an
-            ROI node, ``channels`` volume nodes by names, ``levelsFrom`` a node or a file, ``server`` a server's address.
+            ROI node, ``channels`` volume nodes by names, ``levelsFrom`` a node or a file, ``server`` an address.
         """
         return self.segmentAsync(volumeNode, task, onProgress, allItems=allItems, output=output, **options).wait()
 
