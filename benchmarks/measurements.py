@@ -28,13 +28,13 @@ from segmamba.evaluation.names import OWN_IDS  # noqa: E402
 from segmamba.evaluation.references import read_reference  # noqa: E402
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Geometry
-from segmamba.measurements.vertebrae import BANDS, measure_labels  # noqa: E402
+from segmamba.measurements.vertebrae import measure_labels  # noqa: E402
 from segmamba.models.manifest import load_manifest  # noqa: E402
 from segmamba.tasks import VERTEBRAE_TASK  # noqa: E402
 
 SPACINGS = ((0.7, 0.7, 0.7), (0.7, 0.7, 1.25), (0.8, 0.8, 2.5), (1.5, 1.5, 1.5), (3.0, 3.0, 3.0), (0.8, 0.8, 5.0))
 POSES, LEAN_DEG = 20, 15.0
-HEIGHTS = tuple(f"{name}_height_mm" for name in BANDS)
+HEIGHTS = ("anterior_height_mm", "middle_height_mm", "posterior_height_mm")
 MEASUREMENTS = (*HEIGHTS, "trabecular_hu", "sagittal_angle_deg", "coronal_angle_deg")
 # A prediction whose centroid is further away is of another vertebra.
 MATCH_MM = 8.0
@@ -71,7 +71,7 @@ def phantom_errors(spacing: tuple[float, float, float]) -> dict[str, list[float]
         }
         geometry = Geometry(tuple(size), spacing, (-55.0, -35.0, -65.0), STRAIGHT)
         row = measure_labels(*painted(spine, geometry), structures)[0]
-        truth = [spine[20].height(sum(band) / 2) for band in BANDS.values()]
+        truth = [spine[20].height(part) for part in (0, 0.5, 1)]
         truth += [TRABECULAR_HU, -leans[1][0], leans[1][1]]
         for name, true in zip(MEASUREMENTS, truth, strict=True):
             errors[name].append(np.nan if row[name] is None else row[name] - true)

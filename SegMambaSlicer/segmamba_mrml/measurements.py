@@ -29,15 +29,27 @@ COLUMNS = {
     "Anterior height (mm)": "anterior_height_mm",
     "Middle height (mm)": "middle_height_mm",
     "Posterior height (mm)": "posterior_height_mm",
+    "Left height (mm)": "left_height_mm",
+    "Right height (mm)": "right_height_mm",
+    "Height SD (mm)": "height_sd_mm",
+    "Height loss (%)": "height_loss_percent",
+    "Loss SD (%)": "height_loss_sd_percent",
+    "Genant grade": "fracture_grade",
     "Trabecular density (HU)": "trabecular_hu",
     "Sagittal angle (deg)": "sagittal_angle_deg",
     "Coronal angle (deg)": "coronal_angle_deg",
+    "Disc angle (deg)": "disc_angle_deg",
+    "Disc anterior (mm)": "disc_anterior_mm",
+    "Disc middle (mm)": "disc_middle_mm",
+    "Disc posterior (mm)": "disc_posterior_mm",
+    "Slip (mm)": "slip_mm",
+    "Slip (%)": "slip_percent",
 }
-NAME, CHECK = "Vertebra", "Check"
+NAME, SHAPE, NOT_JUDGED, CHECK = "Vertebra", "Shape", "Not judged", "Check"
 CUT_OFF = "cut off"
 DESCRIPTION = (
-    "Research use only. Heights are of the vertebral body. Angles are to the next vertebra below; kyphosis and a tilt "
-    "to the left are positive."
+    "Research use only. Heights are of the vertebral body, at its rims and its centre. Angles, discs and slips are to "
+    "the next vertebra below; kyphosis, a tilt to the left and a slip forwards are positive."
 )
 
 
@@ -142,6 +154,8 @@ def _fill(node: Any, rows: list[dict[str, Any]]) -> None:
     for title, key in COLUMNS.items():
         values = [float("nan") if row[key] is None else row[key] for row in flat_rows]
         _add(node, vtk.vtkDoubleArray(), title, values)
+    for title, key in ((SHAPE, "fracture_shape"), (NOT_JUDGED, "not_judged")):
+        _add(node, vtk.vtkStringArray(), title, [row[key] or "" for row in flat_rows])
     _add(node, vtk.vtkStringArray(), CHECK, [row["note"] or (CUT_OFF if row["at_border"] else "") for row in rows])
     node.SetUseColumnTitleAsColumnHeader(True)
 

@@ -38,6 +38,8 @@ from segmamba_mrml.slices import stored_volume
 from segmamba_mrml.terminology import load_terminology
 from segmamba_mrml.volumes import roi_box, write_volume
 
+# Parts of a report that are measured, and that edits make wrong.
+MEASURED = ("measurements", "curves", "bone", "look_first")
 RESAMPLED = (
     "The slices of '{}' are tilted, sheared or at uneven distances: it was resampled for the run, and the segments lie "
     "on its own voxels."
@@ -249,7 +251,7 @@ class SegmentationCase:
             names["channels"] = {name: volume_node.GetName() for name, volume_node in channels.items()}
         earlier = kept_parts(node)
         # Measurements are made of the segments as they are (`segmamba_mrml.measurements`): edits make these wrong.
-        lasting = {key: value for key, value in report.items() if key != "measurements"}
+        lasting = {key: value for key, value in report.items() if key not in MEASURED}
         if self._levels_node is not None:
             run = report["run"]
             lasting["run"] = {**run, "options": {**run["options"], "levels_from": self._levels_node.GetName()}}

@@ -19,6 +19,7 @@ Row = dict[str, Any]
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 LEVELS_UNCERTAIN, UNUSUAL_LEVELS, NOTHING_FOUND = "levels uncertain", "unusual levels", "nothing found"
 AT_BORDER, WARNING, REPEATED, OUTDATED = "cut by the border", "warning", "repeated", "old results kept"
+LOST_HEIGHT = "loss of height"
 
 
 def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Row:
@@ -76,6 +77,8 @@ def flags(report: Mapping[str, Any], attempts: int) -> list[str]:
         found.append(LEVELS_UNCERTAIN)
     if reporting.level_variants(report):
         found.append(UNUSUAL_LEVELS)
+    if any(row.get("fracture_grade_lowest") for row in report.get("measurements") or []):
+        found.append(LOST_HEIGHT)
     if any(segment["at_border"] for segment in report["segments"]):
         found.append(AT_BORDER)
     if report["run"]["warnings"]:

@@ -36,13 +36,14 @@ from segmamba.io.modality import CT, modality_note, modality_warning, model_for_
 from segmamba.io.stored_grid import labels_as_stored
 from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
-from segmamba.measurements.vertebrae import measure_labels
+from segmamba.measurements.vertebrae import masks_of, measure_spine
 from segmamba.models import store
 from segmamba.models.manifest import FineStage, LogitMarginThreshold, Model, Postprocessing, chosen_labels
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.reporting import DISCLAIMER
 from segmamba.reporting import report as reporting
+from segmamba.reporting.look_first import look_first
 from segmamba.request import Options
 from segmamba.spine.orientation import orientation_doubt
 from segmamba.tasks import VERTEBRAE_TASK
@@ -155,7 +156,8 @@ def segment(
         if fine is not None:
             fine = _finished(fine, labels, volume, model, options)
         if model.task == VERTEBRAE_TASK:
-            findings = {**findings, "measurements": measure_labels(labels, volume, wanted)}
+            masks = masks_of(labels, volume.geometry, wanted)
+            findings = {**findings, **measure_spine(masks, volume, {label.value: label.name for label in wanted})}
             doubt = orientation_doubt(labels, volume.geometry.affine, volume.array if volume.modality == CT else None)
             if doubt:
                 findings, warnings = _doubted(findings), (*warnings, doubt)
@@ -167,7 +169,10 @@ def segment(
     if fine is not None:
         report["isotropic"] = reporting.describe_grid(fine.geometry)
     own, geometry = _on_own_voxels(labels, volume)
-    return Result(own, report | {"summary": reporting.summary(report)}, model, geometry, labels, fine)
+    report["summary"] = reporting.summary(report)
+    if model.task == VERTEBRAE_TASK:
+        report["look_first"] = look_first(report)
+    return Result(own, report, model, geometry, labels, fine)
 
 
 def _doubted(findings: Mapping[str, Any]) -> dict[str, Any]:

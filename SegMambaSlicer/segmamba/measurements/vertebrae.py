@@ -13,30 +13,37 @@ from scipy import ndimage
 from segmamba.io.modality import CT, resolve_modality
 from segmamba.io.volume import Geometry, Volume, corners
 from segmamba.labels import Label
+from segmamba.measurements.alignment import BETWEEN, Plates, between, curves, plates_of, sacral_plate
+from segmamba.measurements.bone_density import bone_density
+from segmamba.measurements.end_plates import Surface, end_plates
+from segmamba.measurements.fractures import GAP, LARGEST_TORN, OTHER_LEVEL, TORN, UNCERTAIN, Loss, is_graded, losses
+from segmamba.measurements.heights import PLACES, Heights, heights_of
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
-from segmamba.spine.levels import C2, ORDER, SACRUM, from_top, is_next
+from segmamba.spine.levels import C2, L4, L6, ORDER, SACRUM, from_top, is_next
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.parallel import at_once
 
-# Where the three heights are measured: fractions of the body's depth from the front. The rims themselves are rounded.
-BANDS = {"anterior": (0.1, 0.25), "middle": (0.425, 0.575), "posterior": (0.75, 0.9)}
-# Heights are averaged over this middle part of the width.
-MIDDLE_WIDTH = 1 / 3
 # Density is measured at least this far from the surface of a body, inside its shell and the blur of thick slices; in
 # small bodies at least this part of the height and of the depth.
 SHELL_MM, SHELL_PART = 5.0, 0.25
 # Density is not measured in a smaller volume.
 SMALLEST_CORE_ML = 0.2
+# This much of a body as far below its surface, or more, is metal or cement if it is denser than any bone.
+IMPLANT_HU, IMPLANT_ML = 1000, 0.3
+HEIGHTS = tuple(f"{place}_height_mm" for place in PLACES)
+EXPECTED = tuple(f"expected_{name}" for name in HEIGHTS)
 COLUMNS = (
     *("value", "name", "volume_ml", "right_mm", "anterior_mm", "superior_mm", "at_border"),
-    *("anterior_height_mm", "middle_height_mm", "posterior_height_mm", "trabecular_hu"),
-    *("sagittal_angle_deg", "coronal_angle_deg", "note"),
+    *(*HEIGHTS, "height_sd_mm", *EXPECTED, "height_loss_percent", "height_loss_sd_percent", "height_loss_place"),
+    *("fracture_grade", "fracture_grade_lowest", "fracture_grade_highest", "fracture_shape", "not_judged"),
+    *("trabecular_hu", "sagittal_angle_deg", "coronal_angle_deg", *BETWEEN, "note"),
 )
 C1_C2 = "C1 and C2 have no body with two end plates."
 SACRUM_FUSED = "The sacrum is not a single vertebra."
 TRUNCATED = "The image ends within the body."
 INSEPARABLE = "The body cannot be separated from the arch."
+IMPLANT = "There is metal or cement in the body."
 
 
 def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Label]) -> list[dict[str, Any]]:
@@ -55,13 +62,18 @@ def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Labe
     list of dict
         See `measure`.
     """
+    masks = masks_of(labels, volume.geometry, structures)
+    return measure(masks, volume, {label.value: label.name for label in structures})
+
+
+def masks_of(labels: np.ndarray, geometry: Geometry, structures: Sequence[Label]) -> dict[int, Mask]:
+    """Return the mask of each structure that is in a label map (z, y, x) on a grid, by its value."""
     boxes = label_boxes(labels)
-    masks = {
-        label.value: mask_in_box(labels[boxes[label.value]] == label.value, boxes[label.value], volume.geometry)
+    return {
+        label.value: mask_in_box(labels[boxes[label.value]] == label.value, boxes[label.value], geometry)
         for label in structures
         if label.value in boxes
     }
-    return measure(masks, volume, {label.value: label.name for label in structures})
 
 
 def mask_in_box(array: np.ndarray, box: tuple[slice, ...], geometry: Geometry) -> Mask:
@@ -87,21 +99,50 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
     list of dict
         One for each mask, from the head down: ``value``, ``name``, ``volume_ml``, ``centroid_ras_mm``, ``at_border``
         (the mask reaches the border of the image), ``anterior_height_mm``, ``middle_height_mm``,
-        ``posterior_height_mm``, ``trabecular_hu`` (None unless the volume is a CT), ``sagittal_angle_deg`` and
-        ``coronal_angle_deg`` (to the next lower level, none for the sacrum), and ``note`` (why there are no heights, a
+        ``posterior_height_mm``, ``left_height_mm``, ``right_height_mm`` and their largest standard deviation
+        ``height_sd_mm``; ``height_points_ras_mm``: of each place, in this order, the points on the upper and on the
+        lower end plate; ``expected_anterior_height_mm`` and so on; ``height_loss_percent``, the largest loss, its
+        ``height_loss_sd_percent`` and ``height_loss_place``; ``fracture_grade`` (0 to 3, None if it is not judged),
+        ``fracture_grade_lowest`` and ``fracture_grade_highest`` (within 90 %), ``fracture_shape``
+        and ``not_judged`` (why there is no grade, a sentence, else None); ``trabecular_hu`` (None unless the volume is
+        a CT), ``sagittal_angle_deg`` and ``coronal_angle_deg`` (to the next lower level, none for the sacrum), what
+        `segmamba.measurements.alignment.between` says of the disc below, and ``note`` (why there are no heights, a
         sentence, else None).
     """
+    rows: list[dict[str, Any]] = measure_spine(masks, volume, names)["measurements"]
+    return rows
+
+
+def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str]) -> dict[str, Any]:
+    """Measure a column.
+
+    Returns
+    -------
+    dict
+        ``measurements``: the vertebrae, as `measure` returns them; ``curves``: see
+        `segmamba.measurements.alignment.curves`; ``bone``: see `segmamba.measurements.bone_density.bone_density`, None
+        unless the volume is a CT.
+    """
     order = [*from_top(masks), *(level for level in sorted(masks) if level not in ORDER)]
-    centres = {level: _centroid(masks[level]) for level in order}
+    centres = {level: centroid(masks[level]) for level in order}
     is_ct = resolve_modality(volume).modality == CT
     bodies: dict[int, Body] = {}
+    surfaces: dict[int, tuple[Surface, Surface]] = {}
+    heights: dict[int, Heights] = {}
+    implants: set[int] = set()
 
     def row_of(level: int) -> dict[str, Any]:
         mask = masks[level]
         at_border = not _within(_box_corners(mask), volume.geometry)
-        body, note = _body_of(level, mask, _direction(level, centres), volume.geometry if at_border else None)
+        core = np.empty(0)
+        body, note = _body_of(level, mask, direction(level, centres), volume.geometry if at_border else None)
         if body is not None:
-            bodies[level] = body
+            bodies[level], plates = body, end_plates(body, mask)
+            if plates is not None:
+                surfaces[level], heights[level] = plates, heights_of(body, plates, mask)
+            core = _core(body, volume) if is_ct else core
+            if _ml(int(np.count_nonzero(core > IMPLANT_HU))) >= IMPLANT_ML:
+                implants.add(level)
         x, y, z = centres[level]
         return {
             "value": level,
@@ -110,19 +151,41 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
             "volume_ml": round(float(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3]))) / 1000, 3),
             "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
             "at_border": at_border,
-            **{f"{name}_height_mm": None if body is None else _height(body, *BANDS[name]) for name in BANDS},
-            "trabecular_hu": _density(body, volume) if body is not None and is_ct else None,
+            "trabecular_hu": round(float(core.mean()), 1) if _ml(len(core)) >= SMALLEST_CORE_ML else None,
             "sagittal_angle_deg": None,
             "coronal_angle_deg": None,
             "note": note,
         }
 
     rows = list(at_once(row_of, centres).values())
-    for row, below in zip(rows, order[1:], strict=False):
+    plates = _plates(bodies, surfaces, masks)
+    torn = {level for level in heights if heights[level].torn > LARGEST_TORN}
+    found = losses({level: heights[level] for level in heights if level not in implants | torn})
+    for row in rows:
         level = row["value"]
+        row.update(_height_cells(heights.get(level)))
+        row.update(_fracture_cells(found.get(level), _not_judged(row, level in implants, level in torn)))
+    for row, below in zip(rows, [*order[1:], None], strict=False):
+        level = row["value"]
+        row.update(between(level, below, plates, heights))
         if level in bodies and below in bodies and is_next(level, below):
             row["sagittal_angle_deg"], row["coronal_angle_deg"] = angles(bodies[level], bodies[below])
-    return rows
+    densities = {row["value"]: row["trabecular_hu"] for row in rows if row["trabecular_hu"] is not None}
+    bone = bone_density(densities, bodies, volume) if is_ct else None
+    return {"measurements": rows, "curves": curves(plates), "bone": bone}
+
+
+def _plates(
+    bodies: Mapping[int, Body], surfaces: Mapping[int, tuple[Surface, Surface]], masks: Mapping[int, Mask]
+) -> dict[int, Plates]:
+    """Return the end plates that can be measured, by level from the head down, and the sacrum's."""
+    found = {level: plates_of(bodies[level], surfaces[level]) for level in from_top(surfaces)}
+    last = next(reversed(found), None)
+    if last is not None and L4 <= last <= L6 and SACRUM in masks:
+        sacrum = sacral_plate(bodies[last], masks[SACRUM])
+        if sacrum is not None:
+            found[SACRUM] = sacrum
+    return found
 
 
 def angles(upper: Body, lower: Body) -> tuple[float, float]:
@@ -136,7 +199,8 @@ def angles(upper: Body, lower: Body) -> tuple[float, float]:
     (up_1, back_1, left_1), (up_2, back_2, left_2) = common @ upper.axes[0], common @ lower.axes[0]
     sagittal = np.arctan2(back_2, up_2) - np.arctan2(back_1, up_1)
     coronal = np.arctan2(left_1, up_1) - np.arctan2(left_2, up_2)
-    return round(float(np.degrees(sagittal)), 1), round(float(np.degrees(coronal)), 1)
+    # No negative zeros.
+    return round(float(np.degrees(sagittal)), 1) + 0.0, round(float(np.degrees(coronal)), 1) + 0.0
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -172,13 +236,14 @@ def _body_of(level: int, mask: Mask, up: np.ndarray, image: Geometry | None) -> 
     return body, None if body is not None else INSEPARABLE
 
 
-def _centroid(mask: Mask) -> np.ndarray:
+def centroid(mask: Mask) -> np.ndarray:
+    """Return the mean position of a mask's voxels, LPS mm."""
     index = [part.mean() for part in np.nonzero(mask.array)][::-1]
-    centroid: np.ndarray = (mask.to_lps @ [*index, 1.0])[:3]
-    return centroid
+    centre: np.ndarray = (mask.to_lps @ [*index, 1.0])[:3]
+    return centre
 
 
-def _direction(level: int, centres: Mapping[int, np.ndarray]) -> np.ndarray:
+def direction(level: int, centres: Mapping[int, np.ndarray]) -> np.ndarray:
     """Return the direction of the column at a level, LPS, from the nearest levels present below and above."""
     order = from_top(centres)
     index = order.index(level) if level in order else len(order)
@@ -211,24 +276,54 @@ def _within(points: np.ndarray, geometry: Geometry) -> bool:
     return bool((index > 0.5).all() and (index < np.array(geometry.size) - 1.5).all())
 
 
-def _height(body: Body, first: float, last: float) -> float | None:
-    """Return the mean distance of the end plates between two fractions of the depth, mm."""
-    depth, width = body.plate_grid
-    part = depth / body.size[1] + 0.5
-    heights = (body.upper - body.lower)[(part >= first) & (part <= last)][
-        :, np.abs(width) <= body.size[2] * MIDDLE_WIDTH / 2
-    ]
-    heights = heights[np.isfinite(heights)]
-    return round(float(np.mean(heights)), 2) if heights.size else None
+def _height_cells(heights: Heights | None) -> dict[str, Any]:
+    """Return the heights of a row."""
+    sd = float("nan") if heights is None else float(heights.sd.max())
+    cells = {name: None if heights is None else heights.at(place) for name, place in zip(HEIGHTS, PLACES, strict=True)}
+    points = None if heights is None else np.round(heights.points * (-1, -1, 1), 2).tolist()
+    return {**cells, "height_sd_mm": round(sd, 2) if np.isfinite(sd) else None, "height_points_ras_mm": points}
 
 
-def _density(body: Body, volume: Volume) -> float | None:
-    """Return the mean HU of a CT inside a body, away from its surface."""
+def _not_judged(row: Mapping[str, Any], implant: bool, torn: bool) -> str | None:
+    """Return a sentence why a vertebra with these heights has no grade; None if nothing here speaks against it."""
+    if not is_graded(row["value"]):
+        return OTHER_LEVEL
+    if row["note"]:
+        return str(row["note"])
+    if implant:
+        return IMPLANT
+    if torn:
+        return TORN
+    return None if all(row[name] is not None for name in HEIGHTS) else GAP
+
+
+def _fracture_cells(loss: Loss | None, not_judged: str | None) -> dict[str, Any]:
+    """Return the loss of height of a row and its grade, or why there is none."""
+    known = loss if not_judged is None else None
+    judged = known if known is not None and known.grade is not None else None
+    expected = [None] * len(EXPECTED) if known is None else known.expected_mm
+    return {
+        **dict(zip(EXPECTED, expected, strict=True)),
+        "height_loss_percent": None if known is None else round(100 * known.part, 1),
+        "height_loss_sd_percent": None if known is None else round(100 * known.sd, 1),
+        "height_loss_place": None if known is None else known.place,
+        "fracture_grade": None if judged is None else judged.grade,
+        "fracture_grade_lowest": None if judged is None else judged.lowest,
+        "fracture_grade_highest": None if judged is None else judged.highest,
+        "fracture_shape": None if judged is None else judged.shape or None,
+        "not_judged": not_judged or (UNCERTAIN if judged is None else None),
+    }
+
+
+def _core(body: Body, volume: Volume) -> np.ndarray:
+    """Return the values of a volume inside a body, away from its surface, one each cubic mm."""
     shell = min(SHELL_MM, SHELL_PART * body.size[0], SHELL_PART * body.size[1])
     depth = ndimage.distance_transform_edt(np.pad(body.inside, 1))[1:-1, 1:-1, 1:-1] * FINE_MM
-    points = body.points(depth > shell)
-    if len(points) * FINE_MM**3 / 1000 < SMALLEST_CORE_ML:
-        return None
-    index = _index(points, volume.geometry)[:, ::-1]
-    values = ndimage.map_coordinates(volume.array, index.T, np.float32, order=1, mode="nearest")
-    return round(float(values.mean()), 1)
+    index = _index(body.points(depth > shell), volume.geometry)[:, ::-1]
+    values: np.ndarray = ndimage.map_coordinates(volume.array, index.T, np.float32, order=1, mode="nearest")
+    return values
+
+
+def _ml(samples: int) -> float:
+    """Return the volume of samples of a body, mL."""
+    return samples * FINE_MM**3 / 1000

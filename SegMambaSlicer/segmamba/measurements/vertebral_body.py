@@ -17,6 +17,8 @@ COARSE_MM, FINE_MM = 2.0, 1.0
 FINE_PASSES = 2
 # Margin around the body in the fine passes.
 MARGIN_MM = 8.0
+# End plates are kept this far beyond the median of the walls.
+BEYOND_WALL_MM = 6.0
 # Half the thickness of the sagittal section: the canal is wider at every level.
 SECTION_MM = 4.0
 # A component of the section below this part of the largest one cannot be the body.
@@ -60,8 +62,11 @@ class Body:
         Height, depth and width in mm, the extents along these axes.
     upper, lower : ndarray (depth, width)
         Height of the end plates above ``centre`` at the points of ``plate_grid``, mm; NaN where there is no bone.
+    walls : ndarray (2, 2)
+        Front and back wall in the middle of the width: mm posterior of the centre, and how much more for each mm up.
     plate_grid : tuple of ndarray
-        Coordinates of the rows and of the columns of the end plates: mm posterior of the centre, mm left of it.
+        Coordinates of the rows and of the columns of the end plates: mm posterior of the centre, mm left of it. They
+        reach a little beyond the walls, which lean.
     inside : ndarray of bool (height, depth, width)
         The body on a grid of 1 mm along its axes.
     low : ndarray (3,)
@@ -73,6 +78,7 @@ class Body:
     size: np.ndarray
     upper: np.ndarray
     lower: np.ndarray
+    walls: np.ndarray
     plate_grid: tuple[np.ndarray, np.ndarray]
     inside: np.ndarray
     low: np.ndarray
@@ -113,6 +119,8 @@ def find_body(mask: Mask, up: np.ndarray) -> Body | None:
     Body or None
         None if the body is not separate from the arch, or too small or too large.
     """
+    # A cavity is none of the body's form.
+    mask = Mask(ndimage.binary_fill_holes(mask.array), mask.to_lps)
     points = np.argwhere(mask.array)[:, ::-1] @ mask.to_lps[:3, :3].T + mask.to_lps[:3, 3]
     if not len(points):
         return None
@@ -144,16 +152,26 @@ def axes_along(up: np.ndarray, posterior: np.ndarray) -> np.ndarray:
     return np.stack([first, second, np.cross(second, first)])
 
 
-def _sample(mask: Mask, centre: np.ndarray, axes: np.ndarray, low: np.ndarray, high: np.ndarray, step: float) -> _Grid:
+def resampled(
+    mask: Mask, centre: np.ndarray, axes: np.ndarray, low: np.ndarray, high: np.ndarray, step: float
+) -> np.ndarray:
+    """Return samples of a mask, 0 to 1, along axes (superior, posterior, left) from ``low`` to ``high``.
+
+    Both corners and the step are mm from the centre along the axes.
+    """
     shape = tuple((np.ceil((high - low) / step).astype(int) + 1).tolist())
     to_index = np.linalg.inv(mask.to_lps)
     # The axes of arrays are z, y, x.
     matrix = (to_index[:3, :3] @ axes.T)[::-1] * step
     first = (to_index @ [*(centre + low @ axes), 1.0])[2::-1]
-    soft = ndimage.affine_transform(
+    soft: np.ndarray = ndimage.affine_transform(
         mask.array.view(np.uint8), matrix, first, shape, np.float32, order=1, mode="grid-constant"
     )
-    return _Grid(soft, centre, axes, low, step)
+    return soft
+
+
+def _sample(mask: Mask, centre: np.ndarray, axes: np.ndarray, low: np.ndarray, high: np.ndarray, step: float) -> _Grid:
+    return _Grid(resampled(mask, centre, axes, low, high, step), centre, axes, low, step)
 
 
 def _box(grid: _Grid) -> np.ndarray | None:
@@ -213,10 +231,13 @@ def _posterior_direction(points: np.ndarray, up: np.ndarray, radius: float) -> n
     return direction
 
 
-def _columns(grid: _Grid, box: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the samples in the depth and width of a box, at all heights, and their coordinates in depth and width."""
+def _columns(grid: _Grid, box: np.ndarray, around: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the samples in the depth and width of a box, at all heights, and their coordinates in depth and width.
+
+    The depth may reach so many mm ``around`` the box.
+    """
     depth, width = grid.coordinates(1), grid.coordinates(2)
-    rows = np.flatnonzero((depth >= box[0, 1]) & (depth <= box[1, 1]))
+    rows = np.flatnonzero((depth >= box[0, 1] - around) & (depth <= box[1, 1] + around))
     columns = np.flatnonzero((width >= box[0, 2]) & (width <= box[1, 2]))
     return grid.soft[:, rows][:, :, columns], depth[rows], width[columns]
 
@@ -258,7 +279,8 @@ def _aligned(grid: _Grid, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _body(grid: _Grid, box: np.ndarray) -> Body:
     soft, depth, width = _columns(grid, box)
-    lower, upper = _plates(soft, grid)
+    around, around_depth, _ = _columns(grid, box, BEYOND_WALL_MM)
+    lower, upper = _plates(around, grid)
     middle = box.mean(axis=0)
     return Body(
         centre=grid.centre + middle @ grid.axes,
@@ -266,7 +288,32 @@ def _body(grid: _Grid, box: np.ndarray) -> Body:
         size=box[1] - box[0],
         upper=upper - middle[0],
         lower=lower - middle[0],
-        plate_grid=(depth - middle[1], width - middle[2]),
+        walls=_walls(grid, box),
+        plate_grid=(around_depth - middle[1], width - middle[2]),
         inside=soft >= 0.5,
         low=np.array([grid.low[0], depth[0], width[0]]) - middle,
     )
+
+
+def _walls(grid: _Grid, box: np.ndarray) -> np.ndarray:
+    """Return the lines of the front and of the back wall, see `Body.walls`, in the middle third of the width."""
+    middle, half = box.mean(axis=0), (box[1] - box[0]) / 2
+    up, depth, width = (grid.coordinates(axis) - middle[axis] for axis in range(3))
+    rows = np.flatnonzero(np.abs(up) <= half[0] / 2)
+    columns = np.flatnonzero(np.abs(width) <= half[2] / 3)
+    lines = (grid.soft[rows][:, :, columns] >= 0.5).transpose(0, 2, 1).reshape(len(rows) * len(columns), -1)
+    heights = np.repeat(up[rows], len(columns))
+    start = int(np.abs(depth).argmin())
+    found = []
+    for ahead, sign in ((lines[:, start::-1], -1), (lines[:, start:], 1)):
+        within = ahead[:, 0]
+        # The wall is half a sample beyond the last one inside.
+        at = depth[start] + sign * grid.step * (_run(ahead) + 0.5)
+        # A line that ends at a vein's foramen, or goes on in the arch, is none of the wall.
+        near = np.abs(at - np.median(at)) <= BEYOND_WALL_MM / 2 if within.any() else np.zeros(0, bool)
+        if np.count_nonzero(near) < 2 or np.ptp(heights[within][near]) < half[0] / 2:
+            found.append([sign * half[1], 0.0])
+            continue
+        slope, offset = np.polyfit(heights[within][near], at[near], 1)
+        found.append([offset, slope])
+    return np.array(found)

@@ -130,6 +130,9 @@ def test_flags_say_what_to_look_at() -> None:
     doubt = {"numbering": {"certain": False, "reason": "no landmark is in view."}}
     assert flags(report, 1) == []
     assert flags(report | doubt, 1) == [LEVELS_UNCERTAIN]
+    graded = [{"fracture_grade_lowest": lowest} for lowest in (0, None, 1)]
+    assert flags(report | {"measurements": graded[:2]}, 1) == []
+    assert flags(report | {"measurements": graded}, 1) == ["loss of height"]
     unusual = {"numbering": {"certain": True, "variants": ["The sacrum follows L4."]}}
     assert flags(report | unusual, 1) == ["unusual levels"]
     assert flags({"segments": [], "run": {"warnings": []}} | unusual | doubt, 1) == ["nothing found"]

@@ -15,7 +15,7 @@ from segmamba.errors import OutputError
 from segmamba.inference.model_grid import cropped_geometry
 from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
-from segmamba.measurements.vertebrae import BANDS, measure_labels, write_table
+from segmamba.measurements.vertebrae import measure_labels, write_table
 from segmamba.measurements.vertebral_body import Mask, find_body
 from segmamba.models.manifest import load_manifest
 from segmamba.spine.levels import T13
@@ -56,12 +56,12 @@ def measured(vertebrae: dict[int, Vertebra], geometry: Geometry, value: int = 20
 
 
 def heights(row: dict[str, object]) -> list[float]:
-    return [row[f"{name}_height_mm"] for name in BANDS]
+    return [row[f"{name}_height_mm"] for name in ("anterior", "middle", "posterior")]
 
 
 def true_heights(vertebra: Vertebra) -> list[float]:
-    """Return the heights in the middle of the three bands."""
-    return [vertebra.height(part) for part in (0.175, 0.5, 0.825)]
+    """Return the heights at the front, in the middle and at the back."""
+    return [vertebra.height(part) for part in (0, 0.5, 1)]
 
 
 @pytest.mark.parametrize("name", ["1 mm", "thick", "coarse"])
@@ -78,9 +78,7 @@ def test_heights_of_a_wedge_are_found_within_a_voxel_on_any_grid(name: str, dire
 def test_wedge_fractures_have_their_ratio(ratio: float) -> None:
     vertebrae = column(anterior=ratio * 27.0, posterior=27.0)
     anterior, _middle, posterior = heights(measured(vertebrae, grid(SPACINGS["fine"])))
-    # At 17.5 % of the depth from the front and from the back.
-    first, _, last = true_heights(vertebrae[20])
-    assert anterior / posterior == pytest.approx(first / last, abs=0.03)
+    assert anterior / posterior == pytest.approx(ratio, abs=0.03)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +130,9 @@ def test_small_and_large_bodies_are_measured(scale: float) -> None:
     vertebrae = {20: column(**measures)[20]}
     geometry = grid(SPACINGS["1 mm"])
     row = measured(vertebrae, geometry)
-    assert heights(row) == pytest.approx(true_heights(vertebrae[20]), abs=0.8)
+    # In a body of 12 mm, steps of 1 mm turn its axis by some degrees.
+    tolerance = 1.1 if scale < 1 else 0.8
+    assert heights(row) == pytest.approx(true_heights(vertebrae[20]), abs=tolerance)
 
 
 @pytest.mark.parametrize("name", ["thick", "sagittal MR"])

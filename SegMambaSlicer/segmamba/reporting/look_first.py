@@ -1,0 +1,95 @@
+"""What a reader should look at first in a report of a spine, the gravest first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from segmamba.reporting.report import level_variants, numbering_doubt
+
+# A vertebra whose voxels have a lower mean probability, or whose level a lower one, is doubtful.
+SURE_MASK, SURE_LEVEL = 0.8, 0.75
+# A vertebra that lies so far in front of or behind the next one has slipped, mm.
+SLIPPED_MM = 4.0
+# Trabecular density of L1, HU: at or below the first, more than 90 % of the people without osteoporosis are above; at
+# or below the second are 90 % of those with it (DXA, Pickhardt et al., Ann Intern Med 2013).
+SPECIFIC_HU, SENSITIVE_HU = 110.0, 160.0
+NO_CONTRAST = "no contrast seen"
+
+
+def look_first(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what to look at, the gravest first.
+
+    Returns
+    -------
+    list of dict
+        ``value``: of the structure, None for the whole column; ``text``: a sentence.
+    """
+    rows = report.get("measurements") or []
+    graded = [row for row in rows if row["fracture_grade"]]
+    certain = [row for row in graded if row["fracture_grade_lowest"] > 0]
+    possible = [row for row in rows if row["fracture_grade"] is not None and row not in certain]
+    possible = [row for row in possible if row["fracture_grade"] > 0 or row["fracture_grade_highest"] > 1]
+    found: list[tuple[int | None, str]] = [(None, text) for text in filter(None, [numbering_doubt(report)])]
+    found += [(row["value"], _fracture(row)) for row in _by_loss(certain)]
+    found += [(row["value"], _fracture(row)) for row in _by_loss(possible)]
+    found += [(row["value"], text) for row in rows for text in [_slip(row)] if text]
+    found += [(None, text) for text in filter(None, [_bone(report.get("bone"))])]
+    found += _doubtful(report)
+    found += [(None, text) for text in level_variants(report)]
+    return [{"value": value, "text": text} for value, text in found]
+
+
+def short(name: str) -> str:
+    """Return the name of a vertebra without the word."""
+    return name.removesuffix(" vertebra")
+
+
+def grade_text(row: Mapping[str, Any]) -> str:
+    """Return the grade of a vertebra with its range: "2", or "1 (0 to 2)"; empty if it is not judged."""
+    if row["fracture_grade"] is None:
+        return ""
+    lowest, highest = row["fracture_grade_lowest"], row["fracture_grade_highest"]
+    return str(row["fracture_grade"]) if lowest == highest else f"{row['fracture_grade']} ({lowest} to {highest})"
+
+
+def _by_loss(rows: list[Any]) -> list[Any]:
+    return sorted(rows, key=lambda row: -row["height_loss_percent"])
+
+
+def _fracture(row: Mapping[str, Any]) -> str:
+    loss = f"{row['height_loss_percent']} % of the height is lost ({row['height_loss_place']})"
+    deviation = f"standard deviation {row['height_loss_sd_percent']} %"
+    if not row["fracture_grade"] or not row["fracture_grade_lowest"]:
+        return f"{short(row['name'])}: uncertain, grade {grade_text(row)}; {loss}, {deviation}."
+    return f"{short(row['name'])}: {row['fracture_shape']}, grade {grade_text(row)}; {loss}, {deviation}."
+
+
+def _slip(row: Mapping[str, Any]) -> str:
+    if row["slip_mm"] is None or abs(row["slip_mm"]) < SLIPPED_MM:
+        return ""
+    where = "in front of" if row["slip_mm"] > 0 else "behind"
+    return f"{short(row['name'])} lies {abs(row['slip_mm'])} mm {where} the vertebra below."
+
+
+def _bone(bone: Mapping[str, Any] | None) -> str:
+    """Return a sentence about a low density of L1; none where contrast medium may have raised it."""
+    if not bone or bone["l1_hu"] is None or bone["phase"] != NO_CONTRAST or bone["l1_hu"] > SENSITIVE_HU:
+        return ""
+    limit = SPECIFIC_HU if bone["l1_hu"] <= SPECIFIC_HU else SENSITIVE_HU
+    return f"Trabecular density of L1 is {bone['l1_hu']} HU, at or below {limit:.0f} HU."
+
+
+def _doubtful(report: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Return the structures whose mask or level the network is not sure of."""
+    levels = (report.get("numbering") or {}).get("levels", {})
+    found = []
+    for segment in report["segments"]:
+        sure = levels.get(str(segment["value"]), 1.0)
+        doubts = [f"mask {segment['mean_confidence']}"] * (segment["mean_confidence"] < SURE_MASK)
+        doubts += [f"level {sure}"] * (sure < SURE_LEVEL)
+        if doubts:
+            found.append(
+                (segment["value"], f"{short(segment['name'])} is uncertain: probability of {', '.join(doubts)}.")
+            )
+    return found
