@@ -146,6 +146,12 @@ class Request:
     measurements: str | None = option(
         FilePath(), "write volume, heights, density and angles of each vertebra as CSV", None, metavar="FILE"
     )
+    page: str | None = option(
+        FilePath(),
+        "write one HTML page of the spine: pictures, heights, grades, curves, density, and what to look at first",
+        None,
+        metavar="FILE",
+    )
     checkpoint: str | None = option(FilePath(), "use these weights instead of the model's own", None, metavar="FILE")
     # The paths of its bundled checkpoints start from its folder.
     manifest: str | None = option(FilePath(), "use your own manifest", None, metavar="FILE")
@@ -209,7 +215,7 @@ class Request:
 
 
 # What differs from volume to volume, and what is the same for many.
-FILES = ("input", "output", "channels", "report", "preview", "measurements")
+FILES = ("input", "output", "channels", "report", "preview", "measurements", "page")
 SETTINGS = tuple(name for name in (*declared(Request), *declared(Options)) if name not in FILES)
 
 

@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=_run)
     parser.add_argument("input", metavar="INPUT", help=help_of("input"))
     parser.add_argument("--output", "-o", required=True, metavar="FILE", help=help_of("output"))
-    add_options(parser, ("channels", "report", "preview", "measurements", *SETTINGS))
+    add_options(parser, ("channels", "report", "preview", "measurements", "page", *SETTINGS))
     text = "let a server do it ('segmamba serve'); this computer needs no torch and no model"
     parser.add_argument("--server", metavar="ADDRESS", help=text)
     parser.add_argument("--in-process", action="store_true", help="run without a worker process, for debugging")
@@ -61,12 +61,16 @@ def _worker(server: str | None, log: Callable[[str], None] | None) -> WorkerProc
 def _print_result(report: Mapping[str, Any], request: Request) -> None:
     run = report["run"]
     print(report["summary"])
+    for entry in report.get("look_first", []):
+        if entry["text"] not in report["summary"]:
+            print(f"Look at: {entry['text']}")
     for sentence in (*run["warnings"], *run["notes"]):
         print(f"Note: {sentence}")
     for sentence in filter(None, (report["model"]["estimated"], report["model"]["caution"])):
         print(f"Note: {sentence}.")
     fine = report.get("isotropic", {}).get("output")
-    written = (request.output, *report.get("also", ()), fine, request.report, request.preview, request.measurements)
+    tables = (request.report, request.preview, request.measurements, request.page)
+    written = (request.output, *report.get("also", ()), fine, *tables)
     print(f"Written: {', '.join(path for path in written if path)}")
     devices = " and ".join(dict.fromkeys((run["device"], run.get("fine", run)["device"])))
     print(f"{devices}, {run['precision']}, scan backend {run['scan_backend']}, {report['timings_s']['total']:.1f} s")

@@ -29,10 +29,12 @@ from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.read import read_volume
 from segmamba.io.stored_grid import labels_as_stored
 from segmamba.measurements.vertebrae import write_table
+from segmamba.models import store
 from segmamba.models.library import load_models
 from segmamba.models.manifest import Model, chosen_labels
 from segmamba.reporting import preview as previewing
 from segmamba.reporting import report as reporting
+from segmamba.reporting.page import Case, check_page, page, write_page
 from segmamba.request import Request
 from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.atomic import check_output
@@ -108,8 +110,10 @@ def _segment_file(
 ) -> dict[str, Any]:
     model = requested_model(request)
     chosen_labels(model, request.options.structures)
-    if request.measurements and model.task != VERTEBRAE_TASK:
+    if (request.measurements or request.page) and model.task != VERTEBRAE_TASK:
         raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
+    if request.page:
+        check_page()
     files = in_order(model, request.input, request.channels or {})
     check_files(files, model)
     check_outputs(request)
@@ -154,6 +158,9 @@ def _segment_file(
         "run": {**result.report["run"], "warnings": [*result.report["run"]["warnings"], *noted]},
         "timings_s": {**timings, "total": round(now - started, 3)},
     }
+    if request.page:
+        report = {**report, "page": request.page, "output_sha256": store.sha256(Path(request.output))}
+        write_page(request.page, page(Case(report, volume, result.grid_labels, result.model)))
     if request.report:
         reporting.write_report(request.report, report)
     progress("write", 1.0)
@@ -285,7 +292,8 @@ def check_outputs(request: Request) -> None:
                 raise OutputError(f"{dicom} needs a DICOM series as input: choose another output format.")
             check_sources(dicom_index.find_files(source), str(dicom))
     outputs = [Path(request.output), *further]
-    for path, extension in ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv")):
+    files = ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv"))
+    for path, extension in (*files, (request.page, ".html")):
         if path is not None:
             check_output(path, (extension,))
             outputs.append(Path(path))
@@ -297,8 +305,8 @@ def check_outputs(request: Request) -> None:
         raise InstallationError(
             "A preview needs matplotlib: install it with 'pip install matplotlib', or leave out --preview."
         )
-    files = (request.manifest, request.checkpoint, request.options.levels_from)
-    given = (request.input, *(request.channels or {}).values(), *files)
+    others = (request.manifest, request.checkpoint, request.options.levels_from)
+    given = (request.input, *(request.channels or {}).values(), *others)
     inputs = [Path(path).resolve() for path in given if path]
     for output in outputs:
         if output.resolve() in inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def segment(folder: Path, name: str, *more: str) -> int:
 
 
 def test_report_and_table_have_a_row_for_each_vertebra_that_was_found(folder: Path) -> None:
-    files = ("--report", str(folder / "r.json"), "--measurements", str(folder / "m.csv"))
+    tables = ("--measurements", str(folder / "m.csv"), "--page", str(folder / "p.html"))
+    files = ("--report", str(folder / "r.json"), *tables)
     assert segment(folder, "first", *files) == 0
     report = json.loads((folder / "r.json").read_text(encoding="utf-8"))
     rows = report["measurements"]
@@ -42,6 +44,10 @@ def test_report_and_table_have_a_row_for_each_vertebra_that_was_found(folder: Pa
         assert [row[figure] for row in rows] == [segment[figure] for segment in report["segments"]]
     with (folder / "m.csv").open(encoding="utf-8", newline="") as stream:
         assert [line["name"] for line in csv.DictReader(stream)] == [row["name"] for row in rows]
+    page = (folder / "p.html").read_text(encoding="utf-8")
+    assert report["summary"] in page and report["page"] == str(folder / "p.html")
+    digest = hashlib.sha256((folder / "first.nrrd").read_bytes()).hexdigest()
+    assert report["output_sha256"] == digest and digest in page
 
 
 def test_a_table_that_cannot_be_written_is_refused_before_the_work(
@@ -49,6 +55,8 @@ def test_a_table_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     assert segment(folder, "second", "--measurements", str(folder / "m.txt")) == OutputError.exit_code
     assert "use .csv" in capsys.readouterr().err
+    assert segment(folder, "second", "--page", str(folder / "p.pdf")) == OutputError.exit_code
+    assert "use .html" in capsys.readouterr().err
     assert not (folder / "second.nrrd").exists()
 
 

@@ -188,6 +188,8 @@ def test_an_error_of_a_job_comes_as_it_would_here_and_nothing_is_kept(
     assert server.files() == []
     with pytest.raises(ModelError, match="leave out the checkpoint"):
         remotely(request_of(checkpoint="x.pt"), server.client)
+    with pytest.raises(OutputError, match="leave out --page"):
+        remotely(request_of(page=str(tmp_path / "page.html")), server.client)
     with pytest.raises(OutputError, match="does not exist"):
         remotely(request_of("nowhere/out.nii.gz"), server.client)
 
