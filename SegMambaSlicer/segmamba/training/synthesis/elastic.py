@@ -156,7 +156,7 @@ def cut_field_of_view(tissues: Tensor, context: SamplingContext, narrowed: float
     return tissues
 
 
-def limit_field_of_view(tissues: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
+def limit_field_of_view(tissues: Tensor, low: Sequence[int] | np.ndarray, high: Sequence[int] | np.ndarray) -> Tensor:
     """Return tissues (z, y, x) with nothing outside rows and columns from ``low`` to before ``high``, each (y, x).
 
     What lies beyond the tissues is left out.
