@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LEAKY_SLOPE = 0.01
+from segmamba.networks import cpu_blocks
+from segmamba.networks.cpu_blocks import LEAKY_SLOPE
 
 
 def pad_to_stride(volume: Tensor, stride: int) -> Tensor:
@@ -29,12 +30,12 @@ def pad_to_stride(volume: Tensor, stride: int) -> Tensor:
 
 
 def to_channels_last(volume: Tensor) -> Tensor:
-    """Return a network's input (B, C, D, H, W) in channels-last memory format on a CPU in half precision.
+    """Return a network's input (B, C, D, H, W) in channels-last memory format on a CPU, but not to train in float32.
 
-    oneDNN convolves in this format and would reorder any other before and after each convolution, which takes as long
-    as the convolutions. All layers keep the format of their input. In float32 it gains nothing.
+    oneDNN convolves in this format and would reorder any other before and after each convolution: in half precision
+    that takes as long as the convolutions, in float32 half of it. All layers keep the format of their input.
     """
-    if volume.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    if volume.device.type != "cpu" or (torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")):
         return volume
     # `contiguous` would leave a volume of one channel unchanged.
     return torch.empty_like(volume, memory_format=torch.channels_last_3d).copy_(volume)
@@ -54,6 +55,8 @@ def instance_norm(
 
     For one item it equals the batch norm, which on a CPU keeps the channels-last format.
     """
+    if cpu_blocks.applies_to(volume):
+        return cpu_blocks.instance_norm(volume, weight, bias, eps)
     if len(volume) == 1 and volume.device.type == "cpu":
         return functional.batch_norm(volume, None, None, weight, bias, training=True, eps=eps)
     return functional.instance_norm(volume, weight=weight, bias=bias, eps=eps)
@@ -76,18 +79,34 @@ class LayerNorm(nn.LayerNorm):
         return normed.to(values.dtype)
 
 
+class Conv3d(nn.Conv3d):
+    """A convolution. On a CPU one of 1^3 is the matrix product that it is: PyTorch's own takes up to ten times as long.
+
+    (B, in_channels, D, H, W) -> (B, out_channels, D / stride, H / stride, W / stride).
+    """
+
+    def forward(self, volume: Tensor) -> Tensor:
+        if volume.device.type != "cpu" or self.kernel_size != (1, 1, 1):
+            return super().forward(volume)
+        z, y, x = self.stride
+        return cpu_blocks.pointwise(volume[:, :, ::z, ::y, ::x], self.weight, self.bias)
+
+
 class ConvBlock(nn.Module):
     """Convolution that keeps channels and size, instance norm without parameters, ReLU: the SegMamba family's block."""
 
     def __init__(self, channels: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            nn.Conv3d(channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation),
+            Conv3d(channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation),
             InstanceNorm(channels),
             nn.ReLU(inplace=True),
         )
 
     def forward(self, volume: Tensor) -> Tensor:
+        if cpu_blocks.applies_to(volume):
+            convolution, norm, _ = self.block
+            return cpu_blocks.normalised_convolution(convolution, norm, volume, slope=0.0)
         return self.block(volume)
 
 
@@ -105,16 +124,18 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, affine: bool = False) -> None:
         super().__init__()
-        self.conv1 = _named(nn.Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False))
-        self.conv2 = _named(nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False))
+        self.conv1 = _named(Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False))
+        self.conv2 = _named(Conv3d(out_channels, out_channels, 3, padding=1, bias=False))
         self.norm1 = InstanceNorm(out_channels, affine=affine)
         self.norm2 = InstanceNorm(out_channels, affine=affine)
         self.project = in_channels != out_channels or stride != 1
         if self.project:
-            self.conv3 = _named(nn.Conv3d(in_channels, out_channels, 1, stride, bias=False))
+            self.conv3 = _named(Conv3d(in_channels, out_channels, 1, stride, bias=False))
             self.norm3 = InstanceNorm(out_channels, affine=affine)
 
     def forward(self, volume: Tensor) -> Tensor:
+        if cpu_blocks.applies_to(volume):
+            return cpu_blocks.residual_block(self, volume)
         shortcut = self.norm3(self.conv3(volume)) if self.project else volume
         inner = functional.leaky_relu(self.norm1(self.conv1(volume)), LEAKY_SLOPE, inplace=True)
         return functional.leaky_relu(self.norm2(self.conv2(inner)) + shortcut, LEAKY_SLOPE, inplace=True)
@@ -143,6 +164,8 @@ class DecoderBlock(nn.Module):
         self.conv_block = ResidualBlock(2 * out_channels, out_channels, affine=affine)
 
     def forward(self, volume: Tensor, skip: Tensor) -> Tensor:
+        if cpu_blocks.applies_to(volume):
+            return cpu_blocks.decoder_block(self, volume, skip)
         return self.conv_block(torch.cat((self.transp_conv(volume), skip), dim=1))
 
 
@@ -151,7 +174,9 @@ class OutputBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = _named(nn.Conv3d(in_channels, out_channels, 1))
+        self.conv = _named(Conv3d(in_channels, out_channels, 1))
 
     def forward(self, volume: Tensor) -> Tensor:
+        if cpu_blocks.applies_to(volume):
+            return cpu_blocks.channels_first(self.conv.conv, volume)
         return self.conv(volume)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segmamba.networks.blocks import (
+    Conv3d,
     ConvBlock,
     DecoderBlock,
     EncoderBlock,
@@ -65,8 +66,8 @@ class PointwiseMLP(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv3d(channels, 2 * channels, 1)
-        self.fc2 = nn.Conv3d(2 * channels, channels, 1)
+        self.fc1 = Conv3d(channels, 2 * channels, 1)
+        self.fc2 = Conv3d(2 * channels, channels, 1)
 
     def forward(self, volume: Tensor) -> Tensor:
         return self.fc2(functional.gelu(self.fc1(volume)))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segmamba.networks.blocks import (
+    Conv3d,
     ConvBlock,
     DecoderBlock,
     InstanceNorm,
@@ -45,7 +46,7 @@ class HierarchicalDownsampling(nn.Module):
             nn.Conv3d(in_channels, width, kernel, stride=2, padding=padding)
             for kernel, padding in ((5, 2), (3, 1), (2, 0))
         )
-        self.fusion = nn.Conv3d(3 * width, out_channels, 1, bias=False)
+        self.fusion = Conv3d(3 * width, out_channels, 1, bias=False)
         self.norm = InstanceNorm(out_channels, affine=True)
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -73,9 +74,9 @@ class DepthwiseBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False),
             InstanceNorm(channels, affine=True),
-            nn.Conv3d(channels, MLP_FACTOR * channels, 1),
+            Conv3d(channels, MLP_FACTOR * channels, 1),
             nn.GELU(),
-            nn.Conv3d(MLP_FACTOR * channels, channels, 1),
+            Conv3d(MLP_FACTOR * channels, channels, 1),
         )
 
     def forward(self, volume: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segmamba.networks.blocks import LayerNorm
+from segmamba.networks import cpu_blocks
+from segmamba.networks.blocks import Conv3d, LayerNorm
 
 BLOCKS = 2
 HEADS = 4
@@ -81,6 +82,8 @@ class CrossUpdate(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
 
     def forward(self, features: Tensor, prior: Tensor) -> Tensor:
+        if cpu_blocks.applies_to(features):
+            return cpu_blocks.cross_update(features, prior, self.sharpness)
         with torch.autocast(features.device.type, enabled=False):
             maps = prior.flatten(2).float()
             normed_features = functional.layer_norm(features.flatten(2).float(), maps.shape[2:]).view(features.shape)
@@ -117,7 +120,7 @@ class ShapePrior(nn.Module):
         cells = grid[0] * grid[1] * grid[2]
         self.self_update = nn.Sequential(*(ClassTransformer(classes, cells) for _ in range(BLOCKS)))
         self.cross_updates = nn.ModuleList(CrossUpdate() for _ in channels)
-        self.refresh = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in channels[:-1])
+        self.refresh = nn.ModuleList(Conv3d(width, classes, 1) for width in channels[:-1])
 
     def forward(self, skips: Sequence[Tensor]) -> list[Tensor]:
         prior = self.prior.expand(skips[0].shape[0], -1, -1, -1, -1)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from segmamba.errors import ModelError
 from segmamba.inference.device import onednn_has_bfloat16
-from segmamba.networks import build_network, parameter_count
+from segmamba.networks import build_network, cpu_blocks, parameter_count
 from segmamba.networks.blocks import DecoderBlock, EncoderBlock, OutputBlock, pad_to_stride
 from segmamba.networks.checkpoint import load_state_dict, load_weights, save_safetensors
 from segmamba.networks.mamba import TriOrientedMamba, sum_of_orders, three_orders
@@ -85,26 +85,21 @@ def test_bfloat16_autocast_stays_finite_and_close(architecture: str) -> None:
 
 @pytest.mark.processor
 @every_architecture
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_every_map_of_a_processor_keeps_the_layout_of_its_precision(architecture: str, precision: str) -> None:
-    """One map in another order and oneDNN reorders all that follow, which takes as long as convolving them.
-
-    Channels last in bfloat16, and PyTorch's own layout in float32, in which a processor without bfloat16 runs.
-    """
-    if precision == "bfloat16" and not onednn_has_bfloat16():
+def test_every_map_in_bfloat16_is_channels_last(architecture: str) -> None:
+    """One map in another order and oneDNN reorders all that follow, which takes as long as convolving them."""
+    if not onednn_has_bfloat16():
         pytest.skip("oneDNN does not convolve in bfloat16 here, and what PyTorch does instead lays maps out otherwise")
-    layout = torch.channels_last_3d if precision == "bfloat16" else torch.contiguous_format
     network = tiny(architecture).eval()
     others = []
 
     def note(module: torch.nn.Module, _: object, answer: torch.Tensor) -> None:
-        if not answer.is_contiguous(memory_format=layout):
+        if not answer.is_contiguous(memory_format=torch.channels_last_3d):
             others.append(module)
 
     for module in network.modules():
         if isinstance(module, (torch.nn.Conv3d, torch.nn.ConvTranspose3d, torch.nn.InstanceNorm3d)):
             module.register_forward_hook(note)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         network(random_image(32, 32, 32))
     assert not others
 
@@ -265,3 +260,28 @@ def test_unknown_argument_is_named_with_the_known_ones() -> None:
 def test_arguments_that_make_no_network_are_refused() -> None:
     with pytest.raises(ModelError, match="do not describe a 'spine_mamba' network"):
         build_network("spine_mamba", features=[4, 8])
+
+
+@pytest.mark.processor
+@every_architecture
+def test_inference_on_the_processor_gives_what_training_gives(architecture: str) -> None:
+    # Without gradients, blocks run in place and joined; 48 voxels make the finer decoders join their convolutions.
+    network, image = tiny(architecture).eval(), random_image(48, 48, 64) * 3 + 1
+    expected = network(image).detach()
+    with torch.no_grad():
+        found = network(image)
+    assert found.is_contiguous()
+    assert (found - expected).norm() < 5e-5 * expected.norm()
+
+
+def test_a_joined_decoder_gives_what_its_two_convolutions_give() -> None:
+    torch.manual_seed(3)
+    block = DecoderBlock(6, 3, affine=True)
+    volume, skip = torch.randn(1, 6, 4, 5, 6), torch.randn(1, 3, 8, 10, 12)
+    expected = block(volume, skip).detach()
+    with torch.no_grad():
+        assert volume[0, 0].numel() >= cpu_blocks.JOINED * 3
+        torch.testing.assert_close(block(volume, skip), expected, rtol=1e-4, atol=1e-5)
+        assert volume[:, :, :2, :2, :2].numel() < cpu_blocks.JOINED * 3 * 6
+        small = block(volume[:, :, :2, :2, :2], skip[:, :, :4, :4, :4])
+    torch.testing.assert_close(small, block(volume[:, :, :2, :2, :2], skip[:, :, :4, :4, :4]), rtol=1e-4, atol=1e-5)

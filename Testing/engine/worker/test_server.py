@@ -23,7 +23,7 @@ from segmamba.io.read import read_volume
 from segmamba.io.volume import to_image
 from segmamba.request import Options, Request
 from segmamba.worker import server as worker_module
-from segmamba.worker.client import WorkerProcess, describe_end
+from segmamba.worker.client import WorkerProcess, describe_end, worker_environment
 from segmamba.worker.protocol import decode, encode
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -154,6 +154,13 @@ def test_the_worker_ends_by_itself_when_its_parent_is_gone_even_in_mid_job(folde
         process.wait()
     assert status == 0
     assert not (folder / "long.nii.gz").exists()
+
+
+def test_a_worker_asks_for_large_pages_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    assert worker_environment()["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert worker_environment()["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
 def test_what_libraries_print_does_not_break_the_protocol(tmp_path: Path) -> None:
