@@ -329,8 +329,8 @@ def changeText(change: Mapping[str, Any]) -> str:
 def secondsPerWindow(report: Mapping[str, Any]) -> float:
     """Return how long one window of the first stage took in a run; see `segmamba.inference.forecast.Forecast.work`."""
     run = report["run"]
-    windows = run["windows"] * 2 ** len(run["tta_axes"])
-    return report["timings_s"]["predict"] / (windows + FINE_TIME * run.get("fine", {}).get("windows", 0))
+    windows = run.get("work", run["windows"]) * 2 ** len(run["tta_axes"])
+    return report["timings_s"]["predict"] / (windows + FINE_TIME * run.get("fine", {}).get("work", 0))
 
 
 def _rival(numbering: Mapping[str, Any]) -> str:

@@ -148,6 +148,7 @@ class ForecastSection:
             roi=roi,
             modality=self.parameters.modality,
             output_spacing=ISO if self.parameters.isotropic else None,
+            device="cpu" if self._devices.gpuMemory is None else "auto",
             **QUALITIES[self._ui.qualityComboBox.currentData],
         )
         voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))

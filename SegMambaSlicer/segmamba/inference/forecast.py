@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from segmamba.inference.model_grid import Box, isotropic_spacing, model_grid
-from segmamba.inference.windows import window_count
+from segmamba.inference.windows import fitted_patch, window_count
 from segmamba.io.modality import model_for_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
@@ -40,10 +40,10 @@ class Forecast:
         Voxels of the model's grid along x, y, z.
     windows : int
         Number of network runs, flips included; of a model with two stages those of the first one, because only its
-        output says where the second one runs.
+        output says where the second one runs. On a processor (``device="cpu"``) these may be fewer and larger.
     work : float
-        The time of the networks, in windows of the first stage: those of a second one are estimated from the height
-        of the grid.
+        The time of the networks, in windows of the first stage of the model's own size: those of a second one are
+        estimated from the height of the grid.
     memory : int
         Bytes of main memory that the worker needs on the processor, in bfloat16.
     memory_beside_gpu : int
@@ -86,20 +86,35 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     overlap = model.overlap if options.overlap is None else options.overlap
     flips = 2 ** len(model.flip_axes) if options.tta else 1
     window_memory = round((model.entry.get("memory_gib") or 0) * 2**30)
-    windows = window_count(size[::-1], model.patch, overlap)
     finer = isotropic_voxels(volume, model, size, options, input_voxels)
-    memory, beside_gpu = (
-        main_memory(model, size, windows, input_voxels or volume.array.size, gpu, finer) for gpu in (False, True)
-    )
+    voxels = input_voxels or volume.array.size
+    windows = window_count(size[::-1], model.patch, overlap)
+    beside_gpu = main_memory(model, size, windows, voxels, True, finer)
+    on_cpu = with_fitted_window(model, size, overlap)
+    fitted = window_count(size[::-1], on_cpu.patch, overlap)
+    memory = main_memory(on_cpu, size, fitted, voxels, False, finer)
+    work = float(windows)
+    if options.device == "cpu":
+        windows, work = fitted, fitted * math.prod(on_cpu.patch) / math.prod(model.patch)
     return Forecast(
         size,
         flips * windows,
-        flips * windows + FINE_TIME * fine_windows(size, model, options),
+        flips * work + FINE_TIME * fine_windows(size, model, options),
         memory,
         beside_gpu,
         window_memory,
         window_memory + _channel(model, size) * _answer(model) if window_memory else 0,
     )
+
+
+def with_fitted_window(model: Model, size: tuple[int, int, int], overlap: float) -> Model:
+    """Return a model with the window that its first of two stages has on a processor, and what that takes."""
+    if model.fine is None:
+        return model
+    patch = fitted_patch(size[::-1], model.patch, overlap)
+    grown = math.prod(patch) / math.prod(model.patch)
+    memory = (model.entry.get("main_memory_gib") or 0) * grown
+    return replace(model, patch=patch, entry={**model.entry, "main_memory_gib": memory})
 
 
 def main_memory(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -279,7 +280,7 @@ def _predict_single_stage(
     output = predict(network, image, windows, context, _activation(model))
     if threshold is not None:
         suppress_below_margin(output.values, model.channel_values.index(threshold.label), threshold.high)
-    passes = (NetworkPass(grid, output.device),)
+    passes = (NetworkPass(grid, output.device, output.window),)
     values = (0, *model.channel_values) if model.has_regions else model.channel_values
     return Prediction(output.values, values, grid, passes, warnings=output.warnings)
 
@@ -382,7 +383,7 @@ def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple
     """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
     run = {
         **_describe_device(engine, passes[0].device),
-        **_describe_windows(passes[0].grid, model, options),
+        **_describe_windows(passes[0], model, options),
         "tta_axes": list(model.flip_axes) if options.tta else [],
         "refine": list(model.refinement) if options.refine else [],
         "postprocessing": (model.postprocessing if options.postprocess else Postprocessing.NONE).value,
@@ -391,7 +392,7 @@ def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple
     }
     if model.fine is not None and len(passes) > 1:
         fine = passes[1]
-        run["fine"] = _describe_device(engine, fine.device) | _describe_windows(fine.grid, model.fine, options)
+        run["fine"] = _describe_device(engine, fine.device) | _describe_windows(fine, model.fine, options)
     return run
 
 
@@ -409,11 +410,15 @@ def _describe_device(engine: _Engine, ran_on: torch.device) -> dict[str, Any]:
     }
 
 
-def _describe_windows(grid: ModelGrid, stage: Model | FineStage, options: Options) -> dict[str, Any]:
+def _describe_windows(ran: NetworkPass, stage: Model | FineStage, options: Options) -> dict[str, Any]:
+    """Return the windows of a stage; ``work`` is their time in windows of the model's own size."""
     overlap = stage.overlap if options.overlap is None else options.overlap
+    window = ran.window or stage.patch
+    count = window_count(ran.grid.geometry.size[::-1], window, overlap)
     return {
-        "model_grid": reporting.describe_grid(grid.geometry),
-        "patch": list(stage.patch),
-        "windows": window_count(grid.geometry.size[::-1], stage.patch, overlap),
+        "model_grid": reporting.describe_grid(ran.grid.geometry),
+        "patch": list(window),
+        "windows": count,
+        "work": round(count * math.prod(window) / math.prod(stage.patch), 2),
         "overlap": overlap,
     }

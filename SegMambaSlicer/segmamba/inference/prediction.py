@@ -21,10 +21,13 @@ class NetworkPass:
         Of the network's output.
     device : device
         What the network ran on: the CPU where a GPU's memory did not suffice.
+    window : tuple of int or None
+        Voxels of its windows along z, y, x; None for those that the model names.
     """
 
     grid: ModelGrid
     device: torch.device
+    window: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,11 +50,14 @@ class NetworkOutput:
         What the network ran on: not the context's device where its memory did not suffice.
     warnings : tuple of str
         One sentence for each step that was taken because memory ran out or half precision overflowed.
+    window : tuple of int or None
+        Voxels of its windows along z, y, x.
     """
 
     values: torch.Tensor
     device: torch.device
     warnings: tuple[str, ...]
+    window: tuple[int, ...] | None = None
 
 
 def softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -138,7 +141,7 @@ def predict(
             warnings += run.warnings
             if run.fast is not None:
                 warnings += kernels.fallbacks.values()
-            return NetworkOutput(values, step.compute, tuple(dict.fromkeys(warnings)))
+            return NetworkOutput(values, step.compute, tuple(dict.fromkeys(warnings)), step.window)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

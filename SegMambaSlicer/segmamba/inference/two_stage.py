@@ -18,7 +18,7 @@ from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import padding_values, resample_to_model
 from segmamba.inference.sliding_window import identity, predict
-from segmamba.inference.windows import Windows
+from segmamba.inference.windows import Windows, fitted_patch
 from segmamba.io.modality import CT
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
@@ -104,15 +104,20 @@ class _StageOutput:
 
 
 def _run_stage(
-    network: torch.nn.Module, image: np.ndarray, grid: ModelGrid, stage: Model, context: RunContext
+    network: torch.nn.Module,
+    image: np.ndarray,
+    grid: ModelGrid,
+    stage: Model,
+    context: RunContext,
+    patch: tuple[int, ...],
 ) -> _StageOutput:
     tensor = torch.from_numpy(image)
-    windows = Windows(stage.patch, context.overlap_of(stage), pad_values=padding_values(stage, tensor))
+    windows = Windows(patch, context.overlap_of(stage), pad_values=padding_values(stage, tensor))
     output = predict(network, tensor, windows, context, identity)
     output.values[MASK] = output.values[MASK].softmax(dim=0)
     output.values[OFFSET] *= OFFSET_UNIT_MM
     context.check_cancelled()
-    return _StageOutput(output.values.cpu().numpy(), NetworkPass(grid, output.device), output.warnings)
+    return _StageOutput(output.values.cpu().numpy(), NetworkPass(grid, output.device, output.window), output.warnings)
 
 
 def _next_context(context: RunContext, device: torch.device) -> RunContext:
@@ -126,7 +131,11 @@ def _coarse_pass(
     network: torch.nn.Module, volume: Volume, model: Model, context: RunContext, roi: Box | None
 ) -> tuple[Column, NetworkPass, tuple[str, ...]]:
     """Return the column that the coarse pass finds, and how it ran. The network's output, which is large, ends here."""
-    output = _run_stage(network, *resample_to_model(volume, model, roi), model, context)
+    image, grid = resample_to_model(volume, model, roi)
+    # On a GPU, where a window takes milliseconds, each new size would be recorded anew.
+    fits = context.device.type == "cpu"
+    patch = fitted_patch(image.shape[1:], model.patch, context.overlap_of(model)) if fits else model.patch
+    output = _run_stage(network, image, grid, model, context, patch)
     # MR shows ribs too badly to miss one.
     rib = special.expit(output.values[RIB][0]) if volume.modality == CT else None
     spacing = output.ran.grid.geometry.spacing[0]
@@ -158,7 +167,7 @@ def _fine_pass(
     """Return the column to its ends, the levels that the fine pass draws, (z, y, x), and what its network gives."""
     stage = _fine_model(model)
     image, grid = resample_to_model(volume, stage, _box(found.column, coarse), context_mm=0.0)
-    output = _run_stage(network, image, grid, stage, context)
+    output = _run_stage(network, image, grid, stage, context, stage.patch)
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
     fine = (output.values[MASK], output.values[OFFSET], grid.geometry.spacing[0], shift)
     column = recover_truncated_ends(found.column, *fine)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+# Lengths of a larger window: the networks halve a map four times.
+STEP = 16
+# A larger window than a network's own, along an axis and in voxels.
+GROWTH, LARGEST = 1.5, 2.0
 
 
 @dataclass(frozen=True)
@@ -64,3 +70,27 @@ def window_count(size: Sequence[int], patch: Sequence[int], overlap: float) -> i
     """
     axes = zip(size, patch, strict=True)
     return math.prod(len(window_starts(max(length, width), width, overlap)) for length, width in axes)
+
+
+def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float) -> tuple[int, ...]:
+    """Return the window, at least ``patch``, with which a volume takes the fewest voxels of windows.
+
+    A volume of a few voxels more than a window would take two of them along that axis, nearly all of it twice. A window
+    grows by `GROWTH` along an axis and by `LARGEST` in all at most: it takes memory, and is not what the network was
+    trained on.
+
+    Examples
+    --------
+    >>> fitted_patch((167, 149, 180), (160, 96, 96), 0.3)
+    (176, 96, 112)
+    >>> fitted_patch((60, 90, 40), (160, 96, 96), 0.3)
+    (160, 96, 96)
+    """
+
+    def cost(window: Sequence[int]) -> tuple[int, int]:
+        # Of two that take as many voxels, the one nearer to the patch.
+        return window_count(size, window, overlap) * math.prod(window), math.prod(window)
+
+    widths = (range(width, int(GROWTH * width) + 1, STEP) for width in patch)
+    fitting = (window for window in itertools.product(*widths) if math.prod(window) <= LARGEST * math.prod(patch))
+    return min(fitting, key=cost)

@@ -86,6 +86,19 @@ def test_of_two_stages_the_first_ones_answer_decides_the_memory() -> None:
     assert once.device_memory - once.window_memory == 4 * channels * voxels
 
 
+def test_the_windows_of_two_stages_on_a_processor_are_fewer_and_larger() -> None:
+    spine = load_manifest().default("vertebrae")
+    # 180 x 149 x 167 voxels of 2 mm, as the chest CT has.
+    chest = Volume(
+        np.zeros((167, 149, 180), np.int16), Geometry((180, 149, 167), (2.0,) * 3, (0.0,) * 3, phantom_axes())
+    )
+    on_gpu, on_cpu = (forecast(chest, spine, Options(device=device)) for device in ("cuda", "cpu"))
+    assert (on_gpu.windows, on_cpu.windows) == (12, 4)
+    assert on_cpu.work < 0.7 * on_gpu.work
+    assert on_cpu.memory == on_gpu.memory > main_memory(spine, (180, 149, 167), 4, chest.array.size)
+    assert on_cpu.memory_beside_gpu == on_gpu.memory_beside_gpu
+
+
 def test_a_volume_without_a_body_is_refused(model: Model) -> None:
     empty = Volume(np.full((9, 9, 9), -1000, np.int16), Geometry((9, 9, 9), (4.0,) * 3, (0.0,) * 3, phantom_axes()))
     with pytest.raises(InputError, match="no body"):

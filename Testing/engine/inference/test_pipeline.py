@@ -88,17 +88,20 @@ def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
     coarse, fine = (model_grid(volume, replace(model.preprocessing, spacing=(step,) * 3)) for step in (4.0, 2.0))
     sure = {"numbering": {"certain": True}}
     empty = torch.ones(1, *fine.geometry.size[::-1])
-    passes = (NetworkPass(coarse, CPU), NetworkPass(fine, CPU))
+    window = (48, 32, 32)
+    passes = (NetworkPass(coarse, CPU, window), NetworkPass(fine, CPU))
     prediction = Prediction(empty, (0,), fine, passes, sure)
     monkeypatch.setattr(two_stage, "predict_two_stage", lambda *_: prediction)
     report = segment(volume, replace(model, fine=stage), manifest_path.parent).report
     for run, grid, patch, overlap in (
-        (report["run"], coarse, model.patch, model.overlap),
+        (report["run"], coarse, window, model.overlap),
         (report["run"]["fine"], fine, stage.patch, stage.overlap),
     ):
         assert run["model_grid"]["size"] == list(grid.geometry.size)
         assert run["patch"] == list(patch)
         assert run["windows"] == window_count(grid.geometry.size[::-1], patch, overlap)
+    assert report["run"]["work"] == 1.5 * report["run"]["windows"]
+    assert report["run"]["fine"]["work"] == report["run"]["fine"]["windows"]
     assert report["segments"] == []
     assert report["summary"] == "No structure was found: the segmentation is empty."
 

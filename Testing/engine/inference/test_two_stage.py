@@ -22,7 +22,7 @@ from segmamba.inference.model_grid import Box
 from segmamba.inference.prediction import Prediction
 from segmamba.inference.resample_back import resample_to_input
 from segmamba.inference.sliding_window import NetworkOutput
-from segmamba.inference.windows import Windows
+from segmamba.inference.windows import Windows, fitted_patch
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import FineStage, Model, load_manifest
 from segmamba.networks import build_network
@@ -101,7 +101,7 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
         result[MASK] = torch.from_numpy(simulated.probabilities).float().clamp(min=1e-6).log()
         result[OFFSET] = torch.from_numpy(simulated.offsets).float() / OFFSET_UNIT_MM
         result[LEVELS] = torch.from_numpy(simulated.evidence).float()
-        return NetworkOutput(result if network is networks.coarse else result[:6], CPU, ())
+        return NetworkOutput(result if network is networks.coarse else result[:6], CPU, (), windows.patch)
 
     given = [truth]
     networks = build_network(
@@ -216,6 +216,17 @@ def test_after_a_first_pass_that_ended_on_the_processor_the_second_one_starts_th
     prediction = predict(device="cuda")
     assert devices == ["cuda", "cpu"]
     assert [each.device for each in prediction.passes] == [CPU, CPU]
+
+
+def test_only_the_first_pass_on_a_processor_has_windows_that_fit_the_volume(
+    predict: Predict, prediction: Prediction, model: Model
+) -> None:
+    coarse, fine = prediction.passes
+    size = coarse.grid.geometry.size[::-1]
+    fitted = fitted_patch(size, model.patch, model.overlap)
+    assert coarse.window == fitted != model.patch
+    assert model.fine is not None and fine.window == model.fine.patch
+    assert predict(device="cuda").passes[0].window == model.patch
 
 
 def test_a_missing_shape_model_is_found_before_the_passes(

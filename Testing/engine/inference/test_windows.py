@@ -13,7 +13,7 @@ from segmamba.inference import sliding_window
 from segmamba.inference.blending import importance_weights
 from segmamba.inference.context import RunContext
 from segmamba.inference.sliding_window import NetworkOutput, flip_combinations, is_out_of_memory, predict
-from segmamba.inference.windows import Windows, window_count, window_starts
+from segmamba.inference.windows import GROWTH, LARGEST, Windows, fitted_patch, window_count, window_starts
 
 
 @pytest.mark.parametrize(
@@ -148,3 +148,27 @@ def test_windows_that_do_not_all_fit_into_a_gpu_are_fewer(monkeypatch: pytest.Mo
     needed = 96**3 * sliding_window.BYTES_PER_VOXEL / sliding_window.WINDOW_SHARE
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(3.5 * needed), 2**40))
     assert sliding_window._windows_at_a_time(gpu, window) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "fitted"),
+    [
+        ((167, 149, 180), (160, 96, 96), (176, 96, 112)),  # a chest: 4 windows instead of 12
+        ((100, 149, 260), (160, 96, 96), (160, 96, 112)),  # 3 of 112 along x instead of 4
+        ((60, 50, 40), (160, 96, 96), (160, 96, 96)),  # never smaller
+        ((161, 97, 97), (160, 96, 96), (176, 112, 112)),
+        ((220, 130, 130), (160, 96, 96), (224, 96, 96)),  # of no more than twice the voxels
+    ],
+)
+def test_a_fitted_window_takes_the_fewest_voxels(
+    size: tuple[int, ...], patch: tuple[int, ...], fitted: tuple[int, ...]
+) -> None:
+    found = fitted_patch(size, patch, 0.3)
+    assert found == fitted
+
+    def voxels(window: tuple[int, ...]) -> int:
+        return window_count(size, window, 0.3) * math.prod(window)
+
+    assert voxels(found) <= voxels(patch)
+    assert all(own <= new <= GROWTH * own for own, new in zip(patch, found, strict=True))
+    assert math.prod(found) <= LARGEST * math.prod(patch)
