@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from segmamba.models.manifest import Manifest, load_manifest
+from segmamba.utils.memory import HUGE_PAGES
 
 # Helpers with fixtures: their assertions are explained too.
 pytest.register_assert_rewrite("helpers")
+
+# As workers have them, and before anything imports PyTorch.
+os.environ.update(HUGE_PAGES | os.environ)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

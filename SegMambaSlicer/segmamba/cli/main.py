@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn, TextIO
 
 from segmamba import __version__
-from segmamba.cli import batch, doctor, evaluate, models, segment, serve, train
+from segmamba.cli import batch, bench, doctor, evaluate, models, segment, serve, train
 from segmamba.cli.interrupt import stop_at_end_of_input
 from segmamba.errors import (
     DEBUG_VARIABLE,
@@ -27,6 +27,7 @@ from segmamba.errors import (
     package_problem,
 )
 from segmamba.reporting import DISCLAIMER
+from segmamba.utils.memory import HUGE_PAGES
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = make_parser().parse_args(arguments)
+    # For commands that run networks in this process.
+    os.environ.update(HUGE_PAGES | os.environ)
     try:
         if options.stop_at_eof:
             stop_at_end_of_input()
@@ -116,6 +119,6 @@ def make_parser() -> argparse.ArgumentParser:
     text = "take the end of standard input for Ctrl-C: for programs that start this one"
     parser.add_argument("--stop-at-eof", action="store_true", help=text)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (segment, batch, serve, models, evaluate, doctor, train):
+    for command in (segment, batch, serve, models, evaluate, doctor, bench, train):
         command.add_command(commands)
     return parser

@@ -130,7 +130,7 @@ def segment(
     torch.manual_seed(options.seed)
     torch.backends.cudnn.deterministic = True
     with stages.stage("load"):
-        engine = _prepare(model, options, checkpoint, root)
+        engine = prepare(model, options, checkpoint, root)
         model = model_for_modality(volume, engine.model)
         doubts = tuple(filter(None, [modality_warning(volume, engine.model)]))
     prediction = _predict(engine, volume, model, options, stages, anchors)
@@ -213,7 +213,7 @@ class _Stages:
 
 
 @dataclass(frozen=True, eq=False)
-class _Engine:
+class Engine:
     """A network with its weights, and its device; the model has the normalization parameters of the import, if any."""
 
     model: Model
@@ -225,7 +225,8 @@ class _Engine:
     warnings: tuple[str, ...]
 
 
-def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None) -> _Engine:
+def prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None) -> Engine:
+    """Choose a device and load a model's network; parameters and errors as for `segment`."""
     device, warnings = device_for(model, options)
     scan.set_backend(None if options.scan_backend == "auto" else options.scan_backend)
     backend = scan.chosen_backend(device.name)
@@ -235,11 +236,11 @@ def _prepare(model: Model, options: Options, checkpoint: Path | None, root: Path
     else:
         path, digest = checkpoint, store.sha256(checkpoint)
     network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
-    return _Engine(model, device, backend, path, digest, network, warnings)
+    return Engine(model, device, backend, path, digest, network, warnings)
 
 
 def _predict(
-    engine: _Engine,
+    engine: Engine,
     volume: Volume,
     model: Model,
     options: Options,
@@ -364,7 +365,7 @@ def _finished(
 
 
 def _report(
-    engine: _Engine, volume: Volume, model: Model, run: dict[str, Any], timings: dict[str, float]
+    engine: Engine, volume: Volume, model: Model, run: dict[str, Any], timings: dict[str, float]
 ) -> dict[str, Any]:
     """Return what was used and how it ran: the report without what was found."""
     modality = {"modality": volume.modality, "modality_inferred": volume.modality_inferred}
@@ -379,7 +380,7 @@ def _report(
     }
 
 
-def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple[NetworkPass, ...]) -> dict[str, Any]:
+def _describe_run(engine: Engine, model: Model, options: Options, passes: tuple[NetworkPass, ...]) -> dict[str, Any]:
     """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
     run = {
         **_describe_device(engine, passes[0].device),
@@ -396,7 +397,7 @@ def _describe_run(engine: _Engine, model: Model, options: Options, passes: tuple
     return run
 
 
-def _describe_device(engine: _Engine, ran_on: torch.device) -> dict[str, Any]:
+def _describe_device(engine: Engine, ran_on: torch.device) -> dict[str, Any]:
     """Return where a network ran: where memory ran out that is not the device that was chosen."""
     kind = ran_on.type
     device, backend = engine.device, engine.backend
