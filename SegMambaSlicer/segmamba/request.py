@@ -71,6 +71,12 @@ class Options:
         title="segmentation with levels",
     )
     tta: bool = option(Switch(), "test-time augmentation: average over flipped copies; slower", False)
+    fast: bool = option(
+        Switch(),
+        "find vertebrae on a coarser grid and draw them with fewer, larger windows: less time on a processor, and less "
+        "accurate, most in the neck",
+        False,
+    )
     overlap: float | None = option(
         Number(0, 0.9), "overlap of neighbouring windows, 0 to 0.9 (default: the model's)", None, metavar="FRACTION"
     )

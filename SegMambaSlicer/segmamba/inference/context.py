@@ -40,6 +40,8 @@ class RunContext:
         Called with the fraction of the prediction that is done.
     cancelled : callable
         Asked between windows, between vertebrae, and between steps.
+    fast : bool
+        The first of two stages runs on a coarser grid, and both have windows that fit the volume.
     """
 
     device: torch.device
@@ -48,6 +50,7 @@ class RunContext:
     tta: bool = False
     progress: Callable[[float], None] = _no_progress
     cancelled: Callable[[], bool] = _never
+    fast: bool = False
 
     def overlap_of(self, stage: Model | FineStage) -> float:
         """Return the overlap of a stage's windows."""

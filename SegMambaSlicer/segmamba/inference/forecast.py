@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from segmamba.inference.model_grid import Box, isotropic_spacing, model_grid
+from segmamba.inference.model_grid import Box, isotropic_spacing, model_grid, with_coarser_grid
 from segmamba.inference.windows import fitted_patch, window_count
 from segmamba.io.modality import model_for_modality
 from segmamba.io.volume import Volume
@@ -81,6 +81,8 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
         There is no body in the volume, or the region of interest lies outside it.
     """
     model = model_for_modality(volume, model, options.modality)
+    if options.fast:
+        model = with_coarser_grid(model)
     grid = model_grid(volume, model.preprocessing, Box(*options.roi) if options.roi else None)
     size = grid.geometry.size
     overlap = model.overlap if options.overlap is None else options.overlap

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from segmamba.errors import InputError, ModelError
 from segmamba.io.volume import Geometry, Volume, corners
-from segmamba.models.manifest import Preprocessing
+from segmamba.models.manifest import Model, Preprocessing
 from segmamba.option_types import ISO
 
 CROP_MARGIN_MM = 10.0
@@ -27,6 +27,8 @@ DIRECTIONS = {
 ROUNDING = 0.01
 # Networks see voxels of 1 mm and more: a finer isotropic grid than this shows nothing more and takes much memory.
 FINEST_MM = 0.5
+# Where a run is to be fast, the voxels of the first of two stages are larger by this factor: half as many.
+FAST_SCALE = 1.25
 
 
 @dataclass(frozen=True)
@@ -205,3 +207,11 @@ def _centred_grid(
     first = (low + high) / 2 - direction @ ((np.array(size) - 1) / 2 * np.array(spacing))
     x, y, z = map(float, first)
     return Geometry((size[0], size[1], size[2]), spacing, (x, y, z), tuple(map(float, direction.ravel())))
+
+
+def with_coarser_grid(model: Model) -> Model:
+    """Return a model with two stages whose first one has the grid of a fast run; another stays as it is."""
+    if model.fine is None:
+        return model
+    x, y, z = (FAST_SCALE * step for step in model.preprocessing.spacing)
+    return replace(model, preprocessing=replace(model.preprocessing, spacing=(x, y, z)))

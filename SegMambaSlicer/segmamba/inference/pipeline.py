@@ -255,6 +255,7 @@ def _predict(
         options.tta,
         lambda fraction: stages.progress("predict", fraction),
         stages.cancelled,
+        options.fast,
     )
     roi = Box(*options.roi) if options.roi else None
     if model.fine is not None:

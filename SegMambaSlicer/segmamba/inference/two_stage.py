@@ -14,7 +14,7 @@ from segmamba.errors import ModelError
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
 from segmamba.inference.level_anchors import LevelAnchor
-from segmamba.inference.model_grid import Box, ModelGrid
+from segmamba.inference.model_grid import FAST_SCALE, Box, ModelGrid, with_coarser_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import padding_values, resample_to_model
 from segmamba.inference.sliding_window import identity, predict
@@ -109,10 +109,17 @@ def _run_stage(
     grid: ModelGrid,
     stage: Model,
     context: RunContext,
-    patch: tuple[int, ...],
+    fits: bool,
 ) -> _StageOutput:
+    """Run a network over its grid; with ``fits`` in windows that fit the volume, but not on a GPU.
+
+    There a window takes milliseconds, and each new size would be recorded anew.
+    """
     tensor = torch.from_numpy(image)
-    windows = Windows(patch, context.overlap_of(stage), pad_values=padding_values(stage, tensor))
+    overlap = context.overlap_of(stage)
+    fits = fits and context.device.type == "cpu"
+    patch = fitted_patch(image.shape[1:], stage.patch, overlap) if fits else stage.patch
+    windows = Windows(patch, overlap, pad_values=padding_values(stage, tensor))
     output = predict(network, tensor, windows, context, identity)
     output.values[MASK] = output.values[MASK].softmax(dim=0)
     output.values[OFFSET] *= OFFSET_UNIT_MM
@@ -131,11 +138,12 @@ def _coarse_pass(
     network: torch.nn.Module, volume: Volume, model: Model, context: RunContext, roi: Box | None
 ) -> tuple[Column, NetworkPass, tuple[str, ...]]:
     """Return the column that the coarse pass finds, and how it ran. The network's output, which is large, ends here."""
-    image, grid = resample_to_model(volume, model, roi)
-    # On a GPU, where a window takes milliseconds, each new size would be recorded anew.
-    fits = context.device.type == "cpu"
-    patch = fitted_patch(image.shape[1:], model.patch, context.overlap_of(model)) if fits else model.patch
-    output = _run_stage(network, image, grid, model, context, patch)
+    stage = with_coarser_grid(model) if context.fast else model
+    image, grid = resample_to_model(volume, stage, roi)
+    output = _run_stage(network, image, grid, stage, context, fits=True)
+    if context.fast:
+        # The network takes the voxels for those that it was trained on.
+        output.values[OFFSET] *= FAST_SCALE
     # MR shows ribs too badly to miss one.
     rib = special.expit(output.values[RIB][0]) if volume.modality == CT else None
     spacing = output.ran.grid.geometry.spacing[0]
@@ -167,7 +175,7 @@ def _fine_pass(
     """Return the column to its ends, the levels that the fine pass draws, (z, y, x), and what its network gives."""
     stage = _fine_model(model)
     image, grid = resample_to_model(volume, stage, _box(found.column, coarse), context_mm=0.0)
-    output = _run_stage(network, image, grid, stage, context, stage.patch)
+    output = _run_stage(network, image, grid, stage, context, fits=context.fast)
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
     fine = (output.values[MASK], output.values[OFFSET], grid.geometry.spacing[0], shift)
     column = recover_truncated_ends(found.column, *fine)

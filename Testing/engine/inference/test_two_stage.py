@@ -18,7 +18,7 @@ from segmamba.evaluation.metrics import dice_by_label
 from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.level_anchors import PERSON, SEGMENTATION, LevelAnchor
-from segmamba.inference.model_grid import Box
+from segmamba.inference.model_grid import FAST_SCALE, Box
 from segmamba.inference.prediction import Prediction
 from segmamba.inference.resample_back import resample_to_input
 from segmamba.inference.sliding_window import NetworkOutput
@@ -99,7 +99,9 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
         simulated = simulated_answers.simulate(labels, grid.spacing[0], rng, offset_noise_mm=1.0, mask_noise=0.1)
         result = torch.zeros(33, *labels.shape)
         result[MASK] = torch.from_numpy(simulated.probabilities).float().clamp(min=1e-6).log()
-        result[OFFSET] = torch.from_numpy(simulated.offsets).float() / OFFSET_UNIT_MM
+        # A network knows voxels only, and takes those of a fast run for its own.
+        seen = FAST_SCALE if grid.spacing[0] == 2.5 else 1.0
+        result[OFFSET] = torch.from_numpy(simulated.offsets).float() / (OFFSET_UNIT_MM * seen)
         result[LEVELS] = torch.from_numpy(simulated.evidence).float()
         return NetworkOutput(result if network is networks.coarse else result[:6], CPU, (), windows.patch)
 
@@ -115,6 +117,7 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
         device: str = "cpu",
         cancelled: Callable[[], bool] = lambda: False,
         anchors: Sequence[LevelAnchor] = (),
+        fast: bool = False,
     ) -> Prediction:
         devices.clear()
         given[0] = reference
@@ -122,7 +125,9 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
             reference.GetSize(), reference.GetSpacing(), reference.GetOrigin(), reference.GetDirection()
         )
         volume = Volume(sitk.GetArrayFromImage(reference).astype(np.int16), geometry, "CT")
-        context = RunContext(torch.device(device), torch.float32, progress=progress.append, cancelled=cancelled)
+        context = RunContext(
+            torch.device(device), torch.float32, progress=progress.append, cancelled=cancelled, fast=fast
+        )
         return two_stage.predict_two_stage(networks, volume, model, context, roi, refined, anchors)
 
     progress: list[float] = []
@@ -227,6 +232,19 @@ def test_only_the_first_pass_on_a_processor_has_windows_that_fit_the_volume(
     assert coarse.window == fitted != model.patch
     assert model.fine is not None and fine.window == model.fine.patch
     assert predict(device="cuda").passes[0].window == model.patch
+
+
+def test_a_fast_run_finds_the_same_vertebrae_on_a_coarser_grid(
+    predict: Predict, truth: sitk.Image, model: Model
+) -> None:
+    found = predict(fast=True)
+    scores = dice_by_label(labels_of(found), sitk.GetArrayFromImage(truth))
+    assert set(scores) == {22, 23, 24}
+    assert min(scores.values()) > 0.9
+    coarse, fine = found.passes
+    assert (coarse.grid.geometry.spacing[0], fine.grid.geometry.spacing[0]) == (2.5, 1.25)
+    assert model.fine is not None
+    assert fine.window == fitted_patch(fine.grid.geometry.size[::-1], model.fine.patch, model.fine.overlap)
 
 
 def test_a_missing_shape_model_is_found_before_the_passes(
