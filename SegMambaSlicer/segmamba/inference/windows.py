@@ -72,7 +72,7 @@ def window_count(size: Sequence[int], patch: Sequence[int], overlap: float) -> i
     return math.prod(len(window_starts(max(length, width), width, overlap)) for length, width in axes)
 
 
-def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float) -> tuple[int, ...]:
+def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float) -> tuple[int, int, int]:
     """Return the window, at least ``patch``, with which a volume takes the fewest voxels of windows.
 
     A volume of a few voxels more than a window would take two of them along that axis, nearly all of it twice. A window
@@ -93,4 +93,5 @@ def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float) -> t
 
     widths = (range(width, int(GROWTH * width) + 1, STEP) for width in patch)
     fitting = (window for window in itertools.product(*widths) if math.prod(window) <= LARGEST * math.prod(patch))
-    return min(fitting, key=cost)
+    z, y, x = min(fitting, key=cost)
+    return z, y, x

@@ -105,8 +105,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         if cpu_blocks.applies_to(volume):
-            convolution, norm, _ = self.block
-            return cpu_blocks.normalised_convolution(convolution, norm, volume, slope=0.0)
+            return cpu_blocks.normalised_convolution(self.block, volume, slope=0.0)
         return self.block(volume)
 
 
@@ -178,5 +177,5 @@ class OutputBlock(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         if cpu_blocks.applies_to(volume):
-            return cpu_blocks.channels_first(self.conv.conv, volume)
+            return cpu_blocks.channels_first(self.conv, volume)
         return self.conv(volume)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,14 @@ def applies_to(volume: Tensor) -> bool:
 def residual_block(block: ResidualBlock, volume: Tensor) -> Tensor:
     """Return what a `ResidualBlock` makes of a map."""
     return _after_first_convolution(
-        block, convolve(block.conv1.conv, volume), block.conv3.conv(volume) if block.project else volume
+        block, convolve(_only(block.conv1), volume), _only(block.conv3)(volume) if block.project else volume
     )
 
 
-def normalised_convolution(convolution: nn.Conv3d, norm: nn.InstanceNorm3d, volume: Tensor, slope: float) -> Tensor:
-    """Return a convolution followed by an instance norm and a leaky ReLU; ``slope`` 0 is that of a ReLU."""
+def normalised_convolution(block: nn.Sequential, volume: Tensor, slope: float) -> Tensor:
+    """Return what a block's convolution, instance norm and leaky ReLU give; ``slope`` 0 is that of a ReLU."""
+    convolution: Any = block[0]
+    norm: Any = block[1]
     convolved = convolve(convolution, volume)
     return scale_(convolved, *norm_scaling(norm, convolved), slope)
 
@@ -62,19 +64,19 @@ def decoder_block(block: DecoderBlock, volume: Tensor, skip: Tensor) -> Tensor:
     inner = block.conv_block
     width = skip.shape[1]
     if volume[0, 0].numel() < JOINED * width:
-        joined = _channels_last(torch.cat((block.transp_conv.conv(volume), skip), dim=1))
+        joined = _channels_last(torch.cat((_only(block.transp_conv)(volume), skip), dim=1))
         return residual_block(inner, joined)
-    spread = block.transp_conv.conv.weight
-    weight, projection = inner.conv1.conv.weight, inner.conv3.conv.weight
+    spread = _only(block.transp_conv).weight
+    weight, projection = _only(inner.conv1).weight, _only(inner.conv3).weight
     total = _channels_last(functional.conv3d(skip, weight[:, width:], padding=1))
     shortcut = pointwise(skip, projection[:, width:])
     weights = _joined_weights(spread, weight[:, :width])
     projections = torch.einsum("imzyx,om->zyxoi", spread, projection[:, :width, 0, 0, 0])
     for parity in itertools.product((0, 1), repeat=3):
-        fine = tuple(slice(odd, None, 2) for odd in parity)
-        kept = tuple(slice(odd, odd + length) for odd, length in zip(parity, volume.shape[2:], strict=True))
-        total[(..., *fine)] += functional.conv3d(volume, weights[parity], padding=1)[(..., *kept)]
-        shortcut[(..., *fine)] += pointwise(volume, projections[parity])
+        z, y, x = (slice(odd, None, 2) for odd in parity)
+        down, back, left = (slice(odd, odd + length) for odd, length in zip(parity, volume.shape[2:], strict=True))
+        total[..., z, y, x] += functional.conv3d(volume, weights[parity], padding=1)[..., down, back, left]
+        shortcut[..., z, y, x] += pointwise(volume, projections[parity])
     return _after_first_convolution(inner, total, shortcut)
 
 
@@ -98,7 +100,7 @@ def _joined_weights(spread: Tensor, weight: Tensor) -> Tensor:
 def _after_first_convolution(block: ResidualBlock, convolved: Tensor, shortcut: Tensor) -> Tensor:
     """Finish a residual block; ``convolved`` is overwritten, and so is a ``shortcut`` of its own."""
     inner = scale_(convolved, *norm_scaling(block.norm1, convolved), LEAKY_SLOPE)
-    outer = convolve(block.conv2.conv, inner)
+    outer = convolve(_only(block.conv2), inner)
     scale, shift = norm_scaling(block.norm2, outer)
     if not block.project:
         return scale_(outer, scale, shift, LEAKY_SLOPE, shortcut)
@@ -126,11 +128,12 @@ def pointwise(volume: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return functional.linear(volume.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
-def channels_first(convolution: nn.Conv3d, volume: Tensor) -> Tensor:
+def channels_first(container: nn.Sequential, volume: Tensor) -> Tensor:
     """Return a 1^3 convolution in PyTorch's own memory format, in which logits are blended."""
     voxels = _channels_last(volume)[0].permute(1, 2, 3, 0).flatten(0, 2)
+    convolution = _only(container)
     weight, bias = convolution.weight.flatten(1), convolution.bias
-    logits = weight @ voxels.T if bias is None else torch.addmm(bias[:, None], weight, voxels.T)
+    logits: Tensor = weight @ voxels.T if bias is None else torch.addmm(bias[:, None], weight, voxels.T)
     return logits.view(1, -1, *volume.shape[2:])
 
 
@@ -219,6 +222,11 @@ def scale_(
         if slope != 1:
             functional.leaky_relu_(slab, slope)
     return volume
+
+
+def _only(container: nn.Sequential) -> Any:
+    """Return the convolution in a container that gives it MONAI's name."""
+    return container[0]
 
 
 def _channels_last(volume: Tensor) -> Tensor:
