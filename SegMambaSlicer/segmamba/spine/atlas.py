@@ -23,12 +23,10 @@ from segmamba.utils.parallel import at_once
 FITS, NEAR_MM = 2, 1.5
 # A shape is believed if so much of the mask is near it, with at least this Dice.
 LEAST_PART, LEAST_DICE = 0.7, 0.72
-# Parts of the skull: what is outside the shape by the first distance, with a voxel that is by the second one (a
-# hysteresis threshold: a shape that is a little wrong removes nothing).
-SKULL_MM, SURE_SKULL_MM = 2.0, 6.0
-# Parts of the other vertebra: what is outside the own shape and nearer to the other one, at most `AT_OTHER_MM` outside
-# of it, with a voxel that is outside the own one by `SURE_OTHER_MM` and inside the other one.
-AT_OTHER_MM, SURE_OTHER_MM = 0.5, 4.0
+# Foreign parts reach so far out of the shape in at least one voxel (a hysteresis threshold: a shape that is a little
+# wrong changes nothing). They are all that is connected to it outside of the shape and nearer to the other vertebra's,
+# at most `AT_OTHER_MM` outside of that; and for the skull, all that is further than `SKULL_MM` outside.
+SURE_MM, AT_OTHER_MM, SKULL_MM = 6.0, 0.5, 2.0
 
 
 def separate_atlas(
@@ -63,9 +61,9 @@ def separate_atlas(
         if C1 + C2 - level in distances:
             other = distances[C1 + C2 - level]
             theirs = outside & (other < np.minimum(own, AT_OTHER_MM))
-            refined[connected_to(theirs, theirs & (own > SURE_OTHER_MM) & (other < 0))] = C1 + C2 - level
+            refined[connected_to(theirs, theirs & (own > SURE_MM) & (other < 0))] = C1 + C2 - level
         outside &= refined == level
-        refined[connected_to(outside & (own > SKULL_MM), outside & (own > SURE_SKULL_MM))] = 0
+        refined[connected_to(outside & (own > SKULL_MM), outside & (own > SURE_MM))] = 0
     return refined
 
 
