@@ -51,6 +51,7 @@ NAMED = 4
 REFINEMENT_STEPS = {
     "pieces": _("loose components and holes removed"),
     "split": _("separated from its neighbour"),
+    "atlas": _("separated from the skull, and C1 from C2"),
     "remove": _("removed: not shaped like a vertebra"),
     "trim": _("trimmed to the shape of a vertebra"),
     "close": _("gaps closed"),

@@ -20,7 +20,9 @@ OF_SLICER = {"numpy", "pydicom", "scipy", "SimpleITK", "requests", "urllib3"}
 BATCHES = {"contourpy", "dask", "distributed", "highdicom", "jinja2", "PIL", "pyarrow"}
 # A batch on a cluster, which Slicer does not start.
 CLUSTERS = {"dask", "distributed"}
-OPTIONAL = {"tqdm", "matplotlib", "triton", "mamba_ssm", *BATCHES}
+# A server, and batches from a PACS: Slicer is a client of the one and starts neither.
+SERVICES = {"dicomweb_client", "fastapi", "pydantic", "starlette", "uvicorn"}
+OPTIONAL = {"tqdm", "matplotlib", "triton", "mamba_ssm", *SERVICES, *BATCHES}
 
 
 @pytest.fixture
