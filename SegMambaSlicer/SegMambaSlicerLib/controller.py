@@ -23,7 +23,7 @@ from SegMambaSlicerLib.sections.export import ExportSection
 from SegMambaSlicerLib.sections.forecast import ForecastSection
 from SegMambaSlicerLib.sections.log import LogSection
 from SegMambaSlicerLib.sections.measurement import MeasurementSection
-from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
+from SegMambaSlicerLib.sections.model import ModelSection
 from SegMambaSlicerLib.sections.result import ResultSection
 from SegMambaSlicerLib.sections.server import ServerSection
 from SegMambaSlicerLib.sections.training_case import TrainingCaseSection
@@ -87,7 +87,7 @@ class Sections:
             "postprocess": parameters.postprocess,
             "outputSpacing": ISO if parameters.isotropic else None,
             "modality": parameters.modality,
-            **QUALITIES[self.ui.qualityComboBox.currentData],
+            **self.models.qualityOptions(),
             "device": self.devices.device,
             "server": self.servers.address,
             "allItems": self.ui.allItemsCheckBox.enabled and parameters.allItems,

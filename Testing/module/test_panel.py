@@ -266,6 +266,13 @@ def test_model_without_its_file_says_where_to_put_it(panel, a_ct, click, wait_un
     screenshot("no-model")
 
 
+@pytest.mark.parametrize(("fine", "options"), [(None, {"overlap": 0.25}), (object(), {"fast": True})])
+def test_fast_is_a_coarser_grid_where_the_model_has_two_stages(panel, monkeypatch, fine, options):
+    panel.ui.qualityComboBox.currentIndex = panel.ui.qualityComboBox.findData("fast")
+    monkeypatch.setattr(type(panel.sections.models), "model", SimpleNamespace(fine=fine))
+    assert panel.sections.models.qualityOptions() == options
+
+
 def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wait_until):
     panel.ui.qualityComboBox.currentIndex = panel.ui.qualityComboBox.findData("fast")
     panel.ui.modalityComboBox.currentIndex = panel.ui.modalityComboBox.findData("CT")

@@ -22,7 +22,7 @@ from segmamba_mrml.slices import coarse_volume
 from segmamba_mrml.volumes import roi_box
 from SegMambaSlicerLib.messages import WARNING_STYLE, forecastText, gpuProblem, memoryProblem, secondsPerWindow
 from SegMambaSlicerLib.sections.device import DeviceSection
-from SegMambaSlicerLib.sections.model import QUALITIES, ModelSection
+from SegMambaSlicerLib.sections.model import ModelSection
 from SegMambaSlicerLib.sections.server import ServerSection
 
 # Many changes in a row, as of a scene that is loaded, are answered once.
@@ -149,7 +149,7 @@ class ForecastSection:
             modality=self.parameters.modality,
             output_spacing=ISO if self.parameters.isotropic else None,
             device="cpu" if self._devices.gpuMemory is None else "auto",
-            **QUALITIES[self._ui.qualityComboBox.currentData],
+            **self._models.qualityOptions(),
         )
         voxels = int(np.prod(volumeNode.GetImageData().GetDimensions()))
         return forecast(volume, self._models.model, options, voxels)

@@ -17,7 +17,7 @@ from SegMambaSlicerLib.messages import missingCheckpoint, modelDetails, modelSum
 from SegMambaSlicerLib.model_status import modelStatus
 from SegMambaSlicerLib.signal import Signal
 
-# The options of each quality.
+# The options of each quality. Of models with two stages the fast one is `fast`.
 QUALITIES: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "standard": {}, "tta": {"tta": True}}
 POSTPROCESSING_TIPS = {
     Postprocessing.LARGEST_COLUMN: _("Remove components that do not belong to the largest column of vertebrae."),
@@ -27,7 +27,7 @@ POSTPROCESSING_TIPS = {
     ),
 }
 QUALITY_TITLES = {
-    "fast": _("Fast (little overlap)"),
+    "fast": _("Fast (less accurate)"),
     "standard": _("Standard"),
     "tta": _("Test-time augmentation (slower)"),
 }
@@ -195,6 +195,12 @@ class ModelSection:
 
     def _onModel(self, _index: int) -> None:
         self._write(model=self._ui.modelComboBox.currentData, structures="")
+
+    def qualityOptions(self) -> dict[str, Any]:
+        """Return the options of the chosen quality for the chosen model."""
+        quality = self._ui.qualityComboBox.currentData
+        two_stages = self.model is not None and self.model.fine is not None
+        return {"fast": True} if quality == "fast" and two_stages else QUALITIES[quality]
 
     def _onQuality(self, _index: int) -> None:
         self._write(quality=self._ui.qualityComboBox.currentData)
