@@ -28,7 +28,7 @@ from helpers.pacs_studies import read, shift_of, source_positions, write_studies
 
 from segmamba.worker.client import worker_environment  # noqa: E402
 
-KINDS = ("SEG", "RTSTRUCT")
+KINDS = ("SEG", "RTSTRUCT", "SR")
 
 
 def main() -> int:

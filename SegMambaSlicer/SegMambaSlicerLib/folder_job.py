@@ -44,7 +44,7 @@ class FolderJob:
     skipExisting : bool
         If False, finished cases are segmented again.
     format : str
-        Of the segmentations: "seg.nrrd", "nii.gz", "dcm", "labelmap.dcm" or "rtstruct.dcm".
+        Of the segmentations: "seg.nrrd", "nii.gz", "dcm", "labelmap.dcm", "rtstruct.dcm" or "sr.dcm".
     **parameters
         As for `requestOf`, the same for all volumes.
 

@@ -140,7 +140,7 @@ class Request:
     output: str = option(
         FilePath(),
         ".seg.nrrd, .nii.gz, .nii, .nrrd or .mha; for a DICOM series also .dcm (DICOM SEG), "
-        ".labelmap.dcm (SEG as one map of labels) or .rtstruct.dcm (RTSTRUCT)",
+        ".labelmap.dcm (SEG as one map of labels), .rtstruct.dcm (RTSTRUCT) or .sr.dcm (SR with the measurements)",
         metavar="FILE",
     )
     task: str | None = option(
@@ -173,7 +173,7 @@ class Request:
     also: tuple[str, ...] | None = option(
         Names(),
         "of a DICOM series, also write these results beside the output, by their endings: dcm, labelmap.dcm, "
-        "rtstruct.dcm",
+        "rtstruct.dcm, sr.dcm",
         None,
         metavar="A,B",
     )

@@ -72,7 +72,12 @@ def source_positions(folder: Path) -> np.ndarray:
 
 
 def shift_of(result: Any, positions: np.ndarray) -> float:
-    """Return the largest distance of a part of a SEG or an RTSTRUCT from the slice that it should lie on, in mm."""
+    """Return the largest distance of a part of a SEG or an RTSTRUCT from the slice that it should lie on, in mm.
+
+    An SR has no parts that lie anywhere: 0.
+    """
+    if result.Modality == "SR":
+        return 0.0
     if result.Modality == "SEG":
         groups = result.PerFrameFunctionalGroupsSequence
         corners = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], float)

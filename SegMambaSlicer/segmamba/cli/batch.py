@@ -43,7 +43,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--format",
         help="format of the segmentations: seg.nrrd (default; of a PACS dcm), nii.gz, dcm (DICOM SEG), labelmap.dcm "
-        "(SEG as one map of labels) or rtstruct.dcm (RTSTRUCT)",
+        "(SEG as one map of labels), rtstruct.dcm (RTSTRUCT) or sr.dcm (SR with the measurements)",
     )
     add_options(parser, SETTINGS)
     text = "address or file of a Dask scheduler whose workers segment the cases (default: this computer)"

@@ -245,7 +245,8 @@ def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str
         if volume.stored is not None:
             labels = labels_as_stored(labels, volume.geometry, volume.stored)
         files = dicom_index.find_files(Path(request.input))
-        notes = [write_dicom(path, labels, files, result.model.labels, result.model) for path in paths]
+        rows = result.report.get("measurements") or result.report["segments"]
+        notes = [write_dicom(path, labels, files, result.model.labels, result.model, rows) for path in paths]
         return tuple(dict.fromkeys(note for each in notes for note in each))
     except Exception as error:
         kept = _kept_elsewhere(request.output, result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from segmamba.io.dicom_headers import pydicom
 from segmamba.io.dicom_rtstruct import structure_set
 from segmamba.io.dicom_seg import BINARY, LABELMAP, segmentation
 from segmamba.io.dicom_source import Result, Source, read_source
+from segmamba.io.dicom_sr import measurement_report
 from segmamba.labels import Code, Label
 from segmamba.models.manifest import ListedModel
 from segmamba.utils.arrays import label_boxes
@@ -54,6 +55,7 @@ class Kind:
 
 # By the endings of their names, longest first: "x.rtstruct.dcm" also ends in ".dcm".
 KINDS = {
+    ".sr.dcm": Kind("SR", measurement_report, "highdicom", HIGHDICOM),
     ".rtstruct.dcm": Kind("RTSTRUCT", structure_set, "contourpy", CONTOURPY),
     ".labelmap.dcm": Kind("SEG", partial(segmentation, LABELMAP), "highdicom", HIGHDICOM),
     ".dcm": Kind("SEG", partial(segmentation, BINARY), "highdicom", HIGHDICOM),
@@ -109,6 +111,7 @@ def write_dicom(
     files: Sequence[str],
     structures: Sequence[Label],
     model: ListedModel,
+    measurements: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[str, ...]:
     """Write labels as the kind of DICOM file that its name asks for, whole or not at all.
 
@@ -119,8 +122,8 @@ def write_dicom(
     Parameters
     ----------
     path : path
-        Ends in ``.rtstruct.dcm`` (RT Structure Set), ``.labelmap.dcm`` (Label Map Segmentation) or else ``.dcm``
-        (binary Segmentation).
+        Ends in ``.sr.dcm`` (Comprehensive SR with the measurements), ``.rtstruct.dcm`` (RT Structure Set),
+        ``.labelmap.dcm`` (Label Map Segmentation) or else ``.dcm`` (binary Segmentation).
     labels : ndarray of uint8
         Shape (z, y, x), on the grid of the series as `segmamba.io.dicom.read_files` stacks it.
     files : sequence of str
@@ -129,6 +132,8 @@ def write_dicom(
         What the values mean; other values are left out.
     model : ListedModel
         The algorithm that the file names.
+    measurements : sequence of dict
+        The report's rows of numbers, each with its structure's ``value``; only an SR holds them.
 
     Returns
     -------
@@ -153,7 +158,7 @@ def write_dicom(
     present = [label for label in structures if label.value in boxes]
     if not present:
         raise OutputError(f"No structure was found, and a DICOM {kind.name} cannot be empty: write a .nii.gz.")
-    content = _encoded(kind, source, Result(labels, present, model))
+    content = _encoded(kind, source, Result(labels, present, model, measurements))
     with atomic_write(path, DICOM_EXTENSIONS) as temporary:
         temporary.write_bytes(content)
     if not source.emptied:

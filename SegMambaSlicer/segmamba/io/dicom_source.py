@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,11 +88,14 @@ class Result:
         The structures that are present, in the model's order.
     model : ListedModel
         What made it.
+    measurements : sequence of dict
+        Rows of the report by their ``value``, for files that hold numbers.
     """
 
     labels: np.ndarray
     present: list[Label]
     model: ListedModel
+    measurements: Sequence[Mapping[str, Any]] = ()
 
     @property
     def title(self) -> str:
@@ -125,14 +128,14 @@ class Identifiers:
         content = hashlib.blake2b(np.ascontiguousarray(result.labels).data).hexdigest()
         names = [str(label) for label in result.present]
         return cls(
-            series=_uid("series", *made, *images),
-            instance=_uid("instance", *made, *images, content, *names),
-            dimensions=_uid("dimensions", *made, *images),
+            series=uid("series", *made, *images),
+            instance=uid("instance", *made, *images, content, *names),
+            dimensions=uid("dimensions", *made, *images),
         )
 
 
-def _uid(*names: str) -> str:
-    """Return a UID made of a UUID, which needs no registered root."""
+def uid(*names: str) -> str:
+    """Return a UID that is computed from names, made of a UUID, which needs no registered root."""
     return f"2.25.{uuid.uuid5(NAMES, chr(0).join(names)).int}"
 
 

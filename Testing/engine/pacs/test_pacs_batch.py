@@ -70,6 +70,10 @@ def test_results_come_back_on_their_sources_once_and_secrets_nowhere(
             assert str(result.PatientName) == tags["PatientName"]
             assert result.StudyInstanceUID == tags["StudyInstanceUID"]
             assert "L1 vertebra" in str(result)
+    reports = [read(content) for content in pacs.instances("SR")]
+    studies = {tags["StudyInstanceUID"]: tags["PatientName"] for _, tags in sources.values()}
+    assert {report.StudyInstanceUID: str(report.PatientName) for report in reports} == studies
+    assert len(reports) == len(sources) and all("L1 vertebra" in str(report) for report in reports)
     # Again: nothing is fetched, segmented or stored.
     before = pacs.ask("/changes?last")["Last"]
     assert batch(pacs, tmp_path, "--query", "Modality=CT") == 0
