@@ -44,6 +44,9 @@ SACRUM_FUSED = "The sacrum is not a single vertebra."
 TRUNCATED = "The image ends within the body."
 INSEPARABLE = "The body cannot be separated from the arch."
 IMPLANT = "There is metal or cement in the body."
+TOO_LARGE = "The mask is larger than any vertebra."
+# More is no vertebra (large lumbar ones have some 130 mL), and would take minutes and gigabytes to measure.
+LARGEST_ML = 300.0
 
 
 def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Label]) -> list[dict[str, Any]]:
@@ -147,8 +150,7 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
         return {
             "value": level,
             "name": names[level],
-            # A Python float, as in the report: numpy rounds some halves the other way.
-            "volume_ml": round(float(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3]))) / 1000, 3),
+            "volume_ml": round(volume_ml(mask), 3),
             "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
             "at_border": at_border,
             "trabecular_hu": round(float(core.mean()), 1) if _ml(len(core)) >= SMALLEST_CORE_ML else None,
@@ -230,10 +232,18 @@ def _body_of(level: int, mask: Mask, up: np.ndarray, image: Geometry | None) -> 
         return None, C1_C2
     if level == SACRUM:
         return None, SACRUM_FUSED
+    if volume_ml(mask) > LARGEST_ML:
+        return None, TOO_LARGE
     body = find_body(mask, up)
     if image is not None and (body is None or not _within(body.points(body.inside), image)):
         return None, TRUNCATED
     return body, None if body is not None else INSEPARABLE
+
+
+def volume_ml(mask: Mask) -> float:
+    """Return the volume of a mask's voxels."""
+    # A Python float, as in the report: numpy rounds some halves the other way.
+    return float(np.count_nonzero(mask.array) * abs(np.linalg.det(mask.to_lps[:3, :3]))) / 1000
 
 
 def centroid(mask: Mask) -> np.ndarray:

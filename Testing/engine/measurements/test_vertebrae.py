@@ -289,3 +289,12 @@ def _points(geometry: Geometry) -> np.ndarray:
     from helpers.phantoms import positions
 
     return positions(geometry)
+
+
+def test_a_mask_larger_than_any_vertebra_has_a_volume_and_no_body() -> None:
+    labels = np.zeros((90, 90, 90), np.uint8)
+    labels[10:80, 10:80, 10:80] = 20
+    geometry = Geometry((90, 90, 90), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), STRAIGHT)
+    (row,) = measure_labels(labels, Volume(np.zeros(labels.shape, np.int16), geometry), LABELS)
+    assert row["volume_ml"] == 343.0 and row["anterior_height_mm"] is None
+    assert row["note"] == "The mask is larger than any vertebra."
