@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from segmamba.cli.options import add_options
 from segmamba.errors import InstallationError
 from segmamba.models.settings import user_folder
+from segmamba.remote.servers import is_loopback
 from segmamba.reporting import DISCLAIMER
 
 NEEDED = (
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     with prepared(settings, token, log) as (server, listening, _jobs):
         port = listening.getsockname()[1]
         log(f"Serving at http://{settings.host}:{port} with the token in {options.token_file}.")
-        if not _is_loopback(settings.host):
+        if not is_loopback(settings.host):
             log("Others can reach it without encryption: let only a proxy with TLS do so. See Docs/server.md.")
         log(DISCLAIMER)
         # It ends its connections first, and then repeats the signal.
@@ -91,10 +91,3 @@ def _run(options: argparse.Namespace) -> int:
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """Take the wish to end for Ctrl-C, after which everything is tidied up."""
     raise KeyboardInterrupt
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

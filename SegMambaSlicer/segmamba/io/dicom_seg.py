@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from segmamba import __version__
-from segmamba.io.dicom_source import LABEL, LONGEST, MANUFACTURER, NO_DEVICE, Identifiers, Result, Source
-from segmamba.labels import Code, Label
+from segmamba.io.dicom_source import LABEL, LONGEST, MANUFACTURER, NO_DEVICE, Identifiers, Result, Source, concept
+from segmamba.labels import Label
 from segmamba.models.manifest import ListedModel
 
 BINARY, LABELMAP = "BINARY", "LABELMAP"
@@ -70,11 +70,11 @@ def _segment(highdicom: Any, number: int, label: Label, algorithm: Any) -> Any:
     return highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=label.name,
-        segmented_property_category=_concept(highdicom, label.category),
-        segmented_property_type=_concept(highdicom, label.type),
+        segmented_property_category=concept(highdicom, label.category),
+        segmented_property_type=concept(highdicom, label.type),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        anatomic_regions=[_concept(highdicom, label.region)] if label.region else None,
+        anatomic_regions=[concept(highdicom, label.region)] if label.region else None,
         display_color=highdicom.color.CIELabColor.from_rgb(*label.color),
     )
 
@@ -84,7 +84,3 @@ def _algorithm(highdicom: Any, model: ListedModel) -> Any:
     return highdicom.AlgorithmIdentificationSequence(
         name=model.id[:LONGEST], family=family, version=model.version[:LONGEST], source=MANUFACTURER
     )
-
-
-def _concept(highdicom: Any, code: Code) -> Any:
-    return highdicom.sr.CodedConcept(code.value, code.scheme, code.meaning)

@@ -15,7 +15,7 @@ from segmamba import __version__
 from segmamba.errors import InputError
 from segmamba.io.dicom import Slice, sorted_slices
 from segmamba.io.dicom_headers import pydicom
-from segmamba.labels import Label
+from segmamba.labels import Code, Label
 from segmamba.models.manifest import ListedModel
 
 MANUFACTURER = "SegMambaSlicer"
@@ -132,6 +132,11 @@ class Identifiers:
             instance=uid("instance", *made, *images, content, *names),
             dimensions=uid("dimensions", *made, *images),
         )
+
+
+def concept(highdicom: Any, code: Code) -> Any:
+    """Return a code as highdicom, which is given, has them."""
+    return highdicom.sr.CodedConcept(code.value, code.scheme, code.meaning)
 
 
 def uid(*names: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from segmamba import __version__
-from segmamba.io.dicom_source import LONGEST, MANUFACTURER, Identifiers, Result, Source, uid
-from segmamba.labels import Code, Label
+from segmamba.io.dicom_source import LONGEST, MANUFACTURER, Identifiers, Result, Source, concept, uid
+from segmamba.labels import Label
 
 KIND = "sr"
 SERIES_NUMBER = 9003
@@ -94,19 +94,18 @@ def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float, tuple[str, str
 
 
 def _group(highdicom: Any, label: Label, row: Mapping[str, Any], identifiers: Identifiers, header: Any) -> Any:
-    concept = highdicom.sr.CodedConcept
     # The series is meant: of a group one image of it has to be named.
     image = highdicom.sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID)
     return highdicom.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=highdicom.sr.TrackingIdentifier(uid(identifiers.instance, str(label.value)), label.name),
-        finding_type=_concept(highdicom, label.type),
-        finding_sites=[highdicom.sr.FindingSite(_concept(highdicom, label.region))] if label.region else None,
+        finding_type=concept(highdicom, label.type),
+        finding_sites=[highdicom.sr.FindingSite(concept(highdicom, label.region))] if label.region else None,
         source_images=[image],
         measurements=[
             highdicom.sr.Measurement(
-                name=concept(*CODES.get(name, (name, SCHEME, _meaning(name)))),
+                name=highdicom.sr.CodedConcept(*CODES.get(name, (name, SCHEME, _meaning(name)))),
                 value=value,
-                unit=concept(unit[0], "UCUM", unit[1]),
+                unit=highdicom.sr.CodedConcept(unit[0], "UCUM", unit[1]),
             )
             for name, value, unit in numbers(row)
         ],
@@ -117,7 +116,3 @@ def _meaning(name: str) -> str:
     """Return the words of a measurement's name, without its unit."""
     end = next((end for end in UNITS if name.endswith(end)), "")
     return name.removesuffix(end).replace("_", " ").capitalize()[:LONGEST]
-
-
-def _concept(highdicom: Any, code: Code) -> Any:
-    return highdicom.sr.CodedConcept(code.value, code.scheme, code.meaning)

@@ -101,12 +101,13 @@ def checked_address(address: str) -> str:
         sound = False
     if not sound or parts.username or parts.query or parts.fragment or len(address.split()) != 1:
         raise InputError(f"'{address}' is not the address of a server: give one like https://gpu.hospital.example.")
-    if parts.scheme == "http" and not _is_here(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise InputError(f"'{address}' would send images unprotected: give an address that begins with https://.")
     return address
 
 
-def _is_here(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether a name or an address of a host is this computer's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import C1, C2
-from segmamba.spine.shape_model import Fit, ShapeModel, fit
+from segmamba.spine.shape_model import Fit, ShapeModel, fit, part_near
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.morphology import CONNECTIVITY_26
 from segmamba.utils.parallel import at_once
@@ -77,8 +77,7 @@ def fit_without_outliers(
     """
     found = fit(mask, level, model, frame, spacing_mm)
     for _ in range(FITS):
-        near = np.zeros_like(mask)
-        near[found.box] = mask[found.box] & (found.distance <= NEAR_MM)
+        near = part_near(mask, found, NEAR_MM)
         if near.sum() < LEAST_PART * mask.sum():
             return None
         found = fit(near, level, model, found.frame, spacing_mm)

@@ -16,7 +16,7 @@ from segmamba.spine.atlas import separate_atlas
 from segmamba.spine.column import SMALL_COMPONENT_MM3
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import L1, ORDER, SACRUM, T1, T12, T13, level_name, next_level
-from segmamba.spine.shape_model import Fit, ShapeModel, fit
+from segmamba.spine.shape_model import Fit, ShapeModel, fit, part_near
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
 from segmamba.utils.parallel import at_once
@@ -272,11 +272,11 @@ def _trim(
     def trimmed(level: int) -> tuple[np.ndarray, Fit] | None:
         box = boxes[level]
         mask = labels == level
-        near = _near(mask, fits[level])
+        near = part_near(mask, fits[level], OUTSIDE_MM)
         if near[box].sum() == mask[box].sum():
             return None
         found = fit(near, level, model, fits[level].frame, spacing_mm)
-        near = _near(mask, found)
+        near = part_near(mask, found, OUTSIDE_MM)
         near[found.box] &= ~_strays(near[found.box], found, spacing_mm)
         return near[box], found
 
@@ -296,12 +296,6 @@ def _trim(
             view[(view == level) & ~near] = 0
             fits[level] = found
     return refined, fits
-
-
-def _near(mask: np.ndarray, found: Fit) -> np.ndarray:
-    near = np.zeros_like(mask)
-    near[found.box] = mask[found.box] & (found.distance <= OUTSIDE_MM)
-    return near
 
 
 def _close(labels: np.ndarray, vertebra: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:

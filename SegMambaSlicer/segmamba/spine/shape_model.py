@@ -141,6 +141,13 @@ def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_m
     return Fit(box, distance, float(dice), frame)
 
 
+def part_near(mask: np.ndarray, found: Fit, most_mm: float) -> np.ndarray:
+    """Return the voxels of a mask (z, y, x) that lie in a fitted shape, or at most so far outside of it."""
+    near = np.zeros_like(mask)
+    near[found.box] = mask[found.box] & (found.distance <= most_mm)
+    return near
+
+
 def region_of(level: int) -> int:
     """Return the number of the region that a level belongs to."""
     return next(index for index, (first, last) in enumerate(REGIONS) if first <= level <= last)
