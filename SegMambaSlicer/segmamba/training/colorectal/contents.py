@@ -39,6 +39,9 @@ INFLAMED_SHARE = 0.25
 # Contrast by mouth fills small bowel and stomach in this part of the samples, by preparation.
 SMALL_BOWEL_CONTRAST = {"none": 0.12, "prepared": 0.1, "oral contrast": 0.9}
 STOMACH_LOOP = 0
+# Contracted stomach and small bowel: their walls all but meet. Jejunum enhances more than ileum, and both vary.
+CONTRACTED_MM, ENHANCED_HU = (5.0, 25.0), 18.0
+CONTRACTED_STOMACH = 0.35
 
 
 class Row(IntEnum):
@@ -57,6 +60,7 @@ class Row(IntEnum):
     DIVERTICULA = 10  # 0 to 1
     RUN = 11  # number of the run of steps that share contents and levels
     ZONE = 12  # index in `segmamba.training.colorectal.zones.ZONES`; -1 in other bowels
+    ENHANCED = 13  # HU of the wall above that of other walls
 
 
 def bowel_tables(
@@ -101,6 +105,7 @@ def large_bowel(
         first = int(rng.integers(0, 200))
         long = slice(first, first + int(rng.integers(12, 40)))
         table[Row.WALL, long] += rng.uniform(0.5, 3.0)
+        table[Row.ENHANCED, long] = rng.uniform(-10, 30)
         table[Row.STRANDS, long] = rng.uniform(0, 0.8)
     if rng.random() < DIVERTICULA_SHARE:
         diseased = np.isin(zones, [ZONES.index(zone) for zone in DIVERTICULA_ZONES])
@@ -182,8 +187,10 @@ def other_bowel(contrast: bool, rng: np.random.Generator) -> np.ndarray:
     table[Row.LEVEL] = rng.choice((-0.1, 0.5, 1.2), 256, p=(0.04, 0.16, 0.8)) + rng.uniform(-0.2, 0.2, 256)
     table[Row.FILLING] = rng.uniform(0, 45, 256)
     table[Row.MOTTLE] = rng.choice((0.0, 0.25), 256, p=(0.9, 0.1))
-    soft = rng.random(256) < rng.uniform(0.0, 0.6)  # loops without a visible lumen
-    table[Row.WALL, soft] = 30.0
+    contracted = rng.random(256) < rng.uniform(0.0, 0.6)  # a slit of a lumen with some gas, or none
+    table[Row.WALL, contracted] = rng.uniform(*CONTRACTED_MM, contracted.sum())
+    table[Row.MOTTLE, contracted] = rng.uniform(0.0, 0.6, contracted.sum())
+    table[Row.ENHANCED] = rng.normal(0, ENHANCED_HU, 256)
     if contrast:
         reached = rng.random(256) < rng.uniform(0.2, 1.0)
         table[Row.FILLING, reached] = rng.uniform(*CONTRAST_HU) * rng.uniform(0.7, 1.0, reached.sum())
@@ -200,5 +207,5 @@ def _fill_stomach(table: np.ndarray, contrast: bool, rng: np.random.Generator) -
     if contrast:
         column[Row.FILLING] = rng.uniform(*CONTRAST_HU)
         column[Row.MOTTLE] *= rng.random() < 0.3
-    if rng.random() < 0.15:  # empty
-        column[Row.WALL] = 30.0
+    if rng.random() < CONTRACTED_STOMACH:
+        column[Row.WALL] = rng.uniform(*CONTRACTED_MM)

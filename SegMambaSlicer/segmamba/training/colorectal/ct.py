@@ -80,6 +80,8 @@ ARMS_SHARE, ARM_MM = 0.15, (32.0, 55.0)
 THICK_SHARE, SLICE_MM = 0.6, (2.5, 7.5)
 # On a grid of 1 to 2 mm; abdominal protocols aim at 10 to 20 HU at 5 mm.
 NOISE_HU = (3.0, 40.0)
+# Calibrated scanners are wrong by a few HU; tumours differ from contents by little more.
+OFFSET_HU = 4.0
 STRAND_MM, STRAND_HU, STRAND_SPACING_MM = 7.0, 95.0, 9.0
 STREAK_WAVES, STREAK_MM, METAL_HU = 8, 45.0, 3000.0
 
@@ -98,6 +100,8 @@ def render_ct(scene: Scene, metal: Tensor, context: SamplingContext) -> Tensor:
     phase = int(rng.choice(len(PHASES), p=PHASE_SHARES))
     mean, texture = phase_priors(phase, rng)
     image = _with_kidneys(ct.noiseless_image(tissues, context, mean, texture), tissues, phase, context)
+    wall = (tissues == WALL) | (tissues == OTHER_WALL)
+    image = torch.where(wall, image + scene.table[Row.ENHANCED], image)
     image = torch.where((tissues == LUMEN) | (tissues == OTHER_LUMEN), _contents(scene, context), image)
     image = _stranded(image, scene, context)
     if rng.random() < STREAK_SHARE:
@@ -106,7 +110,7 @@ def render_ct(scene: Scene, metal: Tensor, context: SamplingContext) -> Tensor:
         image = _with_arms(image, tissues, context)
     for centre in metal:
         image = _with_metal(image, centre, context)
-    return ct.simulate_scanner(image, tissues, context, ct.Scanner(NOISE_HU, SLICE_MM, THICK_SHARE))
+    return ct.simulate_scanner(image, tissues, context, ct.Scanner(NOISE_HU, SLICE_MM, THICK_SHARE, offset_hu=OFFSET_HU))
 
 
 def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -36,12 +36,15 @@ class Scanner:
         Part of the scans with such slices.
     profiled_mm : float or None
         Instead, axial slices so thick in every scan, with a profile.
+    offset_hu : float
+        Standard deviation of the error of the calibration.
     """
 
     noise_hu: tuple[float, float] = NOISE_HU
     slice_mm: tuple[float, float] = SLICE_MM
     thick_share: float = 0.45
     profiled_mm: float | None = None
+    offset_hu: float = 12.0
 
 
 def synthesize(tissues: Tensor, context: SamplingContext, degraded: bool = False) -> Tensor:
@@ -146,5 +149,5 @@ def simulate_scanner(
     image = image + noise * grain
     if rng.random() < 0.3:
         image = image + rng.uniform(0.3, 1.5) * (image - blur(image, 0.9))
-    image = image * rng.uniform(0.95, 1.05) + rng.normal(0, 12)
+    image = image * rng.uniform(0.95, 1.05) + rng.normal(0, scanner.offset_hu)
     return torch.where(tissues == OUTSIDE, OUTSIDE_HU, image.clamp(-1024, 3071))

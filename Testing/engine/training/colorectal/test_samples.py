@@ -307,6 +307,17 @@ def test_contrast_by_mouth_is_as_bright_as_real_one_and_reaches_small_bowel_and_
     assert max(other_bowel(False, np.random.default_rng(seed))[Row.FILLING].max() for seed in range(20)) < 60
 
 
+def test_contracted_loops_have_thick_walls_that_enhance_by_loop_and_hold_some_gas() -> None:
+    tables = [other_bowel(False, np.random.default_rng(seed)) for seed in range(40)]
+    table = np.concatenate(tables, axis=1)
+    contracted = table[Row.WALL] >= 5
+    assert 0.15 < contracted.mean() < 0.5
+    assert (table[Row.MOTTLE, contracted] > 0.3).any()
+    assert 12 < table[Row.ENHANCED].std() < 24
+    stomachs = np.array([t[Row.WALL, STOMACH_LOOP] for t in tables])
+    assert (stomachs > 10).any() and (stomachs < 6.5).any()
+
+
 def test_a_level_is_one_row_of_the_image_in_all_loops_of_a_run(bowel: BowelMap) -> None:
     context = context_of(2)
     run, inside = torch.zeros(PATCH), torch.zeros(PATCH, dtype=torch.bool)
