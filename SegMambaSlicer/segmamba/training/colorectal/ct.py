@@ -110,7 +110,8 @@ def render_ct(scene: Scene, metal: Tensor, context: SamplingContext) -> Tensor:
         image = _with_arms(image, tissues, context)
     for centre in metal:
         image = _with_metal(image, centre, context)
-    return ct.simulate_scanner(image, tissues, context, ct.Scanner(NOISE_HU, SLICE_MM, THICK_SHARE, offset_hu=OFFSET_HU))
+    scanner = ct.Scanner(NOISE_HU, SLICE_MM, THICK_SHARE, offset_hu=OFFSET_HU)
+    return ct.simulate_scanner(image, tissues, context, scanner)
 
 
 def phase_priors(phase: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
