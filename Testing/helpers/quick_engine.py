@@ -1,9 +1,10 @@
-"""An engine that finds one structure in no time, to test and measure what is around it."""
+"""Engines without a child process: to test and measure what is around them."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ from segmamba.utils.words import counted
 
 
 class QuickEngine(Engine):
-    """Writes what the engine would write, without reading the input and without a child process."""
+    """Finds one structure in no time: writes what the engine would write, without reading the input."""
 
     def run(self, request: Request) -> dict[str, Any]:
         return quick_run(request)
+
+
+class EngineHere(Engine):
+    """Segments in this process, which has imported torch already: a child process takes seconds for that."""
+
+    def run(self, request: Request) -> dict[str, Any]:
+        from segmamba.inference.file_to_file import segment_file
+
+        return segment_file(request)
 
 
 class SlowEngine(QuickEngine):
@@ -42,7 +52,7 @@ def quick_run(request: Request) -> dict[str, Any]:
         "model": {"checkpoint_sha256": sha256(checkpoint)},
         "software": {"segmamba": "0"},
         "volume": {"modality": request.options.modality, "modality_inferred": False},
-        "run": {**used, "device_title": f"none, {counted(threads(), 'thread')}"},
+        "run": {**used, "device_title": f"none, {counted(threads(), 'thread')}", "options": asdict(request.options)},
         "timings_s": {"total": 0.0},
         "segments": [segment],
         "measurements": [{"name": "L1 vertebra", "anterior_height_mm": 25.5, "flag": None}],

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import brain
+from helpers.quick_engine import EngineHere
 
+from segmamba.batch import engine
 from segmamba.batch.batch_case import file_case
 from segmamba.batch.cases import find_cases
 from segmamba.batch.channels import SERIES, cases_of_channels
@@ -89,7 +91,10 @@ def test_without_channels_each_file_is_a_case_of_its_own(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_batch_segments_cases_of_several_files_and_does_them_again_when_one_changes(tmp_path: Path) -> None:
+def test_a_batch_segments_cases_of_several_files_and_does_them_again_when_one_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Engine", EngineHere)
     manifest = brain.write_brain_model(tmp_path)
     whole = brain.write_channels(tmp_path / "in", "a-")
     brain.write_channels(tmp_path / "in", "b-", brain.CHANNELS[:2])

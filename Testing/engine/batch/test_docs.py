@@ -58,8 +58,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script(
         tools / "segmamba",
         'program="-m segmamba"',
-        # On clusters the engine is one that needs no time; elsewhere the real one runs.
-        f'[[ "$*" == *--scheduler* ]] && program="{place / "quick.py"}"',
+        # The real engine runs on the DICOM studies; elsewhere it is one that needs no time.
+        f'[[ "$*" == *studies* ]] || program="{place / "quick.py"}"',
         f'exec "{sys.executable}" $program "$@" --manifest "{manifest}" --device cpu',
     )
     script(tools / "dask", f'exec "{sys.executable}" -m dask "$@"')

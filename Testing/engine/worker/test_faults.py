@@ -23,7 +23,7 @@ from launcher import make_launcher
 
 @pytest.mark.slow
 def test_random_faults_leave_no_process_no_half_result_no_lock_and_no_unclear_error(tmp_path: Path) -> None:
-    tally = inject(tmp_path, len(KINDS) + 3, seed=3)
+    tally = inject(tmp_path, len(KINDS), seed=3)
     assert set(tally["faults"]) == set(KINDS)
     assert tally["orphans"] == tally["stuck_locks"] == 0
     assert tally["half_written"] == tally["unclear_errors"] == []
