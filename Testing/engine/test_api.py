@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from helpers import tiny
-from helpers.phantoms import AIR, OBLIQUE, WATER, phantom
+from helpers.phantoms import AIR, WATER, phantom, rotation
 from helpers.repository import PACKAGES
 
 import segmamba
@@ -23,24 +23,34 @@ from segmamba.inference import pipeline
 from segmamba.io.convert import RAS_TO_LPS
 from segmamba.io.labelmap import write_labelmap
 from segmamba.io.read import read_image
-from segmamba.io.volume import Volume, to_image
+from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models import store
 from segmamba.models.manifest import load_manifest
 
+AROUND_VERTEBRAE = Geometry((40, 34, 42), (2.0, 1.8, 2.4), (-38.0, -22.0, 48.0), rotation(8, 5))
 QUICK = {"device": "cpu", "precision": "float32", "overlap": 0.0}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def a_ct() -> Volume:
-    return phantom(OBLIQUE)
+    return phantom(AROUND_VERTEBRAE)
 
 
-@pytest.fixture
-def tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The software's manifest is one of a tiny model, whose checkpoint is beside it."""
-    manifest = load_manifest(tiny.write_model(tmp_path))
-    monkeypatch.setattr(api, "load_models", lambda: manifest)
-    monkeypatch.setattr(store, "resource_root", lambda: tmp_path)
+    folder = tmp_path_factory.mktemp("model")
+    manifest = load_manifest(tiny.write_model(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "load_models", lambda: manifest)
+        patch.setattr(store, "resource_root", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def of_volume(a_ct: Volume, tiny_model: None) -> pipeline.Result:
+    """What `segmamba.segment` gives for a `Volume`."""
+    return segmamba.segment(a_ct, "vertebrae", **QUICK)
 
 
 def saved(ct: Volume, folder: Path) -> Path:
@@ -61,9 +71,9 @@ IMAGES: dict[str, Callable[[Volume, Path], tuple[Any, np.ndarray | None]]] = {
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_the_same_image_of_any_kind_gives_the_same_labels(
-    kind: str, a_ct: Volume, tiny_model: None, tmp_path: Path
+    kind: str, a_ct: Volume, of_volume: pipeline.Result, tmp_path: Path
 ) -> None:
-    expected = segmamba.segment(a_ct, "vertebrae", **QUICK)
+    expected = of_volume
     image, affine = IMAGES[kind](a_ct, tmp_path)
     result = segmamba.segment(image, "vertebrae", affine=affine, **QUICK)
     assert len(np.unique(expected.labels)) > 1
@@ -86,8 +96,8 @@ def test_it_gives_what_the_pipeline_gives(a_ct: Volume, tiny_model: None) -> Non
         assert result.report["run"]["options"] == expected.report["run"]["options"]
 
 
-def test_a_result_is_saved_with_its_grid_and_names(a_ct: Volume, tiny_model: None, tmp_path: Path) -> None:
-    result = segmamba.segment(a_ct, "vertebrae", **QUICK)
+def test_a_result_is_saved_with_its_grid_and_names(a_ct: Volume, of_volume: pipeline.Result, tmp_path: Path) -> None:
+    result = of_volume
     result.save(tmp_path / "spine.seg.nrrd")
     write_labelmap(tmp_path / "expected.seg.nrrd", result.labels, a_ct.geometry, result.model.labels)
     assert (tmp_path / "spine.seg.nrrd").read_bytes() == (tmp_path / "expected.seg.nrrd").read_bytes()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import qt
 
 from helpers import tiny
+from helpers.warm_child import WarmChild
 
 # Unlike the bundled model's, so that the weights say which model they are for.
 ARGUMENTS = {**tiny.ARGUMENTS, "out_channels": 3}
@@ -26,16 +28,24 @@ def a_weights_file(tmp_path_factory):
 
 
 @pytest.fixture
-def models_folder(tmp_path, monkeypatch, a_warm_worker):
-    """An empty folder for the user's models."""
-    folder = tmp_path / "my models"
-    monkeypatch.setenv("SEGMAMBA_MODELS", str(folder))
+def models_folder(the_models_folder, monkeypatch):
+    """A folder for the user's models that is not there yet."""
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(the_models_folder))
     monkeypatch.delenv("SEGMAMBA_MIRROR", raising=False)
     monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
-    # A worker has the environment that it was started in.
-    a_warm_worker.kill()
-    yield folder
-    a_warm_worker.kill()
+    yield the_models_folder
+    if the_models_folder.is_dir():
+        shutil.rmtree(the_models_folder)
+    else:
+        the_models_folder.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def commands_are_warm(the_module, monkeypatch):
+    """The panel's commands run in processes that need not import anything."""
+    from SegMambaSlicerLib import cli_process
+
+    monkeypatch.setattr(cli_process, "Child", WarmChild)
 
 
 @pytest.fixture

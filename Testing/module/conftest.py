@@ -141,10 +141,16 @@ def a_slow_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def a_warm_worker(tmp_path_factory):
+def the_models_folder(tmp_path_factory):
+    """The folder for the user's models that the warm worker knows."""
+    return tmp_path_factory.mktemp("user") / "my models"
+
+
+@pytest.fixture(scope="session")
+def a_warm_worker(tmp_path_factory, the_models_folder):
     """One worker for all tests, behind a launcher: starting it takes seconds. A test that kills it gets a new one."""
     launcher = make_launcher(tmp_path_factory.mktemp("bin"))
-    with WorkerProcess(python=str(launcher)) as worker:
+    with WorkerProcess(python=str(launcher), environment={"SEGMAMBA_MODELS": str(the_models_folder)}) as worker:
         yield worker
 
 

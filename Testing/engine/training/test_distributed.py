@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from segmamba.training.dataset.train import Order, plan_training
 from segmamba.training.vertebrae.label_maps import prepare
 from segmamba.worker.client import worker_environment
 
-# What each process does, with its rank and the folder.
+# What each process does, in one folder after the other; what it saw is kept there by its rank.
 STEPS = """
 import sys, torch
 from dataclasses import replace
@@ -37,34 +38,12 @@ torch.save({"losses": losses, "weights": run.network.state_dict(), "going": goin
 """
 
 
-def torchrun(*arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    subprocess.run(command, check=True, env=worker_environment(), timeout=900)
-
-
-@pytest.mark.slow
-def test_two_processes_see_different_samples_and_keep_the_same_weights(tmp_path: Path) -> None:
-    prepare(small_spine.write_subjects(tmp_path / "labels"), tmp_path / "maps", variants=1)
-    (tmp_path / "config.json").write_text(json.dumps(tiny.TRAINING | {"evaluation": ""}), encoding="utf-8")
-    (tmp_path / "steps.py").write_text(STEPS, encoding="utf-8")
-    torchrun(str(tmp_path / "steps.py"), str(tmp_path))
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert not torch.equal(first["losses"][0], second["losses"][0])
-    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
-    assert first["going"] == second["going"] == [True, False]
-    # A whole run: one log, and one set of weights.
-    lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == [2, 4]
-    assert (tmp_path / "run" / "weights.safetensors").is_file()
-
-
-# What each process of a training on labelled images does; the samples that it saw are kept.
+# And a training on labelled images.
 ON_LABELLED = """
-import os, sys, torch
-from pathlib import Path
+import os
 from segmamba.training.dataset.source import CaseSource
 from segmamba.training.dataset.train import Order, train_on_dataset
-folder, seen, batch = Path(sys.argv[1]), [], CaseSource.batch
+folder, seen, batch = Path(sys.argv[2]), [], CaseSource.batch
 def noted(self, size):
     found = batch(self, size)
     seen.append(found.image)
@@ -75,19 +54,49 @@ torch.save(seen, folder / f"{os.environ['RANK']}.pt")
 """
 
 
-@pytest.mark.slow
-def test_two_processes_share_labelled_images_and_one_of_them_writes(tmp_path: Path) -> None:
-    order = Order(write_described(tmp_path / "data", ["a", "b", "c"], NNUNET), tmp_path / "run", device="cpu")
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of what two processes of one ``torchrun`` have done: of `STEPS`, and of `ON_LABELLED`."""
+    steps, labelled = tmp_path_factory.mktemp("steps"), tmp_path_factory.mktemp("labelled")
+    prepare(small_spine.write_subjects(steps / "labels"), steps / "maps", variants=1)
+    (steps / "config.json").write_text(json.dumps(tiny.TRAINING | {"evaluation": ""}), encoding="utf-8")
+    order = Order(write_described(labelled / "data", ["a", "b", "c"], NNUNET), labelled / "run", device="cpu")
     plan = plan_training(order)
     recipe = replace(plan.recipe, arguments=tiny.ARGUMENTS | {"out_channels": 2}, architecture="spine_mamba", batch=1)
     recipe = replace(recipe, iterations=3, log_every=1, readers=1)
-    write_plan(replace(plan, patch=(16, 16, 16), recipe=recipe), tmp_path / "run" / "plan.json")
-    (tmp_path / "steps.py").write_text(ON_LABELLED, encoding="utf-8")
-    torchrun(str(tmp_path / "steps.py"), str(tmp_path))
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    write_plan(replace(plan, patch=(16, 16, 16), recipe=recipe), labelled / "run" / "plan.json")
+    (steps / "both.py").write_text(STEPS + ON_LABELLED, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(steps / "both.py"), str(steps), str(labelled)]
+    subprocess.run(command, check=True, env=worker_environment(), timeout=900)
+    return steps, labelled
+
+
+def of_both(folder: Path) -> list[Any]:
+    """Return what the first and the second process kept."""
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_processes_see_different_samples_and_keep_the_same_weights(done: tuple[Path, Path]) -> None:
+    folder, _labelled = done
+    first, second = of_both(folder)
+    assert not torch.equal(first["losses"][0], second["losses"][0])
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    assert first["going"] == second["going"] == [True, False]
+    # A whole run: one log, and one set of weights.
+    lines = (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [2, 4]
+    assert (folder / "run" / "weights.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_share_labelled_images_and_one_of_them_writes(done: tuple[Path, Path]) -> None:
+    _steps, folder = done
+    first, second = of_both(folder)
     assert len(first) == len(second) == 3
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    fold = tmp_path / "run" / "fold-0"
+    fold = folder / "run" / "fold-0"
     lines = [json.loads(line) for line in (fold / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3]
     assert sum("evaluation" in line for line in lines) == 1

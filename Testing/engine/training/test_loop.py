@@ -167,7 +167,9 @@ def test_a_run_goes_on_where_it_stopped_with_other_samples(config: Config, monke
 
 
 @pytest.mark.slow
-def test_other_processes_prefetch_and_each_has_a_seed_of_its_own(config: Config) -> None:
+def test_other_processes_prefetch_and_each_has_a_seed_of_its_own_and_a_run_trains_on_what_they_give(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(config, num_workers=2, batch=1)
     source, make = sample_source.PrefetchedSource(config, CPU, 7), sample_source.synthesizer_factory(config, CPU)
     alone = [make(seed) for seed in (14, 15)]
@@ -177,11 +179,11 @@ def test_other_processes_prefetch_and_each_has_a_seed_of_its_own(config: Config)
         for ours, theirs in zip(vars(prefetched).values(), vars(expected).values(), strict=True):
             assert ours.dtype == theirs.dtype
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.slow
-def test_a_run_with_worker_processes_trains(config: Config) -> None:
-    loop.train(replace(config, num_workers=1, iterations=2))
+    # The processes that run now, as starting others takes seconds.
+    asked: list[int] = []
+    monkeypatch.setattr(sample_source, "PrefetchedSource", lambda config, device, seed: asked.append(seed) or source)
+    loop.train(replace(config, iterations=2))
+    assert asked == [config.seed]
     (entry,) = log_of(Path(config.folder))
     assert math.isfinite(entry["loss"])
 

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "iterations": 2,
         "warmup": 1,
         "log_every": 1,
-        "num_workers": 1,
+        "num_workers": 0,
     }
     (folder / "config.json").write_text(json.dumps(content | {"device": "cpu", "compile": False}), encoding="utf-8")
     return folder

@@ -1,0 +1,108 @@
+"""Child processes that need not import anything: they are forked from one that has imported everything once.
+
+For tests of what a worker or a command does. How these start is tested without this.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from segmamba.utils.child import Child
+
+IMPORTED = [
+    "matplotlib.figure",
+    "segmamba.cli.main",
+    "segmamba.inference.pipeline",
+    "segmamba.models.import_checkpoint",
+    "segmamba.networks.spine_mamba",
+    "segmamba.worker.server",
+]
+
+
+class WarmChild(Child):
+    """Takes the place of `Child` where a module of ours is run: ``python -m segmamba...``."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        one_stream: bool = False,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
+        taken, given = context.Pipe(duplex=False)
+        outputs = [context.Pipe(duplex=False) for _ in range(1 if one_stream else 2)]
+        written = [end for _, end in outputs]
+        arguments = (list(command[command.index("-m") + 1 :]), dict(environment or os.environ), folder, taken, written)
+        process = context.Process(target=_run, args=arguments, daemon=True)
+        process.start()
+        self._process = _Forked(process)  # type: ignore[assignment]
+        self.pid = process.pid or 0
+        self.input = _file(given, "wb")
+        self.output, *logs = (_file(end, "rb") for end, _ in outputs)
+        self.log = logs[0] if logs else None
+        for end in (taken, *written):
+            end.close()
+        self._ending, self._ended = threading.Lock(), False
+        threading.Thread(target=self._end_with_launcher, name="child", daemon=True).start()
+
+
+class _Forked:
+    """What `Child` asks of a `subprocess.Popen`; any thread may."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self._reading = threading.Lock()
+
+    def poll(self) -> int | None:
+        with self._reading:
+            status: int | None = self._process.exitcode
+        return status
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        if not connection.wait([self._process.sentinel], seconds):
+            raise subprocess.TimeoutExpired("", seconds or 0.0)
+        return self.poll()
+
+    def kill(self) -> None:
+        with self._reading:
+            self._process.kill()
+
+
+def _file(end: connection.Connection, mode: str) -> Any:
+    # Unbuffered would be another kind of object than Popen's.
+    taken = os.fdopen(os.dup(end.fileno()), mode)
+    end.close()
+    return taken
+
+
+def _run(
+    command: list[str],
+    environment: dict[str, str],
+    folder: Path | None,
+    given: connection.Connection,
+    written: list[connection.Connection],
+) -> None:
+    """Become what the command starts, in the new process."""
+    os.setsid()
+    for number, end in enumerate((given, written[0], written[-1])):
+        os.dup2(end.fileno(), number)
+    for end in (given, *written):
+        end.close()
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    if folder is not None:
+        os.chdir(folder)
+    module, *sys.argv[1:] = command
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
