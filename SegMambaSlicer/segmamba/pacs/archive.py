@@ -200,7 +200,8 @@ class Archive:
                 page = self._client.search_for_series(
                     search_filters=dict(filters), fields=fields, limit=PAGE, offset=offset
                 )
-            fresh = [each for each in map(_found, page) if (each.study, each.series) not in known]
+                found = [_found(each) for each in page]
+            fresh = [each for each in found if (each.study, each.series) not in known]
             for each in fresh:
                 known.add((each.study, each.series))
                 yield each

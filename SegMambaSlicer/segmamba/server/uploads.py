@@ -6,6 +6,7 @@ process: sizes that a header declares, what is packed into how much, names of ot
 
 from __future__ import annotations
 
+import errno
 import gzip
 import math
 import re
@@ -133,6 +134,11 @@ def unpack_dicom(path: Path, limit: int) -> Path:
                             raise InputError(TOO_LARGE.format(limit / 2**30, limit / 2**30))
                         target.write(chunk)
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
+        raise InputError(BROKEN.format(type(error).__name__)) from error
+    except OSError as error:
+        # A list whose places lie before the file; not a full disk.
+        if error.errno != errno.EINVAL:
+            raise
         raise InputError(BROKEN.format(type(error).__name__)) from error
     path.unlink()
     _check_images(folder, limit)
