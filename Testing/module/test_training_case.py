@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,15 +18,13 @@ from segmamba.models.own import import_own
 
 
 @pytest.fixture(params=[write_run, write_two_stage_run])
-def own_model(request, tmp_path, monkeypatch, a_warm_worker):
+def own_model(request, tmp_path, monkeypatch, the_models_folder):
     """A model of the user's own in the list, beside the software's: of one stage, or of vertebrae with two."""
-    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("SEGMAMBA_MODELS", str(the_models_folder))
     monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
-    # A worker has the environment that it was started in.
-    a_warm_worker.kill()
     import_own(request.param(tmp_path / "given") / "model.json", load_models())
     yield OWN if request.param is write_run else TWO_STAGE
-    a_warm_worker.kill()
+    shutil.rmtree(the_models_folder)
 
 
 @pytest.fixture

@@ -142,6 +142,12 @@ def prediction(predict: Predict) -> Prediction:
     return predict()
 
 
+@pytest.fixture(scope="module")
+def begun_on_cuda(predict: Predict, devices: list[str]) -> tuple[Prediction, list[str]]:
+    """A run whose first pass began on a GPU and ended on the processor, and where its passes began."""
+    return predict(device="cuda"), list(devices)
+
+
 def labels_of(prediction: Prediction) -> np.ndarray:
     return resample_to_input(prediction.probabilities, prediction.grid, prediction.label_values)[0]
 
@@ -216,22 +222,22 @@ def test_refinement_is_reported_only_where_it_is_on(predict: Predict, prediction
 
 
 def test_after_a_first_pass_that_ended_on_the_processor_the_second_one_starts_there(
-    predict: Predict, devices: list[str]
+    begun_on_cuda: tuple[Prediction, list[str]],
 ) -> None:
-    prediction = predict(device="cuda")
+    prediction, devices = begun_on_cuda
     assert devices == ["cuda", "cpu"]
     assert [each.device for each in prediction.passes] == [CPU, CPU]
 
 
 def test_only_the_first_pass_on_a_processor_has_windows_that_fit_the_volume(
-    predict: Predict, prediction: Prediction, model: Model
+    begun_on_cuda: tuple[Prediction, list[str]], prediction: Prediction, model: Model
 ) -> None:
     coarse, fine = prediction.passes
     size = coarse.grid.geometry.size[::-1]
     fitted = fitted_patch(size, model.patch, model.overlap)
     assert coarse.window == fitted != model.patch
     assert model.fine is not None and fine.window == model.fine.patch
-    assert predict(device="cuda").passes[0].window == model.patch
+    assert begun_on_cuda[0].passes[0].window == model.patch
 
 
 def test_a_fast_run_finds_the_same_vertebrae_on_a_coarser_grid(

@@ -93,7 +93,7 @@ def test_it_belongs_to_its_source_and_says_what_it_is(written: tuple[Path, Any])
 
 @pytest.mark.skipif(shutil.which("dsrdump") is None, reason="dcmtk is not installed")
 def test_dsrdump_reads_it(written: tuple[Path, Any]) -> None:
-    said = subprocess.run(["dsrdump", str(written[0])], capture_output=True, text=True)
+    said = subprocess.run(["dsrdump", str(written[0])], capture_output=True, encoding="utf-8")
     assert said.returncode == 0 and "E: " not in said.stderr
     assert '"Height loss")="5.6" (%,UCUM,"percent")' in said.stdout
 
