@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What pip is given for PyTorch, for example another version or index.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-avx2 check docs lists clean
+.PHONY: demo test test-avx2 check docs lists release clean
 
 demo: .venv/installed
 	$(BIN)/python Docs/demo.py demo
@@ -32,6 +32,10 @@ docs: .venv/installed-dev
 # The lists of files that the module's CMakeLists.txt installs, from the tree.
 lists: .venv/installed-dev
 	PYTHONPATH=Testing $(BIN)/python -m helpers.cmake_lists
+
+# What a release has besides the source: the models' files, their SHA-256 sums, and the manifest with their addresses.
+release:
+	$(PYTHON) release/assets.py build/release/$(or $(TAG),$(error name the tag: make release TAG=v1.2.3)) --tag $(TAG)
 
 .venv/bin/python:
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \

@@ -47,6 +47,10 @@ class ImportOptions:
         combo.blockSignals(blocked)
         self._onModel()
 
+    def choose(self, model: ListedModel) -> None:
+        """Choose the model that the next file is for."""
+        self._ui.importAsComboBox.currentIndex = self._ui.importAsComboBox.findData(model.id)
+
     def arguments(self, path: Path) -> list[str]:
         """Return what ``segmamba models import`` needs to know about a file; nothing for what describes itself."""
         model = self._ui.importAsComboBox.currentData

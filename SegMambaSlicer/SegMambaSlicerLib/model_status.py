@@ -42,6 +42,11 @@ class ModelStatus:
         return not bundled and bool(self.model.file.urls or self.mirror)
 
     @property
+    def offeredByAuthors(self) -> bool:
+        """Whether it is to be got by hand, from a page of its authors."""
+        return self.found is None and self.model.file.page is not None
+
+    @property
     def removable(self) -> bool:
         """Whether it is the user's own."""
         if self.found is not None:

@@ -61,6 +61,7 @@ class CheckpointSection:
         table.connect("itemSelectionChanged()", self._allow)
         ui.importButton.connect("clicked(bool)", self._onImport)
         ui.downloadButton.connect("clicked(bool)", self._onDownload)
+        ui.authorsButton.connect("clicked(bool)", self._onAuthors)
         ui.verifyButton.connect("clicked(bool)", self._onVerify)
         ui.removeButton.connect("clicked(bool)", self._onRemove)
         ui.modelsFolderButton.connect("clicked(bool)", self._onFolder)
@@ -143,14 +144,29 @@ class CheckpointSection:
         ui, chosen, free = self._ui, self._chosen(), self._program is None
         ui.importButton.enabled = free
         ui.downloadButton.enabled = free and chosen is not None and chosen.downloadable
+        ui.authorsButton.visible = chosen is not None and chosen.offeredByAuthors
+        ui.authorsButton.enabled = free
         ui.verifyButton.enabled = free and chosen is not None and bool(chosen.found or chosen.problem)
         ui.removeButton.enabled = free and not self._locked and chosen is not None and chosen.removable
 
     def _onImport(self, _checked: bool = False) -> None:
-        path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), _("Import a model"), "", FILES)
+        self._import(_("Import a model"))
+
+    def _onAuthors(self, _checked: bool = False) -> None:
+        """Open the authors' page, and take the file that the user comes back with, as the model that it is for."""
+        model = self._chosen().model
+        qt.QDesktopServices.openUrl(qt.QUrl(model.file.page))
+        self._options.choose(model)
+        if not self._import(_("Choose '{name}' when it is downloaded").format(name=model.file.name)):
+            self._say(_("When '{name}' is downloaded, press 'Import...'.").format(name=model.file.name))
+
+    def _import(self, title: str) -> bool:
+        """Ask for a file and import it; tell whether one was chosen."""
+        path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), title, "", FILES)
         if path:
             chosen = self._options.arguments(Path(path))
             self._run(_("Importing {name}...").format(name=Path(path).name), "import", path, *chosen)
+        return bool(path)
 
     def _onDownload(self, _checked: bool = False) -> None:
         model = self._chosen().model

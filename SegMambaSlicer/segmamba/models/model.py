@@ -140,7 +140,8 @@ class LogitMarginThreshold:
 class ModelFile:
     """One file of a model. ``size`` (bytes) and ``sha256`` are None where they are not known.
 
-    ``urls`` are tried in this order; a file with any has a size and a SHA-256.
+    ``urls`` are tried in this order; a file with any has a size and a SHA-256. ``page`` is where its authors offer it
+    to people.
     """
 
     name: str
@@ -149,6 +150,7 @@ class ModelFile:
     bundled: str | None
     note: str | None = None
     urls: tuple[str, ...] = ()
+    page: str | None = None
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def installed(model: ListedModel, root: Path | None = None) -> Installed:
     if found is not None:
         return found
     path = checkpoint_location(model, root)
-    if model.file.bundled is not None:
+    if model.file.bundled is not None and not model.file.urls:
         raise ModelError(
             f"The checkpoint of '{model.id}' is missing from this installation ({path}): install SegMambaSlicer again."
         )
