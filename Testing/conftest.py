@@ -16,6 +16,8 @@ from segmamba.utils.memory import HUGE_PAGES
 # Helpers with fixtures: their assertions are explained too.
 pytest.register_assert_rewrite("helpers")
 
+# What is imported and collected stays: looking for garbage in it takes seconds.
+gc.disable()
 # As workers have them, and before anything imports PyTorch.
 os.environ.update(HUGE_PAGES | os.environ)
 
@@ -36,9 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what is there now out of the search for garbage: it stays, and it is a million objects."""
-    gc.collect()
+    """Look for garbage from now on, among what is made from now on."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,9 @@ if sys.platform == "win32":
 
 from helpers.orthanc import PASSWORD, USER, Pacs, orthanc
 from helpers.pacs_studies import read, shift_of, source_positions, write_studies
+from helpers.quick_engine import EngineHere
 
+from segmamba.batch import engine
 from segmamba.cli.main import main
 
 
@@ -33,6 +35,7 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pacs]:
 
 @pytest.fixture(autouse=True)
 def access(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "Engine", EngineHere)
     monkeypatch.setenv("SEGMAMBA_PACS_USER", USER)
     monkeypatch.setenv("SEGMAMBA_PACS_PASSWORD", PASSWORD)
 
