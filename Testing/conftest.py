@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from segmamba.models.manifest import Manifest, load_manifest
-from segmamba.utils.memory import HUGE_PAGES
+from segmamba.utils.memory import ENVIRONMENT
 
 # Helpers with fixtures: their assertions are explained too.
 pytest.register_assert_rewrite("helpers")
@@ -19,7 +19,7 @@ pytest.register_assert_rewrite("helpers")
 # What is imported and collected stays: looking for garbage in it takes seconds.
 gc.disable()
 # As workers have them, and before anything imports PyTorch.
-os.environ.update(HUGE_PAGES | os.environ)
+os.environ.update(ENVIRONMENT | os.environ)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

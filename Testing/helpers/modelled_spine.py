@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from segmamba.spine.frames import Frame
 from segmamba.spine.levels import DISTANCES_MM
@@ -34,3 +35,25 @@ def distance_at(shape: np.ndarray, half: np.ndarray, local: np.ndarray) -> np.nd
     inner = np.clip(local, -half, half)
     places = (inner + half) / (2 * half) * (np.array(GRID) - 1)
     return interpolate(shape, places) + np.linalg.norm(local - inner, axis=-1)
+
+
+def sure(labels: np.ndarray) -> np.ndarray:
+    """Return the probability of a network that sees what is there."""
+    return (labels > 0).astype(np.float32)
+
+
+def hollow(labels: np.ndarray, level: int, radius: int = 2) -> np.ndarray:
+    """Return where a ball is missing deep in a vertebra."""
+    depth = ndimage.distance_transform_edt(labels == level)
+    centre = np.unravel_index(depth.argmax(), depth.shape)
+    grid = np.moveaxis(np.indices(labels.shape), 0, -1)
+    return (np.linalg.norm(grid - np.array(centre), axis=-1) <= radius) & (labels == level)
+
+
+def notch(labels: np.ndarray, level: int) -> np.ndarray:
+    """Return where a slot through the middle of a vertebra's body is missing, open to the front."""
+    z, y, x = np.nonzero(labels == level)
+    missing = np.zeros(labels.shape, bool)
+    middle = int(np.median(z))
+    missing[middle - 1 : middle + 2, y.min() : y.min() + 12, 28:33] = True
+    return missing & (labels == level)

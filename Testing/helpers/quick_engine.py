@@ -19,7 +19,7 @@ from segmamba.utils.words import counted
 class QuickEngine(Engine):
     """Finds one structure in no time: writes what the engine would write, without reading the input."""
 
-    def run(self, request: Request) -> dict[str, Any]:
+    def run(self, request: Request, alone: bool = False) -> dict[str, Any]:
         return quick_run(request)
 
 
@@ -35,7 +35,7 @@ class EngineHere(Engine):
 class SlowEngine(QuickEngine):
     """Takes long enough for a worker to be killed at a case."""
 
-    def run(self, request: Request) -> dict[str, Any]:
+    def run(self, request: Request, alone: bool = False) -> dict[str, Any]:
         time.sleep(0.5)
         return quick_run(request)
 

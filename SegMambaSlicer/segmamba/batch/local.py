@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -23,20 +24,21 @@ from segmamba.batch.pool import POLL
 from segmamba.errors import InputError
 from segmamba.utils.parallel import processors
 from segmamba.worker.client import worker_environment
+from segmamba.worker.stations import DEPTH
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = "OMP_NUM_THREADS"
 
 
 class LocalPool:
-    """A `segmamba.batch.pool.Pool` of threads.
+    """A `segmamba.batch.pool.Pool` of threads, of which some share an engine, as many cases are on their way there.
 
     The engines are processes already, so all that a crash can take is one of them, and no port is opened.
 
     Parameters
     ----------
     engines : sequence of Engine
-        One for each thread.
+        One for each worker.
     do : callable
         What does a case, as `segmamba.batch.case.do_case`.
     """
@@ -45,13 +47,14 @@ class LocalPool:
         self.engines = tuple(engines)
         self._do = do
         self._free: SimpleQueue[engine.Engine] = SimpleQueue()
-        for one in self.engines:
+        # Each engine gets its first case before one gets a second.
+        for one in self.engines * DEPTH:
             self._free.put(one)
         self._own = threading.local()
-        self._threads = futures.ThreadPoolExecutor(len(self.engines), "batch", self._take_engine)
+        self._threads = futures.ThreadPoolExecutor(self.size(), "batch", self._take_engine)
 
     def size(self) -> int:
-        return len(self.engines)
+        return len(self.engines) * DEPTH
 
     def submit(self, function: Callable[[Any], Any], argument: Any) -> futures.Future[Any]:
         return self._threads.submit(function, argument)
@@ -78,7 +81,8 @@ class LocalPool:
         self._own.engine = self._free.get()
 
     def _do_case(self, case: BatchCase, plan: Plan, attempt: int, device: str | None) -> tuple[Row, bool]:
-        return self._do(case, plan, attempt, self._own.engine.run, device)
+        # What may have ended the engine is tried alone in it: then it takes no other case with it.
+        return self._do(case, plan, attempt, partial(self._own.engine.run, alone=attempt > 1), device)
 
 
 @contextlib.contextmanager

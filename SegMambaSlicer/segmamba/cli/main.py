@@ -27,7 +27,7 @@ from segmamba.errors import (
     package_problem,
 )
 from segmamba.reporting import DISCLAIMER
-from segmamba.utils.memory import HUGE_PAGES
+from segmamba.utils.memory import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = make_parser().parse_args(arguments)
     # For commands that run networks in this process.
-    os.environ.update(HUGE_PAGES | os.environ)
+    os.environ.update(ENVIRONMENT | os.environ)
     try:
         if options.stop_at_eof:
             stop_at_end_of_input()

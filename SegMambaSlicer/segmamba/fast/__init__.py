@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from segmamba.fast.accelerate import FastNetwork, fast_network, forget
+from segmamba.fast.accelerate import FastNetwork, fast_network, forget, release_memory
 
-__all__ = ["FastNetwork", "fast_network", "forget"]
+__all__ = ["FastNetwork", "fast_network", "forget", "release_memory"]

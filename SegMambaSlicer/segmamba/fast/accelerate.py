@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -28,6 +29,15 @@ FAST: dict[type[nn.Module], type] = {
     SegMambaV2Paper: FastSegMambaV2Paper,
     SpineMamba: FastSpineMamba,
 }
+
+
+_recording = threading.Lock()
+
+
+def release_memory() -> None:
+    """Give the GPU memory that PyTorch holds and does not use back; never while a graph is captured."""
+    with _recording:
+        torch.cuda.empty_cache()
 
 
 class FastNetwork:
@@ -72,9 +82,10 @@ class FastNetwork:
         with torch.cuda.stream(stream):
             self.forward(given)  # compiles the kernels, and finds those that do not work
         torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.empty_cache()
+        release_memory()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Another case of a batch may use the GPU meanwhile, in a thread of its own, but not give memory back.
+        with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
             answer = self.forward(given)
         return graph, given, answer
 
@@ -150,7 +161,7 @@ def agrees(network: nn.Module, fast: FastNetwork, window: Sequence[int], device:
         return True
     finally:
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            release_memory()
     return difference < LARGEST_DIFFERENCE
 
 

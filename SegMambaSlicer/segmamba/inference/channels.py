@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import SimpleITK as sitk
 
 from segmamba.errors import InputError
 from segmamba.inference.preprocess import preprocessing_of, resample_without_aliasing
 from segmamba.io.modality import AUTO, check_modality
-from segmamba.io.volume import Geometry, Volume, are_one_grid, to_image
+from segmamba.io.volume import Geometry, Volume, are_one_grid
 from segmamba.models.manifest import InputChannel, Model
 
 Item = TypeVar("Item")
@@ -172,9 +171,11 @@ def on_grid(volume: Volume, geometry: Geometry, fill: float) -> np.ndarray:
     """Return a volume's intensities (z, y, x) on another grid; as they are if it is the same. ``fill`` is outside."""
     if are_one_grid(volume.geometry, geometry):
         return volume.array
+    import torch
+
     # The smoothing against aliasing is for numbers with a fraction.
-    image = sitk.Clamp(to_image(volume.array, volume.geometry), sitk.sitkFloat32, -LARGEST, LARGEST)
-    return sitk.GetArrayFromImage(resample_without_aliasing(image, geometry, fill))
+    values = torch.from_numpy(np.clip(volume.array, -LARGEST, LARGEST, dtype=np.float32, casting="unsafe"))
+    return resample_without_aliasing(values, volume.geometry, geometry, fill).numpy()
 
 
 def _refuse_copies(volumes: Sequence[Volume], model: Model) -> None:

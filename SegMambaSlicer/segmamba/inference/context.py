@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from segmamba.errors import Cancelled
 
 if TYPE_CHECKING:
-    import torch
-
     from segmamba.models.manifest import FineStage, Model
 
 
@@ -55,6 +55,12 @@ class RunContext:
     def overlap_of(self, stage: Model | FineStage) -> float:
         """Return the overlap of a stage's windows."""
         return stage.overlap if self.overlap is None else self.overlap
+
+    @property
+    def workplace(self) -> torch.device:
+        """Where all but the networks is computed: on their GPU if that is NVIDIA's, else on the processor."""
+        usable = self.device.type == "cuda" and torch.cuda.is_available()
+        return self.device if usable else torch.device("cpu")
 
     def check_cancelled(self) -> None:
         """Raise Cancelled if the user stopped the run."""

@@ -19,6 +19,7 @@ import torch
 
 from segmamba import scan
 from segmamba.errors import Cancelled, DeviceError
+from segmamba.fast import release_memory
 from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import Device, choose_device
@@ -28,7 +29,7 @@ from segmamba.inference.level_anchors import LevelAnchor, level_anchors
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.postprocessing import postprocess
 from segmamba.inference.prediction import NetworkPass, Prediction
-from segmamba.inference.preprocess import padding_values, resample_to_model
+from segmamba.inference.preprocess import network_input, padding_values
 from segmamba.inference.resample_back import resample_to_input
 from segmamba.inference.sliding_window import Activation, identity, predict, region_probabilities, softmax
 from segmamba.inference.windows import Windows, window_count
@@ -163,7 +164,7 @@ def segment(
             if doubt:
                 findings, warnings = _doubted(findings), (*warnings, doubt)
     if engine.device.kind == "cuda":
-        torch.cuda.empty_cache()
+        release_memory()
     segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
     run = _describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings)), "notes": notes}
     report = _report(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
@@ -262,10 +263,10 @@ def _predict(
         with stages.stage("predict"):
             return two_stage.predict_two_stage(engine.network, volume, model, context, roi, options.refine, anchors)
     with stages.stage("preprocess"):
-        image, grid = resample_to_model(volume, model, roi)
+        image, grid = network_input(volume, model, roi, device=context.workplace)
     with stages.stage("predict"):
         threshold = model.margin_threshold if options.postprocess else None
-        return _predict_single_stage(engine.network, torch.from_numpy(image), grid, model, threshold, context)
+        return _predict_single_stage(engine.network, image, grid, model, threshold, context)
 
 
 def _predict_single_stage(
@@ -335,7 +336,7 @@ def free_gpu() -> None:
     if torch.cuda.is_initialized():
         _network.cache_clear()
         gc.collect()
-        torch.cuda.empty_cache()
+        release_memory()
 
 
 def _postprocess_and_filter(

@@ -16,9 +16,10 @@ import SimpleITK as sitk
 
 from segmamba.errors import InputError
 from segmamba.inference.model_grid import ROI_CONTEXT_MM, Box, ModelGrid, cropped_geometry, model_grid
-from segmamba.inference.separable_resample import is_axis_aligned, separable_resample, smooth
+from segmamba.inference.separable_resample import direction_cosines, is_axis_aligned, separable_resample, smooth
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import IntensityNormalization, Model, Preprocessing
+from segmamba.utils.arrays import in_main_memory
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,18 @@ SMALLEST_UNIT = 1e-6
 def resample_to_model(
     volume: Volume, model: Model, roi: Box | None = None, context_mm: float = ROI_CONTEXT_MM
 ) -> tuple[np.ndarray, ModelGrid]:
+    """Return `network_input` as an array."""
+    values, grid = network_input(volume, model, roi, context_mm)
+    return values.numpy(), grid
+
+
+def network_input(
+    volume: Volume,
+    model: Model,
+    roi: Box | None = None,
+    context_mm: float = ROI_CONTEXT_MM,
+    device: torch.device | str = "cpu",
+) -> tuple[torch.Tensor, ModelGrid]:
     """Crop, resample and normalise a volume to a network's input.
 
     "linear" models: intensities are smoothed against aliasing, resampled linearly, then normalised channel by
@@ -48,10 +61,13 @@ def resample_to_model(
         Only this part of the patient is to be labelled.
     context_mm : float
         What the network sees around it.
+    device : device
+        Where to compute, and where the input is. Cubic splines, and volumes oblique to the model's grid, are computed
+        on the processor all the same, and everything where the device has not enough memory.
 
     Returns
     -------
-    image : ndarray of float32
+    values : Tensor of float32
         Shape (channels, z, y, x).
     grid : ModelGrid
         Where its voxels lie; `resample_to_input` needs it.
@@ -61,14 +77,39 @@ def resample_to_model(
     InputError
         There is no body in the volume, the ROI lies outside it, or the model takes more volumes.
     """
+    import torch
+
+    from segmamba.fast import release_memory
+    from segmamba.inference.sliding_window import is_out_of_memory
+
     grid = model_grid(volume, model.preprocessing, roi, context_mm)
     cropped = cropped_geometry(volume.geometry, grid.crop)
-    images = [
-        image
-        for array, preprocessing in _by_volume(volume, model)
-        for image in _network_channels(to_image(array[grid.crop], cropped), preprocessing, grid.geometry)
-    ]
-    return np.stack([sitk.GetArrayViewFromImage(image) for image in images]), grid
+    parts = [(_tensor(array[grid.crop]), preprocessing) for array, preprocessing in _by_volume(volume, model)]
+
+    def made(place: torch.device) -> torch.Tensor:
+        return torch.stack(
+            [
+                channel
+                for values, preprocessing in parts
+                for channel in _network_channels(values.to(place), cropped, preprocessing, grid.geometry)
+            ]
+        )
+
+    try:
+        return made(torch.device(device)), grid
+    except RuntimeError as error:
+        if torch.device(device).type == "cpu" or not is_out_of_memory(error):
+            raise
+    release_memory()
+    return made(torch.device("cpu")), grid
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """Return intensities as a tensor, of a type that every device knows."""
+    import torch
+
+    known = array.dtype.isnative and array.dtype.kind in "if"
+    return torch.from_numpy(np.ascontiguousarray(array) if known else array.astype(np.float32))
 
 
 def _by_volume(volume: Volume, model: Model) -> list[tuple[np.ndarray, Preprocessing]]:
@@ -93,19 +134,23 @@ def preprocessing_of(model: Model, number: int) -> Preprocessing:
     )
 
 
-def _network_channels(image: sitk.Image, preprocessing: Preprocessing, geometry: Geometry) -> list[sitk.Image]:
+def _network_channels(
+    values: torch.Tensor, source: Geometry, preprocessing: Preprocessing, geometry: Geometry
+) -> list[torch.Tensor]:
     """Return the channels that a network gets of one volume, on its grid."""
+    import torch
+
+    low, high = intensity_range(preprocessing)
     if preprocessing.interpolation == "cubic":
-        resolved = [resolve(channel, image) for channel in preprocessing.normalization]
+        resolved = [resolve(channel, values.float()) for channel in preprocessing.normalization]
         fills = [_normalised(channel, preprocessing.fill_value) for channel in resolved]
         return [
-            _resample(normalise(image, channel), geometry, sitk.sitkBSpline3, fill)
+            _by_itk(normalise(values, channel), source, geometry, (sitk.sitkBSpline3, fill))
             for channel, fill in zip(resolved, fills, strict=True)
         ]
-    low, high = intensity_range(preprocessing)
     fill = min(max(preprocessing.fill_value, low), high)
-    image = resample_without_aliasing(sitk.Clamp(image, sitk.sitkFloat32, low, high), geometry, fill)
-    return [normalise(image, resolve(channel, image)) for channel in preprocessing.normalization]
+    values = resample_without_aliasing(values.to(torch.float32, copy=True).clamp_(low, high), source, geometry, fill)
+    return [normalise(values, resolve(channel, values)) for channel in preprocessing.normalization]
 
 
 def intensity_range(preprocessing: Preprocessing) -> tuple[float, float]:
@@ -119,17 +164,17 @@ def intensity_range(preprocessing: Preprocessing) -> tuple[float, float]:
     return min(c.low for c in preprocessing.normalization), max(c.high for c in preprocessing.normalization)
 
 
-def resolve(channel: IntensityNormalization, image: sitk.Image) -> IntensityNormalization:
-    """Return a "clip" normalization with all parameters known: those of other schemes are measured on ``image``."""
+def resolve(channel: IntensityNormalization, values: torch.Tensor) -> IntensityNormalization:
+    """Return a "clip" normalization with all parameters known: those of other schemes are measured on ``values``."""
     if channel.scheme == "clip":
         return channel
-    array = sitk.GetArrayViewFromImage(image)
     if channel.scheme == "relative":
         assert channel.mean is not None and channel.std is not None
-        unit = bright_mean(array)
+        unit = bright_mean(values if values.is_cuda else values.numpy())
         return IntensityNormalization(
             "clip", channel.low * unit, channel.high * unit, channel.mean * unit, channel.std * unit
         )
+    array = in_main_memory(values)
     inside = array if channel.scheme == "zscore" else array[array != 0]
     low, high = np.percentile(inside, (channel.low, channel.high)) if inside.size else (0.0, 0.0)
     clipped = np.clip(array, low, high)
@@ -138,18 +183,19 @@ def resolve(channel: IntensityNormalization, image: sitk.Image) -> IntensityNorm
     return IntensityNormalization("clip", float(low), float(high), float(clipped.mean(dtype=np.float64)), std)
 
 
-def bright_mean(array: np.ndarray) -> float:
+def bright_mean(array: np.ndarray | torch.Tensor) -> float:
     """Return the mean of the voxels brighter than the mean: a unit for MR, which has none. 1 for a constant array."""
-    bright = array[array > array.mean(dtype=np.float64)]
-    return max(float(bright.mean(dtype=np.float64)), SMALLEST_UNIT) if bright.size else 1.0
+    if isinstance(array, np.ndarray):
+        bright = array[array > array.mean(dtype=np.float64)]
+        return max(float(bright.mean(dtype=np.float64)), SMALLEST_UNIT) if bright.size else 1.0
+    shining = array[array > array.double().mean()]
+    return max(float(shining.double().mean()), SMALLEST_UNIT) if len(shining) else 1.0
 
 
-def normalise(image: sitk.Image, channel: IntensityNormalization) -> sitk.Image:
+def normalise(values: torch.Tensor, channel: IntensityNormalization) -> torch.Tensor:
     """Clip, subtract the mean and divide by the standard deviation of a resolved channel; gives float32."""
     assert channel.mean is not None and channel.std is not None
-    clipped = sitk.Clamp(image, sitk.sitkFloat32, channel.low, channel.high)
-    normalised: sitk.Image = sitk.ShiftScale(clipped, -channel.mean, 1 / channel.std)
-    return normalised
+    return values.float().clamp(channel.low, channel.high).sub_(channel.mean).mul_(1 / channel.std)
 
 
 def _normalised(channel: IntensityNormalization, value: float) -> float:
@@ -172,41 +218,82 @@ def padding_values(model: Model, image: torch.Tensor) -> tuple[float, ...]:
     )
 
 
-def resample_without_aliasing(image: sitk.Image, geometry: Geometry, fill: float) -> sitk.Image:
+def resample_without_aliasing(values: torch.Tensor, source: Geometry, geometry: Geometry, fill: float) -> torch.Tensor:
     """Interpolate linearly, after smoothing along the axes that are to be sampled more coarsely.
 
     A voxel of width s is taken for a gaussian whose full width at half maximum is s, and variances add up: what is
     missing from the input's width to the model's is sigma^2 = (model^2 - input^2) / FWHM^2. For an oblique volume,
     the model's width along an input axis is the root mean square of its spacings, weighted by their share in it. Voxels
     far finer than the model's are first averaged in blocks.
+
+    Parameters
+    ----------
+    values : Tensor of float32
+        Shape (z, y, x), on any device.
+    source : Geometry
+        Of the volume.
+    geometry : Geometry
+        The new grid.
+    fill : float
+        What voxels outside of the volume get.
+
+    Returns
+    -------
+    Tensor of float32
+        Shape (z, y, x), on the same device.
     """
-    shares = np.reshape(geometry.direction, (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
-    widths_squared = np.square(geometry.spacing) @ shares**2
-    variances = _missing_variances(widths_squared, image)
-    blocks = np.ceil(np.sqrt(variances) / image.GetSpacing() / WIDEST).astype(int)
-    blocks = np.clip(blocks, 1, image.GetSize())
+    widths_squared = np.square(geometry.spacing) @ direction_cosines(source, geometry) ** 2
+    variances = _missing_variances(widths_squared, source)
+    blocks = np.ceil(np.sqrt(variances) / source.spacing / WIDEST).astype(int)
+    blocks = np.clip(blocks, 1, source.size)
     if blocks.max() > 1:
-        image = sitk.BinShrink(image, blocks.tolist())
-        variances = _missing_variances(widths_squared, image)
-    if is_axis_aligned(image, geometry):
-        return separable_resample(image, variances, geometry, fill)
-    return _resample(smooth(image, variances) if variances.any() else image, geometry, sitk.sitkLinear, fill)
+        values, source = _averaged(values, source, blocks)
+        variances = _missing_variances(widths_squared, source)
+    if is_axis_aligned(source, geometry):
+        return separable_resample(values, source, variances, geometry, fill)
+    return _by_itk(values, source, geometry, (sitk.sitkLinear, fill), variances)
 
 
-def _missing_variances(widths_squared: np.ndarray, image: sitk.Image) -> np.ndarray:
-    variances: np.ndarray = np.maximum(0.0, widths_squared - np.square(image.GetSpacing())) / FWHM**2
+def _averaged(values: torch.Tensor, source: Geometry, blocks: np.ndarray) -> tuple[torch.Tensor, Geometry]:
+    """Return the means of blocks of so many voxels along x, y, z, and their grid; what fills no block is left out."""
+    from torch.nn import functional
+
+    x, y, z = blocks.tolist()
+    means = functional.avg_pool3d(values[None, None], (z, y, x))[0, 0]
+    origin = (source.affine @ [*((blocks - 1) / 2), 1.0])[:3].tolist()
+    spacing = (blocks * source.spacing).tolist()
+    depth, height, width = means.shape
+    size, place = (width, height, depth), (origin[0], origin[1], origin[2])
+    return means, Geometry(size, (spacing[0], spacing[1], spacing[2]), place, source.direction)
+
+
+def _missing_variances(widths_squared: np.ndarray, source: Geometry) -> np.ndarray:
+    variances: np.ndarray = np.maximum(0.0, widths_squared - np.square(source.spacing)) / FWHM**2
     return variances
 
 
-def _resample(image: sitk.Image, geometry: Geometry, interpolator: int, fill: float) -> sitk.Image:
-    return sitk.Resample(
+def _by_itk(
+    values: torch.Tensor,
+    source: Geometry,
+    geometry: Geometry,
+    how: tuple[int, float],
+    variances: np.ndarray | None = None,
+) -> torch.Tensor:
+    """Resample with an interpolator of ITK's and a value for what is outside, after smoothing by these variances."""
+    import torch
+
+    image = to_image(values.cpu().numpy(), source)
+    if variances is not None and variances.any():
+        image = smooth(image, variances)
+    made = sitk.Resample(
         image,
         geometry.size,
         sitk.Transform(),
-        interpolator,
+        how[0],
         geometry.origin,
         geometry.spacing,
         geometry.direction,
-        fill,
+        how[1],
         sitk.sitkFloat32,
     )
+    return torch.from_numpy(sitk.GetArrayFromImage(made)).to(values.device)

@@ -66,15 +66,25 @@ def resample_to_input(
     region = labelled_region(probabilities, grid)
     if region is None:
         return labels, confidence
-    values = torch.tensor(channel_values, dtype=torch.uint8)
     choose = _last_region if regions else _most_probable
+    # Both results of all blocks, where they are computed: they leave a GPU at once.
+    found: torch.Tensor | None = None
     for block in _blocks(region):
         active, scores = _scores_in_block(probabilities, block, to_model, device, logits)
+        if len(active) == 1:
+            continue
         classes, probability = choose(active, scores)
         if grid.roi is not None:
-            classes *= _inside(grid.roi, block, grid.input)
-        labels[block] = values[classes].numpy()
-        confidence[block] = (probability * (classes > 0) * 255).round().to(torch.uint8).numpy()
+            classes *= _inside(grid.roi, block, grid.input).to(classes.device)
+        if found is None:
+            values = torch.tensor(channel_values, dtype=torch.uint8, device=classes.device)
+            shape = (2, *(part.stop - part.start for part in region))
+            found = torch.zeros(shape, dtype=torch.uint8, device=classes.device)
+        place = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(block, region, strict=True))
+        found[0][place] = values[classes]
+        found[1][place] = (probability * (classes > 0) * 255).round().to(torch.uint8)
+    if found is not None:
+        labels[region], confidence[region] = found.cpu().numpy()
     return labels, confidence
 
 
@@ -149,10 +159,9 @@ def _scores_in_block(
     possible = (part.flatten(1).amax(dim=1) > 0.9 / len(part)) | logits
     possible[0] = True
     active = possible.nonzero()[:, 0]
-    shape = tuple(step.stop - step.start for step in block)
     if len(active) == 1:
-        return active, torch.zeros(1, *shape)
-    coordinates = _positions(block, to_model, low, high).to(part.device)
+        return active, torch.zeros(1, device=part.device)
+    coordinates = _positions(block, to_model, low, high, part.device)
     # As a batch of slices: PyTorch spreads a batch over the processors, and not a volume.
     volumes = part[active].float().expand(len(coordinates), -1, -1, -1, -1)
     values = torch.nn.functional.grid_sample(
@@ -163,16 +172,13 @@ def _scores_in_block(
 
 
 def _most_probable(active: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the winning class and its probability at each voxel, on the CPU; both of shape (z, y, x)."""
+    """Return the winning class and its probability at each voxel; both of shape (z, y, x)."""
     import torch
 
-    if len(active) == 1:
-        return torch.zeros(values.shape[1:], dtype=torch.long), torch.zeros(values.shape[1:])
     # Between two voxels of a sure network ties are common, and rounding must not decide them.
     values -= TIE_BREAKER * torch.arange(len(active), device=values.device)[:, None, None, None]
     probability, winner = values[1:].max(dim=0)
-    classes = torch.where(probability > values[0], active[1:][winner], 0)
-    return classes.cpu(), probability.cpu()
+    return torch.where(probability > values[0], active[1:][winner], 0), probability
 
 
 def _last_region(active: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,17 +191,19 @@ def _last_region(active: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tens
         inside = own > values[0] + TIE_BREAKER
         classes[inside] = number
         probability = torch.where(inside, own, probability)
-    return classes.cpu(), probability.cpu()
+    return classes, probability
 
 
-def _positions(block: tuple[slice, ...], to_model: np.ndarray, low: np.ndarray, high: np.ndarray) -> torch.Tensor:
+def _positions(
+    block: tuple[slice, ...], to_model: np.ndarray, low: np.ndarray, high: np.ndarray, device: torch.device
+) -> torch.Tensor:
     """Return where a block's voxels lie in model voxels ``low`` to ``high``, scaled to -1 to 1: shape (z, y, x, 3)."""
     import torch
 
     scale = 2.0 / np.maximum(high - low, 1)
-    matrix = torch.from_numpy(to_model[:3] * scale[:, None]).float()
-    offset = torch.from_numpy((to_model[:3, 3] - low) * scale - 1.0).float()
-    k, j, i = (torch.arange(part.start, part.stop, dtype=torch.float32) for part in block)
+    matrix = torch.from_numpy(to_model[:3] * scale[:, None]).float().to(device)
+    offset = torch.from_numpy((to_model[:3, 3] - low) * scale - 1.0).float().to(device)
+    k, j, i = (torch.arange(part.start, part.stop, dtype=torch.float32, device=device) for part in block)
     return (
         k[:, None, None, None] * matrix[:, 2]
         + j[None, :, None, None] * matrix[:, 1]

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from segmamba import scan
 from segmamba.errors import DeviceError, ModelError
-from segmamba.fast import FastNetwork, fast_network, forget, kernels
+from segmamba.fast import FastNetwork, fast_network, forget, kernels, release_memory
 from segmamba.inference.blending import Blender, WindowGrid
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
@@ -148,7 +148,7 @@ def predict(
         # Only here, with the error and so its frames gone, can their tensors be freed.
         if device.type == "cuda" and torch.cuda.is_available():
             forget(network)
-            torch.cuda.empty_cache()
+            release_memory()
     raise DeviceError(
         "There is not enough memory for this volume: close other programs, or give a region of interest (--roi)."
     )

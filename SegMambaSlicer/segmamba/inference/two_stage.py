@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from scipy import special
+from torch.nn import functional
 
 from segmamba.errors import ModelError
+from segmamba.fast import release_memory
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
 from segmamba.inference.level_anchors import LevelAnchor
 from segmamba.inference.model_grid import FAST_SCALE, Box, ModelGrid, with_coarser_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
-from segmamba.inference.preprocess import padding_values, resample_to_model
-from segmamba.inference.sliding_window import identity, predict
+from segmamba.inference.preprocess import network_input, padding_values
+from segmamba.inference.sliding_window import identity, is_out_of_memory, predict
 from segmamba.inference.windows import Windows, fitted_patch
 from segmamba.io.modality import CT
 from segmamba.io.volume import Volume
@@ -27,16 +30,20 @@ from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, 
 from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.spine.anchors import Anchored, set_levels, set_levels_beyond
 from segmamba.spine.decode import Column, decode, decode_fine, recover_truncated_ends
+from segmamba.spine.fit_together import fit_together
 from segmamba.spine.levels import level_name
-from segmamba.spine.nearest import nearest_labels
 from segmamba.spine.refine import refine
 from segmamba.spine.shape_model import load_shapes
-from segmamba.utils.arrays import bounding_box
+from segmamba.utils.arrays import in_main_memory
+
+Found = TypeVar("Found")
 
 # Part of the progress that the coarse pass takes.
 COARSE_SHARE = 0.6
 # A voxel that is bone with at least this probability takes part in drawing the surface between two voxels.
 FAINT = 0.02
+# Steps to the voxels around one, those to the nearest first.
+NEIGHBOURS = sorted((step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)), key=np.count_nonzero)
 
 
 def predict_two_stage(
@@ -88,24 +95,29 @@ def predict_two_stage(
     findings: dict[str, Any] = {"numbering": describe_numbering(found, anchors)}
     if shapes is not None:
         spacing, check = grid.geometry.spacing[0], context.check_cancelled
-        labels, findings["refinement"] = refine(labels, mask[1], spacing, shapes, model.refinement, check)
-    probabilities, values = label_probabilities(labels, 1 - mask[0])
+
+        def refined_by(vertebra: torch.Tensor) -> tuple[np.ndarray, list[dict[str, Any]]]:
+            together = partial(fit_together, device=vertebra.device) if vertebra.is_cuda else None
+            return refine(labels, vertebra, spacing, shapes, model.refinement, check, together)
+
+        labels, findings["refinement"] = _with_room(refined_by, mask[1])
+    probabilities, values = _with_room(partial(label_probabilities, labels), 1 - mask[0])
     passes, warnings = (coarse, fine.ran), _with((*warnings, *fine.warnings), found)
-    return Prediction(torch.from_numpy(probabilities), values, replace(grid, roi=roi), passes, findings, warnings)
+    return Prediction(probabilities, values, replace(grid, roi=roi), passes, findings, warnings)
 
 
 @dataclass(frozen=True, eq=False)
 class _StageOutput:
     """What the network of a stage gives: probabilities of the mask, offsets in mm, and the rest as it is."""
 
-    values: np.ndarray
+    values: torch.Tensor
     ran: NetworkPass
     warnings: tuple[str, ...]
 
 
 def _run_stage(
     network: torch.nn.Module,
-    image: np.ndarray,
+    image: torch.Tensor,
     grid: ModelGrid,
     stage: Model,
     context: RunContext,
@@ -115,16 +127,15 @@ def _run_stage(
 
     There a window takes milliseconds, and each new size would be recorded anew.
     """
-    tensor = torch.from_numpy(image)
     overlap = context.overlap_of(stage)
     fits = fits and context.device.type == "cpu"
     patch = fitted_patch(image.shape[1:], stage.patch, overlap) if fits else stage.patch
-    windows = Windows(patch, overlap, pad_values=padding_values(stage, tensor))
-    output = predict(network, tensor, windows, context, identity)
+    windows = Windows(patch, overlap, pad_values=padding_values(stage, image))
+    output = predict(network, image, windows, context, identity)
     output.values[MASK] = output.values[MASK].softmax(dim=0)
     output.values[OFFSET] *= OFFSET_UNIT_MM
     context.check_cancelled()
-    return _StageOutput(output.values.cpu().numpy(), NetworkPass(grid, output.device, output.window), output.warnings)
+    return _StageOutput(output.values, NetworkPass(grid, output.device, output.window), output.warnings)
 
 
 def _next_context(context: RunContext, device: torch.device) -> RunContext:
@@ -139,15 +150,16 @@ def _coarse_pass(
 ) -> tuple[Column, NetworkPass, tuple[str, ...]]:
     """Return the column that the coarse pass finds, and how it ran. The network's output, which is large, ends here."""
     stage = with_coarser_grid(model) if context.fast else model
-    image, grid = resample_to_model(volume, stage, roi)
+    image, grid = network_input(volume, stage, roi, device=context.workplace)
     output = _run_stage(network, image, grid, stage, context, fits=True)
     if context.fast:
         # The network takes the voxels for those that it was trained on.
         output.values[OFFSET] *= FAST_SCALE
     # MR shows ribs too badly to miss one.
-    rib = special.expit(output.values[RIB][0]) if volume.modality == CT else None
+    rib = output.values[RIB][0].sigmoid() if volume.modality == CT else None
     spacing = output.ran.grid.geometry.spacing[0]
-    column = decode(output.values[MASK], output.values[OFFSET], output.values[LEVELS], spacing, rib)
+    parts = (output.values[MASK], output.values[OFFSET], output.values[LEVELS])
+    column = _with_room(partial(_decode, spacing), *parts, *([] if rib is None else [rib]))
     context.check_cancelled()
     return column, output.ran, output.warnings
 
@@ -174,17 +186,42 @@ def _fine_pass(
 ) -> tuple[Anchored, np.ndarray, _StageOutput]:
     """Return the column to its ends, the levels that the fine pass draws, (z, y, x), and what its network gives."""
     stage = _fine_model(model)
-    image, grid = resample_to_model(volume, stage, _box(found.column, coarse), context_mm=0.0)
+    image, grid = network_input(volume, stage, _box(found.column, coarse), 0.0, context.workplace)
     output = _run_stage(network, image, grid, stage, context, fits=context.fast)
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
-    fine = (output.values[MASK], output.values[OFFSET], grid.geometry.spacing[0], shift)
-    column = recover_truncated_ends(found.column, *fine)
-    beyond = set_levels_beyond(found, [anchor.on_grid(coarse) for anchor in anchors], column)
-    if beyond is not found:
-        column = recover_truncated_ends(beyond.column, *fine)
-    labels = decode_fine(*fine, column)
+
+    def drawn(mask: torch.Tensor, offsets: torch.Tensor) -> tuple[Anchored, np.ndarray]:
+        fine = (_where_it_is(mask), _where_it_is(offsets), grid.geometry.spacing[0], shift)
+        column = recover_truncated_ends(found.column, *fine)
+        beyond = set_levels_beyond(found, [anchor.on_grid(coarse) for anchor in anchors], column)
+        if beyond is not found:
+            column = recover_truncated_ends(beyond.column, *fine)
+        return replace(beyond, column=column), decode_fine(*fine, column)
+
+    beyond, labels = _with_room(drawn, output.values[MASK], output.values[OFFSET])
     context.check_cancelled()
-    return replace(beyond, column=column), labels, output
+    return beyond, labels, output
+
+
+def _decode(spacing_mm: float, *parts: torch.Tensor) -> Column:
+    mask, offsets, levels, *rib = map(_where_it_is, parts)
+    return decode(mask, offsets, levels, spacing_mm, *rib)
+
+
+def _with_room(compute: Callable[..., Found], *values: torch.Tensor) -> Found:
+    """Return what a function makes of tensors; in main memory where a GPU that they are on has no room for it."""
+    try:
+        return compute(*values)
+    except RuntimeError as error:
+        if not values[0].is_cuda or not is_out_of_memory(error):
+            raise
+    release_memory()
+    return compute(*(value.cpu() for value in values))
+
+
+def _where_it_is(values: torch.Tensor) -> np.ndarray | torch.Tensor:
+    """Return what a network gives as an array where it lies in main memory, and as a tensor on a GPU."""
+    return values if values.is_cuda else in_main_memory(values)
 
 
 def _fine_model(model: Model) -> Model:
@@ -201,41 +238,58 @@ def _box(column: Column, grid: ModelGrid) -> Box:
     return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
 
 
-def label_probabilities(labels: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def label_probabilities(labels: np.ndarray, bone: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """Return class probabilities, float16, from labels and the probability of bone: smooth surfaces, sharp numbers.
 
     Each voxel's bone belongs to the nearest label, so that between two voxels only bone and background are weighed
-    up. What labels leave out of the bone is background, what they add is bone.
+    up. What labels leave out of the bone is background, what they add is bone. Bone with no label beside it counts for
+    nothing: no label could win there.
 
     Parameters
     ----------
     labels : ndarray of uint8
         Shape (z, y, x).
-    bone : ndarray of float
+    bone : Tensor of float
         Shape (z, y, x).
 
     Returns
     -------
-    probabilities : ndarray of float16
-        Shape (classes, z, y, x), the background first.
+    probabilities : Tensor of float16
+        Shape (classes, z, y, x), the background first, where ``bone`` is.
     values : tuple of int
         Label value of each class.
     """
-    values = (0, *np.unique(labels[labels > 0]).tolist())
-    probabilities = np.zeros((len(values), *labels.shape), np.float16)
-    amount = np.where(labels > 0, np.maximum(bone, 0.51), np.minimum(bone, 0.49))
+    given = torch.from_numpy(labels).to(bone.device)
+    values = (0, *(value for value, count in enumerate(torch.bincount(given.flatten()).tolist()) if value and count))
+    amount = torch.where(given > 0, bone.clamp(min=0.51), bone.clamp(max=0.49))
     amount[amount < FAINT] = 0
+    owners = _spread(given, amount > 0)
+    voxels = owners.flatten().nonzero()[:, 0]
+    classes = torch.zeros(256, dtype=torch.long, device=bone.device)
+    classes[list(values)] = torch.arange(len(values), device=bone.device)
+    amount = amount.flatten()[voxels]
+    # Most of it is never written, and takes no main memory then.
+    shape = (len(values), *labels.shape)
+    empty = torch.zeros(shape, dtype=torch.float16, device=bone.device) if bone.is_cuda else None
+    probabilities = torch.from_numpy(np.zeros(shape, np.float16)) if empty is None else empty
     probabilities[0] = 1
-    box = bounding_box(amount > 0) if len(values) > 1 else None
-    if box is not None:
-        amount, labels, inner = amount[box], labels[box], probabilities[(slice(None), *box)]
-        owners = labels.copy()
-        free = np.nonzero((amount > 0) & (labels == 0))
-        owners[free] = nearest_labels(labels, np.stack(free, axis=1))[0]
-        bone_voxels = np.nonzero(amount)
-        inner[(np.searchsorted(values, owners[bone_voxels]), *bone_voxels)] = amount[bone_voxels]
-        inner[0] = 1 - amount
+    flat = probabilities.view(len(values), -1)
+    flat[classes[owners.flatten()[voxels].long()], voxels] = amount.half()
+    flat[0, voxels] = (1 - amount).half()
     return probabilities, values
+
+
+def _spread(labels: torch.Tensor, bone: torch.Tensor) -> torch.Tensor:
+    """Return labels (z, y, x) with those voxels of a mask that touch one: each gets the nearest label."""
+    z, y, x = (bone & (labels == 0)).nonzero().T + 1
+    padded = functional.pad(labels, (1,) * 6)
+    found = torch.zeros(len(z), dtype=labels.dtype, device=labels.device)
+    for dz, dy, dx in NEIGHBOURS:
+        beside = padded[z + dz, y + dy, x + dx]
+        found = torch.where(found > 0, found, beside)
+    spread = labels.clone()
+    spread[z - 1, y - 1, x - 1] = found
+    return spread
 
 
 def describe_numbering(found: Anchored, anchors: Sequence[LevelAnchor] = ()) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from segmamba.io.volume import (
     corners,
     nearest_orthonormal,
 )
+from segmamba.utils.parallel import at_once
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 PAIRS = {".img": ".hdr", ".img.gz": ".hdr.gz"}
 ENDS = (".nii", ".nii.gz", *PAIRS, *PAIRS.values())
 CHUNK = 1 << 22
+# Planes that are rescaled at a time, in a thread.
+PLANES = 8
 # Between a header and the voxels are at least the four bytes that say whether extensions follow.
 EXTENSION_FLAG = 4
 SINGLE_FILE = b"n+"
@@ -276,9 +279,13 @@ def _rescaled(raw: np.ndarray, header: Nifti1Header) -> np.ndarray:
     if (slope, intercept) == (1.0, 0.0):
         return raw
     result = np.empty(raw.shape, raw.dtype if raw.dtype == np.float64 else np.float32)
-    with np.errstate(all="ignore"):  # what becomes infinite is refused with the values
-        for plane, into in zip(raw, result, strict=True):
-            into[...] = plane.astype(np.float64) * slope + intercept
+
+    def rescale(first: int) -> None:
+        with np.errstate(all="ignore"):  # what becomes infinite is refused with the values
+            for plane, into in zip(raw[first : first + PLANES], result[first : first + PLANES], strict=True):
+                into[...] = plane.astype(np.float64) * slope + intercept
+
+    at_once(rescale, range(0, len(raw), PLANES))
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from scipy import ndimage, special
@@ -13,8 +14,15 @@ from segmamba.spine.instances import Instances, assign, find_instances, find_nex
 from segmamba.spine.level_model import Observations, weight_of_column
 from segmamba.spine.levels import L6, SACRUM, SACRUM_TOP_MM, distance_by_volume, next_level
 from segmamba.spine.nearest import nearest_labels
-from segmamba.utils.arrays import bounding_box
+from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory
 from segmamba.utils.morphology import CONNECTIVITY_26
+from segmamba.utils.parallel import at_once
+
+if TYPE_CHECKING:
+    import torch
+
+# What a network gives, in main memory or on a GPU.
+Values: TypeAlias = "np.ndarray | torch.Tensor"
 
 VERTEBRA_CHANNEL, SACRUM_CHANNEL = 1, 2
 PROBABLE = 0.5
@@ -82,25 +90,27 @@ class Column:
 
 
 def decode(
-    probabilities: np.ndarray,
-    offsets: np.ndarray,
-    evidence: np.ndarray,
+    probabilities: Values,
+    offsets: Values,
+    evidence: Values,
     spacing_mm: float,
-    rib: np.ndarray | None = None,
+    rib: Values | None = None,
 ) -> Column:
     """Find and label the vertebrae in the predictions of the coarse pass.
 
+    Of tensors on a GPU only masks, and values within them, are copied.
+
     Parameters
     ----------
-    probabilities : ndarray
+    probabilities : ndarray or Tensor
         Shape (3, z, y, x): background, vertebra, sacrum.
-    offsets : ndarray
+    offsets : ndarray or Tensor
         Shape (3, z, y, x): from the voxel to the centroid of its vertebra along z, y, x, in mm.
-    evidence : ndarray
+    evidence : ndarray or Tensor
         Shape (26, z, y, x), any floating type: the network's logits of C1 to L6 and sacrum.
     spacing_mm : float
         Of the isotropic grid.
-    rib : ndarray or None
+    rib : ndarray or Tensor or None
         Shape (z, y, x): probability of a rib; None where ribs are not visible, as on MR.
     """
     instances = find_instances(probabilities[VERTEBRA_CHANNEL], offsets, spacing_mm)
@@ -133,25 +143,26 @@ def decode(
 
 def _observed(
     instances: Instances,
-    probabilities: np.ndarray,
-    evidence: np.ndarray,
+    probabilities: Values,
+    evidence: Values,
     spacing_mm: float,
-    rib: np.ndarray | None,
+    rib: Values | None,
     sacrum: np.ndarray | None,
     sacrum_cut: bool,
 ) -> Observations:
     """Return what is known of the vertebrae of a column; parameters as for `decode` and `label_levels`."""
     cut = _cut(instances)
-    unknown = np.full(len(instances.centres), np.nan)
-    return Observations(
-        mean_evidence(evidence, probabilities[VERTEBRA_CHANNEL], instances),
-        instances.centres,
-        instances.volumes,
-        sacrum,
-        cut,
-        unknown if rib is None else np.where(cut, np.nan, near_rib(rib, instances, spacing_mm) > RIB_ML),
-        sacrum_cut,
-    )
+
+    def levels() -> np.ndarray:
+        return mean_evidence(evidence, probabilities[VERTEBRA_CHANNEL], instances)
+
+    def ribs() -> np.ndarray:
+        if rib is None:
+            return np.full(len(instances.centres), np.nan)
+        return np.where(cut, np.nan, near_rib(rib, instances, spacing_mm) > RIB_ML)
+
+    means, near = at_once(lambda part: part(), (levels, ribs)).values()
+    return Observations(means, instances.centres, instances.volumes, sacrum, cut, near, sacrum_cut)
 
 
 def relabelled(column: Column, numbering: Numbering) -> Column:
@@ -172,7 +183,7 @@ def relabelled(column: Column, numbering: Numbering) -> Column:
 
 
 def recover_truncated_ends(
-    column: Column, probabilities: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray
+    column: Column, probabilities: Values, offsets: Values, spacing_mm: float, origin_mm: np.ndarray
 ) -> Column:
     """Return a column with the truncated vertebrae at its ends that only the fine pass separates from their neighbours.
 
@@ -202,7 +213,7 @@ def recover_truncated_ends(
 
 
 def decode_fine(
-    probabilities: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray, column: Column
+    probabilities: Values, offsets: Values, spacing_mm: float, origin_mm: np.ndarray, column: Column
 ) -> np.ndarray:
     """Return the levels (z, y, x), uint8, of the fine pass's voxels: 0, 1 to 25, sacrum 26, T13 28.
 
@@ -223,9 +234,9 @@ def decode_fine(
     return labels
 
 
-def find_sacrum(sacrum: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray | None]:
+def find_sacrum(sacrum: Values, spacing_mm: float) -> tuple[np.ndarray, np.ndarray | None]:
     """Return mask (z, y, x) and centroid, (z, y, x) in mm, of the largest component of probable sacrum."""
-    mask = sacrum > PROBABLE
+    mask = in_main_memory(sacrum > PROBABLE)
     box = bounding_box(mask)
     if box is None:
         return mask, None
@@ -239,23 +250,23 @@ def find_sacrum(sacrum: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.n
     return mask, np.argwhere(mask).mean(axis=0) * spacing_mm
 
 
-def mean_evidence(evidence: np.ndarray, vertebra: np.ndarray, instances: Instances) -> np.ndarray:
+def mean_evidence(evidence: Values, vertebra: Values, instances: Instances) -> np.ndarray:
     """Return the evidence (n, 26) of each instance from the logits (26, z, y, x) of its voxels.
 
     It is the mean log-probability of each level, weighted by the voxels' probability of vertebra.
     """
     voxels = np.nonzero(instances.labels)
     numbers = instances.labels[voxels]
-    weights = vertebra[voxels].astype(float)
+    weights = at_voxels(vertebra[None], voxels)[0].astype(float)
     count = len(instances.centres)
     total = np.bincount(numbers, weights, count + 1)[1:]
-    found = np.stack([level[voxels] for level in evidence]).astype(float)
+    found = at_voxels(evidence, voxels).astype(float)
     found -= special.logsumexp(found, axis=0)
     means = [np.bincount(numbers, weights * level, count + 1)[1:] / total for level in found]
     return np.stack(means, axis=1)
 
 
-def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.ndarray:
+def near_rib(rib: Values, instances: Instances, spacing_mm: float) -> np.ndarray:
     """Return the volume (n,) in mL of probable rib near each instance; a voxel counts for the nearest instance only."""
     found = np.zeros(len(instances.centres))
     margin = int(np.ceil(RIB_NEAR_MM / spacing_mm))
@@ -264,7 +275,7 @@ def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.nda
         return found
     box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in inner)
     labels = instances.labels[box]
-    ribs = np.argwhere(_whole_ribs(rib > PROBABLE, spacing_mm)[box] & (labels == 0))
+    ribs = np.argwhere(_whole_ribs(in_main_memory(rib > PROBABLE), spacing_mm)[box] & (labels == 0))
     owners, distances = nearest_labels(labels, ribs)
     near = owners[distances * spacing_mm <= RIB_NEAR_MM]
     return np.bincount(near, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
@@ -280,11 +291,10 @@ def _whole_ribs(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
     return whole
 
 
-def _most_probable_vertebra(probabilities: np.ndarray) -> np.ndarray:
+def _most_probable_vertebra(probabilities: Values) -> np.ndarray:
     """Return the mask (z, y, x) where vertebra is the most probable class; it wins ties with sacrum, not background."""
     background, vertebra, sacrum = probabilities
-    mask: np.ndarray = (vertebra > background) & (vertebra >= sacrum)
-    return mask
+    return in_main_memory((vertebra > background) & (vertebra >= sacrum))
 
 
 def _is_above_most(sacrum: np.ndarray, instances: Instances) -> bool:

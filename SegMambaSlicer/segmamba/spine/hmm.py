@@ -195,11 +195,7 @@ def _named(anchors: Mapping[int, int]) -> str:
 def _candidates(model: LevelModel, marginals: np.ndarray, most: int = 8) -> list[np.ndarray]:
     """Return candidates for the best labelling: Viterbi's, and the best with each other probable level."""
     everything = np.ones((model.count, len(STATES) + 1))
-    weights = [
-        weight * model.partition(scale, model.forward(scale, emission, model.spurious), model.spurious)
-        for scale, emission, weight in model.hypotheses
-    ]
-    scale, emission, _ = model.hypotheses[int(np.argmax(weights))]
+    scale, emission, _ = model.hypotheses[model.most_probable_hypothesis()]
     best = model.viterbi(scale, emission, everything)
     found = [best]
     others = marginals.copy()

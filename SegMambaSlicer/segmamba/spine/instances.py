@@ -6,6 +6,7 @@ Our own construction.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from scipy import ndimage
@@ -14,7 +15,13 @@ from scipy.spatial import KDTree, distance_matrix
 
 from segmamba.spine.column import extract_column
 from segmamba.spine.levels import distance_by_volume
-from segmamba.utils.arrays import bounding_box
+from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory
+
+if TYPE_CHECKING:
+    import torch
+
+# What a network gives, in main memory or on a GPU.
+Values: TypeAlias = "np.ndarray | torch.Tensor"
 
 VERTEBRA = 0.5
 # Votes are counted in cells of this size and smoothed by this much, well below half of the 12 mm between two vertebrae
@@ -68,21 +75,21 @@ class Instances:
     volumes: np.ndarray
 
 
-def find_instances(vertebra: np.ndarray, offsets: np.ndarray, spacing_mm: float) -> Instances:
+def find_instances(vertebra: Values, offsets: Values, spacing_mm: float) -> Instances:
     """Separate the vertebrae of a column into instances.
 
     Parameters
     ----------
-    vertebra : ndarray of float32
+    vertebra : ndarray or Tensor of float32
         Shape (z, y, x): probability of a vertebra.
-    offsets : ndarray of float32
+    offsets : ndarray or Tensor of float32
         Shape (3, z, y, x): from the voxel to the centroid of its vertebra along z, y, x in mm.
     spacing_mm : float
         Of the isotropic grid.
     """
-    mask = vertebra > VERTEBRA
+    mask = in_main_memory(vertebra > VERTEBRA)
     box = bounding_box(mask)
-    empty = Instances(np.zeros(vertebra.shape, np.int16), np.zeros((0, 3)), np.zeros(0))
+    empty = Instances(np.zeros(mask.shape, np.int16), np.zeros((0, 3)), np.zeros(0))
     if box is None:
         return empty
     inner = mask[box]
@@ -90,18 +97,18 @@ def find_instances(vertebra: np.ndarray, offsets: np.ndarray, spacing_mm: float)
     indices, votes = _votes(inner, offsets[(slice(None), *box)], spacing_mm)
     joined = ndimage.binary_dilation(inner, iterations=max(1, round(JOINED_MM / spacing_mm)))
     on_column = extract_column(joined, np.diag([spacing_mm] * 3 + [1.0]))[tuple(indices)]
-    weights = vertebra[box][inner] * (spacing_mm**3 / 1000)
+    weights = at_voxels(vertebra[box][None], tuple(indices))[0] * (spacing_mm**3 / 1000)
     peaks, volumes = _peaks(votes[on_column], weights[on_column])
     if not len(peaks):
         return empty
     owner = _merged(peaks, volumes, votes[on_column], weights[on_column])
     numbers = _number_voxels(votes, peaks, volumes, owner)
     numbers, votes = _split(indices.T * spacing_mm, votes, numbers)
-    return _instances(vertebra.shape, box, indices, votes, numbers, corner, spacing_mm)
+    return _instances(mask.shape, box, indices, votes, numbers, corner, spacing_mm)
 
 
 def assign(
-    mask: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
+    mask: np.ndarray, offsets: Values, spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
 ) -> np.ndarray:
     """Give each voxel of a mask to the known centre that its vote is nearest to.
 
@@ -109,7 +116,7 @@ def assign(
     ----------
     mask : ndarray of bool
         Shape (z, y, x).
-    offsets : ndarray
+    offsets : ndarray or Tensor
         Shape (3, z, y, x), from the voxel to its vertebra's centroid, in mm.
     spacing_mm : float
         Of the mask's isotropic grid.
@@ -138,7 +145,7 @@ def assign(
 
 
 def find_next(
-    mask: np.ndarray, offsets: np.ndarray, spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
+    mask: np.ndarray, offsets: Values, spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Find a vertebra that follows the last of the known centres and has been taken for one with it.
 
@@ -189,10 +196,10 @@ def _mode(values: np.ndarray) -> float:
     return float(low + CELL_MM * density.argmax())
 
 
-def _votes(mask: np.ndarray, offsets: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
+def _votes(mask: np.ndarray, offsets: Values, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (3, voxels) of a mask and the votes (voxels, 3) of its voxels, in mm."""
     indices = np.array(np.nonzero(mask))
-    offset = np.stack([axis[mask] for axis in offsets], axis=1)
+    offset = at_voxels(offsets, tuple(indices)).T
     return indices, indices.T * spacing_mm + np.clip(offset, -LONGEST_MM, LONGEST_MM)
 
 

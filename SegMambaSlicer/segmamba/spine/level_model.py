@@ -82,6 +82,9 @@ class LevelModel:
             for scale, weight in enumerate(scale_weights)
             for emission, share in ((with_ribs, 1 - RIBS_UNRELIABLE), (without_ribs, RIBS_UNRELIABLE))
         ]
+        self.scales = np.array([scale for scale, _, _ in self.hypotheses])
+        self.emissions = np.stack([emission for _, emission, _ in self.hypotheses])
+        self.weights = np.array([weight for _, _, weight in self.hypotheses])
         self.change = offset_penalties(CHANGES)
         self.initial_offset = np.array([INITIAL_OFFSET[abs(offset)] for offset in LEVEL_OFFSETS])
         self.offset_transition = np.array(
@@ -90,52 +93,67 @@ class LevelModel:
         sacrum_mm = (SACRUM_TOP_MM if seen.sacrum_cut else SACRUM_MM, SACRUM_MM)
         self.transitions = [transition_weights(seen.centres, seen.cut, np.exp(s)) for s in LOG_SCALES]
         self.terminations = [termination_weights(seen.centres, seen.sacrum, sacrum_mm, np.exp(s)) for s in LOG_SCALES]
+        self.by_scale, self.ends = np.stack(self.transitions), np.stack(self.terminations)[self.scales]
         self.initial_level = np.ones(len(STATES))
         self.initial_level[STATE[L6]] = SIXTH_LUMBAR
         self.initial_level[STATE[T13]] = THIRTEENTH_THORACIC
 
-    def forward(self, scale: int, emission: np.ndarray, spurious: np.ndarray) -> np.ndarray:
-        """Return the forward messages (n, states, offsets): the weight of all labellings down to a state."""
-        messages = np.zeros_like(emission)
+    def forward(self, emissions: np.ndarray, spurious: np.ndarray) -> np.ndarray:
+        """Return the forward messages (hypotheses, n, states, offsets): the weight of all labellings down to a state.
+
+        All hypotheses at once: they are many, and their products small.
+        """
+        messages = np.zeros_like(emissions)
         for j in range(self.count):
-            into = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
+            into = np.broadcast_to(
+                _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset, emissions[:, j].shape
+            )
             for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
                 skipped = _product(spurious[i + 1 : j])
                 if skipped:
-                    into = into + skipped * self.change * (
-                        self.transitions[scale][i, j].T @ messages[i] @ self.offset_transition
-                    )
-            messages[j] = into * emission[j]
+                    step = self._transition(i, j).transpose(0, 2, 1) @ messages[:, i] @ self.offset_transition
+                    into = into + skipped * self.change * step
+            messages[:, j] = into * emissions[:, j]
         return messages
 
-    def backward(self, scale: int, emission: np.ndarray) -> np.ndarray:
-        """Return the backward messages (n, states, offsets): the weight of all labellings below a state."""
-        messages = np.zeros_like(emission)
+    def backward(self) -> np.ndarray:
+        """Return the backward messages (hypotheses, n, states, offsets): the weight of all labellings below a state."""
+        messages = np.zeros_like(self.emissions)
         for i in reversed(range(self.count)):
-            termination = np.repeat(self.terminations[scale][i][:, None], len(LEVEL_OFFSETS), axis=1)
-            out = _product(self.spurious[i + 1 :]) * termination
+            out = _product(self.spurious[i + 1 :]) * self.ends[:, i, :, None]
             for j in range(i + 1, min(self.count, i + 2 + MOST_SPURIOUS)):
                 skipped = _product(self.spurious[i + 1 : j])
                 if skipped:
-                    step = self.transitions[scale][i, j] @ (messages[j] * emission[j] * self.change)
+                    step = self._transition(i, j) @ (messages[:, j] * self.emissions[:, j] * self.change)
                     out = out + skipped * (step @ self.offset_transition.T)
-            messages[i] = out
+            messages[:, i] = out
         return messages
 
-    def partition(self, scale: int, messages: np.ndarray, spurious: np.ndarray) -> float:
-        """Return the partition function, the weight of all labellings with a vertebra, from the forward messages."""
-        ends = (messages.sum(axis=2) * self.terminations[scale]).sum(axis=1)
+    def _transition(self, i: int, j: int) -> np.ndarray:
+        """Return the transitions (hypotheses, states, states) from instance i to j."""
+        found: np.ndarray = self.by_scale[self.scales, i, j]
+        return found
+
+    def partitions(self, messages: np.ndarray, spurious: np.ndarray) -> np.ndarray:
+        """Return each hypothesis' partition function, the weight of all labellings with a vertebra, weighted."""
         after = np.array([_product(spurious[i + 1 :]) for i in range(self.count)])
-        return float(ends @ after)
+        found: np.ndarray = self.weights * ((messages.sum(axis=3) * self.ends).sum(axis=2) @ after)
+        return found
 
     def marginals(self) -> tuple[float, np.ndarray]:
         """Return the partition function of all hypotheses, and the posterior (n, states) of each instance's level."""
-        partition, posterior = 0.0, np.zeros((self.count, len(STATES)))
-        for scale, emission, weight in self.hypotheses:
-            messages = self.forward(scale, emission, self.spurious)
-            partition += weight * self.partition(scale, messages, self.spurious)
-            posterior += weight * (messages * self.backward(scale, emission)).sum(axis=2)
+        messages = self.forward(self.emissions, self.spurious)
+        partition = float(self.partitions(messages, self.spurious).sum())
+        posterior = np.tensordot(self.weights, (messages * self.backward()).sum(axis=3), 1)
         return partition, posterior / (partition or 1.0)
+
+    def weight(self) -> float:
+        """Return the weight of all labellings."""
+        return float(self.partitions(self.forward(self.emissions, self.spurious), self.spurious).sum())
+
+    def most_probable_hypothesis(self) -> int:
+        """Return the number of the hypothesis whose labellings weigh most."""
+        return int(self.partitions(self.forward(self.emissions, self.spurious), self.spurious).argmax())
 
     def weight_of(self, levels: np.ndarray, lenient: bool = False) -> float:
         """Return the weight of one labelling; ``lenient``: of all in which no instance has a different level."""
@@ -146,10 +164,8 @@ class LevelModel:
             elif lenient:
                 allowed[index] = 1
         spurious = self.spurious if lenient else np.where(levels > 0, 0.0, self.spurious)
-        return sum(
-            weight * self.partition(scale, self.forward(scale, emission * allowed[:, :, None], spurious), spurious)
-            for scale, emission, weight in self.hypotheses
-        )
+        messages = self.forward(self.emissions * allowed[:, :, None], spurious)
+        return float(self.partitions(messages, spurious).sum())
 
     def viterbi(self, scale: int, emission: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """Return the levels of the best labelling; ``allowed`` is (n, 1 + states), column 0 for a spurious one."""
@@ -184,11 +200,7 @@ class LevelModel:
 
 def weight_of_column(seen: Observations) -> float:
     """Return the weight of all labellings of a column: how well the model explains what is known of it."""
-    model = LevelModel(seen, {})
-    return sum(
-        weight * model.partition(scale, model.forward(scale, emission, model.spurious), model.spurious)
-        for scale, emission, weight in model.hypotheses
-    )
+    return LevelModel(seen, {}).weight()
 
 
 def states_of(levels: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from segmamba.spine.levels import L1, ORDER, T1
 from segmamba.utils.arrays import label_boxes
+from segmamba.utils.parallel import at_once
 
 T5, L3 = T1 + 4, L1 + 2
 # Where a vertebra of the trunk lies from the front (0) to the back (1): 0.62 to 0.84 in labelled CTs, 0.20 to 0.42 in
@@ -50,7 +51,7 @@ def orientation_doubt(labels: np.ndarray, affine: np.ndarray, ct: np.ndarray | N
     centres = _centres(labels, affine)
     found = []
     if ct is not None:
-        planes = {level: _Plane(ct, affine, centroid) for level, (centroid, _) in centres.items() if level >= T5}
+        planes = at_once(lambda level: _Plane(ct, affine, centres[level][0]), [n for n in centres if n >= T5])
         depths = [plane.depth for plane in planes.values() if plane.depth is not None]
         if len(depths) >= FEWEST_VERTEBRAE and np.median(depths) < FRONT_HALF:
             found.append(SPINE_IN_FRONT)
@@ -79,13 +80,14 @@ def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.nd
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
     # Finer voxels would only take longer.
     steps = np.maximum(1, (PLANE_MM / spacing).astype(int))
-    found = {}
-    for level, box in label_boxes(labels).items():
-        if level not in ORDER:
-            continue
-        mask = np.pad((labels[box] == level)[tuple(slice(None, None, step) for step in steps)], 1)
+    boxes = label_boxes(labels)
+
+    def measured(level: int) -> tuple[np.ndarray, np.ndarray | None] | None:
+        box = boxes[level]
+        coarse = tuple(slice(part.start, part.stop, step) for part, step in zip(box, steps, strict=True))
+        mask = np.pad(labels[coarse] == level, 1)
         if not mask.any():
-            continue  # thinner than the steps
+            return None  # thinner than the steps
         corner = np.array([part.start for part in box]) - steps
         centroid = _to_lps(np.argwhere(mask).mean(axis=0) * steps + corner, affine)
         cut = any(part.start == 0 or part.stop == length for part, length in zip(box, labels.shape, strict=True))
@@ -93,8 +95,10 @@ def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.nd
         if not cut:
             depth = ndimage.distance_transform_edt(mask, spacing * steps)
             middle = _to_lps(np.argwhere(depth >= DEEP * depth.max()).mean(axis=0) * steps + corner, affine)
-        found[level] = (centroid, middle)
-    return found
+        return centroid, middle
+
+    found = at_once(measured, [level for level in boxes if level in ORDER])
+    return {level: one for level, one in found.items() if one is not None}
 
 
 def _lower_end(ct: np.ndarray, affine: np.ndarray, above: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ The rules are our own; the shapes are those of `segmamba.spine.shape_model`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -17,9 +17,15 @@ from segmamba.spine.column import SMALL_COMPONENT_MM3
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import L1, ORDER, SACRUM, T1, T12, T13, level_name, next_level
 from segmamba.spine.shape_model import Fit, ShapeModel, fit, part_near
-from segmamba.utils.arrays import label_boxes
+from segmamba.utils.arrays import bounding_box, grown_box, in_main_memory, label_boxes
 from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
 from segmamba.utils.parallel import at_once
+
+if TYPE_CHECKING:
+    import torch
+
+# Fits a whole column, as `segmamba.spine.fit_together.fit_together` does on a device.
+FitTogether = Callable[..., dict[int, Fit]]
 
 STEPS = ("pieces", "split", "atlas", "remove", "trim", "close")
 # The recommended steps: each was measured to gain something, or to do no harm (Docs/spine.md).
@@ -42,11 +48,12 @@ PART_IN_SHAPE, NEAR_MM = 0.5, 2.0
 
 def refine(
     labels: np.ndarray,
-    vertebra: np.ndarray,
+    vertebra: np.ndarray | torch.Tensor,
     spacing_mm: float,
     model: ShapeModel,
     steps: Collection[str] = ON,
     check: Callable[[], None] = lambda: None,
+    together: FitTogether | None = None,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Make the masks of a column anatomically clean.
 
@@ -54,7 +61,7 @@ def refine(
     ----------
     labels : ndarray of uint8
         Shape (z, y, x): levels, sacrum 26; axes up, to posterior and to the left.
-    vertebra : ndarray
+    vertebra : ndarray or Tensor
         Same shape: the network's probability of a vertebra.
     spacing_mm : float
         Of the isotropic grid.
@@ -68,6 +75,8 @@ def refine(
         the shape are closed unless the network's probability is low.
     check : callable
         Called between vertebrae; an exception that it raises ends the refinement.
+    together : callable, optional
+        Fits a column at once; by default its vertebrae are fitted one by one, on all processors.
 
     Returns
     -------
@@ -88,13 +97,13 @@ def refine(
         elif step == "atlas":
             refined = separate_atlas(labels, spacing_mm, model, check)
         else:
-            fits = fits or _fits(labels, spacing_mm, model, check)
+            fits = fits or _fits(labels, spacing_mm, model, check, together)
             if step == "remove":
                 refined = _remove(labels, fits)
             elif step == "trim":
                 refined, fits = _trim(labels, fits, spacing_mm, model, check)
             else:
-                refined = _close(labels, vertebra, fits)
+                refined = _close(labels, in_main_memory(vertebra > LEAST_PROBABILITY), fits)
         changes += differences(step, labels, refined, spacing_mm)
         labels = refined
     return (labels.copy() if labels is given else labels), changes
@@ -176,11 +185,13 @@ def _merge_components(
     fill_holes(refined, HOLE_MM3 / spacing_mm**3)
     frames = column_frames(refined, spacing_mm)
     boxes = label_boxes(refined)
-    for level, frame in frames.items():
-        check()
-        _, count = ndimage.label(refined[boxes[level]] == level, structure=CONNECTIVITY_26)
+
+    def pieces(level: int) -> int:
+        return int(ndimage.label(refined[boxes[level]] == level, structure=CONNECTIVITY_26)[1])
+
+    for level, count in at_once(pieces, frames, check).items():
         if count > 1:
-            found = fit(refined == level, level, model, frame, spacing_mm)
+            found = fit(refined == level, level, model, frames[level], spacing_mm)
             view = refined[found.box]
             view[_strays(view == level, found, spacing_mm)] = 0
     return refined
@@ -242,8 +253,18 @@ def _centred(mask: np.ndarray, frame: Frame, spacing_mm: float) -> Frame:
     return Frame(np.argwhere(mask).mean(axis=0) * spacing_mm, frame.axes, frame.scale)
 
 
-def _fits(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]) -> dict[int, Fit]:
+def _fits(
+    labels: np.ndarray,
+    spacing_mm: float,
+    model: ShapeModel,
+    check: Callable[[], None],
+    together: FitTogether | None,
+) -> dict[int, Fit]:
     frames = column_frames(labels, spacing_mm)
+    if together is not None:
+        boxes = label_boxes(labels)
+        masks = {level: (boxes[level], labels[boxes[level]] == level) for level in frames}
+        return together(masks, labels.shape, model, frames, spacing_mm, check=check)
     return at_once(lambda level: fit(labels == level, level, model, frames[level], spacing_mm), frames, check)
 
 
@@ -298,16 +319,25 @@ def _trim(
     return refined, fits
 
 
-def _close(labels: np.ndarray, vertebra: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:
+def _close(labels: np.ndarray, probable: np.ndarray, fits: dict[int, Fit]) -> np.ndarray:
     refined = labels.copy()
     for level, found in fits.items():
         if found.dice >= LEAST_DICE:
-            _fill(refined[found.box], level, (found.distance < -INSIDE_MM) & (vertebra[found.box] > LEAST_PROBABILITY))
+            _fill(refined[found.box], level, (found.distance < -INSIDE_MM) & probable[found.box])
     return refined
 
 
 def _fill(view: np.ndarray, level: int, may_be: np.ndarray) -> None:
     """Add to a label, in place, the free voxels allowed by ``may_be`` that are connected to it."""
-    own = view == level
-    reached = ndimage.binary_propagation(own, structure=CONNECTIVITY_26, mask=own | (may_be & (view == 0)))
-    view[reached & ~own] = level
+    free = may_be & (view == 0)
+    box = bounding_box(free)
+    if box is None:
+        return
+    # Most vertebrae have few free voxels, or none: the components of those are looked at, not the whole mask.
+    box = grown_box(box, view.shape)
+    components, count = ndimage.label(free[box], structure=CONNECTIVITY_26)
+    beside = ndimage.binary_dilation(view[box] == level, structure=CONNECTIVITY_26)
+    reached = np.zeros(count + 1, bool)
+    reached[components[beside]] = True
+    reached[0] = False
+    view[box][reached[components]] = level

@@ -34,6 +34,9 @@ TRANSLATION_SD, ROTATION_SD, LOG_SCALE_SD = 6.0, 0.2, 0.1
 # Standard deviation of the distances that the model does not explain, in local mm; and how many neighbouring points
 # count as one independent observation.
 RESIDUAL_SD, CORRELATED_POINTS = 1.5, 30.0
+# Points count whose distance, in the mask or in the model, is below this part of the furthest; and the weight of a mode
+# has at most this many standard deviations.
+NEAR_SURFACE, LARGEST_WEIGHT = 0.8, 3.0
 # A fit covers the mask and this margin.
 AROUND_MM = 12.0
 
@@ -132,7 +135,7 @@ def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_m
         shape = mean + np.tensordot(weights, modes, axes=1)
         pose, change = _gauss_newton_step(np.clip(target, -FURTHEST, FURTHEST), shape, modes, weights, points)
         frame = apply_pose(frame, pose)
-        weights = np.clip(weights + change, -3.0, 3.0)
+        weights = np.clip(weights + change, -LARGEST_WEIGHT, LARGEST_WEIGHT)
     shape = mean + np.tensordot(weights, modes, axes=1)
     distance = _in_box(shape, half, frame, corner, signed.shape, spacing_mm)
     inside = distance < 0
@@ -208,7 +211,7 @@ def _gauss_newton_step(
     """Return the change of the pose (7,) and of the modes' weights that brings the model closest to the target."""
     spacing = [points[1, 0, 0, 0] - points[0, 0, 0, 0], points[0, 1, 0, 1] - points[0, 0, 0, 1]]
     spacing.append(points[0, 0, 1, 2] - points[0, 0, 0, 2])
-    near = (np.abs(shape) < FURTHEST * 0.8) | (np.abs(target) < FURTHEST * 0.8)
+    near = (np.abs(shape) < FURTHEST * NEAR_SURFACE) | (np.abs(target) < FURTHEST * NEAR_SURFACE)
     slopes = np.stack([slope[near] for slope in np.gradient(target, *spacing)], axis=-1)
     positions = points[near]
     log_scale = (slopes * positions).sum(axis=-1, keepdims=True) - target[near][:, None]
@@ -258,11 +261,15 @@ def _in_box(
     return distance * frame.scale
 
 
-def _box(mask: np.ndarray, spacing_mm: float, around_mm: float) -> tuple[slice, ...]:
+def box_around(box: Sequence[slice], shape: Sequence[int], spacing_mm: float, around_mm: float) -> tuple[slice, ...]:
+    """Return a box (slices along z, y, x) with a margin, within a grid of this shape."""
     around = int(np.ceil(around_mm / spacing_mm))
+    return tuple(
+        slice(max(0, part.start - around), min(size, part.stop + around)) for part, size in zip(box, shape, strict=True)
+    )
+
+
+def _box(mask: np.ndarray, spacing_mm: float, around_mm: float) -> tuple[slice, ...]:
     box = bounding_box(mask)
     assert box is not None
-    return tuple(
-        slice(max(0, part.start - around), min(size, part.stop + around))
-        for part, size in zip(box, mask.shape, strict=True)
-    )
+    return box_around(box, mask.shape, spacing_mm, around_mm)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from scipy import ndimage
 
 from segmamba.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
@@ -50,6 +55,29 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
             return None
         box.append(slice(int(filled[0]), int(filled[-1]) + 1))
     return tuple(box)
+
+
+def in_main_memory(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Return an array as it is, and a tensor, which may lie on a GPU, as an array."""
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def at_voxels(values: np.ndarray | torch.Tensor, voxels: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Return an array's or a tensor's values (channels, n) at voxels; of a tensor on a GPU only these are copied.
+
+    Parameters
+    ----------
+    values : ndarray or Tensor
+        Shape (channels, z, y, x).
+    voxels : tuple of ndarray
+        Indices (n,) along z, y and x, as ``np.nonzero`` gives them.
+    """
+    if isinstance(values, np.ndarray):
+        return np.stack([channel[voxels] for channel in values])
+    import torch
+
+    flat = torch.from_numpy(np.ravel_multi_index(voxels, tuple(values.shape[1:]))).to(values.device)
+    return values.flatten(1)[:, flat].cpu().numpy()
 
 
 def as_labels(values: np.ndarray, highest: int, name: str) -> np.ndarray:

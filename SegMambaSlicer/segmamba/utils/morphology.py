@@ -6,6 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.utils.arrays import grown_box, label_boxes
+from segmamba.utils.parallel import at_once
 
 HOLE_MM3 = 500.0
 # The structuring element of components that also touch at edges and corners.
@@ -41,28 +42,49 @@ def merge_small_components(labels: np.ndarray, smallest: float) -> None:
 
 def _small_components(labels: np.ndarray, smallest: float) -> tuple[list[Component], np.ndarray]:
     """Return box and mask of each component under ``smallest`` voxels, smallest first, and one mask of them all."""
-    components = []
-    together = np.zeros(labels.shape, dtype=bool)
-    for value, box in label_boxes(labels).items():
-        numbered, _ = ndimage.label(labels[box] == value, structure=CONNECTIVITY_26)
+    boxes = label_boxes(labels)
+
+    def small(value: int) -> list[tuple[int, int, tuple[slice, ...], np.ndarray]]:
+        box = boxes[value]
+        numbered, count = ndimage.label(labels[box] == value, structure=CONNECTIVITY_26)
+        if count < 2 and np.count_nonzero(numbered) >= smallest:
+            return []
         sizes = np.bincount(numbered.ravel())
-        for number, inner in enumerate(ndimage.find_objects(numbered), start=1):
-            if sizes[number] < smallest:
-                place = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, inner, strict=True))
-                mask = numbered[inner] == number
-                together[place] |= mask
-                components.append((int(sizes[number]), value, place, mask))
+        return [
+            (
+                int(sizes[number]),
+                value,
+                tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, inner, strict=True)),
+                numbered[inner] == number,
+            )
+            for number, inner in enumerate(ndimage.find_objects(numbered), start=1)
+            if sizes[number] < smallest
+        ]
+
+    components = [component for found in at_once(small, boxes).values() for component in found]
     components.sort(key=lambda component: component[:2])
+    together = np.zeros(labels.shape, dtype=bool)
+    for _, _, place, mask in components:
+        together[place] |= mask
     return [(place, mask) for _, _, place, mask in components], together
 
 
 def fill_holes(labels: np.ndarray, largest: float) -> None:
     """Fill background holes of at most ``largest`` voxels that one label encloses, in place."""
-    for value, box in label_boxes(labels).items():
-        part = labels[box]
-        mask = part == value
-        holes, count = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
-        if count:
-            small = np.bincount(holes.ravel()) <= largest
-            small[0] = False
-            part[small[holes] & (part == 0)] = value
+    boxes = label_boxes(labels)
+
+    def small_holes(value: int) -> np.ndarray | None:
+        mask = labels[boxes[value]] == value
+        # The components of what is not the label: those that reach the border of its box are no holes.
+        around, count = ndimage.label(~mask)
+        kept = np.bincount(around.ravel(), minlength=count + 1) <= largest
+        kept[0] = False
+        for axis in range(3):
+            for end in (0, -1):
+                kept[around.take(end, axis=axis)] = False
+        return kept[around] if kept.any() else None
+
+    for value, holes in at_once(small_holes, boxes).items():
+        if holes is not None:
+            part = labels[boxes[value]]
+            part[holes & (part == 0)] = value

@@ -19,7 +19,7 @@ from typing import Any
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, DeviceLost, WorkerError, package_problem
 from segmamba.request import Request
 from segmamba.utils.child import Child, how_it_ended
-from segmamba.utils.memory import HUGE_PAGES
+from segmamba.utils.memory import ENVIRONMENT
 from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 from segmamba.worker.watchdog import PATIENCE, Watchdog
 
@@ -231,7 +231,7 @@ class WorkerProcess:
 
 def worker_environment() -> dict[str, str]:
     """Return an environment in which a child process finds this package wherever it is started."""
-    environment = HUGE_PAGES | {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = ENVIRONMENT | {**os.environ, "PYTHONSAFEPATH": "1"}
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if str(PACKAGES) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths.insert(0, str(PACKAGES))

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 from segmamba import __version__
@@ -23,6 +24,7 @@ from segmamba.inference.file_to_file import segment_file
 from segmamba.request import Request
 from segmamba.utils.child import take_input
 from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
+from segmamba.worker.stations import DEPTH, STATIONS, Stations
 
 # Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
 LAST_SECONDS = 5.0
@@ -38,7 +40,7 @@ class Inbox:
     """Reads messages in a thread of its own, so that a cancel is heard while a job runs."""
 
     def __init__(self, stream: BinaryIO, last_seconds: float = LAST_SECONDS) -> None:
-        self.jobs: queue.Queue[Message | None] = queue.Queue()
+        self.jobs: queue.Queue[Message | BaseException | None] = queue.Queue()
         self._cancelled: set[str] = set()
         self._closed = threading.Event()
         self._stream = stream
@@ -75,20 +77,46 @@ class Inbox:
 def serve(
     inbox: Inbox, send: Callable[[Message], None], segment: Segment = segment_file, idle_seconds: float = IDLE_SECONDS
 ) -> None:
-    """Do one job after another until the inbox is closed."""
+    """Do jobs until the inbox is closed: in the order in which they come, each in a thread, as `Stations` lets them."""
     send({"type": "ready", "protocol": PROTOCOL_VERSION, "version": __version__, "pid": os.getpid()})
-    while (message := _next(inbox, idle_seconds)) is not None:
-        send(answer(message, inbox, send, segment))
+    stations = Stations()
+    begun: list[Future[None]] = []
+
+    def do(message: Message) -> None:
+        try:
+            send(answer(message, inbox, send, segment, stations))
+        except BaseException as error:
+            inbox.jobs.put(error)  # what is no error of a job's ends the worker, as it would in this thread
+
+    with ThreadPoolExecutor(DEPTH, "job") as threads:
+        while (message := _next(inbox, idle_seconds, begun)) is not None:
+            begun = [*(job for job in begun if not job.done()), threads.submit(do, message)]
+    _raise_what_ended(inbox)
     inbox.finished.set()
 
 
-def _next(inbox: Inbox, idle_seconds: float) -> Message | None:
+def _next(inbox: Inbox, idle_seconds: float, begun: list[Future[None]]) -> Message | None:
     """Wait for the next job, None for the end; give the GPU's memory back where it does not come soon."""
-    try:
-        return inbox.jobs.get(timeout=idle_seconds)
-    except queue.Empty:
-        free_gpu()
-        return inbox.jobs.get()
+    while True:
+        try:
+            message = inbox.jobs.get(timeout=idle_seconds)
+        except queue.Empty:
+            if all(job.done() for job in begun):
+                free_gpu()
+                message = inbox.jobs.get()
+            else:
+                continue
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+
+def _raise_what_ended(inbox: Inbox) -> None:
+    """Raise what a job raised that ended after the last message."""
+    while not inbox.jobs.empty():
+        error = inbox.jobs.get()
+        if isinstance(error, BaseException):
+            raise error
 
 
 def free_gpu() -> None:
@@ -98,19 +126,33 @@ def free_gpu() -> None:
         pipeline.free_gpu()
 
 
-def answer(message: Message, inbox: Inbox, send: Callable[[Message], None], segment: Segment) -> Message:
+def answer(
+    message: Message, inbox: Inbox, send: Callable[[Message], None], segment: Segment, stations: Stations
+) -> Message:
     """Do one job and return its result or its error as a message."""
     job = str(message.get("id"))
+    tell, done = _throttled(job, send), False
+
+    def cancelled() -> bool:
+        return inbox.cancelled(job)
+
+    def progress(stage: str, fraction: float) -> None:
+        if fraction == 0.0 and stage in STATIONS:
+            stations.enter(job, stage, cancelled)
+        tell(stage, fraction)
+
     try:
-        if inbox.cancelled(job):
+        if cancelled():
             raise Cancelled()
-        request = Request.from_dict(message.get("request", {}))
-        report = segment(request, _throttled(job, send), lambda: inbox.cancelled(job))
+        report = segment(Request.from_dict(message.get("request", {})), progress, cancelled)
+        done = True
         return {"type": "result", "id": job, "report": report}
     except SegMambaError as error:
         if type(error) is SegMambaError:
             traceback.print_exc()
         return {"type": "error", "id": job, "error": type(error).__name__, "message": str(error)}
+    finally:
+        stations.leave(job, done)
 
 
 def _throttled(job: str, send: Callable[[Message], None]) -> Callable[[str, float], None]:

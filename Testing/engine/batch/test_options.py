@@ -74,7 +74,7 @@ def test_a_run_goes_on_only_while_a_file_is_there(
     call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Stopping(QuickEngine):
-        def run(self, request: Request) -> dict[str, Any]:
+        def run(self, request: Request, alone: bool = False) -> dict[str, Any]:
             (tmp_path / "go").unlink(missing_ok=True)
             return quick_run(request)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 from helpers.phantoms import positions, rotation, spine_model
 from scipy import ndimage
@@ -179,7 +178,7 @@ def test_the_intensities_that_matter_are_those_of_all_channels() -> None:
 def test_a_relative_channel_is_in_units_of_the_bright_voxels_mean() -> None:
     array = np.array([0.0, 0.0, 10.0, 30.0]).reshape(1, 2, 2)  # mean 10: only 30 is brighter
     assert bright_mean(array) == 30.0
-    resolved = resolve(IntensityNormalization("relative", -0.5, 2.0, 0.25, 0.5), sitk.GetImageFromArray(array))
+    resolved = resolve(IntensityNormalization("relative", -0.5, 2.0, 0.25, 0.5), torch.from_numpy(array))
     assert resolved == IntensityNormalization("clip", -15.0, 60.0, 7.5, 15.0)
 
 
@@ -190,12 +189,12 @@ def test_the_unit_of_a_constant_volume_is_one_and_a_unit_of_noise_is_not_divided
 
 def test_a_clip_channel_is_what_it_is() -> None:
     channel = IntensityNormalization("clip", 1.0, 2.0, 3.0, 4.0)
-    assert resolve(channel, sitk.GetImageFromArray(np.zeros((2, 2, 2)))) == channel
+    assert resolve(channel, torch.zeros(2, 2, 2)) == channel
 
 
 def test_a_percentile_channel_clips_at_percentiles_and_has_the_clipped_volumes_moments() -> None:
     array = np.concatenate([np.zeros(50), np.arange(1.0, 102.0), np.zeros(9)]).reshape(4, 4, 10)
-    resolved = resolve(IntensityNormalization("percentile", 10.0, 80.0), sitk.GetImageFromArray(array))
+    resolved = resolve(IntensityNormalization("percentile", 10.0, 80.0), torch.from_numpy(array))
     clipped = np.clip(array, 11.0, 81.0)
     assert resolved.scheme == "clip"
     assert (resolved.low, resolved.high) == (pytest.approx(11.0), pytest.approx(81.0))
@@ -204,7 +203,7 @@ def test_a_percentile_channel_clips_at_percentiles_and_has_the_clipped_volumes_m
 
 @pytest.mark.parametrize("value", [0.0, 5.0])
 def test_a_flat_volume_has_a_percentile_channel_that_makes_zeros(value: float) -> None:
-    flat = sitk.GetImageFromArray(np.full((3, 3, 3), value))
+    flat = torch.full((3, 3, 3), value)
     assert resolve(IntensityNormalization("percentile", 1.0, 99.0), flat) == IntensityNormalization(
         "clip", value, value, value, 1.0
     )

@@ -81,10 +81,10 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
     """`predict_two_stage` on an image of the truth's grid, with networks that answer from the truth."""
     rng = np.random.default_rng(0)
     grids: list[Geometry] = []
-    resample_to_model = two_stage.resample_to_model
+    network_input = two_stage.network_input
 
     def noted(*arguments: Any, **options: Any) -> Any:
-        image, grid = resample_to_model(*arguments, **options)
+        image, grid = network_input(*arguments, **options)
         grids.append(grid.geometry)
         return image, grid
 
@@ -132,7 +132,7 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
 
     progress: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(two_stage, "resample_to_model", noted)
+        patch.setattr(two_stage, "network_input", noted)
         patch.setattr(two_stage, "predict", answer)
         yield run
 
@@ -212,8 +212,8 @@ def test_a_volume_without_vertebrae_gives_an_empty_segmentation(predict: Predict
 
 def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(prediction: Prediction) -> None:
     shape = prediction.grid.geometry.size[::-1]
-    probabilities, values = two_stage.label_probabilities(np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
-    assert not labels_of(replace(prediction, probabilities=torch.from_numpy(probabilities), label_values=values)).any()
+    probabilities, values = two_stage.label_probabilities(np.zeros(shape, np.uint8), torch.zeros(shape))
+    assert not labels_of(replace(prediction, probabilities=probabilities, label_values=values)).any()
 
 
 def test_refinement_is_reported_only_where_it_is_on(predict: Predict, prediction: Prediction) -> None:
@@ -270,7 +270,7 @@ def test_a_run_can_be_cancelled_between_finding_and_refining(
     assert devices == ["cpu"]
     steps: list[str] = []
     monkeypatch.setattr(two_stage, "load_shapes", lambda _path: "shapes")
-    monkeypatch.setattr(two_stage, "refine", lambda *arguments: steps.append("refine") or arguments[-1]())
+    monkeypatch.setattr(two_stage, "refine", lambda *arguments: steps.append("refine") or arguments[5]())
     with pytest.raises(Cancelled):
         predict(refined=True, cancelled=lambda: bool(steps))
 
@@ -288,13 +288,25 @@ def test_a_network_of_one_stage_is_refused(model: Model) -> None:
 def test_surfaces_are_smooth_and_numbers_sharp() -> None:
     labels = np.zeros((1, 1, 8), np.uint8)
     labels[0, 0, 2:4], labels[0, 0, 4:6] = 20, 21
-    bone = np.array([0.0, 0.3, 0.9, 0.8, 0.8, 0.2, 0.7, 0.0])[None, None]
-    probabilities, values = two_stage.label_probabilities(labels, bone)
+    bone = torch.tensor([0.0, 0.3, 0.9, 0.8, 0.8, 0.2, 0.7, 0.6])[None, None]
+    found, values = two_stage.label_probabilities(labels, bone)
     assert values == (0, 20, 21)
+    probabilities = found.numpy()
     assert probabilities.sum(axis=0) == pytest.approx(np.ones((1, 1, 8)), abs=2e-3)
     assert probabilities[1, 0, 0] == pytest.approx([0, 0.3, 0.9, 0.8, 0, 0, 0, 0], abs=1e-3)
-    # What the labels add is bone, and what they leave out is not.
+    # What the labels add is bone, and what they leave out is not; further out, no label could win.
     assert probabilities[2, 0, 0] == pytest.approx([0, 0, 0, 0, 0.8, 0.51, 0.49, 0], abs=1e-3)
+
+
+def test_bone_belongs_to_the_nearest_label_that_it_touches() -> None:
+    labels = np.zeros((3, 3, 5), np.uint8)
+    labels[0, 0, 0], labels[1, 1, 2], labels[2, 2, 4] = 20, 21, 22
+    owners = two_stage._spread(torch.from_numpy(labels), torch.ones(3, 3, 5, dtype=torch.bool)).numpy()
+    assert owners[1, 0, 0] == 20 and owners[2, 1, 4] == 22  # a face is nearer than an edge or a corner
+    assert owners[1, 1, 1] == owners[1, 1, 3] == 21
+    assert owners[0, 0, 4] == 0  # nothing is beside it
+    nothing = two_stage._spread(torch.from_numpy(labels), torch.zeros(3, 3, 5, dtype=torch.bool))
+    assert np.array_equal(nothing.numpy(), labels)
 
 
 def test_checkpoints_of_two_stages_are_told_by_their_weights() -> None:

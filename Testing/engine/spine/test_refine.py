@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.modelled_spine import SPACING, modelled
+from helpers.modelled_spine import SPACING, hollow, modelled, notch, sure
 from helpers.phantoms import dice
 from scipy import ndimage
 
@@ -19,28 +19,6 @@ from segmamba.spine.shape_model import ShapeModel
 def thorax(shapes: ShapeModel) -> np.ndarray:
     """Return T7 to T10."""
     return modelled(shapes, (14, 15, 16, 17))
-
-
-def sure(labels: np.ndarray) -> np.ndarray:
-    """Return the probability of a network that sees what is there."""
-    return (labels > 0).astype(np.float32)
-
-
-def hollow(labels: np.ndarray, level: int, radius: int = 2) -> np.ndarray:
-    """Return where a ball is missing deep in a vertebra."""
-    depth = ndimage.distance_transform_edt(labels == level)
-    centre = np.unravel_index(depth.argmax(), depth.shape)
-    grid = np.moveaxis(np.indices(labels.shape), 0, -1)
-    return (np.linalg.norm(grid - np.array(centre), axis=-1) <= radius) & (labels == level)
-
-
-def notch(labels: np.ndarray, level: int) -> np.ndarray:
-    """Return where a slot through the middle of a vertebra's body is missing, open to the front."""
-    z, y, x = np.nonzero(labels == level)
-    missing = np.zeros(labels.shape, bool)
-    middle = int(np.median(z))
-    missing[middle - 1 : middle + 2, y.min() : y.min() + 12, 28:33] = True
-    return missing & (labels == level)
 
 
 def rod(labels: np.ndarray, level: int, length_mm: float = 24.0) -> np.ndarray:

@@ -156,11 +156,14 @@ def test_the_worker_ends_by_itself_when_its_parent_is_gone_even_in_mid_job(folde
     assert not (folder / "long.nii.gz").exists()
 
 
-def test_a_worker_asks_for_large_pages_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    assert worker_environment()["THP_MEM_ALLOC_ENABLE"] == "1"
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    assert worker_environment()["THP_MEM_ALLOC_ENABLE"] == "0"
+@pytest.mark.parametrize("name", ["THP_MEM_ALLOC_ENABLE", "OPENBLAS_NUM_THREADS"])
+def test_a_worker_has_large_pages_and_one_thread_for_small_products_unless_the_user_says_otherwise(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    assert worker_environment()[name] == "1"
+    monkeypatch.setenv(name, "0")
+    assert worker_environment()[name] == "0"
 
 
 def test_what_libraries_print_does_not_break_the_protocol(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Cases side by side in one engine: the next is read while one is in the networks, and a crash loses none for good."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers.repository import REPOSITORY
+
+from segmamba.batch.engine import Engine
+from segmamba.errors import Cancelled, WorkerError
+from segmamba.request import Request
+from segmamba.worker.client import WorkerProcess
+from segmamba.worker.stations import Stations
+
+
+def never() -> bool:
+    return False
+
+
+def way(stations: Stations, job: str, *stages: str) -> threading.Thread:
+    """Send a job through some stages, in a thread of its own."""
+
+    def go() -> None:
+        for stage in stages:
+            stations.enter(job, stage, never)
+        stations.leave(job, True)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    return thread
+
+
+def test_the_first_job_goes_alone_and_the_next_ones_follow_each_other_station_by_station() -> None:
+    stations = Stations(room=lambda: True)
+    stations.enter("a", "read", never)
+    stations.enter("a", "predict", never)
+    with pytest.raises(Cancelled):
+        stations.enter("b", "read", lambda: True)
+    stations.leave("a", True)
+    stations.enter("b", "read", never)
+    stations.enter("b", "load", never)
+    stations.enter("c", "read", never)
+    with pytest.raises(Cancelled):
+        stations.enter("c", "predict", lambda: True)
+    stations.enter("b", "predict", never)
+    follower = way(stations, "c", "predict", "write")
+    stations.enter("b", "postprocess", never)
+    stations.enter("b", "write", never)
+    stations.leave("b", True)
+    follower.join(10)
+    assert not follower.is_alive()
+
+
+def test_a_job_waits_where_memory_does_not_suffice_for_one_more() -> None:
+    free = [False]
+    stations = Stations(room=lambda: free[0])
+    stations.enter("first", "read", never)
+    stations.leave("first", True)
+    stations.enter("a", "read", never)
+    stations.enter("a", "load", never)
+    with pytest.raises(Cancelled):
+        stations.enter("b", "read", lambda: True)
+    free[0] = True
+    stations.enter("b", "read", never)
+
+
+def test_a_job_that_failed_says_nothing_of_the_memory_that_one_takes() -> None:
+    stations = Stations(room=lambda: True)
+    stations.enter("a", "read", never)
+    stations.leave("a", False)
+    stations.enter("b", "read", never)
+    stations.enter("b", "load", never)
+    with pytest.raises(Cancelled):
+        stations.enter("c", "read", lambda: True)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """An engine whose jobs do what their names say; one has been done."""
+    made = Engine()
+    environment = {"PYTHONPATH": str(REPOSITORY / "Testing")}
+    made._worker = WorkerProcess(environment=environment, module="helpers.staged_worker")
+    yield made
+    made.stop()
+
+
+def test_one_case_is_read_and_another_written_while_the_networks_run_on_a_third(engine: Engine, tmp_path: Path) -> None:
+    def run(name: str, alone: bool = False) -> object:
+        return engine.run(Request(name, str(tmp_path / "out")), alone)["own"]
+
+    assert run("first") == "first"
+    with ThreadPoolExecutor(3) as threads:
+        # Each can only go on once the other two are where they should be.
+        last = threads.submit(run, "a@write:c@read")
+        here = threads.submit(run, "b@predict:a@write")
+        following = threads.submit(run, "c@read:b@predict")
+        assert [each.result(60) for each in (last, here, following)] == ["a", "b", "c"]
+
+
+def test_a_crash_is_told_to_all_cases_that_it_took_and_they_are_done_alone(engine: Engine, tmp_path: Path) -> None:
+    def run(name: str, alone: bool = False) -> object:
+        return engine.run(Request(name, str(tmp_path / "out")), alone)["own"]
+
+    assert run("first") == "first"
+    with ThreadPoolExecutor(2) as threads:
+        crash = threads.submit(run, "crash@predict:b@read")
+        beside = threads.submit(run, "b@read:never")
+        for each in (crash, beside):
+            with pytest.raises(WorkerError, match="exit status 9"):
+                each.result(60)
+        alone = [threads.submit(run, name, True) for name in ("b", "crash@predict:b@read", "c")]
+        assert alone[0].result(60) == "b"
+        with pytest.raises(WorkerError):
+            alone[1].result(60)
+        assert alone[2].result(60) == "c"
