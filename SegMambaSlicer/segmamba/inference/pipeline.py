@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -158,9 +159,8 @@ def segment(
         if fine is not None:
             fine = _finished(fine, labels, volume, model, options)
         if model.task == VERTEBRAE_TASK:
-            masks = masks_of(labels, volume.geometry, wanted)
-            findings = {**findings, **measure_spine(masks, volume, {label.value: label.name for label in wanted})}
-            doubt = orientation_doubt(labels, volume.geometry.affine, volume.array if volume.modality == CT else None)
+            measured, doubt = _measured(labels, volume, wanted)
+            findings = {**findings, **measured}
             if doubt:
                 findings, warnings = _doubted(findings), (*warnings, doubt)
     if engine.device.kind == "cuda":
@@ -175,6 +175,22 @@ def segment(
     if model.task == VERTEBRAE_TASK:
         report["look_first"] = look_first(report)
     return Result(own, report, model, geometry, labels, fine)
+
+
+def _measured(labels: np.ndarray, volume: Volume, wanted: tuple[Label, ...]) -> tuple[dict[str, Any], str]:
+    """Return the measurements of a spine, and what speaks against its orientation."""
+
+    def spine() -> dict[str, Any]:
+        return measure_spine(
+            masks_of(labels, volume.geometry, wanted), volume, {each.value: each.name for each in wanted}
+        )
+
+    def orientation() -> str:
+        return orientation_doubt(labels, volume.geometry.affine, volume.array if volume.modality == CT else None)
+
+    with ThreadPoolExecutor(1) as beside:
+        doubt = beside.submit(orientation)
+        return spine(), doubt.result()
 
 
 def _doubted(findings: Mapping[str, Any]) -> dict[str, Any]:

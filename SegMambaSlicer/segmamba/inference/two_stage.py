@@ -42,8 +42,8 @@ Found = TypeVar("Found")
 COARSE_SHARE = 0.6
 # A voxel that is bone with at least this probability takes part in drawing the surface between two voxels.
 FAINT = 0.02
-# Steps to the voxels around one, those to the nearest first.
-NEIGHBOURS = sorted((step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)), key=np.count_nonzero)
+# Steps to the voxels around one: through faces, edges and corners.
+RINGS = [[step for step in itertools.product((-1, 0, 1), repeat=3) if np.count_nonzero(step) == n] for n in (1, 2, 3)]
 
 
 def predict_two_stage(
@@ -280,15 +280,20 @@ def label_probabilities(labels: np.ndarray, bone: torch.Tensor) -> tuple[torch.T
 
 
 def _spread(labels: torch.Tensor, bone: torch.Tensor) -> torch.Tensor:
-    """Return labels (z, y, x) with those voxels of a mask that touch one: each gets the nearest label."""
-    z, y, x = (bone & (labels == 0)).nonzero().T + 1
+    """Return labels (z, y, x) with those voxels of a mask that touch one: each gets the nearest label.
+
+    Of several at the same distance it is the one that is there most often.
+    """
+    free = (bone & (labels == 0)).nonzero().T + 1
     padded = functional.pad(labels, (1,) * 6)
-    found = torch.zeros(len(z), dtype=labels.dtype, device=labels.device)
-    for dz, dy, dx in NEIGHBOURS:
-        beside = padded[z + dz, y + dy, x + dx]
-        found = torch.where(found > 0, found, beside)
     spread = labels.clone()
-    spread[z - 1, y - 1, x - 1] = found
+    for ring in RINGS:
+        z, y, x = free
+        beside = torch.stack([padded[z + dz, y + dy, x + dx] for dz, dy, dx in ring])
+        often = (beside[:, None] == beside).sum(dim=0, dtype=torch.uint8) * (beside > 0)
+        nearest = beside.gather(0, often.argmax(dim=0, keepdim=True))[0]
+        spread[z - 1, y - 1, x - 1] = nearest
+        free = free[:, nearest == 0]
     return spread
 
 

@@ -304,6 +304,10 @@ def test_bone_belongs_to_the_nearest_label_that_it_touches() -> None:
     owners = two_stage._spread(torch.from_numpy(labels), torch.ones(3, 3, 5, dtype=torch.bool)).numpy()
     assert owners[1, 0, 0] == 20 and owners[2, 1, 4] == 22  # a face is nearer than an edge or a corner
     assert owners[1, 1, 1] == owners[1, 1, 3] == 21
+    labels[0, 1, 1], labels[1, 0, 1], labels[1, 2, 1] = 20, 22, 22
+    more = two_stage._spread(torch.from_numpy(labels), torch.ones(3, 3, 5, dtype=torch.bool)).numpy()
+    assert more[1, 1, 1] == 22  # of four labels beside it two are the same
+    labels[0, 1, 1] = labels[1, 0, 1] = labels[1, 2, 1] = 0
     assert owners[0, 0, 4] == 0  # nothing is beside it
     nothing = two_stage._spread(torch.from_numpy(labels), torch.zeros(3, 3, 5, dtype=torch.bool))
     assert np.array_equal(nothing.numpy(), labels)
