@@ -25,15 +25,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import SimpleITK as sitk
-import torch
-from scipy import ndimage
-from timing import keep
+from segmamba.utils.memory import ENVIRONMENT
 
-from segmamba.inference.device import choose_device
-from segmamba.inference.file_to_file import segment_file
-from segmamba.request import Options, Request
+os.environ.update(ENVIRONMENT | os.environ)
+
+import numpy as np  # noqa: E402
+import SimpleITK as sitk  # noqa: E402
+import torch  # noqa: E402
+from scipy import ndimage  # noqa: E402
+from timing import keep  # noqa: E402
+
+from segmamba.inference.device import choose_device  # noqa: E402
+from segmamba.inference.file_to_file import segment_file  # noqa: E402
+from segmamba.request import Options, Request  # noqa: E402
 
 CLASSES, SPACING_MM, PATCH = 26, 1.5, 128
 # The U-Net that nnU-Net plans for such images.

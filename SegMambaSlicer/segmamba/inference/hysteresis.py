@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from segmamba.utils.arrays import bounding_box
+from segmamba.utils.arrays import bounding_box, grown_box
 from segmamba.utils.morphology import CONNECTIVITY_26
 
 # A GPU computes this many slices at a time: the output and the recorded networks may leave little memory.
@@ -74,7 +74,12 @@ def suppress_below_margin(probabilities: Tensor, channel: int, high: float) -> N
     slabs = probabilities.split(SLAB, dim=1)
     margin = torch.cat([logit_margin(slab, channel).cpu() for slab in slabs]).numpy()
     components, peaks = label_components_with_peak(margin)
-    near = ndimage.binary_dilation((peaks >= high)[components], CONNECTIVITY_26)
+    kept = (peaks >= high)[components]
+    near = np.zeros_like(kept)
+    box = bounding_box(kept)
+    if box is not None:
+        box = grown_box(box, kept.shape)
+        near[box] = ndimage.binary_dilation(kept[box], CONNECTIVITY_26)
     for slab, part in zip(slabs, torch.from_numpy(~near).split(SLAB), strict=True):
         elsewhere = part.to(slab.device)
         slab[channel].masked_fill_(elsewhere, 0.0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from segmamba.errors import ModelError
-from segmamba.fast import release_memory
+from segmamba.fast import fast_network, release_memory
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
 from segmamba.inference.level_anchors import LevelAnchor
@@ -42,6 +44,8 @@ Found = TypeVar("Found")
 COARSE_SHARE = 0.6
 # A voxel that is bone with at least this probability takes part in drawing the surface between two voxels.
 FAINT = 0.02
+# The second network is prepared beside the first one where this much of a GPU is free, in bytes.
+ROOM_FOR_BOTH = 8 * 2**30
 # Steps to the voxels around one: through faces, edges and corners.
 RINGS = [[step for step in itertools.product((-1, 0, 1), repeat=3) if np.count_nonzero(step) == n] for n in (1, 2, 3)]
 
@@ -83,7 +87,8 @@ def predict_two_stage(
         raise ModelError(f"The model '{model.id}' has no two stages: correct its manifest entry.")
     # Before the passes, which take minutes: a file that is missing is found at once.
     shapes = load_shapes(resource_root() / SHAPES) if refined and model.refinement else None
-    column, coarse, warnings = _coarse_pass(network.coarse, volume, model, context.part(0.0, COARSE_SHARE), roi)
+    with _prepared_beside(network.fine, _fine_model(model), context):
+        column, coarse, warnings = _coarse_pass(network.coarse, volume, model, context.part(0.0, COARSE_SHARE), roi)
     found = _set_levels(column, coarse.grid, anchors)
     if column.box is None:
         empty = torch.ones(1, *coarse.grid.geometry.size[::-1])
@@ -104,6 +109,30 @@ def predict_two_stage(
     probabilities, values = _with_room(partial(label_probabilities, labels), 1 - mask[0])
     passes, warnings = (coarse, fine.ran), _with((*warnings, *fine.warnings), found)
     return Prediction(probabilities, values, replace(grid, roi=roi), passes, findings, warnings)
+
+
+@contextmanager
+def _prepared_beside(network: torch.nn.Module, stage: Model, context: RunContext) -> Iterator[None]:
+    """Have the kernels of a stage's network compiled, which is done once, while something else is done.
+
+    Not where both may not fit into the GPU's memory.
+    """
+    place = context.workplace
+    if place.type != "cuda" or torch.cuda.mem_get_info(place)[0] < ROOM_FOR_BOTH:
+        yield
+        return
+
+    def prepare() -> None:
+        # What goes wrong here does so again, and is handled, where the network runs.
+        with suppress(Exception), torch.cuda.device(place):
+            fast_network(network, place, context.dtype, (len(stage.preprocessing.normalization), *stage.patch))
+
+    thread = Thread(target=prepare, name="second network", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 @dataclass(frozen=True, eq=False)

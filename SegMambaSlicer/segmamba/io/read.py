@@ -21,9 +21,12 @@ from segmamba.io.headers import missing_data, place_notes
 from segmamba.io.padding import padding_to_air
 from segmamba.io.stored_grid import straightened
 from segmamba.io.volume import IMPOSSIBLE, NO_MEMORY, UNKNOWN, Volume, check_geometry, check_scalar_3d, image_geometry
+from segmamba.utils.parallel import at_once
 from segmamba.utils.paths import check_input, file_state, misnamed
 from segmamba.utils.words import counted
 
+# Planes that are checked at a time, in a thread.
+SLAB = 8
 # What ITK says where memory is short.
 NO_MEMORY_SIGN = "Failed to allocate memory"
 # The DICOM tag of the modality, also as a field of NRRD and MetaImage headers.
@@ -76,10 +79,15 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
 def check_values(array: np.ndarray, name: str) -> None:
     """Raise InputError unless all values are finite and not all the same."""
-    if array.dtype.kind == "f":
-        _refuse_bad_values(sum(_count_bad(slab) for slab in array), array.size, name)
-    lowest = array.min()
-    if lowest == array.max():
+
+    def seen(first: int) -> tuple[int, float, float]:
+        slab = array[first : first + SLAB]
+        return _count_bad(slab) if array.dtype.kind == "f" else 0, slab.min(), slab.max()
+
+    bad, low, high = zip(*at_once(seen, range(0, len(array), SLAB)).values(), strict=True)
+    _refuse_bad_values(sum(bad), array.size, name)
+    lowest = min(low)
+    if lowest == max(high):
         raise InputError(f"{name} has the value {lowest:g} everywhere: choose another volume.")
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from scipy import ndimage
 from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
-from scipy.spatial import KDTree, distance_matrix
+from scipy.spatial import distance_matrix
 
 from segmamba.spine.column import extract_column
 from segmamba.spine.levels import distance_by_volume
+from segmamba.spine.nearest import nearest_points
 from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def assign(
     if len(gaps):
         reach = np.maximum(np.r_[gaps, gaps[-1]], np.r_[gaps[0], gaps]) * REACH
     _, votes = _votes(mask, offsets, spacing_mm)
-    distances, nearest = KDTree(centres).query(votes + np.asarray(origin_mm))
+    nearest, distances = nearest_points(votes + np.asarray(origin_mm), centres)
     labels[mask] = np.where(distances <= reach[nearest], nearest + 1, 0)
     return labels
 
@@ -172,7 +173,7 @@ def find_next(
     along = from_end @ direction
     near = np.linalg.norm(from_end - along[:, None] * direction, axis=1) < LATERAL * gap
     indices, votes, along = indices[:, near], votes[near], along[near]
-    nearest = KDTree(centres).query(votes)[1]
+    nearest = nearest_points(votes, centres)[0]
     last, before = (nearest == len(centres) - number for number in (1, 2))
     if not last.any() or not before.any():
         return None
@@ -219,7 +220,7 @@ def _peaks(votes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
         if not any(_valley(density, cell, other) >= VALLEY for other in kept):
             kept.append(cell)
     peaks = np.array(kept) * CELL_MM + low
-    volumes = np.bincount(KDTree(peaks).query(votes)[1], weights, len(peaks))
+    volumes = np.bincount(nearest_points(votes, peaks)[0], weights, len(peaks))
     return peaks[volumes >= SMALLEST_ML], volumes[volumes >= SMALLEST_ML]
 
 
@@ -236,7 +237,7 @@ def _merged(peaks: np.ndarray, volumes: np.ndarray, votes: np.ndarray, weights: 
     """Return for each peak the number of its vertebra, from 1 at the top; 0 for none."""
     group = np.arange(len(peaks))
     centres, masses = peaks.copy(), volumes.copy()
-    directions = np.array([_direction(peak, votes, weights) for peak in peaks])
+    directions = _directions(peaks, votes, weights)
     while len(np.unique(group)) > 1:
         alive = np.unique(group)
         apart = centres[alive][:, None] - centres[alive]
@@ -272,12 +273,22 @@ def _large_enough(volumes: np.ndarray) -> np.ndarray:
     return large
 
 
-def _direction(point: np.ndarray, votes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the direction (unit vector z, y, x) of the column at a point: the principal axis of the votes near it."""
-    near = np.linalg.norm(votes - point, axis=1) < DIRECTION_MM
-    spread = np.cov(votes[near].T, aweights=weights[near]) if near.sum() > 3 else np.eye(3)
-    values, vectors = np.linalg.eigh(spread)
-    return vectors[:, -1] if values[-1] > 1.5 * values[-2] else np.array([1.0, 0.0, 0.0])
+def _directions(points: np.ndarray, votes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the directions (n, 3) of the column at points: the principal axes of the votes near them, (z, y, x)."""
+    middle = votes.mean(axis=0)
+    votes, points = votes - middle, points - middle
+    apart = (votes**2).sum(axis=1)[:, None] - 2 * (votes @ points.T) + (points**2).sum(axis=1)
+    near = apart < DIRECTION_MM**2
+    # Sums of the votes' moments up to the second, for all points at once.
+    products = (votes[:, :, None] * votes[:, None, :]).reshape(len(votes), 9)
+    moments = (near * weights[:, None]).T @ np.concatenate([np.ones((len(votes), 1)), votes, products], axis=1)
+    directions = np.tile([1.0, 0.0, 0.0], (len(points), 1))
+    for index in np.flatnonzero(np.count_nonzero(near, axis=0) > 3):
+        total, mean = moments[index, 0], moments[index, 1:4] / moments[index, 0]
+        values, vectors = np.linalg.eigh(moments[index, 4:].reshape(3, 3) / total - np.outer(mean, mean))
+        if values[-1] > 1.5 * values[-2]:
+            directions[index] = vectors[:, -1]
+    return directions
 
 
 def _path(centres: np.ndarray) -> np.ndarray:
@@ -294,7 +305,7 @@ def _path(centres: np.ndarray) -> np.ndarray:
 
 
 def _number_voxels(votes: np.ndarray, peaks: np.ndarray, volumes: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    distances, nearest = KDTree(peaks).query(votes)
+    nearest, distances = nearest_points(votes, peaks)
     together = np.bincount(owner, volumes, owner.max() + 1)
     reach = REACH * distance_by_volume(together[owner])
     return np.where(distances <= reach[nearest], owner[nearest], 0)

@@ -1,10 +1,42 @@
-"""Find the nearest label."""
+"""Find the nearest label, or the nearest of a few points."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
+
+# Points that are compared with all centres at a time: it bounds the memory.
+ROWS = 1 << 16
+
+
+def nearest_points(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest of a few centres to each point, and its distance.
+
+    For few centres: one matrix product is several times faster than a search tree.
+
+    Parameters
+    ----------
+    points : ndarray
+        Shape (n, 3).
+    centres : ndarray
+        Shape (k, 3), k >= 1.
+
+    Returns
+    -------
+    nearest : ndarray of int
+        Shape (n,): index of the centre.
+    distances : ndarray
+        Shape (n,).
+    """
+    middle = centres.mean(axis=0)
+    around = centres - middle
+    squares = (around**2).sum(axis=1)
+    nearest = np.empty(len(points), np.intp)
+    for first in range(0, len(points), ROWS):
+        rows = slice(first, first + ROWS)
+        nearest[rows] = (squares - 2 * ((points[rows] - middle) @ around.T)).argmin(axis=1)
+    return nearest, np.sqrt(((points - centres[nearest]) ** 2).sum(axis=1))
 
 
 def nearest_labels(labels: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

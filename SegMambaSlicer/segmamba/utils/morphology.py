@@ -77,12 +77,16 @@ def fill_holes(labels: np.ndarray, largest: float) -> None:
         mask = labels[boxes[value]] == value
         # The components of what is not the label: those that reach the border of its box are no holes.
         around, count = ndimage.label(~mask)
-        kept = np.bincount(around.ravel(), minlength=count + 1) <= largest
-        kept[0] = False
+        hole = np.ones(count + 1, bool)
+        hole[0] = False
         for axis in range(3):
             for end in (0, -1):
-                kept[around.take(end, axis=axis)] = False
-        return kept[around] if kept.any() else None
+                hole[around.take(end, axis=axis)] = False
+        if not hole.any():
+            return None
+        inside = hole[around]
+        hole &= np.bincount(around[inside], minlength=count + 1) <= largest
+        return hole[around] if hole.any() else None
 
     for value, holes in at_once(small_holes, boxes).items():
         if holes is not None:

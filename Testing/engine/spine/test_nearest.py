@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from segmamba.spine.nearest import nearest_labels
+from segmamba.spine.nearest import nearest_labels, nearest_points
 
 
 def test_the_nearest_label_is_as_far_as_the_distance_map_says_and_lies_there() -> None:
@@ -21,3 +21,14 @@ def test_the_nearest_label_is_as_far_as_the_distance_map_says_and_lies_there() -
 def test_no_places_have_no_owners() -> None:
     owners, distances = nearest_labels(np.ones((2, 2, 2), np.uint8), np.zeros((0, 3), int))
     assert len(owners) == len(distances) == 0
+
+
+def test_the_nearest_of_a_few_centres_is_as_far_as_their_distances_say() -> None:
+    rng = np.random.default_rng(0)
+    points, centres = rng.uniform(-300, 300, (5000, 3)) + 1000, rng.uniform(-300, 300, (7, 3)) + 1000
+    nearest, distances = nearest_points(points, centres)
+    apart = np.linalg.norm(points[:, None] - centres, axis=2)
+    assert np.array_equal(nearest, apart.argmin(axis=1))
+    np.testing.assert_allclose(distances, apart.min(axis=1))
+    assert nearest_points(points, centres[:1])[0].max() == 0
+    assert len(nearest_points(points[:0], centres)[0]) == 0
