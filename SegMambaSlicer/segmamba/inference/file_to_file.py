@@ -118,8 +118,9 @@ def _segment_file(
     check_files(files, model)
     check_outputs(request)
     root = Path(request.manifest).parent if request.manifest else None
-    started = time.perf_counter()
+    # A worker with other jobs may wait in here.
     progress("read", 0.0)
+    started = time.perf_counter()
     volume = _read(files, request, model)
     read_seconds = time.perf_counter() - started
     progress("read", 1.0)

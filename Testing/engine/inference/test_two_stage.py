@@ -320,3 +320,23 @@ def test_checkpoints_of_two_stages_are_told_by_their_weights() -> None:
     found = identify(expected_shapes("spine_mamba_two_stage", arguments))
     assert found is not None
     assert (found.architecture, found.in_channels, found.out_channels) == ("spine_mamba_two_stage", 1, 33)
+
+
+class OnFullGpu:
+    """Stands in for a tensor on a GPU without room for anything more."""
+
+    is_cuda = True
+
+    def cpu(self) -> str:
+        return "in main memory"
+
+
+def test_a_step_for_which_a_gpu_has_no_room_is_done_in_main_memory() -> None:
+    def step(*values: object) -> tuple[object, ...]:
+        if isinstance(values[0], OnFullGpu):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return values
+
+    assert two_stage._with_room(step, OnFullGpu(), OnFullGpu()) == ("in main memory",) * 2
+    with pytest.raises(RuntimeError, match="no kernel"):
+        two_stage._with_room(lambda _: (_ for _ in ()).throw(RuntimeError("no kernel image")), OnFullGpu())
