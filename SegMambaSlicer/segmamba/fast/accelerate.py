@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,12 +31,39 @@ FAST: dict[type[nn.Module], type] = {
 }
 
 
-_recording = threading.Lock()
+class _Capturing:
+    """Keeps apart, between threads, the capture of a graph and what CUDA does not allow meanwhile."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._others = 0
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Do something, perhaps beside others, that must not coincide with a capture."""
+        with self._changed:
+            self._others += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._others -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Capture, once nothing else is done; what begins meanwhile waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._others)
+            yield
+
+
+_capturing = _Capturing()
 
 
 def release_memory() -> None:
     """Give the GPU memory that PyTorch holds and does not use back; never while a graph is captured."""
-    with _recording:
+    with _capturing.excluded():
         torch.cuda.empty_cache()
 
 
@@ -85,7 +112,7 @@ class FastNetwork:
         release_memory()
         graph = torch.cuda.CUDAGraph()
         # Another case of a batch may use the GPU meanwhile, in a thread of its own, but not give memory back.
-        with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with _capturing.capture(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             answer = self.forward(given)
         return graph, given, answer
 
@@ -137,8 +164,9 @@ def fast_network(
     known = _fast_networks.get(network)
     if known is None or known[0] != state:
         forget(network)
-        fast = accelerate(network, dtype, device=device)
-        known = _fast_networks[network] = state, fast if agrees(network, fast, window, device) else None
+        with _capturing.excluded():  # it compiles and loads kernels
+            fast = accelerate(network, dtype, device=device)
+            known = _fast_networks[network] = state, fast if agrees(network, fast, window, device) else None
     if known[1] is None:
         sentence = "The fast kernels give different results on this GPU: the network ran with PyTorch's own operations."
         return None, (sentence,)
