@@ -365,7 +365,7 @@ def _postprocess_and_filter(
     values = [label.value for label in wanted]
     table[values] = values
     kept = np.zeros_like(labels)
-    box = bounding_box(labels > 0)
+    box = bounding_box(labels)
     if box is not None:
         kept[box] = table[labels[box]]
     return kept

@@ -23,7 +23,7 @@ def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
     >>> label_boxes(labels)
     {20: (slice(1, 3, None), slice(2, 3, None), slice(4, 5, None))}
     """
-    around = bounding_box(labels > 0)
+    around = bounding_box(labels)
     if around is None:
         return {}
     # Most of a volume has no label: what has is searched alone.
@@ -38,6 +38,8 @@ def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     """Return the box (a slice along each axis) around all that is true in a mask; None where nothing is.
 
+    Of numbers, around all above 0: without a mask of them that takes a third of the time.
+
     Examples
     --------
     >>> mask = np.zeros((4, 5), dtype=bool)
@@ -50,7 +52,8 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     box: list[slice] = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)
-        filled = np.flatnonzero(mask[tuple(box)].any(axis=others))
+        part = mask[tuple(box)]
+        filled = np.flatnonzero(part.any(axis=others) if mask.dtype == bool else part.max(axis=others) > 0)
         if not filled.size:
             return None
         box.append(slice(int(filled[0]), int(filled[-1]) + 1))

@@ -46,7 +46,7 @@ def postprocess(labels: np.ndarray, volume: Volume, rule: Postprocessing) -> np.
     """
     if rule is Postprocessing.NONE:
         return labels
-    foreground = bounding_box(labels > 0)
+    foreground = bounding_box(labels)
     if foreground is None:
         return labels.copy()
     z, y, x = grown_box(foreground, labels.shape)
