@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from segmamba.utils.morphology import CONNECTIVITY_26
+from segmamba.utils.morphology import connected_components
 
 # A component of a label below this is small; an arch without pedicles is larger.
 SMALL_COMPONENT_MM3 = 1000.0
@@ -29,7 +29,7 @@ def extract_column(mask: np.ndarray, index_to_lps: np.ndarray) -> np.ndarray:
     index_to_lps : ndarray
         4x4 matrix from voxel index (x, y, z, 1) to LPS millimetres.
     """
-    components, count = ndimage.label(mask, structure=CONNECTIVITY_26)
+    components, count = connected_components(mask, corners=True)
     if count < 2:
         return mask
     sizes = np.bincount(components.ravel())
@@ -37,7 +37,7 @@ def extract_column(mask: np.ndarray, index_to_lps: np.ndarray) -> np.ndarray:
     largest = int(sizes.argmax())
     voxel_volume = abs(float(np.linalg.det(index_to_lps[:3, :3])))
     candidates = [n for n in np.flatnonzero(sizes * voxel_volume >= COLUMN_COMPONENT_MM3).tolist() if n != largest]
-    boxes = ndimage.find_objects(components)
+    boxes = ndimage.find_objects(components.astype(np.int32, copy=False))
     layers = {n: _layers(components[boxes[n - 1]] == n, boxes[n - 1], index_to_lps) for n in [largest, *candidates]}
     kept = [largest]
     while candidates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
 from segmamba.utils.arrays import grown_box, label_boxes
@@ -12,7 +13,27 @@ HOLE_MM3 = 500.0
 # The structuring element of components that also touch at edges and corners.
 CONNECTIVITY_26 = np.ones((3, 3, 3), dtype=bool)
 
+# From so many voxels on, components are looked for by ITK, on all processors.
+LARGE = 1 << 22
+
 Component = tuple[tuple[slice, ...], np.ndarray]  # box, mask within it
+
+
+def connected_components(mask: np.ndarray, corners: bool = False) -> tuple[np.ndarray, int]:
+    """Return the number of each voxel's connected component, from 1 in the order of the array, and how many there are.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        Shape (z, y, x).
+    corners : bool
+        Voxels that touch at edges and corners are connected, too, not only those that share a face.
+    """
+    if mask.size < LARGE:
+        numbers, count = ndimage.label(mask, CONNECTIVITY_26 if corners else None)
+        return numbers, int(count)
+    numbers = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.view(np.uint8)), corners))
+    return numbers, int(numbers.max())
 
 
 def merge_small_components(labels: np.ndarray, smallest: float) -> None:
@@ -46,7 +67,7 @@ def _small_components(labels: np.ndarray, smallest: float) -> tuple[list[Compone
 
     def small(value: int) -> list[tuple[int, int, tuple[slice, ...], np.ndarray]]:
         box = boxes[value]
-        numbered, count = ndimage.label(labels[box] == value, structure=CONNECTIVITY_26)
+        numbered, count = connected_components(labels[box] == value, corners=True)
         if count < 2 and np.count_nonzero(numbered) >= smallest:
             return []
         sizes = np.bincount(numbered.ravel())
@@ -57,7 +78,7 @@ def _small_components(labels: np.ndarray, smallest: float) -> tuple[list[Compone
                 tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, inner, strict=True)),
                 numbered[inner] == number,
             )
-            for number, inner in enumerate(ndimage.find_objects(numbered), start=1)
+            for number, inner in enumerate(ndimage.find_objects(numbered.astype(np.int32, copy=False)), start=1)
             if sizes[number] < smallest
         ]
 
@@ -76,7 +97,7 @@ def fill_holes(labels: np.ndarray, largest: float) -> None:
     def small_holes(value: int) -> np.ndarray | None:
         mask = labels[boxes[value]] == value
         # The components of what is not the label: those that reach the border of its box are no holes.
-        around, count = ndimage.label(~mask)
+        around, count = connected_components(~mask)
         hole = np.ones(count + 1, bool)
         hole[0] = False
         for axis in range(3):

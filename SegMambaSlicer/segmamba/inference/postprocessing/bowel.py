@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 from segmamba.io.volume import Volume
-from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
+from segmamba.utils.morphology import HOLE_MM3, connected_components, fill_holes, merge_small_components
 
 # No tumour synthesised for training is smaller (`segmamba.training.colorectal`), so a smaller one means nothing.
 SMALLEST_TUMOUR_MM3 = 200.0
@@ -63,13 +62,13 @@ def without_lung(labels: np.ndarray, hounsfield: np.ndarray, spacing: Sequence[f
     """
     coarse = tuple(slice(None, None, max(1, round(LUNG_GRID_MM / mm))) for mm in spacing)
     values = hounsfield[coarse]
-    air, _ = ndimage.label(values < AIR_HU)
+    air, _ = connected_components(values < AIR_HU)
     voxel = float(np.prod([step.step * mm for step, mm in zip(coarse, spacing, strict=True)]))
     large = [n for n, size in enumerate(np.bincount(air.ravel())) if n and size * voxel >= LUNG_MM3]
     lungs = [n for n in large if np.median(values[air == n]) > LUNG_HU]
     if not lungs:
         return labels.copy()
-    components, count = ndimage.label(labels > 0, CONNECTIVITY_26)
+    components, count = connected_components(labels > 0, corners=True)
     seen = components[coarse]
     inside = np.bincount(seen[np.isin(air, lungs)], minlength=count + 1)
     dropped = inside > 0.5 * np.bincount(seen.ravel(), minlength=count + 1)

@@ -1,0 +1,38 @@
+"""Components of large masks, which ITK finds, are those of small ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from segmamba.utils import morphology
+
+
+@pytest.mark.parametrize("corners", [False, True])
+def test_components_of_a_large_mask_have_the_numbers_of_those_of_a_small_one(
+    corners: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(20, 25, 31)), 0.8)
+    for mask in (noise > 0.15, noise[:, ::-1, 3:] > 0.25, noise > 9):
+        small, count = morphology.connected_components(mask, corners)
+        with monkeypatch.context() as patch:
+            patch.setattr(morphology, "LARGE", 1)
+            large, same = morphology.connected_components(mask, corners)
+        assert same == count
+        assert np.array_equal(large, small)
+
+
+def test_only_small_holes_that_one_label_encloses_are_filled() -> None:
+    labels = np.zeros((12, 30, 12), np.uint8)
+    labels[1:11, 1:11, 1:11] = 3
+    labels[4, 4, 4] = labels[7:9, 7:9, 7:9] = 0
+    labels[1:11, 15:29, 1:11] = 4
+    labels[5, 15:20, 5] = 0  # a tunnel that reaches the outside
+    labels[5, 25, 5] = 3  # no background
+    expected = labels.copy()
+    expected[4, 4, 4] = 3
+    morphology.fill_holes(labels, 7)
+    assert np.array_equal(labels, expected)
+    morphology.fill_holes(labels, 8)
+    assert (labels[7:9, 7:9, 7:9] == 3).all()
