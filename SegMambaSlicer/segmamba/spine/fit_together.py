@@ -232,19 +232,19 @@ def _step(target: torch.Tensor, models: _Models, weights: np.ndarray) -> np.ndar
 def _fit(number: int, shape: torch.Tensor, half: np.ndarray, column: _Column, pose: Frame) -> Fit:
     """Return one of the fits from its shape (GRID): its signed distance in its box, and how much it overlaps."""
     mask = column.own(number)
-    like = {"device": shape.device, "dtype": torch.float32}
+    device = shape.device
     matrix = pose.axes * (column.spacing_mm / pose.scale)
     first = pose.to_local(column.corners[number])
-    axes = [torch.arange(size, **like) for size in mask.shape]
-    rows = torch.from_numpy(matrix).to(**like)
+    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in mask.shape]
+    rows = torch.from_numpy(matrix).to(shape)
     local = (
         axes[0][:, None, None, None] * rows[:, 0]
         + axes[1][None, :, None, None] * rows[:, 1]
-        + (axes[2][None, None, :, None] * rows[:, 2] + torch.from_numpy(first).to(**like))
+        + (axes[2][None, None, :, None] * rows[:, 2] + torch.from_numpy(first).to(shape))
     )
-    extent = torch.from_numpy(half).to(**like)
+    extent = torch.from_numpy(half).to(shape)
     inner = torch.minimum(torch.maximum(local, -extent), extent)
-    to_grid = torch.tensor([(count - 1) / 2 for count in GRID], **like) / extent
+    to_grid = torch.tensor([(count - 1) / 2 for count in GRID], device=device) / extent
     distance = _interpolated(shape[None], ((inner + extent) * to_grid)[None])[0]
     distance = (distance + torch.linalg.vector_norm(local - inner, dim=-1)) * pose.scale
     inside = distance < 0
