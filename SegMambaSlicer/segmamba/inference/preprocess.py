@@ -105,11 +105,11 @@ def network_input(
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Return intensities as a tensor, of a type that every device knows."""
+    """Return intensities as a tensor, of a type and with steps that every device knows; not a copy if they are."""
     import torch
 
-    known = array.dtype.isnative and array.dtype.kind in "if"
-    return torch.from_numpy(np.ascontiguousarray(array) if known else array.astype(np.float32))
+    known = array.dtype.isnative and array.dtype.kind in "if" and min(array.strides) > 0
+    return torch.from_numpy(array if known else array.astype(np.float32, order="C"))
 
 
 def _by_volume(volume: Volume, model: Model) -> list[tuple[np.ndarray, Preprocessing]]:

@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from segmamba.io.volume import Geometry
+from segmamba.utils.parallel import at_once
 
 if TYPE_CHECKING:
     import torch
@@ -62,20 +63,21 @@ def separable_resample(
 
     cosines = direction_cosines(source, geometry).round()
     start = np.reshape(source.direction, (3, 3)).T @ np.subtract(geometry.origin, source.origin)
-    matrices, within, order = [], [], [0, 0, 0]
-    for axis in range(3):
-        new = int(np.abs(cosines[:, axis]).argmax())
-        step = cosines[new, axis] * geometry.spacing[new]
+    new = [int(np.abs(cosines[:, axis]).argmax()) for axis in range(3)]
+
+    def matrix(axis: int) -> torch.Tensor:
+        step = cosines[new[axis], axis] * geometry.spacing[new[axis]]
         voxels = (source.size[axis], source.spacing[axis])
-        matrix = _matrix(voxels, variances[axis], start[axis], step, geometry.size[new])
-        # The rows of voxels outside are zero, those of others sum to one.
-        within.append(torch.from_numpy(matrix.sum(axis=1) > 0.5).to(values.device))
-        matrices.append(torch.from_numpy(matrix).to(values.device))
-        order[2 - new] = 2 - axis
-    x, y, z = matrices
+        rows = _matrix(voxels, variances[axis], start[axis], step, geometry.size[new[axis]])
+        return torch.from_numpy(rows).to(values.device)
+
+    x, y, z = at_once(matrix, range(3)).values()
+    order = [2 - new.index(2 - axis) for axis in range(3)]
     made = torch.matmul(y, torch.matmul(values, x.T))
     made = (z @ made.flatten(1)).view(len(z), *made.shape[1:])
-    inside = within[2][:, None, None] & within[1][:, None] & within[0]
+    # The rows of voxels outside are zero, those of others sum to one.
+    k, j, i = (rows.sum(dim=1) > 0.5 for rows in (z, y, x))
+    inside = k[:, None, None] & j[:, None] & i
     made.masked_fill_(~inside, fill)
     return made.permute(order).contiguous()
 
