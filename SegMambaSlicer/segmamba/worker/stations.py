@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from segmamba.errors import Cancelled
-from segmamba.utils.memory import peak_memory, system_memory
+from segmamba.utils.memory import current_memory, peak_memory, system_memory
 
 # Where a job is in each of its stages (`segmamba.inference.file_to_file.segment_file`).
 STATIONS = {"read": 0, "load": 1, "preprocess": 1, "predict": 1, "postprocess": 2, "write": 2}
@@ -15,28 +15,28 @@ DEPTH = 3
 POLL = 0.1
 
 
-def has_room() -> bool:
-    """Say whether one more job fits into main memory: as much is free as all of this process ever took."""
-    peak = peak_memory()
-    return 0 < peak <= system_memory()[1]
+def process_memory() -> tuple[int, int]:
+    """Return the most main memory in bytes that this process ever had, and what it could have now."""
+    return peak_memory(), current_memory() + system_memory()[1]
 
 
 class Stations:
     """The way of jobs through a worker: each station has one job at a time, and none overtakes another.
 
-    The first job goes alone: it shows how much memory a job takes, and on a GPU it compiles and records.
+    The first job goes alone: it shows how much memory a job takes, and on a GPU it compiles and records. Another one
+    begins only where there is memory for as many such jobs.
 
     Parameters
     ----------
-    room : callable
-        Says whether another job may begin beside those on their way.
+    memory : callable
+        See `process_memory`.
     """
 
-    def __init__(self, room: Callable[[], bool] = has_room) -> None:
-        self._room = room
+    def __init__(self, memory: Callable[[], tuple[int, int]] = process_memory) -> None:
+        self._memory = memory
         self._changed = threading.Condition()
         self._places: dict[str, int] = {}
-        self._known = False
+        self._one = 0
 
     def enter(self, job: str, stage: str, cancelled: Callable[[], bool]) -> None:
         """Bring a job to the station of a stage, once that is free; it leaves the one before only then.
@@ -59,11 +59,14 @@ class Stations:
         """Take a job off its way; ``done`` if it went all of it."""
         with self._changed:
             self._places.pop(job, None)
-            self._known = self._known or done
+            if done and not self._one:
+                self._one = self._memory()[0]
             self._changed.notify_all()
 
     def _free(self, job: str, station: int) -> bool:
         others = [place for other, place in self._places.items() if other != job]
         if station in others:
             return False
-        return job in self._places or not others or (self._known and self._room())
+        if job in self._places or not others:
+            return True
+        return 0 < self._one * (len(others) + 1) <= self._memory()[1]

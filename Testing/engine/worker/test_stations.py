@@ -14,7 +14,7 @@ from segmamba.batch.engine import Engine
 from segmamba.errors import Cancelled, WorkerError
 from segmamba.request import Request
 from segmamba.worker.client import WorkerProcess
-from segmamba.worker.stations import Stations
+from segmamba.worker.stations import Stations, process_memory
 
 
 def never() -> bool:
@@ -35,7 +35,7 @@ def way(stations: Stations, job: str, *stages: str) -> threading.Thread:
 
 
 def test_the_first_job_goes_alone_and_the_next_ones_follow_each_other_station_by_station() -> None:
-    stations = Stations(room=lambda: True)
+    stations = Stations(lambda: (1, 10))
     stations.enter("a", "read", never)
     stations.enter("a", "predict", never)
     with pytest.raises(Cancelled):
@@ -56,20 +56,20 @@ def test_the_first_job_goes_alone_and_the_next_ones_follow_each_other_station_by
 
 
 def test_a_job_waits_where_memory_does_not_suffice_for_one_more() -> None:
-    free = [False]
-    stations = Stations(room=lambda: free[0])
+    memory = [3, 5]
+    stations = Stations(lambda: (memory[0], memory[1]))
     stations.enter("first", "read", never)
     stations.leave("first", True)
     stations.enter("a", "read", never)
     stations.enter("a", "load", never)
     with pytest.raises(Cancelled):
         stations.enter("b", "read", lambda: True)
-    free[0] = True
+    memory[:] = 4, 6  # the first job alone took 3
     stations.enter("b", "read", never)
 
 
 def test_a_job_that_failed_says_nothing_of_the_memory_that_one_takes() -> None:
-    stations = Stations(room=lambda: True)
+    stations = Stations(lambda: (1, 10))
     stations.enter("a", "read", never)
     stations.leave("a", False)
     stations.enter("b", "read", never)
@@ -117,3 +117,8 @@ def test_a_crash_is_told_to_all_cases_that_it_took_and_they_are_done_alone(engin
         with pytest.raises(WorkerError):
             alone[1].result(60)
         assert alone[2].result(60) == "c"
+
+
+def test_a_process_never_had_less_than_it_has(tmp_path: Path) -> None:
+    most, possible = process_memory()
+    assert 10 * 2**20 < most < possible
