@@ -10,7 +10,7 @@ from scipy import ndimage, special
 
 from segmamba.spine.halves import are_halves, merged, pairs_of_halves
 from segmamba.spine.hmm import Numbering, label_observations
-from segmamba.spine.instances import Instances, assign, find_instances, find_next
+from segmamba.spine.instances import Instances, assign, find_instances, find_next, votes_of
 from segmamba.spine.level_model import Observations, weight_of_column
 from segmamba.spine.levels import L6, SACRUM, SACRUM_TOP_MM, distance_by_volume, next_level
 from segmamba.spine.nearest import nearest_labels
@@ -198,7 +198,7 @@ def recover_truncated_ends(
     probabilities, offsets, spacing_mm, origin_mm
         As for `decode_fine`.
     """
-    vertebra = _most_probable_vertebra(probabilities)
+    cast: tuple[np.ndarray, np.ndarray] | None = None
     for end, face, step in ((0, -1, -1), (-1, 0, 1)):
         if len(column.levels) < 2 or not (column.labels[face] == column.levels[end]).any():
             continue
@@ -206,7 +206,8 @@ def recover_truncated_ends(
         beyond = next_level(int(column.levels[end]), step)
         if beyond in (None, L6) or (step > 0 and column.sacrum is not None):
             continue
-        found = find_next(vertebra, offsets, spacing_mm, origin_mm, column.centres[::step])
+        cast = cast or votes_of(_most_probable_vertebra(probabilities), offsets, spacing_mm)
+        found = find_next(cast, spacing_mm, np.asarray(origin_mm), column.centres[::step])
         if found is not None:
             column = _extended(column, end, step, *found)
     return column

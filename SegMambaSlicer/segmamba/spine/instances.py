@@ -95,7 +95,7 @@ def find_instances(vertebra: Values, offsets: Values, spacing_mm: float) -> Inst
         return empty
     inner = mask[box]
     corner = np.array([part.start for part in box]) * spacing_mm
-    indices, votes = _votes(inner, offsets[(slice(None), *box)], spacing_mm)
+    indices, votes = votes_of(inner, offsets[(slice(None), *box)], spacing_mm)
     joined = ndimage.binary_dilation(inner, iterations=max(1, round(JOINED_MM / spacing_mm)))
     on_column = extract_column(joined, np.diag([spacing_mm] * 3 + [1.0]))[tuple(indices)]
     weights = at_voxels(vertebra[box][None], tuple(indices))[0] * (spacing_mm**3 / 1000)
@@ -139,14 +139,14 @@ def assign(
     reach = np.full(len(centres), LONE_REACH_MM)
     if len(gaps):
         reach = np.maximum(np.r_[gaps, gaps[-1]], np.r_[gaps[0], gaps]) * REACH
-    _, votes = _votes(mask, offsets, spacing_mm)
+    _, votes = votes_of(mask, offsets, spacing_mm)
     nearest, distances = nearest_points(votes + np.asarray(origin_mm), centres)
     labels[mask] = np.where(distances <= reach[nearest], nearest + 1, 0)
     return labels
 
 
 def find_next(
-    mask: np.ndarray, offsets: Values, spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
+    cast: tuple[np.ndarray, np.ndarray], spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Find a vertebra that follows the last of the known centres and has been taken for one with it.
 
@@ -154,7 +154,9 @@ def find_next(
 
     Parameters
     ----------
-    mask, offsets, spacing_mm, origin_mm
+    cast : tuple of ndarray
+        Voxels and their votes, as `votes_of` gives them.
+    spacing_mm, origin_mm
         As for `assign`.
     centres : ndarray
         Shape (n, 3), n >= 2, in order; the last one is at the end of the column.
@@ -167,12 +169,11 @@ def find_next(
     direction = centres[-1] - centres[-2]
     gap = float(np.linalg.norm(direction))
     direction = direction / gap
-    indices, votes = _votes(mask, offsets, spacing_mm)
-    votes += np.asarray(origin_mm)
-    from_end = votes - centres[-1]
+    indices, votes = cast
+    from_end = votes + (origin_mm - centres[-1])
     along = from_end @ direction
-    near = np.linalg.norm(from_end - along[:, None] * direction, axis=1) < LATERAL * gap
-    indices, votes, along = indices[:, near], votes[near], along[near]
+    near = np.einsum("ij,ij->i", from_end, from_end) - along**2 < (LATERAL * gap) ** 2
+    indices, votes, along = indices[:, near], votes[near] + origin_mm, along[near]
     nearest = nearest_points(votes, centres)[0]
     last, before = (nearest == len(centres) - number for number in (1, 2))
     if not last.any() or not before.any():
@@ -197,7 +198,7 @@ def _mode(values: np.ndarray) -> float:
     return float(low + CELL_MM * density.argmax())
 
 
-def _votes(mask: np.ndarray, offsets: Values, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
+def votes_of(mask: np.ndarray, offsets: Values, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (3, voxels) of a mask and the votes (voxels, 3) of its voxels, in mm."""
     indices = np.array(np.nonzero(mask))
     offset = at_voxels(offsets, tuple(indices)).T

@@ -175,7 +175,7 @@ def test_a_run_that_is_stopped_still_writes_its_table(
     tmp_path: Path, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "Engine", QuickEngine)
-    write_inputs(tmp_path / "in", 5)
+    write_inputs(tmp_path / "in", 9)
     output = tmp_path / "out"
 
     def stop_after(count: int) -> list[dict[str, Any]]:
@@ -185,11 +185,14 @@ def test_a_run_that_is_stopped_still_writes_its_table(
         (output / OVERVIEW).read_text(encoding="utf-8")
         return parquet.read_table(output / PARQUET).to_pylist()
 
-    assert len(stop_after(2)) == 2
+    # Some are on their way when it is stopped.
+    done = {row["case"] for row in stop_after(2)}
+    assert 2 <= len(done) < 9
     # One that is stopped sooner has what was done before, too.
     again = stop_after(0)
-    assert [row["this_run"] for row in again] == [False, False]
-    assert (output / OVERVIEW).read_text(encoding="utf-8").count("<article") == 2
+    assert done <= {row["case"] for row in again}
+    assert not any(row["this_run"] for row in again)
+    assert (output / OVERVIEW).read_text(encoding="utf-8").count("<article") == len(again)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
