@@ -9,8 +9,8 @@ from segmamba.errors import Cancelled
 from segmamba.utils.memory import current_memory, peak_memory, system_memory
 
 # Where a job is in each of its stages (`segmamba.inference.file_to_file.segment_file`).
-STATIONS = {"read": 0, "load": 1, "preprocess": 1, "predict": 1, "postprocess": 2, "write": 2}
-DEPTH = 3
+STATIONS = {"read": 0, "load": 1, "preprocess": 1, "predict": 1, "postprocess": 2, "write": 3}
+DEPTH = 4
 # Seconds between two looks at the wish to cancel and at the free memory.
 POLL = 0.1
 
