@@ -25,6 +25,7 @@ os.environ.update(ENVIRONMENT | os.environ)
 from segmamba.inference import pipeline  # noqa: E402
 from segmamba.inference.file_to_file import segment_file  # noqa: E402
 from segmamba.request import Options, Request  # noqa: E402
+from segmamba.spine import decode  # noqa: E402
 from segmamba.utils import parallel  # noqa: E402
 
 ENGINE = "segmamba"
@@ -78,7 +79,7 @@ def main() -> None:
         )
         segment_file(request)
         report = segment_file(request)
-        parallel.ThreadPoolExecutor = pipeline.ThreadPoolExecutor = InTurn  # type: ignore[assignment,misc]
+        parallel.ThreadPoolExecutor = pipeline.ThreadPoolExecutor = decode.ThreadPoolExecutor = InTurn  # type: ignore[assignment,misc]
         profile = cProfile.Profile()
         profile.runcall(segment_file, request)
     print(report["run"]["device_title"], report["timings_s"])

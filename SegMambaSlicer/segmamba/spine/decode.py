@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -113,8 +114,15 @@ def decode(
     rib : ndarray or Tensor or None
         Shape (z, y, x): probability of a rib; None where ribs are not visible, as on MR.
     """
-    instances = find_instances(probabilities[VERTEBRA_CHANNEL], offsets, spacing_mm)
-    sacrum_mask, sacrum = find_sacrum(probabilities[SACRUM_CHANNEL], spacing_mm)
+
+    def whole_ribs() -> np.ndarray | None:
+        return None if rib is None else _whole_ribs(in_main_memory(rib > PROBABLE), spacing_mm)
+
+    with ThreadPoolExecutor(2) as beside:
+        found_ribs = beside.submit(whole_ribs)
+        found_sacrum = beside.submit(find_sacrum, probabilities[SACRUM_CHANNEL], spacing_mm)
+        instances = find_instances(probabilities[VERTEBRA_CHANNEL], offsets, spacing_mm)
+    ribs, (sacrum_mask, sacrum) = found_ribs.result(), found_sacrum.result()
     if sacrum is not None and _is_above_most(sacrum, instances):
         sacrum_mask[:], sacrum = False, None
     vertebrae = _above(instances, sacrum_mask)
@@ -125,12 +133,12 @@ def decode(
     sacrum_mask |= np.r_[False, ~vertebrae][instances.labels]
     sacral, instances = instances.centres[~vertebrae], _kept(instances, vertebrae)
     seen_sacrum = sacrum, bool(_at_border(sacrum_mask).any())
-    seen = _observed(instances, probabilities, evidence, spacing_mm, rib, *seen_sacrum)
+    seen = _observed(instances, probabilities, evidence, spacing_mm, ribs, *seen_sacrum)
     numbering = label_observations(seen)
     # From the bottom up, so that the numbers of those above stay.
     for upper in reversed(pairs_of_halves(seen.evidence, seen.volumes)):
         joined = merged(instances, upper)
-        other = _observed(joined, probabilities, evidence, spacing_mm, rib, *seen_sacrum)
+        other = _observed(joined, probabilities, evidence, spacing_mm, ribs, *seen_sacrum)
         if are_halves(numbering.levels, upper, weight_of_column(seen), weight_of_column(other)):
             instances, seen, numbering = joined, other, label_observations(other)
     unknown = np.full(len(instances.centres), np.nan)
@@ -146,22 +154,25 @@ def _observed(
     probabilities: Values,
     evidence: Values,
     spacing_mm: float,
-    rib: Values | None,
+    ribs: np.ndarray | None,
     sacrum: np.ndarray | None,
     sacrum_cut: bool,
 ) -> Observations:
-    """Return what is known of the vertebrae of a column; parameters as for `decode` and `label_levels`."""
+    """Return what is known of the vertebrae of a column; parameters as for `decode` and `label_levels`.
+
+    ``ribs`` is the mask (z, y, x) of whole ones.
+    """
     cut = _cut(instances)
 
     def levels() -> np.ndarray:
         return mean_evidence(evidence, probabilities[VERTEBRA_CHANNEL], instances)
 
-    def ribs() -> np.ndarray:
-        if rib is None:
+    def with_rib() -> np.ndarray:
+        if ribs is None:
             return np.full(len(instances.centres), np.nan)
-        return np.where(cut, np.nan, near_rib(rib, instances, spacing_mm) > RIB_ML)
+        return np.where(cut, np.nan, _volume_near(ribs, instances, spacing_mm) > RIB_ML)
 
-    means, near = at_once(lambda part: part(), (levels, ribs)).values()
+    means, near = at_once(lambda part: part(), (levels, with_rib)).values()
     return Observations(means, instances.centres, instances.volumes, sacrum, cut, near, sacrum_cut)
 
 
@@ -269,6 +280,11 @@ def mean_evidence(evidence: Values, vertebra: Values, instances: Instances) -> n
 
 def near_rib(rib: Values, instances: Instances, spacing_mm: float) -> np.ndarray:
     """Return the volume (n,) in mL of probable rib near each instance; a voxel counts for the nearest instance only."""
+    return _volume_near(_whole_ribs(in_main_memory(rib > PROBABLE), spacing_mm), instances, spacing_mm)
+
+
+def _volume_near(mask: np.ndarray, instances: Instances, spacing_mm: float) -> np.ndarray:
+    """Return the volume (n,) in mL of a mask (z, y, x) near each instance; a voxel counts for the nearest one only."""
     found = np.zeros(len(instances.centres))
     margin = int(np.ceil(RIB_NEAR_MM / spacing_mm))
     inner = bounding_box(instances.labels > 0)
@@ -276,7 +292,7 @@ def near_rib(rib: Values, instances: Instances, spacing_mm: float) -> np.ndarray
         return found
     box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in inner)
     labels = instances.labels[box]
-    ribs = np.argwhere(_whole_ribs(in_main_memory(rib > PROBABLE), spacing_mm)[box] & (labels == 0))
+    ribs = np.argwhere(mask[box] & (labels == 0))
     owners, distances = nearest_labels(labels, ribs)
     near = owners[distances * spacing_mm <= RIB_NEAR_MM]
     return np.bincount(near, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
