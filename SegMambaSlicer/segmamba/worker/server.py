@@ -32,6 +32,10 @@ PROGRESS_INTERVAL = 0.1
 # After so many seconds without a job, other programs get the GPU's memory.
 IDLE_SECONDS = 60.0
 
+# A case that comes back from the GPU, or from numpy, waits so long for Python's lock while others draw or measure, and
+# does so hundreds of times; Python's own 5 ms would be seconds.
+SWITCH_SECONDS = 0.0005
+
 Message = dict[str, Any]
 Segment = Callable[[Request, Callable[[str, float], None], Callable[[], bool]], Message]
 
@@ -185,6 +189,7 @@ def main(segment: Segment = segment_file) -> None:
             channel.write(encode(message))
             channel.flush()
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     if PRELOAD in sys.argv:
         importlib.import_module("segmamba.inference.pipeline")
     serve(Inbox(take_input()), send, segment)
