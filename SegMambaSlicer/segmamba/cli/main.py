@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn, TextIO
 
 from segmamba import __version__
-from segmamba.cli import batch, bench, doctor, evaluate, models, segment, serve, train
+from segmamba.cli import batch, bench, compare, doctor, evaluate, models, segment, serve, train
 from segmamba.cli.interrupt import stop_at_end_of_input
 from segmamba.errors import (
     DEBUG_VARIABLE,
@@ -119,6 +119,6 @@ def make_parser() -> argparse.ArgumentParser:
     text = "take the end of standard input for Ctrl-C: for programs that start this one"
     parser.add_argument("--stop-at-eof", action="store_true", help=text)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (segment, batch, serve, models, evaluate, doctor, bench, train):
+    for command in (segment, compare, batch, serve, models, evaluate, doctor, bench, train):
         command.add_command(commands)
     return parser

@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from segmamba.errors import InputError
 from segmamba.inference.model_grid import ModelGrid
-from segmamba.io.labelmap import SEGMENTATION_EXTENSION
-from segmamba.io.read import quiet, read_volume
+from segmamba.io.level_map import read_levels
 from segmamba.io.volume import Geometry
 from segmamba.models.manifest import Model
 from segmamba.request import Options
 from segmamba.spine.anchors import ANCHOR_MM, Anchor
 from segmamba.spine.levels import ORDER, level_name, level_named
-from segmamba.utils.arrays import as_labels, label_boxes
+from segmamba.utils.arrays import label_boxes
 from segmamba.utils.paths import check_input
 
-HIGHEST = 255
 PERSON, SEGMENTATION = "person", "segmentation"
 
 
@@ -131,20 +128,13 @@ def read_centroids(path: Path) -> dict[int, tuple[float, float, float]]:
     """
     if path.suffix.lower() == ".json":
         return _centroids_of_json(path)
-    volume = read_volume(path)
-    labels = as_labels(volume.array, HIGHEST, str(path))
-    levels = _levels_by_value(path)
+    volume = read_levels(path)
     found = {}
-    for value, box in label_boxes(labels).items():
-        if value in levels:
-            index = np.argwhere(labels[box] == value).mean(axis=0) + [part.start for part in box]
+    for level, box in label_boxes(volume.array).items():
+        if level in ORDER:
+            index = np.argwhere(volume.array[box] == level).mean(axis=0) + [part.start for part in box]
             x, y, z = (volume.geometry.affine @ [*index[::-1], 1.0])[:3].tolist()
-            found[levels[value]] = (-x, -y, z)
-    if not found:
-        raise InputError(
-            f"{path} has no vertebrae: give a label map with VerSe's numbers (L1 is 20), or a .seg.nrrd whose segments "
-            "are called after their levels."
-        )
+            found[level] = (-x, -y, z)
     return found
 
 
@@ -165,21 +155,3 @@ def _centroids_of_json(path: Path) -> dict[int, tuple[float, float, float]]:
             "each level."
         ) from error
     return {level: (r, a, s) for level, (r, a, s) in found.items() if level is not None}
-
-
-def _levels_by_value(path: Path) -> dict[int, int]:
-    """Return the level that each value of a segmentation stands for."""
-    usual = {level: level for level in ORDER}
-    if not str(path).lower().endswith(SEGMENTATION_EXTENSION):
-        return usual
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with quiet():
-        reader.ReadImageInformation()
-    fields = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
-    found = {}
-    for key, value in fields.items():
-        level = level_named(value.split()[0]) if key.endswith("_Name") and value.split() else None
-        if level is not None:
-            found[int(fields[key.removesuffix("Name") + "LabelValue"])] = level
-    return found or usual

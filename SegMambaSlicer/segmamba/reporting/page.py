@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from segmamba.reporting.look_first import SENSITIVE_HU, SPECIFIC_HU, grade_text,
 from segmamba.reporting.page_pictures import column_picture, curve_picture, sagittal_plane, vertebra_picture
 from segmamba.reporting.preview import display_window
 from segmamba.utils.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATE = "page.html.j2"
 # Columns of the tables: titles, and the keys of the values. Numbers are those of the report, digit by digit.
@@ -84,8 +87,6 @@ def check_page() -> None:
 
 def page(case: Case) -> str:
     """Return the page of a case of vertebrae as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     report, rows = case.report, case.report["measurements"]
     flagged = {entry["value"] for entry in report["look_first"] if entry["value"] is not None}
     fractured = [row for row in rows if row["fracture_grade"] or row["value"] in flagged]
@@ -94,10 +95,34 @@ def page(case: Case) -> str:
     window = display_window(case.model, [plane])
     measured = any(row["anterior_height_mm"] is not None for row in rows)
     pictures = {
-        "column": _uri(column_picture(plane, case.model.labels, flagged, window)) if rows else "",
-        "curve": _uri(curve_picture(rows)) if measured else "",
-        "vertebrae": [(row, _uri(vertebra_picture(row, case.volume, case.labels, window))) for row in enlarged],
+        "column": picture_uri(column_picture(plane, case.model.labels, flagged, window)) if rows else "",
+        "curve": picture_uri(curve_picture(rows)) if measured else "",
+        "vertebrae": [(row, picture_uri(vertebra_picture(row, case.volume, case.labels, window))) for row in enlarged],
     }
+    text: str = (
+        templates()
+        .get_template(TEMPLATE)
+        .render(
+            report=report,
+            rows=rows,
+            # No folders: they may tell who the patient is.
+            name=Path(report["input"]).name,
+            output=Path(report["output"]).name,
+            disclaimer=DISCLAIMER,
+            pictures=pictures,
+            columns={"vertebrae": VERTEBRAE, "below": BELOW, "curves": CURVES},
+            confidence={segment["value"]: segment["mean_confidence"] for segment in report["segments"]},
+            levels=(report.get("numbering") or {}).get("levels", {}),
+            limits=(SENSITIVE_HU, SPECIFIC_HU),
+        )
+    )
+    return text
+
+
+def templates() -> Environment:
+    """Return what makes pages of this package's templates."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("segmamba.reporting"),
         autoescape=True,
@@ -106,19 +131,7 @@ def page(case: Case) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"short": short, "shown": shown, "grade": grade_text}
-    return environment.get_template(TEMPLATE).render(
-        report=report,
-        rows=rows,
-        # No folders: they may tell who the patient is.
-        name=Path(report["input"]).name,
-        output=Path(report["output"]).name,
-        disclaimer=DISCLAIMER,
-        pictures=pictures,
-        columns={"vertebrae": VERTEBRAE, "below": BELOW, "curves": CURVES},
-        confidence={segment["value"]: segment["mean_confidence"] for segment in report["segments"]},
-        levels=(report.get("numbering") or {}).get("levels", {}),
-        limits=(SENSITIVE_HU, SPECIFIC_HU),
-    )
+    return environment
 
 
 def write_page(path: str | Path, text: str) -> None:
@@ -138,5 +151,6 @@ def shown(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _uri(picture: bytes) -> str:
+def picture_uri(picture: bytes) -> str:
+    """Return a PNG as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"

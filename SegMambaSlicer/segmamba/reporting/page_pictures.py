@@ -38,6 +38,7 @@ NAME_GAP_MM, NAME_MM = 3.0, 14.0
 DENSITY_HU = 250
 # Half the width and height of a section of a vertebra, mm, and its pixels.
 HALF_MM, PIXEL_MM = 32.0, 0.25
+SIDE = np.arange(-HALF_MM, HALF_MM + PIXEL_MM, PIXEL_MM)
 
 
 def sagittal_plane(volume: Volume, labels: np.ndarray) -> Plane:
@@ -54,8 +55,8 @@ def sagittal_plane(volume: Volume, labels: np.ndarray) -> Plane:
 def column_picture(plane: Plane, structures: Sequence[Label], flagged: set[int], window: tuple[float, float]) -> bytes:
     """Return a PNG of a sagittal plane with outlines and levels; flagged ones in red."""
     aspect = plane.right.size / plane.down.size
-    figure = _figure((min(COLUMN_SIZE[0], COLUMN_SIZE[1] * aspect), min(COLUMN_SIZE[1], COLUMN_SIZE[0] / aspect)))
-    axes = figure.add_axes((0, 0, 1, 1))
+    canvas = figure((min(COLUMN_SIZE[0], COLUMN_SIZE[1] * aspect), min(COLUMN_SIZE[1], COLUMN_SIZE[0] / aspect)))
+    axes = canvas.add_axes((0, 0, 1, 1))
     half = (plane.right[1] - plane.right[0]) / 2
     ends = (plane.right[0] - half, plane.right[-1] + half, plane.down[-1] + half, plane.down[0] - half)
     show_slice(axes, plane.image, window, ends)
@@ -73,15 +74,15 @@ def column_picture(plane: Plane, structures: Sequence[Label], flagged: set[int],
         axes.text(place, plane.down[row], short(label.name), path_effects=_rim(), **style)
     axes.set_xlim(*ends[:2])
     axes.set_ylim(*ends[2:])
-    return _png(figure)
+    return png(canvas)
 
 
 def curve_picture(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Return a PNG of heights and density along the column, with what is expected of the heights."""
     shown = [row for row in rows if row["anterior_height_mm"] is not None]
     dense = any(row["trabecular_hu"] is not None for row in shown)
-    figure = _figure((CURVE_SIZE[0] if dense else CURVE_SIZE[0] * 2 / 3, CURVE_SIZE[1]))
-    parts = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1)) if dense else [figure.subplots()]
+    canvas = figure((CURVE_SIZE[0] if dense else CURVE_SIZE[0] * 2 / 3, CURVE_SIZE[1]))
+    parts = canvas.subplots(1, 2, sharey=True, width_ratios=(2, 1)) if dense else [canvas.subplots()]
     at = np.arange(len(shown))
     for place in PLACES:
         heights = [row[f"{place}_height_mm"] for row in shown]
@@ -111,36 +112,61 @@ def curve_picture(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     parts[0].set_yticks(at, [short(row["name"]) for row in shown])
     parts[0].set_ylim(len(shown) - 0.5, -0.5)
-    figure.subplots_adjust(left=0.08, right=0.98, top=0.93, bottom=0.08, wspace=0.08)
-    return _png(figure, "white")
+    canvas.subplots_adjust(left=0.08, right=0.98, top=0.93, bottom=0.08, wspace=0.08)
+    return png(canvas, "white")
 
 
 def vertebra_picture(row: Mapping[str, Any], volume: Volume, labels: np.ndarray, window: tuple[float, float]) -> bytes:
     """Return a PNG of a vertebra, sagittal and coronal along its own axes, with the points its heights are between."""
-    points = np.array(row["height_points_ras_mm"]) * (-1, -1, 1)
-    centre = points[1].mean(axis=0)
-    up = _unit((points[:, 0] - points[:, 1]).sum(axis=0))
-    back = points[2].sum(axis=0) - points[0].sum(axis=0)
-    back = _unit(back - (back @ up) * up)
-    left = np.cross(back, up)
-    figure = _figure(VERTEBRA_SIZE)
+    points = points_lps(row)
+    centre, up, back, left = axes_of(points)
+    canvas = figure(VERTEBRA_SIZE)
     mask = labels == row["value"]
     for number, (across, places) in enumerate(((back, (0, 1, 2)), (left, (4, 1, 3)))):
-        axes = figure.add_axes((number / 2, 0, 0.497, 1))
-        side = np.arange(-HALF_MM, HALF_MM + PIXEL_MM, PIXEL_MM)
-        plane = centre + side[:, None, None] * -up + side[:, None] * across
-        index = _index(plane, volume)
+        axes = canvas.add_axes((number / 2, 0, 0.497, 1))
+        plane = section(centre, up, across)
+        index = index_of(plane, volume.geometry.affine)
         image = ndimage.map_coordinates(volume.array, index, np.float32, order=1, cval=float(volume.array.min()))
-        section = ndimage.map_coordinates(mask.view(np.uint8), index, np.float32, order=1)
+        outline = ndimage.map_coordinates(mask.view(np.uint8), index, np.float32, order=1)
         show_slice(axes, image, window, (-HALF_MM, HALF_MM, HALF_MM, -HALF_MM))
-        draw_outline(axes, section, OUTLINE, (side, side), linewidths=1)
+        draw_outline(axes, outline, OUTLINE, (SIDE, SIDE), linewidths=1)
         for place in places:
             ends = (points[place] - centre) @ np.stack([across, -up], axis=1)
             axes.plot(*ends.T, color=POINT, marker="o", markersize=3.5, linewidth=0.9)
-        axes.set_xlim(-HALF_MM, HALF_MM)
-        axes.set_ylim(HALF_MM * 0.8, -HALF_MM * 0.8)
-        _letters(axes, "AP" if number == 0 else "RL")
-    return _png(figure)
+        frame_section(axes, "AP" if number == 0 else "RL")
+    return png(canvas)
+
+
+def points_lps(row: Mapping[str, Any]) -> np.ndarray:
+    """Return the points that a row's heights are between, shape (5, 2, 3), LPS mm."""
+    return np.array(row["height_points_ras_mm"]) * (-1, -1, 1)
+
+
+def axes_of(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the centre of a body with such points, and unit vectors up, back and left, LPS."""
+    up = _unit((points[:, 0] - points[:, 1]).sum(axis=0))
+    back = points[2].sum(axis=0) - points[0].sum(axis=0)
+    back = _unit(back - (back @ up) * up)
+    return points[1].mean(axis=0), up, back, np.cross(back, up)
+
+
+def section(centre: np.ndarray, up: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Return the LPS points (rows, columns, 3) of a section of a vertebra, one for each place of `SIDE` in both."""
+    return centre + SIDE[:, None, None] * -up + SIDE[:, None] * across
+
+
+def index_of(points: np.ndarray, to_lps: np.ndarray) -> np.ndarray:
+    """Return the indices (z, y, x) of LPS points (..., 3) in an array with this matrix."""
+    to_index = np.linalg.inv(to_lps)
+    index: np.ndarray = np.moveaxis(points @ to_index[:3, :3].T + to_index[:3, 3], -1, 0)[::-1]
+    return index
+
+
+def frame_section(axes: Axes, letters: str) -> None:
+    """Set the limits of a section, and write the patient's sides at its edges."""
+    axes.set_xlim(-HALF_MM, HALF_MM)
+    axes.set_ylim(HALF_MM * 0.8, -HALF_MM * 0.8)
+    _letters(axes, letters)
 
 
 def _letters(axes: Axes, letters: str) -> None:
@@ -158,13 +184,6 @@ def _letters(axes: Axes, letters: str) -> None:
         )
 
 
-def _index(points: np.ndarray, volume: Volume) -> np.ndarray:
-    """Return the indices (z, y, x) of LPS points (..., 3)."""
-    to_index = np.linalg.inv(volume.geometry.affine)
-    index: np.ndarray = np.moveaxis(points @ to_index[:3, :3].T + to_index[:3, 3], -1, 0)[::-1]
-    return index
-
-
 def _unit(vector: np.ndarray) -> np.ndarray:
     length: np.ndarray = vector / np.linalg.norm(vector)
     return length
@@ -176,14 +195,16 @@ def _rim() -> list[Any]:
     return [Stroke(linewidth=2.5, foreground="#101418"), Normal()]
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def figure(size: tuple[float, float]) -> Figure:
+    """Return an empty figure of a size in inches."""
     # Not pyplot: that would choose a window system.
     from matplotlib.figure import Figure
 
     return Figure(figsize=size)
 
 
-def _png(figure: Figure, background: str = "#101418") -> bytes:
+def png(canvas: Figure, background: str = "#101418") -> bytes:
+    """Return a figure as a PNG."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, facecolor=background)
+    canvas.savefig(stream, format="png", dpi=DPI, facecolor=background)
     return stream.getvalue()
