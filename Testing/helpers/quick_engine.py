@@ -45,6 +45,8 @@ def quick_run(request: Request) -> dict[str, Any]:
     Path(request.output).write_bytes(b"labels")
     assert request.preview is not None
     Image.new("RGB", (640, 320)).save(request.preview)
+    if request.page is not None:
+        Path(request.page).write_text("<!doctype html>", encoding="utf-8")
     checkpoint = Path(str(request.manifest)).with_name("tiny.safetensors")
     segment = {"name": "L1 vertebra", "value": 20, "volume_ml": 1.5, "mean_confidence": 0.9, "at_border": False}
     used = {"device": "cpu", "precision": "float32", "scan_backend": "torch", "warnings": [], "notes": []}
@@ -56,6 +58,8 @@ def quick_run(request: Request) -> dict[str, Any]:
         "timings_s": {"total": 0.0},
         "segments": [segment],
         "measurements": [{"name": "L1 vertebra", "anterior_height_mm": 25.5, "flag": None}],
+        **({"page": request.page} if request.page is not None else {}),
+        "look_first": [{"value": 20, "text": "L1: look."}],
         "summary": "1 structure found: L1 vertebra.",
     }
 

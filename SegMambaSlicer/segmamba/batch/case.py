@@ -16,7 +16,7 @@ from typing import Any
 from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case_record import CaseRecord, output_digests, preserve_user_files, up_to_date_record
 from segmamba.batch.fingerprint import fingerprint_of
-from segmamba.batch.layout import CASES, PREVIEW, REPORT, THUMBNAIL, publish, working_folder
+from segmamba.batch.layout import CASES, PAGE, PREVIEW, REPORT, THUMBNAIL, publish, working_folder
 from segmamba.batch.outcome import Row, done_row, failed_row
 from segmamba.batch.plan import Plan
 from segmamba.errors import DeviceError, ModelError, OutputError, SegMambaError, WorkerError
@@ -75,7 +75,7 @@ def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: 
         source, originals = _source(case, files, place)
         work = place / "results"
         work.mkdir()
-        request = plan.case_request(str(source), work, PREVIEW, device)
+        request = plan.case_request(str(source), work, device)
         request = replace(request, channels=dict(case.channels) or None)
         try:
             report = run(request)
@@ -93,6 +93,8 @@ def _do_case(case: BatchCase, plan: Plan, attempt: int, run: RunEngine, device: 
         _check_model(report, plan)
         timings = report.pop("timings_s")
         names: dict[str, Any] = {"input": case.path, "output": plan.output, "preview": PREVIEW}
+        if "page" in report:
+            names["page"] = PAGE
         if "isotropic" in report:
             names["isotropic"] = {**report["isotropic"], "output": Path(report["isotropic"]["output"]).name}
         if "also" in report:

@@ -14,6 +14,7 @@ from segmamba.errors import OutputError
 CASES, WORKING, SERIES, LOCK = "cases", ".working", "series", ".lock"
 ROWS, TABLE, PARQUET, OVERVIEW = "rows.jsonl", "table.csv", "table.parquet", "overview.html"
 REPORT, PREVIEW, THUMBNAIL, RECORD = "report.json", "preview.png", "thumbnail.jpg", "case.json"
+PAGE = "page.html"
 # Attempts to put a folder in its place; only a second writer of the same case makes it fail once.
 PUBLISHING_ATTEMPTS = 5
 

@@ -20,6 +20,8 @@ DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 LEVELS_UNCERTAIN, UNUSUAL_LEVELS, NOTHING_FOUND = "levels uncertain", "unusual levels", "nothing found"
 AT_BORDER, WARNING, REPEATED, OUTDATED = "cut by the border", "warning", "repeated", "old results kept"
 LOST_HEIGHT = "loss of height"
+# The gravest first.
+FLAGS = (NOTHING_FOUND, LOST_HEIGHT, LEVELS_UNCERTAIN, WARNING, UNUSUAL_LEVELS, OUTDATED, REPEATED, AT_BORDER)
 
 
 def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Row:
@@ -29,11 +31,11 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
     -------
     dict
         ``case``, ``status``, ``error``, ``flags`` (list of short texts to look at), ``summary``, ``variants``
-        (sentences about unusual levels), ``modality``, ``modality_inferred`` (nobody states it), ``input``, ``folder``
-        (below that of the run), ``this_run`` (else an earlier run did it), ``attempts``, ``seconds``, ``finished``,
-        ``host``, ``model``, ``model_version``, ``checkpoint_sha256``, ``settings``, versions of the ``software``,
-        ``device``, ``device_title``, ``precision``, ``scan_backend``, ``timings_s`` (seconds by stage) and
-        ``structures``: name, then measurements by name.
+        (sentences about unusual levels), ``look_first`` (sentences, the gravest first), ``modality``,
+        ``modality_inferred`` (nobody states it), ``input``, ``folder`` (below that of the run), ``this_run`` (else an
+        earlier run did it), ``attempts``, ``seconds``, ``finished``, ``host``, ``model``, ``model_version``,
+        ``checkpoint_sha256``, ``settings``, versions of the ``software``, ``device``, ``device_title``, ``precision``,
+        ``scan_backend``, ``timings_s`` (seconds by stage) and ``structures``: name, then measurements by name.
     """
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     run = record.run
@@ -43,6 +45,7 @@ def done_row(record: CaseRecord, plan: Plan, folder: Path, this_run: bool) -> Ro
         "flags": flags(report, run["attempts"]),
         "summary": report["summary"],
         "variants": reporting.level_variants(report),
+        "look_first": [entry["text"] for entry in report.get("look_first") or []],
         "modality": report["volume"]["modality"],
         "modality_inferred": report["volume"]["modality_inferred"],
         "folder": f"{CASES}/{record.name}",
@@ -88,6 +91,13 @@ def flags(report: Mapping[str, Any], attempts: int) -> list[str]:
     return found
 
 
+def rank(row: Row) -> int:
+    """Return where a row comes if what a person should look at comes first: 0 for what failed."""
+    if row["status"] != DONE:
+        return 0 if row["status"] == FAILED else len(FLAGS) + 2
+    return 1 + min((FLAGS.index(flag) for flag in row["flags"] if flag in FLAGS), default=len(FLAGS))
+
+
 def structures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the measurements of each structure: those of its segment, and those of vertebrae where there are any."""
     found = {
@@ -111,6 +121,7 @@ def _base(case: BatchCase, plan: Plan, status: str) -> Row:
         "flags": [],
         "summary": "",
         "variants": [],
+        "look_first": [],
         "input": case.path,
         "folder": "",
         "this_run": True,

@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from segmamba.batch.layout import OVERVIEW, PREVIEW, REPORT, THUMBNAIL
-from segmamba.batch.outcome import DONE, FAILED, SKIPPED, Row
+from segmamba.batch.layout import OVERVIEW, PAGE, PREVIEW, REPORT, THUMBNAIL
+from segmamba.batch.outcome import DONE, FAILED, SKIPPED, Row, rank
 from segmamba.batch.plan import Plan
 from segmamba.batch.table import UNPRINTABLE, read_rows
 from segmamba.reporting import DISCLAIMER
@@ -22,7 +22,7 @@ TEMPLATE = "overview.html.j2"
 
 
 def write_overview(rows: Path, folder: Path, plan: Plan) -> None:
-    """Write the overview, whole or not at all; it contains the thumbnails and links to the large pictures.
+    """Write the overview, whole or not at all; it contains the thumbnails and links to the large pictures and pages.
 
     Parameters
     ----------
@@ -52,6 +52,7 @@ def write_overview(rows: Path, folder: Path, plan: Plan) -> None:
         cards=_cards(rows, folder),
         preview=PREVIEW,
         report=REPORT,
+        rank=rank,
     )
     with atomic_write(folder / OVERVIEW, (".html",)) as temporary:
         # Piece by piece: thousands of pictures are never in memory together.
@@ -69,9 +70,10 @@ def _template() -> Any:
     return environment.get_template(TEMPLATE)
 
 
-def _cards(rows: Path, folder: Path) -> Iterator[tuple[Row, str]]:
-    """Give each row with its thumbnail in base64; empty where there is no picture."""
+def _cards(rows: Path, folder: Path) -> Iterator[tuple[Row, str, str]]:
+    """Give each row with its thumbnail in base64 and the name of its page; empty where there is none."""
     for row in read_rows(rows):
         thumbnail = folder / row["folder"] / THUMBNAIL
         there = row["folder"] and thumbnail.is_file()
-        yield row, base64.b64encode(thumbnail.read_bytes()).decode("ascii") if there else ""
+        page = PAGE if row["folder"] and (folder / row["folder"] / PAGE).is_file() else ""
+        yield row, base64.b64encode(thumbnail.read_bytes()).decode("ascii") if there else "", page

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from segmamba.batch.fingerprint import digest_of, file_digest
+from segmamba.batch.layout import PAGE, PREVIEW
 from segmamba.errors import InputError
 from segmamba.inference.file_to_file import also_paths, requested_model
 from segmamba.io.dicom_results import DICOM_EXTENSIONS, kind_of
 from segmamba.models import store
 from segmamba.models.manifest import Model, chosen_labels
 from segmamba.request import Request
+from segmamba.tasks import VERTEBRAE_TASK
 
 FORMATS = ("seg.nrrd", "nii.gz", *(ending.removeprefix(".") for ending in reversed(DICOM_EXTENSIONS)))
 
@@ -38,6 +40,8 @@ class Plan:
         Names of the model's structures, in its order.
     channels : tuple of str
         Names of the volumes that the model takes, in its order, where it takes several; else empty.
+    pages : bool
+        Whether each case gets a page: cases of vertebrae do.
     """
 
     folder: str
@@ -47,17 +51,19 @@ class Plan:
     settings: str
     structures: tuple[str, ...]
     channels: tuple[str, ...] = ()
+    pages: bool = False
 
     @property
     def output(self) -> str:
         """Name of the segmentation in a case's folder."""
         return f"segmentation.{self.format}"
 
-    def case_request(self, source: str, work: Path, preview: str, device: str | None = None) -> Request:
-        """Return what the engine is asked for; ``device`` replaces the plan's."""
+    def case_request(self, source: str, work: Path, device: str | None = None) -> Request:
+        """Return what the engine is asked for in a working folder; ``device`` replaces the plan's."""
         request = Request.from_dict({**self.request, "input": source, "output": str(work / self.output)})
         options = request.options if device is None else replace(request.options, device=device)
-        return replace(request, preview=str(work / preview), options=options)
+        page = str(work / PAGE) if self.pages else None
+        return replace(request, preview=str(work / PREVIEW), page=page, options=options)
 
 
 # What a manifest's entry says for people, of memory or of downloads: other words leave finished cases finished.
@@ -134,7 +140,16 @@ def make_plan(request: Request, folder: Path, output_format: str) -> Plan:
     described = {"id": model.id, "version": model.version, "checkpoint_sha256": digest}
     structures = tuple(label.name for label in model.labels)
     channels = tuple(channel.name for channel in model.input_channels)
-    return Plan(str(folder.absolute()), content, output_format, described, digest_of(settings), structures, channels)
+    return Plan(
+        str(folder.absolute()),
+        content,
+        output_format,
+        described,
+        digest_of(settings),
+        structures,
+        channels,
+        model.task == VERTEBRAE_TASK,
+    )
 
 
 def _installed(model: Model, request: Request) -> tuple[Model, str]:

@@ -18,7 +18,7 @@ from pyarrow import parquet
 from segmamba.batch import cluster, engine, run
 from segmamba.batch.batch_case import BatchCase
 from segmamba.batch.case import do_case
-from segmamba.batch.layout import OVERVIEW, PARQUET, PREVIEW, REPORT, ROWS, TABLE, THUMBNAIL
+from segmamba.batch.layout import OVERVIEW, PAGE, PARQUET, PREVIEW, REPORT, ROWS, TABLE, THUMBNAIL
 from segmamba.batch.outcome import LEVELS_UNCERTAIN, failed_row, flags
 from segmamba.batch.plan import Plan, make_plan
 from segmamba.batch.table import flattened, write_table
@@ -33,7 +33,7 @@ pytest_plugins = ("helpers.batch_runs",)
 
 def row(**changes: Any) -> dict[str, Any]:
     base = {"case": "one", "status": "done", "error": "", "flags": [], "summary": "", "input": "", "folder": ""}
-    return base | {"seconds": 1.5} | changes
+    return base | {"look_first": [], "seconds": 1.5} | changes
 
 
 def test_nested_figures_become_columns_in_the_order_of_the_structures(tmp_path: Path) -> None:
@@ -107,17 +107,37 @@ def test_the_overview_has_every_row_word_for_word(tmp_path: Path, plan: Plan) ->
     assert [image.get("src") for image in page.elements["img"]] == ["data:image/jpeg;base64,YSBwaWN0dXJl", None]
 
 
+def test_pages_are_linked_and_what_to_look_at_is_said_and_comes_first(
+    tmp_path: Path, plan: Plan, case: BatchCase
+) -> None:
+    done, _ = do_case(case, plan, 1, quick_run)
+    folder = Path(plan.folder)
+    assert json.loads((folder / done["folder"] / REPORT).read_text(encoding="utf-8"))["page"] == PAGE
+    others = [
+        row(case="sound", status="done"),
+        row(case="broken", status="failed", error="No."),
+        row(case="cut", flags=["cut by the border"]),
+        row(case="lost", flags=["cut by the border", "loss of height"]),
+        row(case="scout", status="skipped"),
+    ]
+    page = Page(overview(folder, plan, done, *others))
+    assert f"{done['folder']}/{PAGE}" in [link["href"] for link in page.elements["a"]] and "L1: look." in page.texts
+    names = ["done", *(each["case"] for each in others)]
+    ranks = dict(zip(names, (int(card["data-rank"] or "") for card in page.elements["article"]), strict=True))
+    assert sorted(ranks, key=ranks.__getitem__) == ["broken", "lost", "cut", "done", "sound", "scout"]
+
+
 def test_the_overview_holds_one_picture_at_a_time(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     from segmamba.batch import overview as module
 
     written: list[int] = []
     count = 40
 
-    def cards(rows: Path, folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    def cards(rows: Path, folder: Path) -> Iterator[tuple[dict[str, Any], str, str]]:
         for number in range(count):
             partial = [path.stat().st_size for path in tmp_path.glob(".*.html")]
             written.append(max(partial, default=0))
-            yield row(case=str(number)), "A" * 100_000
+            yield row(case=str(number)), "A" * 100_000, ""
 
     monkeypatch.setattr(module, "_cards", cards)
     overview(tmp_path, plan, row())

@@ -13,7 +13,7 @@ from helpers.quick_engine import EngineHere
 from pyarrow import parquet
 
 from segmamba.batch import engine
-from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, RECORD, TABLE, WORKING
+from segmamba.batch.layout import CASES, OVERVIEW, PAGE, PARQUET, RECORD, TABLE, WORKING
 from segmamba.cli.batch import SOME_FAILED
 from segmamba.cli.main import main
 from segmamba.io.read import read_volume
@@ -65,11 +65,12 @@ def test_good_cases_have_results_and_broken_ones_a_sentence_each(peaceful: Path)
 def test_a_case_has_a_segmentation_a_report_and_pictures_without_what_changes_from_run_to_run(peaceful: Path) -> None:
     for case in (peaceful / CASES).iterdir():
         names = {path.name for path in case.iterdir()}
-        assert names == {"segmentation.seg.nrrd", "report.json", "preview.png", "thumbnail.jpg", RECORD}
+        assert names == {"segmentation.seg.nrrd", "report.json", "preview.png", "thumbnail.jpg", PAGE, RECORD}
         assert read_volume(case / "segmentation.seg.nrrd").array.any()
         report = json.loads((case / "report.json").read_text(encoding="utf-8"))
         assert report["segments"]
-        assert report["output"] == "segmentation.seg.nrrd"
+        assert report["output"] == "segmentation.seg.nrrd" and report["page"] == PAGE
+        assert report["output_sha256"] in (case / PAGE).read_text(encoding="utf-8")
         assert Path(report["input"]).is_file()
         assert "timings_s" not in report
 

@@ -1,8 +1,16 @@
 "use strict";
-const cards = [...document.querySelectorAll("article")];
-const [status, flag, text, shown] = ["status", "flag", "text", "shown"].map(id => document.getElementById(id));
+const inOrder = [...document.querySelectorAll("article")];
+let cards = inOrder;
+const [status, flag, order, text, shown] = ["status", "flag", "order", "text", "shown"]
+  .map(id => document.getElementById(id));
 const dialog = document.querySelector("dialog");
 let current = -1;
+
+// Sorting keeps the order of equals.
+function sort() {
+  cards = order.value ? [...inOrder].sort((a, b) => a.dataset.rank - b.dataset.rank) : inOrder;
+  document.querySelector("main").append(...cards);
+}
 
 function filter() {
   const part = text.value.toLowerCase();
@@ -26,9 +34,10 @@ function show(index, step) {
 }
 
 for (const control of [status, flag, text]) control.addEventListener("input", filter);
-cards.forEach((card, index) => card.querySelector("a.picture")?.addEventListener("click", event => {
+order.addEventListener("input", sort);
+inOrder.forEach(card => card.querySelector("a.picture")?.addEventListener("click", event => {
   event.preventDefault();
-  show(index, 1);
+  show(cards.indexOf(card), 1);
 }));
 dialog.addEventListener("click", () => dialog.close());
 document.addEventListener("keydown", event => {
@@ -36,4 +45,5 @@ document.addEventListener("keydown", event => {
   if (event.key === "ArrowRight") show(current + 1, 1);
   if (event.key === "ArrowLeft") show(current - 1, -1);
 });
+sort();
 filter();
