@@ -183,14 +183,16 @@ def again(reports: list[Path]) -> Iterator[dict[str, Any]]:
     changes: dict[str, list[tuple[float, float, float]]] = {name: [] for name in QUANTITIES}
     verdicts: dict[str, int] = {}
     for first, second in zip(reports[::2], reports[1::2], strict=True):
-        exams = [read_exam(find_exam(path), None, structures).exam for path in (first, second)]
+        found = [find_exam(path) for path in (first, second)]
+        exams = [read_exam(each, Path(each.report["input"]), structures).exam for each in found if each.report]
         # What contrast medium does is the same in both.
         exams = [type(exam)(exam.rows, {"phase": "no contrast seen"}, exam.masks) for exam in exams]
-        found = match(*(shapes_of(exam) for exam in exams))
-        comparison = compare(exams[0], exams[1], found)
+        matched = match(*(shapes_of(exam) for exam in exams))
+        comparison = compare(exams[0], exams[1], matched)
         yield {
-            **{"first": first.stem, "second": second.stem, "pairs": len(found.pairs)},
-            **{"certain": found.certain, "renumbered": len(found.renumbered), "same_person": found.same_person},
+            **{"first": first.stem, "second": second.stem, "pairs": len(matched.pairs)},
+            **{"certain": matched.certain, "renumbered": len(matched.renumbered)},
+            "same_person": matched.same_person,
             "shapes_apart_mm": [row["shape_distance_mm"] for row in comparison["vertebrae"]],
         }
         for row in comparison["vertebrae"]:

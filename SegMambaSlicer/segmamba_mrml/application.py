@@ -47,6 +47,7 @@ def start(scene: Any = None) -> None:
         "Markups": slicer.vtkSlicerMarkupsLogic(),
         "Sequences": slicer.vtkSlicerSequencesLogic(),
         "Tables": slicer.vtkSlicerTablesLogic(),
+        "Plots": slicer.vtkSlicerPlotsLogic(),
     }
     for name, logic in logics.items():
         _register(application, scene, name, logic)

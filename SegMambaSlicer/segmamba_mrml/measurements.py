@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import vtk
 
 from segmamba.errors import InputError
 from segmamba.io.volume import Volume
+from segmamba.models.manifest import load_manifest
+from segmamba.spine.levels import ORDER
 from segmamba.utils.arrays import label_boxes
 from segmamba_mrml.application import needed_packages
 from segmamba_mrml.refinement import read_layer, shifted
 from segmamba_mrml.reports import parts, read_report
 from segmamba_mrml.segmentation import BINARY_LABELMAP, place_beside, volume_node_of
-from segmamba_mrml.vertebra_segments import vertebra_labels, vertebrae_of
+from segmamba_mrml.vertebra_segments import bones_of
 from segmamba_mrml.volumes import RAS_TO_LPS, volume_of, world_matrix
 
 # The segmentation's reference to its table, and the table's to its segmentation: a copy of a segmentation has the first
@@ -53,7 +55,32 @@ DESCRIPTION = (
 )
 
 
-def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, Any]]:
+@dataclass(frozen=True, eq=False)
+class MeasuredSpine:
+    """The vertebrae of a segmentation as they were measured.
+
+    Attributes
+    ----------
+    found : dict
+        See `segmamba.measurements.vertebrae.measure_spine`.
+    masks : dict of int to Mask
+        By level, and the sacrum's.
+    volume : Volume
+        What was segmented.
+    """
+
+    found: dict[str, Any]
+    masks: dict[int, Any]
+    volume: Volume
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each vertebra, see `segmamba.measurements.vertebrae.measure`."""
+        rows: list[dict[str, Any]] = self.found["measurements"]
+        return rows
+
+
+def measured_spine(segmentation_node: Any, volume_node: Any = None) -> MeasuredSpine:
     """Measure the vertebrae of a segmentation as they are now, edits by hand included.
 
     Parameters
@@ -63,11 +90,6 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
         transform.
     volume_node : vtkMRMLScalarVolumeNode, optional
         What was segmented; by default the one that the segmentation refers to.
-
-    Returns
-    -------
-    list of dict
-        See `segmamba.measurements.vertebrae.measure`.
 
     Raises
     ------
@@ -82,10 +104,16 @@ def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, A
         raise InputError(
             f"The volume of '{segmentation_node.GetName()}' is not in the scene: load it, or pass it to the call."
         )
-    names = {value: label.name for value, label in vertebra_labels().items()}
+    names = {label.value: label.name for label in load_manifest().default("vertebrae").labels}
     with needed_packages():
         from segmamba.measurements import vertebrae
-    return vertebrae.measure(masks, _as_segmented(volume_of(volume_node), segmentation_node), names)
+    volume = _as_segmented(volume_of(volume_node), segmentation_node)
+    return MeasuredSpine(vertebrae.measure_spine(masks, volume, names), masks, volume)
+
+
+def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, Any]]:
+    """Return the vertebrae's rows of `measured_spine`, with the same parameters and errors."""
+    return [row for row in measured_spine(segmentation_node, volume_node).rows if row["value"] in ORDER]
 
 
 def measurements_table(segmentation_node: Any, volume_node: Any = None) -> Any:
@@ -94,7 +122,7 @@ def measurements_table(segmentation_node: Any, volume_node: Any = None) -> Any:
     The node is made once for each segmentation, beside it in the subject hierarchy, and filled again by later calls. A
     missing value is NaN; the column "Check" says why.
 
-    Parameters and errors are those of `measure`; on an error the scene stays as it was.
+    Parameters and errors are those of `measured_spine`; on an error the scene stays as it was.
     """
     rows = measure(segmentation_node, volume_node)
     node = segmentation_node.GetNodeReference(TABLE_ROLE)
@@ -120,8 +148,8 @@ def _as_segmented(volume: Volume, node: Any) -> Volume:
 
 
 def _masks(node: Any) -> dict[int, Any]:
-    """Return the mask of each vertebra by its level."""
-    segmentation, levels = node.GetSegmentation(), vertebrae_of(node)
+    """Return the mask of each vertebra by its level, and the sacrum's."""
+    segmentation, levels = node.GetSegmentation(), bones_of(node)
     if segmentation.GetNumberOfSegments() and segmentation.GetSourceRepresentationName() != BINARY_LABELMAP:
         raise InputError(f"'{node.GetName()}' has no binary labelmap: open it in Segment Editor, which creates one.")
     with needed_packages():
@@ -140,7 +168,7 @@ def _masks(node: Any) -> dict[int, Any]:
                 raise InputError(f"'{node.GetName()}' has '{name}' twice: rename one of the two, or remove it.")
             start = [part.start for part in reversed(box)]
             masks[level] = Mask(layer.array[box] == value, shifted(layer.to_lps, start))
-    if not masks:
+    if not any(level in ORDER for level in masks):
         raise InputError(f"'{node.GetName()}' has no vertebra to measure: choose a segmentation of vertebrae.")
     return masks
 

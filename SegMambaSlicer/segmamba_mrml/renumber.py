@@ -16,6 +16,7 @@ from segmamba.labels import Label
 from segmamba.reporting.report import summary
 from segmamba.spine.levels import T13, level_name
 from segmamba.spine.renumber import ABOVE, BELOW, WHOLE, moved_level, moves, new_levels
+from segmamba_mrml.doubts import OWN_COLOUR
 from segmamba_mrml.reports import parts, read_report, write_report
 from segmamba_mrml.segmentation import BINARY_LABELMAP, segment_ids
 from segmamba_mrml.terminology import load_terminology
@@ -138,6 +139,7 @@ def _renamed(node: Any, labels: Mapping[str, Label]) -> dict[str, str]:
         segment = held[each]
         segment.SetName(label.name)
         segment.SetColor(*(channel / 255 for channel in label.color))
+        segment.RemoveTag(OWN_COLOUR)
         segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), label.terminology_tag)
         for name, mask in masks[each].items():
             segment.AddRepresentation(name, mask)

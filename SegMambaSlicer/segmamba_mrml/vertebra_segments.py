@@ -7,7 +7,7 @@ from typing import Any
 from segmamba.errors import InputError
 from segmamba.labels import Label
 from segmamba.models.manifest import load_manifest
-from segmamba.spine.levels import ORDER, level_name
+from segmamba.spine.levels import ORDER, SACRUM, level_name
 from segmamba_mrml.segmentation import segment_ids, type_code
 
 LEVELS = {level_name(value): value for value in ORDER}
@@ -28,6 +28,15 @@ def vertebrae_of(node: Any) -> dict[str, int]:
         if level is not None:
             found[identifier] = level
     return found
+
+
+def bones_of(node: Any) -> dict[str, int]:
+    """Return what `vertebrae_of` does, and the sacrum, which is measured with them."""
+    sacrum = next(label for label in load_manifest().default("vertebrae").labels if label.value == SACRUM)
+    code = (sacrum.type.scheme, sacrum.type.value)
+    segmentation = node.GetSegmentation()
+    others = {each: SACRUM for each in segment_ids(node) if type_code(segmentation.GetSegment(each)) == code}
+    return {**vertebrae_of(node), **others}
 
 
 def find_vertebra(node: Any, segment: str) -> str:

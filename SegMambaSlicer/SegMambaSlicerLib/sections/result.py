@@ -91,6 +91,14 @@ class ResultSection:
         if self._shown is not None and self.node is None:
             self.show(None)
 
+    def recolour(self) -> None:
+        """Show the colours that the segments have now."""
+        for index in range(self._ui.resultTable.rowCount):
+            item = self._ui.resultTable.item(index, 0)
+            segment = self._shown.GetSegmentation().GetSegment(item.data(qt.Qt.UserRole))
+            if segment is not None:
+                item.setIcon(_swatch(segment))
+
     def _onModified(self, _caller: Any, _event: str) -> None:
         if self._shown.GetAttribute(REPORT_ATTRIBUTE) != self._text:
             self._fillTable()
@@ -137,9 +145,7 @@ class ResultSection:
             if column in (1, 2):
                 item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             self._ui.resultTable.setItem(index, column, item)
-        pixmap = qt.QPixmap(SWATCH_SIZE, SWATCH_SIZE)
-        pixmap.fill(qt.QColor(*(round(255 * part) for part in segment.GetColor())))
-        self._ui.resultTable.item(index, 0).setIcon(qt.QIcon(pixmap))
+        self._ui.resultTable.item(index, 0).setIcon(_swatch(segment))
 
     def _onCell(self, row: int, _column: int) -> None:
         if self.node is None:
@@ -174,6 +180,13 @@ def segmentRows(report: dict[str, Any], node: Any) -> list[tuple[dict[str, Any],
     rows = [(row, part) for part in parts(report) for row in part.get("segments", [])]
     there = segment_ids(node) if rows else []
     return [(row, part) for row, part in rows if row.get("segment_id") in there]
+
+
+def _swatch(segment: Any) -> Any:
+    """Return an icon of a segment's colour."""
+    pixmap = qt.QPixmap(SWATCH_SIZE, SWATCH_SIZE)
+    pixmap.fill(qt.QColor(*(round(255 * part) for part in segment.GetColor())))
+    return qt.QIcon(pixmap)
 
 
 def _hasSurfaces(node: Any) -> bool:

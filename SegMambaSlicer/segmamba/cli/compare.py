@@ -44,9 +44,9 @@ def _run(options: argparse.Namespace) -> int:
     from segmamba.measurements.exam_files import find_exam, read_exam
     from segmamba.measurements.shape_matching import match
     from segmamba.models.library import load_models
-    from segmamba.reporting.comparison_page import comparison_page
+    from segmamba.reporting.comparison_page import comparison_page, comparison_result
     from segmamba.reporting.page import check_page, write_page
-    from segmamba.reporting.report import describe_software, write_report
+    from segmamba.reporting.report import write_report
 
     files = find_exam(options.first), find_exam(options.second)
     _check_outputs(options, [file.segmentation for file in files])
@@ -58,14 +58,8 @@ def _run(options: argparse.Namespace) -> int:
     first, second = (each.exam for each in read)
     found = match(shapes_of(first), shapes_of(second))
     comparison = compare(first, second, found)
-    result = {
-        **comparison,
-        "summary": [*comparison["summary"], *(each.note for each in read if each.note)],
-        "first": _described(files[0], images[0]),
-        "second": _described(files[1], images[1]),
-        "software": describe_software(),
-        "disclaimer": DISCLAIMER,
-    }
+    described = _described(files[0], images[0]), _described(files[1], images[1])
+    result = comparison_result(comparison, described, [each.note for each in read if each.note])
     if options.page:
         text = comparison_page(result, (first, second), (read[0].image, read[1].image))
         write_page(options.page, text)

@@ -23,7 +23,7 @@ VOLUME, DENSITY = "volume_ml", "trabecular_hu"
 QUANTITIES = (*HEIGHTS, VOLUME, DENSITY)
 # Standard deviations of one measurement, from second exams of spines in which nothing has changed: of a volume, as a
 # part of it, and of a density. `python benchmarks/follow_up.py again`. Heights have their own.
-VOLUME_SD, DENSITY_SD_HU = 0.02, 4.0
+VOLUME_SD, DENSITY_SD_HU = 0.04, 10.0
 # A change of one value beyond this probability of the error of measurement is possible; it is a change if that also
 # holds for all values that are compared together (Sidak).
 PROBABILITY = 0.95
@@ -51,6 +51,7 @@ UNCERTAIN = (
     "It is not certain which vertebra is which: too few are in view, or they changed too much. Look at both exams."
 )
 OTHER_PERSON = "The vertebrae are not alike in shape: check that both exams are of the same person."
+NO_VALUE = "No value is there in both exams, so that nothing can be compared."
 NOTHING = "No vertebra is in both exams."
 
 
@@ -165,7 +166,11 @@ def standard_deviation(name: str, row: Mapping[str, Any]) -> float | None:
         return None
     if name == VOLUME:
         return VOLUME_SD * float(row[name])
-    return DENSITY_SD_HU if name == DENSITY else row["height_sd_mm"]
+    if name == DENSITY:
+        return DENSITY_SD_HU
+    # Older reports have the largest one alone.
+    sds = row.get("height_sds_mm") or [row["height_sd_mm"]] * len(HEIGHTS)
+    return dict(zip(HEIGHTS, sds, strict=True))[name]
 
 
 def write_changes(path: str | Path, comparison: Mapping[str, Any]) -> None:
@@ -258,10 +263,11 @@ def _summary(
     for verdict, text in ((CHANGE, "beyond the error of measurement"), (POSSIBLE, "possible")):
         changed = [_named_changes(row, verdict) for row in vertebrae]
         sentences += [f"{name}: {text}: {changes}." for name, changes in filter(None, changed)]
-    if not any(change["verdict"] == CHANGE for row in vertebrae for change in row["changes"].values()):
-        sentences.append(
-            f"No change beyond the error of measurement in {counted(len(vertebrae), 'vertebra', 'vertebrae')}."
-        )
+    verdicts = [change["verdict"] for row in vertebrae for change in row["changes"].values() if change["verdict"]]
+    if not verdicts:
+        sentences.append(NO_VALUE)
+    elif CHANGE not in verdicts:
+        sentences.append(f"Of {counted(len(verdicts), 'value')}, none changed beyond the error of measurement.")
     return sentences + [phase_note] * bool(phase_note)
 
 

@@ -86,6 +86,29 @@ def mask_in_box(array: np.ndarray, box: tuple[slice, ...], geometry: Geometry) -
     return Mask(array, to_lps)
 
 
+def labels_of(masks: Mapping[int, Mask], geometry: Geometry) -> np.ndarray:
+    """Return masks as a label map (z, y, x) of uint8 on a grid, which may be another than theirs: nearest voxels.
+
+    Where masks overlap, the last one counts.
+    """
+    labels = np.zeros(geometry.size[::-1], np.uint8)
+    to_index = np.linalg.inv(geometry.affine)
+    for level, mask in masks.items():
+        voxels = _box_corners(mask) @ to_index[:3, :3].T + to_index[:3, 3]
+        first = np.clip(np.floor(voxels.min(axis=0)), 0, geometry.size).astype(int)
+        last = np.clip(np.ceil(voxels.max(axis=0)) + 1, 0, geometry.size).astype(int)
+        if (last <= first).any():
+            continue
+        to_mask = np.linalg.inv(mask.to_lps) @ geometry.affine
+        start = (to_mask @ [*first, 1.0])[2::-1]
+        box = tuple(slice(a, b) for a, b in zip(first[::-1].tolist(), last[::-1].tolist(), strict=True))
+        inside = ndimage.affine_transform(
+            mask.array.view(np.uint8), to_mask[2::-1, 2::-1], start, tuple((last - first)[::-1].tolist()), order=0
+        )
+        labels[box][inside > 0] = level
+    return labels
+
+
 def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str]) -> list[dict[str, Any]]:
     """Measure vertebrae, each given as its own mask. The definitions are in ``Docs/measurements.md``.
 
@@ -103,14 +126,14 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
         One for each mask, from the head down: ``value``, ``name``, ``volume_ml``, ``centroid_ras_mm``, ``at_border``
         (the mask reaches the border of the image), ``anterior_height_mm``, ``middle_height_mm``,
         ``posterior_height_mm``, ``left_height_mm``, ``right_height_mm`` and their largest standard deviation
-        ``height_sd_mm``; ``height_points_ras_mm``: of each place, in this order, the points on the upper and on the
-        lower end plate; ``expected_anterior_height_mm`` and so on; ``height_loss_percent``, the largest loss, its
-        ``height_loss_sd_percent`` and ``height_loss_place``; ``fracture_grade`` (0 to 3, None if it is not judged),
-        ``fracture_grade_lowest`` and ``fracture_grade_highest`` (within 90 %), ``fracture_shape``
-        and ``not_judged`` (why there is no grade, a sentence, else None); ``trabecular_hu`` (None unless the volume is
-        a CT), ``sagittal_angle_deg`` and ``coronal_angle_deg`` (to the next lower level, none for the sacrum), what
-        `segmamba.measurements.alignment.between` says of the disc below, and ``note`` (why there are no heights, a
-        sentence, else None).
+        ``height_sd_mm``; ``height_sds_mm``: those of each place; ``height_points_ras_mm``: of each place, in this
+        order, the points on the upper and on the lower end plate; ``expected_anterior_height_mm`` and so on;
+        ``height_loss_percent``, the largest loss, its ``height_loss_sd_percent`` and ``height_loss_place``;
+        ``fracture_grade`` (0 to 3, None if it is not judged), ``fracture_grade_lowest`` and ``fracture_grade_highest``
+        (within 90 %), ``fracture_shape`` and ``not_judged`` (why there is no grade, a sentence, else None);
+        ``trabecular_hu`` (None unless the volume is a CT), ``sagittal_angle_deg`` and ``coronal_angle_deg`` (to the
+        next lower level, none for the sacrum), what `segmamba.measurements.alignment.between` says of the disc below,
+        and ``note`` (why there are no heights, a sentence, else None).
     """
     rows: list[dict[str, Any]] = measure_spine(masks, volume, names)["measurements"]
     return rows
@@ -288,10 +311,18 @@ def _within(points: np.ndarray, geometry: Geometry) -> bool:
 
 def _height_cells(heights: Heights | None) -> dict[str, Any]:
     """Return the heights of a row."""
-    sd = float("nan") if heights is None else float(heights.sd.max())
+    sds = np.full(len(PLACES), np.nan) if heights is None else heights.sd
+    sd = float(sds.max())
     cells = {name: None if heights is None else heights.at(place) for name, place in zip(HEIGHTS, PLACES, strict=True)}
     points = None if heights is None else np.round(heights.points * (-1, -1, 1), 2).tolist()
-    return {**cells, "height_sd_mm": round(sd, 2) if np.isfinite(sd) else None, "height_points_ras_mm": points}
+    return {
+        **cells,
+        "height_sd_mm": round(sd, 2) if np.isfinite(sd) else None,
+        "height_sds_mm": None
+        if heights is None
+        else [round(each, 2) if np.isfinite(each) else None for each in sds.tolist()],
+        "height_points_ras_mm": points,
+    }
 
 
 def _not_judged(row: Mapping[str, Any], implant: bool, torn: bool) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from scipy import ndimage
 
 from segmamba.io.volume import Volume
+from segmamba.reporting import DISCLAIMER
 from segmamba.reporting.look_first import short
 from segmamba.reporting.overlay import draw_outline, show_slice
 from segmamba.reporting.page import picture_uri, templates
@@ -27,6 +28,7 @@ from segmamba.reporting.page_pictures import (
     points_lps,
     section,
 )
+from segmamba.reporting.report import describe_software
 
 TEMPLATE = "comparison.html.j2"
 CHANGE, POSSIBLE, DENSITY = "change", "possible", "trabecular_hu"
@@ -48,6 +50,31 @@ class Exam(Protocol):
 
     @property
     def masks(self) -> Mapping[int, Any]: ...
+
+
+def comparison_result(
+    comparison: Mapping[str, Any], exams: tuple[Mapping[str, Any], Mapping[str, Any]], notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return a comparison with what a reader has to know of its exams.
+
+    Parameters
+    ----------
+    comparison : mapping
+        As `segmamba.measurements.comparison.compare` returns it.
+    exams : tuple of mapping
+        Of each exam ``exam``, ``segmentation``, ``segmentation_sha256``, ``image`` and ``model``; None where there is
+        none.
+    notes : sequence of str
+        Sentences that come after those of the comparison.
+    """
+    return {
+        **comparison,
+        "summary": [*comparison["summary"], *notes],
+        "first": exams[0],
+        "second": exams[1],
+        "software": describe_software(),
+        "disclaimer": DISCLAIMER,
+    }
 
 
 def comparison_page(

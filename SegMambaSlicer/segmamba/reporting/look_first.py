@@ -35,7 +35,7 @@ def look_first(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     found += [(row["value"], _fracture(row)) for row in _by_loss(possible)]
     found += [(row["value"], text) for row in rows for text in [_slip(row)] if text]
     found += [(None, text) for text in filter(None, [_bone(report.get("bone"))])]
-    found += _doubtful(report)
+    found += doubtful(report)
     found += [(None, text) for text in level_variants(report)]
     return [{"value": value, "text": text} for value, text in found]
 
@@ -80,13 +80,15 @@ def _bone(bone: Mapping[str, Any] | None) -> str:
     return f"Trabecular density of L1 is {bone['l1_hu']} HU, at or below {limit:.0f} HU."
 
 
-def _doubtful(report: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Return the structures whose mask or level the network is not sure of."""
+def doubtful(report: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Return the values of the structures whose mask or level the network is not sure of, and a sentence each."""
     levels = (report.get("numbering") or {}).get("levels", {})
     found = []
     for segment in report["segments"]:
         sure = levels.get(str(segment["value"]), 1.0)
-        doubts = [f"mask {segment['mean_confidence']}"] * (segment["mean_confidence"] < SURE_MASK)
+        # Masks that no network drew have no probability.
+        mask = segment["mean_confidence"]
+        doubts = [f"mask {mask}"] * (mask is not None and mask < SURE_MASK)
         doubts += [f"level {sure}"] * (sure < SURE_LEVEL)
         if doubts:
             found.append(

@@ -1,0 +1,105 @@
+"""The report page of a segmentation node: its vertebrae as they are now, edits by hand included."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from segmamba.errors import ModelError
+from segmamba.models.library import load_models
+from segmamba.models.manifest import Model
+from segmamba.tasks import VERTEBRAE_TASK
+from segmamba.utils.atomic import check_output
+from segmamba_mrml.application import needed_packages
+from segmamba_mrml.measurements import MeasuredSpine, measured_spine
+from segmamba_mrml.reports import parts, read_report
+from segmamba_mrml.vertebra_segments import bones_of
+
+# What a segmentation that this software did not make cannot say of itself.
+UNKNOWN = "unknown"
+UNKNOWN_MODEL = {"title": UNKNOWN, "id": UNKNOWN, "version": UNKNOWN, "checkpoint_sha256": UNKNOWN}
+
+
+def write_spine_page(segmentation_node: Any, path: str | os.PathLike[str], volume_node: Any = None) -> dict[str, Any]:
+    """Write the page of a segmentation's vertebrae, and return its report.
+
+    Parameters
+    ----------
+    segmentation_node : vtkMRMLSegmentationNode
+    path : path
+        ``.html``; an existing file is replaced.
+    volume_node : vtkMRMLScalarVolumeNode, optional
+        What was segmented; by default the one that the segmentation refers to.
+
+    Raises
+    ------
+    InputError
+        The vertebrae cannot be measured, see `segmamba_mrml.measurements.measured_spine`.
+    OutputError
+        The page cannot be written.
+    InstallationError
+        A package is missing.
+    """
+    check_output(path, (".html",))
+    with needed_packages():
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+
+        from segmamba.measurements.vertebrae import labels_of
+        from segmamba.reporting.page import Case, page, write_page
+    spine = measured_spine(segmentation_node, volume_node)
+    report = scene_report(segmentation_node, spine)
+    labels = labels_of(spine.masks, spine.volume.geometry)
+    write_page(os.fspath(path), page(Case(report, spine.volume, labels, _model_of(report))))
+    return report
+
+
+def scene_report(node: Any, spine: MeasuredSpine) -> dict[str, Any]:
+    """Return the report of a segmentation as it is now: what its run said, and what is measured now."""
+    from segmamba.io.modality import resolve_modality
+    from segmamba.reporting import report as reporting
+    from segmamba.reporting.look_first import look_first
+
+    volume = resolve_modality(spine.volume)
+    said = read_report(node)
+    last = parts(said)[0]
+    run = {"warnings": [], "notes": [], "device_title": UNKNOWN, "precision": UNKNOWN, **last.get("run", {})}
+    report = {
+        **{key: value for key, value in last.items() if key != "earlier"},
+        **spine.found,
+        "input": last.get("input") or node.GetName(),
+        "output": node.GetName(),
+        "output_sha256": None,
+        "segments": _segments(node, spine),
+        "model": last.get("model") or UNKNOWN_MODEL,
+        "software": reporting.describe_software(),
+        "volume": reporting.describe_grid(volume.geometry)
+        | {"modality": volume.modality or UNKNOWN, "modality_inferred": volume.modality_inferred},
+        "run": run,
+    }
+    report["summary"] = reporting.summary(report)
+    return {**report, "look_first": look_first(report)}
+
+
+def _segments(node: Any, spine: MeasuredSpine) -> list[dict[str, Any]]:
+    """Return the vertebrae that are there now, with the confidence that their runs had; None where no run says it."""
+    confidence = {
+        row["segment_id"]: row["mean_confidence"]
+        for part in reversed(parts(read_report(node)))
+        for row in part.get("segments", [])
+        if "segment_id" in row
+    }
+    by_level = {level: confidence.get(identifier) for identifier, level in bones_of(node).items()}
+    return [
+        {"value": row["value"], "name": row["name"], "mean_confidence": by_level.get(row["value"])}
+        for row in spine.rows
+    ]
+
+
+def _model_of(report: dict[str, Any]) -> Model:
+    """Return the model that made a segmentation; the default one where that is not known here."""
+    models = load_models(None)
+    try:
+        return models.choose(None, report["model"]["id"])
+    except ModelError:
+        return models.choose(VERTEBRAE_TASK, None)
