@@ -31,7 +31,16 @@ class SegMambaSlicer(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("SegMambaSlicer")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        needed = ("Markups", "Segmentations", "Sequences", "SubjectHierarchy", "Tables", "Terminologies", "Volumes")
+        needed = (
+            "Markups",
+            "Plots",
+            "Segmentations",
+            "Sequences",
+            "SubjectHierarchy",
+            "Tables",
+            "Terminologies",
+            "Volumes",
+        )
         self.parent.dependencies = list(needed)
         self.parent.contributors = ["SegMambaSlicer contributors"]
         self.parent.helpText, self.parent.acknowledgementText = helpText(), acknowledgementText()
@@ -260,6 +269,7 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
             The command line's options in camelCase, for example ``model``, ``scanBackend="torch"``, ``tta=True``,
             ``refine=False`` (its ``--no-refine``), ``anchor=[("L5", r, a, s)]`` in world coordinates; ``roi`` is an
             ROI node, ``channels`` volume nodes by names, ``levelsFrom`` a node or a file, ``server`` an address.
+            ``uncertainty=True`` and ``probabilities=True`` add volumes with these to the scene.
         """
         return self.segmentAsync(volumeNode, task, onProgress, allItems=allItems, output=output, **options).wait()
 
@@ -281,6 +291,8 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         levels = nodeOf(options.get("levelsFrom"))
         if allItems and output is not None:
             raise InputError("All items of a sequence go into a new sequence: choose no output segmentation.")
+        if allItems and (request.uncertainty or request.probabilities):
+            raise InputError("Items of a sequence get no volumes of uncertainty: segment the current item alone.")
         if allItems and channels:
             raise InputError("Items of a sequence are segmented one by one: choose a model that takes one volume.")
 
@@ -333,6 +345,24 @@ class SegMambaSlicerLogic(ScriptedLoadableModuleLogic):
         from segmamba_mrml.measurements import measurements_table
 
         return measurements_table(segmentationNode, volumeNode)
+
+    def report(self, segmentationNode, path, volumeNode=None):
+        """Write the report page (.html) of a segmentation's vertebrae as they are now; return the report, a dict."""
+        from segmamba_mrml.spine_page import write_spine_page
+
+        return write_spine_page(segmentationNode, path, volumeNode)
+
+    def compare(self, earlierNode, laterNode, path):
+        """Write the page (.html) of what changed between two segmentations of a spine; return it as a dict."""
+        from segmamba_mrml.spine_page import write_comparison_page
+
+        return write_comparison_page(earlierNode, laterNode, path)
+
+    def plot(self, segmentationNode, volumeNode=None):
+        """Return the chart nodes of heights and, on CT, density along the column, which later calls refill."""
+        from segmamba_mrml.plots import column_charts
+
+        return column_charts(segmentationNode, volumeNode)
 
     def export(self, segmentationNode, folder, format="nii.gz"):
         """Write surfaces ("stl", "obj") or a label map with the manifest's values to a new folder; return its path."""

@@ -24,6 +24,7 @@ from SegMambaSlicerLib.sections.forecast import ForecastSection
 from SegMambaSlicerLib.sections.log import LogSection
 from SegMambaSlicerLib.sections.measurement import MeasurementSection
 from SegMambaSlicerLib.sections.model import ModelSection
+from SegMambaSlicerLib.sections.report import ReportSection
 from SegMambaSlicerLib.sections.result import ResultSection
 from SegMambaSlicerLib.sections.server import ServerSection
 from SegMambaSlicerLib.sections.training_case import TrainingCaseSection
@@ -86,6 +87,7 @@ class Sections:
             "refine": parameters.refine,
             "postprocess": parameters.postprocess,
             "outputSpacing": ISO if parameters.isotropic else None,
+            "uncertainty": parameters.uncertainty,
             "modality": parameters.modality,
             **self.models.qualityOptions(),
             "device": self.devices.device,
@@ -157,7 +159,7 @@ def buildSections(
     correction, measurement = CorrectionSection(ui, results), MeasurementSection(ui, results)
     anchors = AnchorSection(ui, results)
     cases = TrainingCaseSection(ui, results, models)
-    for section in (correction, anchors, measurement, ExportSection(ui, results), cases):
+    for section in (correction, anchors, measurement, ReportSection(ui, results), ExportSection(ui, results), cases):
         section.said.connect(say)
     channels = ChannelSection(ui, models)
     shown = (results, correction, anchors)

@@ -11,6 +11,9 @@ from slicer.parameterNodeWrapper import parameterNodeWrapper
 from segmamba.request import SETTINGS, Request
 from segmamba_mrml.volumes import roi_box
 
+# What the command line writes to files, and Slicer adds to the scene.
+ANSWERS = ("uncertainty", "probabilities")
+
 
 @parameterNodeWrapper
 class ParameterNode:
@@ -39,6 +42,8 @@ class ParameterNode:
         Where the model has such a step.
     isotropic : bool
         Segments on a fine isotropic grid instead of the volume's voxels.
+    uncertainty : bool
+        Also a volume with the uncertainty of each voxel.
     allItems : bool
         Of the volume's sequence; by default the current one.
     """
@@ -56,6 +61,7 @@ class ParameterNode:
     refine: bool = True
     postprocess: bool = True
     isotropic: bool = False
+    uncertainty: bool = False
     allItems: bool = False
 
 
@@ -85,6 +91,7 @@ def requestOf(**parameters: Any) -> Request:
     **parameters
         The options of `segmamba.request`, in camelCase: ``scanBackend="torch"``, ``refine=False``. ``roi`` is a
         vtkMRMLMarkupsROINode. Where ``levelsFrom`` is a node and not a file, it is left out: see `nodeOf`.
+        ``uncertainty=True`` and ``probabilities=True`` ask for volumes in the scene.
 
     Raises
     ------
@@ -93,13 +100,16 @@ def requestOf(**parameters: Any) -> Request:
     SegMambaError
         A value is not one of its option, or ``roi`` is not an ROI node.
     """
-    known = {camelCase(name): name for name in SETTINGS}
+    known = {camelCase(name): name for name in (*SETTINGS, *ANSWERS)}
     for name in parameters:
         if name not in known:
             raise TypeError(f"There is no parameter '{name}': choose from {', '.join(known)}.")
     values = {known[name]: value for name, value in parameters.items()}
     if values.get("roi") is not None:
         values["roi"] = roi_box(values["roi"])
+    for name in ANSWERS:
+        # The file is made, and read, by the case.
+        values[name] = f"{name}.nrrd" if values.get(name) else None
     if nodeOf(values.get("levels_from")) is not None:
         del values["levels_from"]
     return Request.of(**values)

@@ -158,6 +158,19 @@ class Request:
         None,
         metavar="FILE",
     )
+    probabilities: str | None = option(
+        FilePath(),
+        "write the probability of each structure at each voxel, 0 to 255, as one file of four dimensions (.nii.gz, "
+        ".nii or .nrrd)",
+        None,
+        metavar="FILE",
+    )
+    uncertainty: str | None = option(
+        FilePath(),
+        "write how uncertain each voxel is, the entropy of its probabilities in hundredths of a bit, as a volume",
+        None,
+        metavar="FILE",
+    )
     checkpoint: str | None = option(FilePath(), "use these weights instead of the model's own", None, metavar="FILE")
     # The paths of its bundled checkpoints start from its folder.
     manifest: str | None = option(FilePath(), "use your own manifest", None, metavar="FILE")
@@ -221,7 +234,7 @@ class Request:
 
 
 # What differs from volume to volume, and what is the same for many.
-FILES = ("input", "output", "channels", "report", "preview", "measurements", "page")
+FILES = ("input", "output", "channels", "report", "preview", "measurements", "page", "probabilities", "uncertainty")
 SETTINGS = tuple(name for name in (*declared(Request), *declared(Options)) if name not in FILES)
 
 

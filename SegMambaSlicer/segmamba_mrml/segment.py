@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import SimpleITK as sitk
+
 from segmamba.errors import InputError, OutputError
 from segmamba.inference.channels import in_order
 from segmamba.inference.file_to_file import isotropic_path, requested_model
@@ -24,6 +26,7 @@ from segmamba.models.manifest import Model
 from segmamba.request import Request
 from segmamba.worker.client import WorkerProcess
 from segmamba_mrml.anchors import centroids
+from segmamba_mrml.answers import ANSWERS, add_answers
 from segmamba_mrml.application import start, worker_python
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, kept_parts, refer_to_channels, write_report
 from segmamba_mrml.segmentation import (
@@ -120,6 +123,12 @@ class SegmentationCase:
         files = str(folder / "input.nrrd"), str(folder / "labels.nrrd")
         others = {name: str(folder / f"channel-{number}.nrrd") for number, name in enumerate(self._channel_nodes)}
         self.request = replace(request, input=files[0], output=files[1], channels=others or None)
+        # Asked for by any name: here they become volumes of the scene.
+        asked: dict[str, Any] = {
+            name: str(folder / f"{name}.nrrd") for name in ANSWERS if getattr(request, name) is not None
+        }
+        self.request = replace(self.request, **asked)
+        self._answers: dict[str, Any] = {}
         if levels_node is not None:
             levels = folder / "levels.json"
             levels.write_text(json.dumps(places), encoding="utf-8")
@@ -164,6 +173,8 @@ class SegmentationCase:
         InputError
             The file cannot be read.
         """
+        asked = {name: getattr(self.request, name) for name in ANSWERS}
+        self._answers = {name: sitk.ReadImage(file) for name, file in asked.items() if file is not None}
         if self.request.options.output_spacing is not None:
             self._box = label_box(isotropic_path(self.request.output), own_grid=True)
         elif self._stored is None:
@@ -193,6 +204,7 @@ class SegmentationCase:
         """Delete the files, and let go of the voxels."""
         self._folder.cleanup()
         self._volume = self._box = None
+        self._answers = {}
         self._channels = {}
 
     def finish(self, report: dict[str, Any]) -> Any:
@@ -250,6 +262,9 @@ class SegmentationCase:
             refer_to_channels(node, channels)
             names["channels"] = {name: volume_node.GetName() for name, volume_node in channels.items()}
         earlier = kept_parts(node)
+        for name in ANSWERS:
+            if name in report:
+                names[name] = {**report[name], "output": node.GetName()}
         # Measurements are made of the segments as they are (`segmamba_mrml.measurements`): edits make these wrong.
         lasting = {key: value for key, value in report.items() if key not in MEASURED}
         if self._levels_node is not None:
@@ -257,6 +272,7 @@ class SegmentationCase:
             lasting["run"] = {**run, "options": {**run["options"], "levels_from": self._levels_node.GetName()}}
         written = {**lasting, **names, "segments": rows} | ({"earlier": earlier} if earlier else {})
         write_report(node, written, added)
+        add_answers(self._answers, written, self._volume_node)
 
     @staticmethod
     def _check_still_there(*nodes: Any) -> None:

@@ -1,11 +1,11 @@
-"""The report page of a segmentation node: its vertebrae as they are now, edits by hand included."""
+"""Pages of segmentation nodes: the vertebrae of one as they are now, edits included, and what changed between two."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from segmamba.errors import ModelError
+from segmamba.errors import InputError, ModelError
 from segmamba.models.library import load_models
 from segmamba.models.manifest import Model
 from segmamba.tasks import VERTEBRAE_TASK
@@ -13,6 +13,7 @@ from segmamba.utils.atomic import check_output
 from segmamba_mrml.application import needed_packages
 from segmamba_mrml.measurements import MeasuredSpine, measured_spine
 from segmamba_mrml.reports import parts, read_report
+from segmamba_mrml.segmentation import volume_node_of
 from segmamba_mrml.vertebra_segments import bones_of
 
 # What a segmentation that this software did not make cannot say of itself.
@@ -52,6 +53,54 @@ def write_spine_page(segmentation_node: Any, path: str | os.PathLike[str], volum
     labels = labels_of(spine.masks, spine.volume.geometry)
     write_page(os.fspath(path), page(Case(report, spine.volume, labels, _model_of(report))))
     return report
+
+
+def write_comparison_page(first_node: Any, second_node: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write the page of what changed from one segmentation of a spine to another, and return what it shows.
+
+    Parameters
+    ----------
+    first_node, second_node : vtkMRMLSegmentationNode
+        Of the earlier and of the later exam, with their volumes in the scene.
+    path : path
+        ``.html``; an existing file is replaced.
+
+    Raises
+    ------
+    InputError
+        The two are one, or one cannot be measured, see `segmamba_mrml.measurements.measured_spine`.
+    OutputError
+        The page cannot be written.
+    InstallationError
+        A package is missing.
+    """
+    if first_node is second_node:
+        raise InputError(f"'{first_node.GetName()}' cannot be compared with itself: choose another segmentation.")
+    check_output(path, (".html",))
+    with needed_packages():
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+
+        from segmamba.measurements.comparison import Exam, compare
+        from segmamba.reporting.comparison_page import comparison_page, comparison_result
+        from segmamba.reporting.page import write_page
+    spines = measured_spine(first_node), measured_spine(second_node)
+    first, second = (Exam(spine.rows, spine.found["bone"], spine.masks) for spine in spines)
+    described = _described(first_node), _described(second_node)
+    result = comparison_result(compare(first, second), described)
+    write_page(os.fspath(path), comparison_page(result, (first, second), (spines[0].volume, spines[1].volume)))
+    return result
+
+
+def _described(node: Any) -> dict[str, Any]:
+    volume, model = volume_node_of(node), parts(read_report(node))[0].get("model", {})
+    return {
+        "exam": node.GetName(),
+        "segmentation": node.GetName(),
+        "segmentation_sha256": None,
+        "image": None if volume is None else volume.GetName(),
+        "model": f"{model['id']} {model['version']}" if {"id", "version"} <= model.keys() else None,
+    }
 
 
 def scene_report(node: Any, spine: MeasuredSpine) -> dict[str, Any]:

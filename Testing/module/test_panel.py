@@ -277,7 +277,7 @@ def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wa
     panel.ui.qualityComboBox.currentIndex = panel.ui.qualityComboBox.findData("fast")
     panel.ui.modalityComboBox.currentIndex = panel.ui.modalityComboBox.findData("CT")
     panel.ui.postprocessCheckBox.checked = panel.ui.refineCheckBox.checked = False
-    panel.ui.isotropicCheckBox.checked = True
+    panel.ui.isotropicCheckBox.checked = panel.ui.uncertaintyCheckBox.checked = True
     options = json.loads(segment().GetAttribute(REPORT_ATTRIBUTE))["run"]["options"]
     assert not options["postprocess"] and not options["refine"] and options["modality"] == "CT"
     assert options["output_spacing"] == "iso"
@@ -293,8 +293,25 @@ def test_choices_are_saved_with_the_scene_and_come_back(panel, a_ct, segment, wa
     assert panel.ui.qualityComboBox.currentData == "fast"
     assert panel.ui.modalityComboBox.currentData == "CT"
     assert not panel.ui.postprocessCheckBox.checked and not panel.ui.refineCheckBox.checked
-    assert panel.ui.isotropicCheckBox.checked
+    assert panel.ui.isotropicCheckBox.checked and panel.ui.uncertaintyCheckBox.checked
     assert panel.ui.inputSelector.currentNode().GetName() == "case 7"
+
+
+def test_uncertainty_is_a_choice_and_becomes_a_volume_of_the_scene(panel, logic, a_ct, click, segment, a_quick_model):
+    click(panel.ui.advancedSection)
+    click(panel.ui.uncertaintyCheckBox)
+    segment()
+    (volume,) = [each for each in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if each is not a_ct]
+    assert volume.GetName() == "case 7 uncertainty"
+    array, ct = slicer.util.arrayFromVolume(volume), slicer.util.arrayFromVolume(a_ct)
+    assert array.shape == ct.shape and 0 < array.max() <= 200
+    assert np.allclose(volume.GetOrigin(), a_ct.GetOrigin()) and np.allclose(volume.GetSpacing(), a_ct.GetSpacing())
+    given = {"manifest": str(a_quick_model), "task": "vertebrae", "device": "cpu"}
+    logic.segment(a_ct, probabilities=True, **given)
+    names = [each.GetName() for each in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+    assert [name for name in names if "probability" in name] == [
+        f"case 7 probability of L{number} vertebra" for number in (1, 2, 3)
+    ]
 
 
 def test_isotropic_voxels_are_a_choice_and_the_result_is_measured_and_shown(panel, a_ct, click, segment, screenshot):

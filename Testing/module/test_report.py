@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -77,6 +78,28 @@ def test_a_report_that_is_called_off_or_cannot_be_written_is_none(panel, shown, 
     choose(monkeypatch, str(tmp_path / "no" / "p.html"))
     click(panel.ui.reportButton)
     assert "does not exist" in panel.ui.statusLabel.text
+
+
+def test_an_earlier_exam_is_compared_and_its_changes_are_a_page(panel, shown, add_volume, click, tmp_path, monkeypatch):
+    structures = load_manifest().default("vertebrae").labels
+    # L2 has lost height since.
+    sound = VERTEBRAE | {21: replace(VERTEBRAE[21], anterior=26.0)}
+    labels, ct = painted(sound, GEOMETRY)
+    earlier = segmentation_from_labels(labels, add_volume("case 6", ct), structures, "case 6 vertebrae")
+    assert not panel.ui.compareButton.enabled
+    panel.ui.earlierSelector.setCurrentNode(earlier)
+    opened = []
+    choose(monkeypatch, str(tmp_path / "c.html"))
+    monkeypatch.setattr(qt, "QDesktopServices", SimpleNamespace(openUrl=opened.append))
+    click(panel.ui.compareButton)
+    page = (tmp_path / "c.html").read_text(encoding="utf-8")
+    before, after = measure(earlier)[1], measure(shown)[1]
+    for key, row in (("first", before), ("second", after)):
+        assert f'data-key="anterior_height_mm_{key}">{row["anterior_height_mm"]}<' in page
+    assert "case 6 vertebrae" in page and len(opened) == 1
+    assert panel.ui.statusLabel.text.startswith("The comparison is in c.html. ")
+    panel.ui.earlierSelector.setCurrentNode(shown)
+    assert not panel.ui.compareButton.enabled
 
 
 def test_charts_of_heights_and_density_are_made_once_and_shown(panel, shown, click):

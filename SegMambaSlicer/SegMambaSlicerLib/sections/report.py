@@ -14,7 +14,7 @@ from segmamba_mrml.doubts import are_marked, mark_doubts, unmark_doubts
 from segmamba_mrml.height_lines import height_lines, hide_heights, show_heights, show_only
 from segmamba_mrml.measurements import measure
 from segmamba_mrml.plots import column_charts
-from segmamba_mrml.spine_page import write_spine_page
+from segmamba_mrml.spine_page import write_comparison_page, write_spine_page
 from SegMambaSlicerLib.sections.result import ResultSection
 from SegMambaSlicerLib.sections.vertebrae import VertebraeSection
 
@@ -27,6 +27,8 @@ class ReportSection(VertebraeSection):
     def __init__(self, ui: Any, results: ResultSection) -> None:
         super().__init__(ui, results)
         ui.reportButton.connect("clicked(bool)", self._onReport)
+        ui.compareButton.connect("clicked(bool)", self._onCompare)
+        ui.earlierSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda _node: self._allow())
         ui.plotButton.connect("clicked(bool)", lambda _checked: self._say(self._plotted))
         ui.heightsButton.connect("toggled(bool)", self._onHeights)
         ui.doubtsButton.connect("toggled(bool)", self._onDoubts)
@@ -40,18 +42,38 @@ class ReportSection(VertebraeSection):
         node = self._results.node
         for name in BUTTONS:
             getattr(self._ui, name).enabled = bool(self._levels())
+        self._allow()
         self._check(self._ui.heightsButton, node is not None and bool(height_lines(node)))
         self._check(self._ui.doubtsButton, node is not None and are_marked(node))
 
     def _onReport(self, _checked: bool = False) -> None:
-        title = _("Save the report page")
-        proposed = f"{self._results.node.GetName()}.html"
+        path = self._chosenFile(_("Save the report page"), f"{self._results.node.GetName()}.html")
+        if path:
+            self._say(lambda: self._reported(path))
+
+    def _onCompare(self, _checked: bool = False) -> None:
+        path = self._chosenFile(_("Save the comparison"), f"{self._results.node.GetName()} compared.html")
+        # The dialog may have outlived the scene.
+        if path and self._ui.earlierSelector.currentNode() is not None:
+            self._say(lambda: self._compared(path))
+
+    def _chosenFile(self, title: str, proposed: str) -> str:
+        """Return the file that a person chooses; empty if none, or if the scene was closed meanwhile."""
         path = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), title, proposed, _("HTML page (*.html)"))
-        # Meanwhile the scene may have been closed.
         if not path or self._results.node is None:
-            return
-        path = path if path.lower().endswith(".html") else f"{path}.html"
-        self._say(lambda: self._reported(path))
+            return ""
+        return str(path if path.lower().endswith(".html") else f"{path}.html")
+
+    def _compared(self, path: str) -> str:
+        with slicer.util.WaitCursor():
+            result = write_comparison_page(self._ui.earlierSelector.currentNode(), self._results.node, path)
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(path))
+        said = _("The comparison is in {file}.").format(file=Path(path).name)
+        return f"{said} {result['summary'][0]}"
+
+    def _allow(self) -> None:
+        earlier = self._ui.earlierSelector.currentNode()
+        self._ui.compareButton.enabled = bool(self._levels()) and earlier not in (None, self._results.node)
 
     def _reported(self, path: str) -> str:
         with slicer.util.WaitCursor():

@@ -13,7 +13,7 @@ from segmamba.cli.options import add_options, help_of, read_request
 from segmamba.cli.progress import ProgressBar
 from segmamba.errors import DEBUG_VARIABLE
 from segmamba.reporting import DISCLAIMER
-from segmamba.request import SETTINGS, Request
+from segmamba.request import FILES, SETTINGS, Request
 from segmamba.worker.client import WorkerProcess
 
 
@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=_run)
     parser.add_argument("input", metavar="INPUT", help=help_of("input"))
     parser.add_argument("--output", "-o", required=True, metavar="FILE", help=help_of("output"))
-    add_options(parser, ("channels", "report", "preview", "measurements", "page", *SETTINGS))
+    add_options(parser, (*(name for name in FILES if name not in ("input", "output")), *SETTINGS))
     text = "let a server do it ('segmamba serve'); this computer needs no torch and no model"
     parser.add_argument("--server", metavar="ADDRESS", help=text)
     parser.add_argument("--in-process", action="store_true", help="run without a worker process, for debugging")
@@ -70,7 +70,8 @@ def _print_result(report: Mapping[str, Any], request: Request) -> None:
         print(f"Note: {sentence}.")
     fine = report.get("isotropic", {}).get("output")
     tables = (request.report, request.preview, request.measurements, request.page)
-    written = (request.output, *report.get("also", ()), fine, *tables)
+    volumes = (request.probabilities, request.uncertainty)
+    written = (request.output, *report.get("also", ()), fine, *tables, *volumes)
     print(f"Written: {', '.join(path for path in written if path)}")
     devices = " and ".join(dict.fromkeys((run["device"], run.get("fine", run)["device"])))
     print(f"{devices}, {run['precision']}, scan backend {run['scan_backend']}, {report['timings_s']['total']:.1f} s")

@@ -22,6 +22,7 @@ from segmamba.errors import (
 )
 from segmamba.inference.channels import check_files, in_order, joined
 from segmamba.io import dicom_index
+from segmamba.io.channels_file import CHANNELS_EXTENSIONS
 from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_results import DICOM_EXTENSIONS, check_sources, kind_of, write_dicom
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS, SEGMENTATION_EXTENSION, write_labelmap
@@ -125,10 +126,12 @@ def _segment_file(
     read_seconds = time.perf_counter() - started
     progress("read", 1.0)
 
-    from segmamba.inference.pipeline import segment
+    from segmamba.inference.final_answer import write_probabilities, write_uncertainty
+    from segmamba.inference.pipeline import segment, segment_with_answer
 
     checkpoint = Path(request.checkpoint) if request.checkpoint else None
-    result = segment(volume, model, request.options, progress, cancelled, checkpoint, root)
+    run = segment_with_answer if request.probabilities or request.uncertainty else segment
+    result = run(volume, model, request.options, progress, cancelled, checkpoint, root)
     # From here on the job is not cancelled: whole files are written.
     if cancelled():
         raise Cancelled()
@@ -146,6 +149,10 @@ def _segment_file(
         previewing.write_png(request.preview, picture)
     if request.measurements:
         write_table(request.measurements, result.report["measurements"])
+    if request.probabilities and result.answer is not None:
+        write_probabilities(request.probabilities, result.answer)
+    if request.uncertainty and result.answer is not None:
+        write_uncertainty(request.uncertainty, result.answer)
     now = time.perf_counter()
     timings = {"read": round(read_seconds, 3), **result.report["timings_s"], "write": round(now - writing, 3)}
     report = {
@@ -155,6 +162,7 @@ def _segment_file(
         "output": request.output,
         **({"also": [str(path) for path in also_paths(request)]} if request.also else {}),
         **_describe_isotropic(result, request),
+        **_describe_answer(result, request),
         "preview": request.preview,
         "run": {**result.report["run"], "warnings": [*result.report["run"]["warnings"], *noted]},
         "timings_s": {**timings, "total": round(now - started, 3)},
@@ -220,6 +228,16 @@ def _describe_isotropic(result: Result, request: Request) -> dict[str, Any]:
     if result.isotropic is None:
         return {}
     return {"isotropic": {**result.report["isotropic"], "output": str(isotropic_path(request.output))}}
+
+
+def _describe_answer(result: Result, request: Request) -> dict[str, Any]:
+    """Return for the report where the probabilities are, and what their channels are of; nothing without them."""
+    described: dict[str, Any] = {}
+    if request.probabilities and result.answer is not None:
+        described["probabilities"] = {"output": request.probabilities, "channels": list(result.answer.names)}
+    if request.uncertainty:
+        described["uncertainty"] = {"output": request.uncertainty, "unit": "0.01 bit"}
+    return described
 
 
 def _describe_channels(files: Sequence[str], model: Model) -> dict[str, Any]:
@@ -298,6 +316,16 @@ def check_outputs(request: Request) -> None:
     for path, extension in (*files, (request.page, ".html")):
         if path is not None:
             check_output(path, (extension,))
+            outputs.append(Path(path))
+    for path in filter(None, (request.probabilities, request.uncertainty)):
+        if path.lower().endswith(SEGMENTATION_EXTENSION):
+            raise OutputError(f"{path} would be a segmentation: give a name without .seg, such as .nrrd or .nii.gz.")
+    for path, extensions in (
+        (request.probabilities, CHANNELS_EXTENSIONS),
+        (request.uncertainty, LABELMAP_EXTENSIONS[1:]),
+    ):
+        if path is not None:
+            check_output(path, extensions)
             outputs.append(Path(path))
     if request.options.output_spacing is not None:
         fine = isotropic_path(request.output)

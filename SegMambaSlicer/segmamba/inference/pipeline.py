@@ -24,6 +24,7 @@ from segmamba.fast import release_memory
 from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import Device, choose_device
+from segmamba.inference.final_answer import FinalAnswer
 from segmamba.inference.hysteresis import suppress_below_margin
 from segmamba.inference.isotropic import IsotropicLabels, isotropic_labels, on_grid
 from segmamba.inference.level_anchors import LevelAnchor, level_anchors
@@ -74,6 +75,8 @@ class Result:
         On the volume's grid: the same as ``labels``, but of a volume that was resampled when it was read.
     isotropic : IsotropicLabels or None
         The same structures on an isotropic grid, where ``output_spacing`` asks for it.
+    answer : FinalAnswer or None
+        The probabilities behind the labels, of `segment_with_answer`.
     """
 
     labels: np.ndarray
@@ -82,6 +85,7 @@ class Result:
     geometry: Geometry
     grid_labels: np.ndarray
     isotropic: IsotropicLabels | None = None
+    answer: FinalAnswer | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the labels to a file of `segmamba.io.labelmap.write_labelmap`; one of that name is replaced.
@@ -124,6 +128,32 @@ def segment(
     ------
     InputError, ModelError, DeviceError, Cancelled
     """
+    return _segment(volume, model, options, progress, cancelled, checkpoint, root, keep=False)
+
+
+def segment_with_answer(
+    volume: Volume,
+    model: Model,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    checkpoint: Path | None = None,
+    root: Path | None = None,
+) -> Result:
+    """Do what `segment` does, and keep the probabilities, which are the most memory of a run."""
+    return _segment(volume, model, options, progress, cancelled, checkpoint, root, keep=True)
+
+
+def _segment(
+    volume: Volume,
+    model: Model,
+    options: Options | None,
+    progress: Progress | None,
+    cancelled: Callable[[], bool] | None,
+    checkpoint: Path | None,
+    root: Path | None,
+    keep: bool,
+) -> Result:
     options = options or Options()
     stages = _Stages(progress or (lambda stage, fraction: None), cancelled or (lambda: False))
     wanted = chosen_labels(model, options.structures)
@@ -153,6 +183,7 @@ def segment(
         fine = None
         if options.output_spacing is not None:
             fine = isotropic_labels(prediction, model, options.output_spacing, where)
+        answer = FinalAnswer(prediction, model, where) if keep else None
         del prediction  # its probabilities are the most memory of a run
         stages.progress("postprocess", 0.5)
         labels = _postprocess_and_filter(labels, volume, model, options, wanted)
@@ -174,7 +205,7 @@ def segment(
     report["summary"] = reporting.summary(report)
     if model.task == VERTEBRAE_TASK:
         report["look_first"] = look_first(report)
-    return Result(own, report, model, geometry, labels, fine)
+    return Result(own, report, model, geometry, labels, fine, answer)
 
 
 def _measured(labels: np.ndarray, volume: Volume, wanted: tuple[Label, ...]) -> tuple[dict[str, Any], str]:

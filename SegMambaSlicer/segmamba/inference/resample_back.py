@@ -88,6 +88,39 @@ def resample_to_input(
     return labels, confidence
 
 
+def interpolated_blocks(
+    probabilities: torch.Tensor,
+    grid: ModelGrid,
+    device: torch.device | str | None,
+    logits: bool,
+    least: float,
+) -> Iterator[tuple[tuple[slice, slice, slice], torch.Tensor, torch.Tensor]]:
+    """Give the probabilities at the volume's voxels block by block, over all of it that the model has seen.
+
+    Parameters
+    ----------
+    probabilities, grid, device, logits
+        As for `resample_to_input`.
+    least : float
+        A class that is less probable in a whole block is left out of it.
+
+    Yields
+    ------
+    tuple
+        The block (slices along z, y, x of the volume); the classes in it, the first one always; their probabilities
+        (classes, z, y, x), which are those of the first class alone outside of a region of interest.
+    """
+    to_model = np.linalg.inv(grid.geometry.affine) @ grid.input.affine
+    z, y, x = grid.crop
+    for block in _blocks((z, y, x)):
+        active, values = _scores_in_block(probabilities, block, to_model, device, logits, least)
+        if grid.roi is not None and len(active) > 1:
+            inside = _inside(grid.roi, block, grid.input).to(values.device)
+            values = values * inside
+            values[0] += (~inside).to(values.dtype)
+        yield block, active, values
+
+
 def _foreground_box(probabilities: torch.Tensor) -> np.ndarray | None:
     """Return the first and last index, shape (2, 3) in x, y, z order, of voxels where the background does not win."""
     if len(probabilities) == 1:  # nothing but background was found
@@ -140,8 +173,12 @@ def _scores_in_block(
     to_model: np.ndarray,
     device: torch.device | str | None,
     logits: bool,
+    least: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the classes that can win in a block, the background first, and their probabilities at its voxels."""
+    """Return the classes that can win in a block, the background first, and their probabilities at its voxels.
+
+    With ``least``, those that have at least this probability somewhere.
+    """
     import torch
 
     first = [part.start for part in reversed(block)]
@@ -156,7 +193,8 @@ def _scores_in_block(
         # Other devices (MPS) do not all interpolate in 3-D.
         part = part.cpu()
     # A class that wins has at least an equal share; most classes never get near it in one block. The background stays.
-    possible = (part.flatten(1).amax(dim=1) > 0.9 / len(part)) | logits
+    least = 0.9 / len(part) if least is None else least
+    possible = (part.flatten(1).amax(dim=1) > least) | logits
     possible[0] = True
     active = possible.nonzero()[:, 0]
     if len(active) == 1:

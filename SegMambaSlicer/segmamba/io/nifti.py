@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import math
 import zlib
+from collections.abc import Iterable
 from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -295,12 +296,23 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     On the grid of a NIfTI file it has both places of that file's header, so that it lies on it in every program,
     whichever of them that uses.
     """
+    _write(path, [array], geometry, array.shape[::-1], array.dtype)
+
+
+def write_channels(path: Path, channels: Iterable[np.ndarray], geometry: Geometry, count: int) -> None:
+    """Write so many arrays of uint8, shape (z, y, x), as one file of four dimensions; they are taken one by one."""
+    _write(path, channels, geometry, (*geometry.size, count), np.dtype(np.uint8))
+
+
+def _write(
+    path: Path, arrays: Iterable[np.ndarray], geometry: Geometry, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> None:
     from nibabel.nifti1 import Nifti1Header
 
     header = Nifti1Header()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(array.shape[::-1])
-    header.set_zooms(geometry.spacing)
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_zooms((*geometry.spacing, *[1.0] * (len(shape) - 3)))
     header.set_slope_inter(1, 0)
     source = geometry.header
     if source is not None and _states(source, geometry, path):
@@ -315,14 +327,20 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     # Not by way of nibabel's images, which have one affine for both places.
     first = header.sizeof_hdr + EXTENSION_FLAG
     header["vox_offset"] = first
-    packed = path.name.lower().endswith(".gz")
-    with path.open("wb") as file, _packed(file) if packed else contextlib.nullcontext(file) as stream:
+    with path.open("wb") as file, packed(file) if is_packed(path) else contextlib.nullcontext(file) as stream:
         stream.write(header.binaryblock.ljust(first, b"\0"))
-        for plane in array:
-            stream.write(np.ascontiguousarray(plane).data)
+        for array in arrays:
+            for plane in array:
+                stream.write(np.ascontiguousarray(plane).data)
 
 
-def _packed(file: BinaryIO) -> gzip.GzipFile:
+def is_packed(path: Path) -> bool:
+    """Say whether a file is compressed as a whole, by its name."""
+    return path.name.lower().endswith(".gz")
+
+
+def packed(file: BinaryIO) -> gzip.GzipFile:
+    """Return a stream that compresses what is written to it into a file."""
     # Without a name and a time, the same labels make the same bytes.
     return gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0)
 

@@ -94,6 +94,8 @@ def segment_on_server(
         raise ModelError("A server runs its own models: leave out the checkpoint, or segment on this computer.")
     if request.page is not None:
         raise OutputError("A server makes no report page: leave out --page, or segment on this computer.")
+    if request.probabilities is not None or request.uncertainty is not None:
+        raise OutputError("A server sends no probabilities: leave them out, or segment on this computer.")
     model = requested_model(request)
     chosen_labels(model, request.options.structures)
     if request.measurements and model.task != VERTEBRAE_TASK:
