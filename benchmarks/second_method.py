@@ -1,7 +1,7 @@
 """Do heights and angles agree with a second method that shares nothing with ours but the masks? JSON lines.
 
 ``python benchmarks/second_method.py MASKS...`` gives for each vertebra, T4 to L5, and each curve both values, and last
-the mean difference and the limits of agreement (Bland and Altman) of each quantity.
+the mean difference and the limits of agreement (Bland and Altman) of each quantity. Files ``.jsonl`` are such rows.
 
 The second method: the spinal canal is the hole of the mask in the planes across the column; the body is what lies in
 front of it. Its surface is that of marching cubes through the blurred mask, on the voxels as they are. End plates are
@@ -40,8 +40,8 @@ T4 = 11
 BLUR_MM = 0.5
 # Planes across the column are so far apart, and their pixels so large, mm.
 PLANE_MM, PIXEL_MM, REACH_MM = 2.0, 1.0, 50.0
-# The canal is a hole between these areas, mm^2.
-CANAL_MM2 = (40.0, 1200.0)
+# They lean by these angles, since laminae lie like shingles, degrees. The canal is a hole between these areas, mm^2.
+LEANING_DEG, CANAL_MM2 = (-20.0, 0.0, 20.0, 35.0), (40.0, 1200.0)
 # The body is looked for so far in front of the canal's middle, in units of half its depth.
 IN_FRONT = 0.8
 # Plates are fitted in this part of depth and width, as ours are; sides of the section in a larger one.
@@ -52,6 +52,8 @@ FACING, TRIMMED = 0.85, 0.75
 CLOSED_MM = 2.0
 SECTION_MM = 3.0
 HEIGHTS = ("anterior", "middle", "posterior")
+# Heights of a section that is none of a body: where the canal was not found.
+SMALLEST_MM, LARGEST_RATIO = 6.0, 2.0
 CORNERS = {"anterior corner": "anterior", "posterior corner": "posterior"}
 
 
@@ -70,6 +72,10 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="MASKS")
     rows = []
     for path in parser.parse_args().files:
+        if path.suffix == ".jsonl":
+            known = [json.loads(line) for line in path.read_text().splitlines()]
+            rows += [row for row in known if "case" in row]
+            continue
         for row in both(path):
             rows.append(row)
             print(json.dumps(row), flush=True)
@@ -90,7 +96,8 @@ def both(path: Path) -> Iterator[dict[str, Any]]:
     others: dict[int, Second] = {}
     for row in found["measurements"]:
         level = row["value"]
-        if not T4 <= level <= L5 or row["anterior_height_mm"] is None or row["at_border"]:
+        # What is torn or cut is not compared.
+        if not T4 <= level <= L5 or row["fracture_grade"] is None or row["at_border"]:
             continue
         other = second(masks[level], direction(level, centres))
         if other is None:
@@ -130,10 +137,17 @@ def agreement(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the mean difference, ours less the second one, and the limits that hold 95 % of the differences."""
     differences = np.array([row["ours"] - row["second"] for row in rows])
     mean, spread = float(differences.mean()), float(differences.std())
+    middle = float(np.median(differences))
+    # Without what few values that are far off do to the limits: either method may have missed the body.
+    robust = 1.96 * 1.4826 * float(np.median(np.abs(differences - middle)))
     return {
         **{"values": len(rows), "mean_difference": round(mean, 2)},
         "limits": [round(mean - 1.96 * spread, 2), round(mean + 1.96 * spread, 2)],
-        "median_absolute": round(float(np.median(np.abs(differences - np.median(differences)))), 2),
+        **{
+            "median_difference": round(middle, 2),
+            "robust_limits": [round(middle - robust, 2), round(middle + robust, 2)],
+        },
+        "outside_percent": round(100 * float((np.abs(differences - middle) > 2 * robust).mean()), 1),
         "cases": len({row["case"] for row in rows}),
     }
 
@@ -192,8 +206,11 @@ def section_heights(plane: np.ndarray) -> dict[str, float] | None:
         if np.count_nonzero(side) < 12:
             return None
         ends.append(np.polyval(trimmed_parabola(plane[side]), at))
+    between = ends[0] - ends[1]
+    if between.min() < SMALLEST_MM or between.max() > LARGEST_RATIO * between.min():
+        return None
     return {
-        **dict(zip(HEIGHTS, (ends[0] - ends[1]).tolist(), strict=True)),
+        **dict(zip(HEIGHTS, between.tolist(), strict=True)),
         "anterior corner": float(np.linalg.norm(corners["front top"] - corners["front bottom"])),
         "posterior corner": float(np.linalg.norm(corners["back top"] - corners["back bottom"])),
     }
@@ -247,24 +264,27 @@ def canal_of(mask: Mask, up: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]
     back = np.array([0.0, 1.0, 0.0]) - up[1] * up
     back /= np.linalg.norm(back)
     left = np.cross(back, up)
-    heights = np.arange(*np.percentile((points - middle) @ up, (5, 95)), PLANE_MM)
     side = np.arange(-REACH_MM, REACH_MM + PIXEL_MM, PIXEL_MM)
-    grid = middle + heights[:, None, None, None] * up + side[:, None, None] * back + side[:, None] * left
-    index = (grid - mask.to_lps[:3, 3]) @ np.linalg.inv(mask.to_lps[:3, :3]).T
-    planes = ndimage.map_coordinates(mask.array.astype(np.float32), np.moveaxis(index, -1, 0)[::-1], order=1) > 0.5
-    found = []
     ball = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), round(CLOSED_MM / PIXEL_MM))
-    for number, plane in enumerate(ndimage.binary_closing(planes, ball[None])):
-        holes, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
-        for label in range(1, count + 1):
-            area = np.count_nonzero(holes == label) * PIXEL_MM**2
-            if CANAL_MM2[0] <= area <= CANAL_MM2[1]:
-                found.append((area, number, np.argwhere(holes == label)))
-    if not found:
+    to_index = np.linalg.inv(mask.to_lps[:3, :3])
+    best, centre, depth = 0.0, middle, np.zeros(1)
+    for lean in np.radians(LEANING_DEG):
+        along, across = np.cos(lean) * up + np.sin(lean) * back, np.cos(lean) * back - np.sin(lean) * up
+        heights = np.arange(*np.percentile((points - middle) @ along, (5, 95)), PLANE_MM)
+        grid = middle + heights[:, None, None, None] * along + side[:, None, None] * across + side[:, None] * left
+        index = np.moveaxis((grid - mask.to_lps[:3, 3]) @ to_index.T, -1, 0)[::-1]
+        planes = ndimage.map_coordinates(mask.array.astype(np.float32), index, order=1) > 0.5
+        for number, plane in enumerate(ndimage.binary_closing(planes, ball[None])):
+            holes, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
+            for label in range(1, count + 1):
+                area = np.count_nonzero(holes == label) * PIXEL_MM**2
+                if CANAL_MM2[0] <= area <= CANAL_MM2[1] and area > best:
+                    pixels = np.argwhere(holes == label)
+                    depth, width = side[pixels[:, 0]], side[pixels[:, 1]]
+                    best = area
+                    centre = middle + heights[number] * along + depth.mean() * across + width.mean() * left
+    if not best:
         return None
-    _, number, pixels = max(found, key=lambda each: each[0])
-    depth, width = side[pixels[:, 0]], side[pixels[:, 1]]
-    centre = middle + heights[number] * up + depth.mean() * back + width.mean() * left
     # The body is the part of the vertebra in front of the canal.
     ahead = points[(points - centre) @ back < -np.ptp(depth) / 2]
     to_body = ahead.mean(axis=0) - centre

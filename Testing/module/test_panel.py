@@ -12,6 +12,7 @@ import qt
 import slicer
 from helpers import phantoms, tiny
 
+from segmamba.errors import InputError
 from segmamba.models.manifest import load_manifest
 from segmamba_mrml.segment import REPORT_ATTRIBUTE
 from segmamba_mrml.segmentation import segment_ids
@@ -307,6 +308,8 @@ def test_uncertainty_is_a_choice_and_becomes_a_volume_of_the_scene(panel, logic,
     assert array.shape == ct.shape and 0 < array.max() <= 200
     assert np.allclose(volume.GetOrigin(), a_ct.GetOrigin()) and np.allclose(volume.GetSpacing(), a_ct.GetSpacing())
     given = {"manifest": str(a_quick_model), "task": "vertebrae", "device": "cpu"}
+    with pytest.raises(InputError, match="Items of a sequence get no volumes"):
+        logic.segment(a_ct, allItems=True, uncertainty=True, **given)
     logic.segment(a_ct, probabilities=True, **given)
     names = [each.GetName() for each in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
     assert [name for name in names if "probability" in name] == [

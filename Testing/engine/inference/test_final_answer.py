@@ -119,9 +119,8 @@ def test_outside_of_a_region_of_interest_all_is_background() -> None:
 
 
 def test_logits_become_probabilities_and_overlapping_regions_have_no_background() -> None:
-    logits = replace(MODEL, preprocessing=replace(MODEL.preprocessing, resample="logits"))
-    if logits.resamples_logits:
-        assert [channel[0, 0, 0] for channel in answer([[0.0] * 6, [0.0] * 6], logits).channels()] == [128, 128]
+    logits = answer([[0.0] * 6, [0.0] * 6], replace(MODEL, resamples_logits=True))
+    assert [int(channel[0, 0, 0]) for channel in logits.channels()] == [128, 128]
     regions = next(model for model in load_manifest().models if model.has_regions)
     labels = tuple(regions.labels)
     found = answer([[0.5] * 6, [0.9] * 6, [0.5] * 6], regions)
