@@ -124,5 +124,6 @@ def _bits(values: torch.Tensor) -> torch.Tensor:
 def _region_bits(values: torch.Tensor) -> torch.Tensor:
     inside = values.float().clamp(0, 1)
     both = torch.stack([inside, 1 - inside], dim=1)
-    bits: torch.Tensor = -(both * both.clamp_min(1e-12).log2()).sum(dim=1).amax(dim=0)
-    return bits
+    bits = -(both * both.clamp_min(1e-12).log2()).sum(dim=1)
+    # The least certain one.
+    return bits.amax(dim=0)

@@ -121,11 +121,8 @@ def test_outside_of_a_region_of_interest_all_is_background() -> None:
 def test_logits_become_probabilities_and_overlapping_regions_have_no_background() -> None:
     logits = answer([[0.0] * 6, [0.0] * 6], replace(MODEL, resamples_logits=True))
     assert [int(channel[0, 0, 0]) for channel in logits.channels()] == [128, 128]
-    regions = next(model for model in load_manifest().models if model.has_regions)
-    labels = tuple(regions.labels)
-    found = answer([[0.5] * 6, [0.9] * 6, [0.5] * 6], regions)
-    found = replace(found, prediction=replace(found.prediction, label_values=(0, labels[0].value, labels[1].value)))
-    assert found.names == (labels[0].name, labels[1].name)
+    found = answer([[0.5] * 6, [0.9] * 6, [0.5] * 6], replace(MODEL, has_regions=True))
+    assert found.names == ("L1 vertebra", "L2 vertebra")
     assert [int(channel[0, 0, 0]) for channel in found.channels()] == [230, 128]
     # One bit of the second one.
     assert found.uncertainty()[0, 0].tolist() == [100] * 6
