@@ -26,7 +26,7 @@ class QuickEngine(Engine):
 class EngineHere(Engine):
     """Segments in this process, which has imported torch already: a child process takes seconds for that."""
 
-    def run(self, request: Request) -> dict[str, Any]:
+    def run(self, request: Request, alone: bool = False) -> dict[str, Any]:
         from segmamba.inference.file_to_file import segment_file
 
         return segment_file(request)
