@@ -17,7 +17,7 @@ from segmamba.training.synthesis.tissue_labels import CORD
 # Ranges: slices in mm, noise and contrast in HU.
 SLICES_MM, NOISE_HU, CONTRAST_HU = (3.0, 7.5), (40.0, 130.0), (200.0, 700.0)
 # How often a degraded CT has each; one that would have none gets slices.
-SLICES, NOISE, METAL, CONTRAST = 0.6, 0.35, 0.25, 0.25
+SLICES, NOISE, METAL, CONTRAST = 0.6, 0.35, 0.25, 0.35
 # Screws: vertebrae with them at most, half width and length in mm, convergence; HU of streaks and their width in mm.
 SCREWED, SCREW_MM, LENGTH_MM, CONVERGENCE = 3, (2.0, 3.5), (35.0, 50.0), (0.0, 0.4)
 METAL_HU, STREAK_HU, STREAK_MM = 3000.0, (200.0, 1000.0), (1.5, 4.0)
