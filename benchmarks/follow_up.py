@@ -5,7 +5,8 @@ with noise; parts of them, with and without a shift of the numbers. ``summary RO
 ``people MASKS...``: exams of different people.
 ``python benchmarks/follow_up.py images CT... --folder FOLDER`` writes second exams of CTs, NAME_KIND.nii.gz: turned and
 moved, on the same or on thicker slices, with noise. ``again FIRST SECOND [FIRST SECOND ...]``: the reports of what was
-segmented in them, as ``segmamba segment --report`` writes them.
+segmented in them, as ``segmamba segment --report`` writes them. ``example FOLDER`` writes two exams of a painted spine,
+in which L2 has lost height: before.nii.gz, before_ct.nii.gz, now.nii.gz and now_ct.nii.gz.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ from scipy.spatial.transform import Rotation
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing"))
 
 from helpers.broken_spine import Whole, sampled, whole  # noqa: E402
+from helpers.followed_spine import STRUCTURES, spine  # noqa: E402
+from helpers.measured_spine import painted  # noqa: E402
 
 from segmamba.evaluation.names import OWN_IDS  # noqa: E402
 from segmamba.evaluation.references import read_reference  # noqa: E402
+from segmamba.io.labelmap import write_labelmap  # noqa: E402
+from segmamba.io.volume import Geometry, to_image  # noqa: E402
 from segmamba.measurements.comparison import (  # noqa: E402
     DENSITY,
     QUANTITIES,
@@ -41,7 +46,7 @@ from segmamba.measurements.exam_files import find_exam, read_exam  # noqa: E402
 from segmamba.measurements.shape_matching import Shape, match, shape_of  # noqa: E402
 from segmamba.measurements.vertebrae import centroid, direction, mask_in_box  # noqa: E402
 from segmamba.models.manifest import load_manifest  # noqa: E402
-from segmamba.spine.levels import ORDER, from_top, next_level  # noqa: E402
+from segmamba.spine.levels import L1, ORDER, from_top, next_level  # noqa: E402
 from segmamba.tasks import VERTEBRAE_TASK  # noqa: E402
 from segmamba.utils.arrays import label_boxes  # noqa: E402
 
@@ -55,7 +60,7 @@ AIR_HU, HIGHEST_HU = -1024, 3071
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("match", "summary", "people", "images", "again"))
+    parser.add_argument("what", choices=("match", "summary", "people", "images", "again", "example"))
     parser.add_argument("files", type=Path, nargs="+", metavar="FILES")
     parser.add_argument("--folder", type=Path, default=Path())
     options = parser.parse_args()
@@ -72,6 +77,8 @@ def main() -> None:
             found = match(first, second)
             distance = float(np.median([each.distance_mm for each in found.fits.values()])) if found.fits else None
             print(json.dumps({"same_person": found.same_person, "median_mm": distance, "pairs": len(found.pairs)}))
+    elif options.what == "example":
+        write_example(options.files[0])
     elif options.what == "images":
         for path in options.files:
             write_second_exams(path, options.folder)
@@ -175,6 +182,16 @@ def write_second_exams(path: Path, folder: Path) -> None:
         written = sitk.GetImageFromArray(np.clip(np.round(array), AIR_HU, HIGHEST_HU).astype(np.int16))
         written.CopyInformation(moved)
         sitk.WriteImage(written, str(folder / f"{name}_{kind}.nii.gz"), useCompression=True)
+
+
+def write_example(folder: Path) -> None:
+    """Write labels and CT of a painted spine and of the same one later."""
+    size, start = (100, 116, 200), (-45.0, -30.0, -98.0)
+    grid = Geometry(size, (0.9, 0.9, 0.9), start, (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    for name, vertebrae in (("before", spine()), ("now", spine(3.0, {L1 + 1: 19.0}))):
+        labels, ct = painted(vertebrae, grid)
+        write_labelmap(folder / f"{name}.nii.gz", labels, grid, STRUCTURES)
+        sitk.WriteImage(to_image(ct.array, grid), str(folder / f"{name}_ct.nii.gz"))
 
 
 def again(reports: list[Path]) -> Iterator[dict[str, Any]]:
