@@ -56,13 +56,20 @@ class SelectiveSSM(nn.Module):
         self.rank = rank
         self.x_proj = nn.Linear(channels, rank + 2 * STATE_SIZE, bias=False)
         self.dt_proj = nn.Linear(rank, channels)
-        self.A_log = nn.Parameter(torch.arange(1.0, STATE_SIZE + 1).log().repeat(channels, 1))
+        self.A_log = nn.Parameter(torch.empty(channels, STATE_SIZE))
         self.D = nn.Parameter(torch.ones(channels))
-        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        log_steps = torch.empty(channels).uniform_(math.log(SMALLEST_STEP), math.log(LARGEST_STEP))
-        with torch.no_grad():
-            # The inverse of softplus, so that the first step sizes are log-uniform in the range.
-            self.dt_proj.bias.copy_(torch.log(torch.expm1(log_steps.exp())))
+        # Where shapes are all that is asked for, exp and log would load PyTorch's compiler, which takes two seconds.
+        if not self.A_log.is_meta:
+            self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        self.A_log.copy_(torch.arange(1.0, STATE_SIZE + 1).log())
+        bound = self.rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        log_steps = torch.empty(len(self.D)).uniform_(math.log(SMALLEST_STEP), math.log(LARGEST_STEP))
+        # The inverse of softplus, so that the first step sizes are log-uniform in the range.
+        self.dt_proj.bias.copy_(torch.log(torch.expm1(log_steps.exp())))
 
     def scan(self, tokens: Tensor) -> Tensor:
         """(batch, channels, length) -> the same shape in float32."""

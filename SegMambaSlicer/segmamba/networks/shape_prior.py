@@ -116,7 +116,10 @@ class ShapePrior(nn.Module):
     def __init__(self, channels: Sequence[int], classes: int, grid: tuple[int, int, int]) -> None:
         super().__init__()
         self.grid = grid
-        self.prior = nn.Parameter(torch.randn(1, classes, *grid) * PRIOR_STD)
+        self.prior = nn.Parameter(torch.empty(1, classes, *grid))
+        # As in `mamba.SelectiveSSM`.
+        if not self.prior.is_meta:
+            nn.init.normal_(self.prior, std=PRIOR_STD)
         cells = grid[0] * grid[1] * grid[2]
         self.self_update = nn.Sequential(*(ClassTransformer(classes, cells) for _ in range(BLOCKS)))
         self.cross_updates = nn.ModuleList(CrossUpdate() for _ in channels)

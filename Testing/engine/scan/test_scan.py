@@ -124,12 +124,15 @@ def test_set_backend_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert scan.chosen_backend("cuda") == "torch"
 
 
-def test_loading_the_scan_does_not_load_pytorchs_compiler() -> None:
-    """It takes a second at each start of a worker; torch.compile loads it where it is used."""
+def test_neither_the_scan_nor_the_shapes_of_a_networks_weights_need_pytorchs_compiler() -> None:
+    """It takes two seconds at the start of a worker or an import; torch.compile loads it where it is used."""
     program = (
         "import sys, torch\n"
         "before = 'torch._dynamo' in sys.modules\n"
         "import segmamba.scan\n"
+        "from segmamba.models.manifest import load_manifest\n"
+        "from segmamba.networks.identify import expected_shapes\n"
+        "assert all(expected_shapes(model.architecture, model.arguments) for model in load_manifest().models)\n"
         "print(before == ('torch._dynamo' in sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], env=worker_environment(), capture_output=True, text=True)
