@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from segmamba.measurements.bone_density import NO_CONTRAST, NOT_ASSESSED
 from segmamba.measurements.shape_matching import Match, Shape, match, shape_of
@@ -217,7 +217,7 @@ def _verdict(change: Mapping[str, Any], compared: int) -> str | None:
     if change["sd"] is None:
         return None
     off = abs(change["change"]) / max(change["sd"], 1e-6)
-    single, together = (norm.isf((1 - PROBABILITY ** (1 / count)) / 2) for count in (1, compared))
+    single, together = (-ndtri((1 - PROBABILITY ** (1 / count)) / 2) for count in (1, compared))
     return CHANGE if off > together else POSSIBLE if off > single else WITHIN
 
 
