@@ -31,17 +31,8 @@ class SegMambaSlicer(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("SegMambaSlicer")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        needed = (
-            "Markups",
-            "Plots",
-            "Segmentations",
-            "Sequences",
-            "SubjectHierarchy",
-            "Tables",
-            "Terminologies",
-            "Volumes",
-        )
-        self.parent.dependencies = list(needed)
+        needed = "Markups Plots Segmentations Sequences SubjectHierarchy Tables Terminologies Volumes"
+        self.parent.dependencies = needed.split()
         self.parent.contributors = ["SegMambaSlicer contributors"]
         self.parent.helpText, self.parent.acknowledgementText = helpText(), acknowledgementText()
         # By then the module Sample Data is there, whatever the order in which Slicer loads modules.
@@ -403,26 +394,6 @@ class SegMambaSlicerTest(ScriptedLoadableModuleTest):
 
     def test_labels_become_named_coloured_coded_segments(self):
         """Two vertebrae in a small volume give two segments with the manifest's names, colours and codes."""
-        import numpy as np
+        from SegMambaSlicerLib.self_test import checkSegments
 
-        from segmamba.models.manifest import load_manifest
-        from segmamba_mrml.segmentation import segmentation_from_labels
-        from segmamba_mrml.terminology import load_terminology
-
-        load_terminology()
-        structures = load_manifest().default("vertebrae").labels
-        labels = np.zeros((8, 9, 10), np.uint8)
-        labels[1:3, 2:5, 3:6], labels[4:6, 2:5, 3:6] = structures[19].value, structures[20].value
-        volumeNode = slicer.util.addVolumeFromArray(labels.astype(np.int16), name="phantom")
-        node = segmentation_from_labels(labels, volumeNode, structures, "phantom vertebrae")
-        segmentation = node.GetSegmentation()
-        self.assertEqual(segmentation.GetNumberOfSegments(), 2)
-        for index, label in enumerate(structures[19:21]):
-            segment = segmentation.GetNthSegment(index)
-            self.assertEqual(segment.GetName(), label.name)
-            self.assertEqual([round(255 * part) for part in segment.GetColor()], list(label.color))
-            tag = vtk.reference("")
-            self.assertTrue(segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag))
-            entry = slicer.vtkSlicerTerminologyEntry()
-            self.assertTrue(slicer.modules.terminologies.logic().DeserializeTerminologyEntry(str(tag), entry))
-            self.assertEqual(entry.GetTypeObject().GetCodeMeaning(), label.type.meaning)
+        checkSegments(self)
