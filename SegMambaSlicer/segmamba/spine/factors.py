@@ -125,8 +125,8 @@ def _level_steps() -> tuple[np.ndarray, np.ndarray]:
     return distances, prior
 
 
-def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np.ndarray:
-    """Return the weights (n, n, states, states) of transitions from one instance and level to another.
+def transition_weights(centres: np.ndarray, cut: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return the weights (scales, n, n, states, states) of transitions from one instance and level to another.
 
     Parameters
     ----------
@@ -134,39 +134,39 @@ def transition_weights(centres: np.ndarray, cut: np.ndarray, scale: float) -> np
         Shape (n, 3), in mm.
     cut : ndarray of bool
         Shape (n,): truncated vertebrae.
-    scale : float
-        Of the column.
+    scales : ndarray
+        Of the column, shape (scales,).
     """
     count = len(centres)
     expected, prior = _level_steps()
+    scaled = scales[:, None, None] * expected
     next_one, next_but_one = np.eye(L6, k=1, dtype=bool), np.eye(L6, k=2, dtype=bool)
-    half_more = np.where(next_one, 1.5, 0.75) * expected
+    half_more = np.where(next_one, 1.5, 0.75) * scaled
     # Odd distances are those of neighbours: no level is left out where two are one step apart, and no instance lies
     # between them. One that is left out as spurious leaves the distance of its neighbours as it is.
     odd = np.where(next_one, ODD_DISTANCE, 0.0)
     usual = slice(0, L6)  # all states but T13
     merged = MERGED * np.where(_may_be_two(centres), 1.0, MERGED_ONE_SIDE)
-    transitions = np.zeros((count, count, len(STATES), len(STATES)))
+    transitions = np.zeros((len(scales), count, count, len(STATES), len(STATES)))
     for i in range(count):
         for j in range(i + 1, min(count, i + 2 + MOST_SPURIOUS)):
             distance = float(np.linalg.norm(centres[i] - centres[j]))
             spread = DISTANCE_SPREAD * (CUT_SPREAD if cut[i] or cut[j] else 1.0)
-            weights = transitions[i, j]
-            weights[usual, usual] = prior * _gaussian(distance, scale * expected, spread)
+            weights = transitions[:, i, j]
+            own = weights[:, usual, usual]
+            own[:] = prior * _gaussian(distance, scaled, spread)
             if j == i + 1:
-                weights[usual, usual] += prior * odd
-                weights[usual, usual] += (
-                    merged[i, j] * (next_one | next_but_one) * (_gaussian(distance, scale * half_more, spread) + odd)
-                )
-            one_step = _distance_likelihood(distance, scale * expected[T11 - 1, T12 - 1], spread)
-            weights[STATE[T11], STATE[L1]] += NO_T12 * one_step
+                own += prior * odd
+                own += merged[i, j] * (next_one | next_but_one) * (_gaussian(distance, half_more, spread) + odd)
+            one_step = _distance_likelihood(distance, scaled[:, T11 - 1, T12 - 1], spread)
+            weights[:, STATE[T11], STATE[L1]] += NO_T12 * one_step
             # T13 is as far from its neighbours as T12 is from L1.
-            step = scale * expected[T12 - 1, L1 - 1]
+            step = scaled[:, T12 - 1, L1 - 1]
             next_to, missed = _distance_likelihood(distance, step, spread), _gaussian(distance, 2 * step, spread)
-            weights[STATE[T12], STATE[T13]] = THIRTEENTH_THORACIC * next_to
-            weights[STATE[T13], STATE[L1]] = next_to
-            weights[STATE[T11], STATE[T13]] = THIRTEENTH_THORACIC * MISSED[1] * missed
-            weights[STATE[T13], STATE[L1 + 1]] = MISSED[1] * missed
+            weights[:, STATE[T12], STATE[T13]] = THIRTEENTH_THORACIC * next_to
+            weights[:, STATE[T13], STATE[L1]] = next_to
+            weights[:, STATE[T11], STATE[T13]] = THIRTEENTH_THORACIC * MISSED[1] * missed
+            weights[:, STATE[T13], STATE[L1 + 1]] = MISSED[1] * missed
     return transitions
 
 

@@ -91,9 +91,9 @@ class LevelModel:
             [[OFFSET_TRANSITION[abs(a - b)] for b in LEVEL_OFFSETS] for a in LEVEL_OFFSETS]
         )
         sacrum_mm = (SACRUM_TOP_MM if seen.sacrum_cut else SACRUM_MM, SACRUM_MM)
-        self.transitions = [transition_weights(seen.centres, seen.cut, np.exp(s)) for s in LOG_SCALES]
+        self.transitions = transition_weights(seen.centres, seen.cut, np.exp(LOG_SCALES))
         self.terminations = [termination_weights(seen.centres, seen.sacrum, sacrum_mm, np.exp(s)) for s in LOG_SCALES]
-        self.by_scale, self.ends = np.stack(self.transitions), np.stack(self.terminations)[self.scales]
+        self.ends = np.stack(self.terminations)[self.scales]
         self.initial_level = np.ones(len(STATES))
         self.initial_level[STATE[L6]] = SIXTH_LUMBAR
         self.initial_level[STATE[T13]] = THIRTEENTH_THORACIC
@@ -131,7 +131,7 @@ class LevelModel:
 
     def _transition(self, i: int, j: int) -> np.ndarray:
         """Return the transitions (hypotheses, states, states) from instance i to j."""
-        found: np.ndarray = self.by_scale[self.scales, i, j]
+        found: np.ndarray = self.transitions[self.scales, i, j]
         return found
 
     def partitions(self, messages: np.ndarray, spurious: np.ndarray) -> np.ndarray:
@@ -172,8 +172,8 @@ class LevelModel:
         emission = emission * allowed[:, 1:, None]
         spurious = self.spurious * allowed[:, 0]
         best = np.zeros_like(emission)
-        previous = np.full((*emission.shape, 3), -1)  # back-pointers: instance, level, offset
-        grid = np.indices((len(STATES), len(LEVEL_OFFSETS)))
+        previous = np.full((3, *emission.shape), -1)  # back-pointers: instance, level, offset
+        every_offset = np.arange(len(LEVEL_OFFSETS))
         for j in range(self.count):
             best[j] = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
             for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
@@ -184,9 +184,10 @@ class LevelModel:
                 level = by_level.argmax(axis=0)
                 value = _product(spurious[i + 1 : j]) * by_level.max(axis=0) * self.change
                 better = value > best[j]
-                best[j][better] = value[better]
-                pointer = np.stack([np.full_like(level, i), level, offset[level, grid[1]]], axis=-1)
-                previous[j][better] = pointer[better]
+                if better.any():
+                    np.copyto(best[j], value, where=better)
+                    for pointer, source in zip(previous, (i, level, offset[level, every_offset]), strict=True):
+                        np.copyto(pointer[j], source, where=better)
             best[j] *= emission[j]
         after = np.array([_product(spurious[i + 1 :]) for i in range(self.count)])
         last = best * self.terminations[scale][:, :, None] * after[:, None, None]
@@ -194,7 +195,7 @@ class LevelModel:
         state: tuple[int, ...] = tuple(int(n) for n in np.unravel_index(last.argmax(), last.shape))
         while state[0] >= 0:
             levels[state[0]] = STATES[state[1]]
-            state = tuple(previous[state].tolist())
+            state = tuple(previous[(slice(None), *state)].tolist())
         return levels
 
 
