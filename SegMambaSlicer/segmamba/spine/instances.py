@@ -17,6 +17,7 @@ from segmamba.spine.column import extract_column
 from segmamba.spine.levels import distance_by_volume
 from segmamba.spine.nearest import nearest_points
 from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory
+from segmamba.utils.morphology import dilated
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def find_instances(vertebra: Values, offsets: Values, spacing_mm: float) -> Inst
     inner = mask[box]
     corner = np.array([part.start for part in box]) * spacing_mm
     indices, votes = votes_of(inner, offsets[(slice(None), *box)], spacing_mm)
-    joined = ndimage.binary_dilation(inner, iterations=max(1, round(JOINED_MM / spacing_mm)))
+    joined = dilated(inner, max(1, round(JOINED_MM / spacing_mm)))
     on_column = extract_column(joined, np.diag([spacing_mm] * 3 + [1.0]))[tuple(indices)]
     weights = at_voxels(vertebra[box][None], tuple(indices))[0] * (spacing_mm**3 / 1000)
     peaks, volumes = _peaks(votes[on_column], weights[on_column])

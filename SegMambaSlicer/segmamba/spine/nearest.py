@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 from scipy.spatial import KDTree
+
+from segmamba.utils.morphology import dilated
 
 # Points that are compared with all centres at a time: it bounds the memory.
 ROWS = 1 << 16
@@ -60,6 +61,6 @@ def nearest_labels(labels: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, 
     """
     inside = labels > 0
     # The nearest labelled voxel lies on the surface.
-    surface = np.argwhere(inside & ~ndimage.binary_erosion(inside))
+    surface = np.argwhere(inside & dilated(~inside))
     distances, nearest = KDTree(surface).query(voxels)
     return labels[tuple(surface[nearest].T)], distances

@@ -36,3 +36,10 @@ def test_only_small_holes_that_one_label_encloses_are_filled() -> None:
     assert np.array_equal(labels, expected)
     morphology.fill_holes(labels, 8)
     assert (labels[7:9, 7:9, 7:9] == 3).all()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_mask_grows_through_faces_as_scipys_does(steps: int) -> None:
+    mask = np.random.default_rng(2).random((9, 12, 11)) > 0.97
+    assert np.array_equal(morphology.dilated(mask, steps), ndimage.binary_dilation(mask, iterations=steps))
+    assert mask.mean() < 0.05
