@@ -75,7 +75,8 @@ def draw_outline(
             for first, last in pairwise(offsets.tolist())
         ]
         inside = Path.make_compound_path(*shapes)
-        look = {"facecolors": [color], "alpha": fill, "linewidths": 0, "antialiaseds": False}
+        look: dict[str, Any] = {"facecolors": [color], "alpha": fill, "linewidths": 0, "antialiaseds": False}
         axes.add_collection(PathCollection([inside], **look), autolim=False)
-    axes.add_collection(LineCollection(lines.lines(0.5), colors=[color], **style), autolim=False)
+    outline: Any = lines.lines(0.5)
+    axes.add_collection(LineCollection(outline, colors=[color], **style), autolim=False)
     return True

@@ -195,7 +195,7 @@ class LevelModel:
         state: tuple[int, ...] = tuple(int(n) for n in np.unravel_index(last.argmax(), last.shape))
         while state[0] >= 0:
             levels[state[0]] = STATES[state[1]]
-            state = tuple(previous[(slice(None), *state)].tolist())
+            state = tuple(int(pointer[state]) for pointer in previous)
         return levels
 
 
