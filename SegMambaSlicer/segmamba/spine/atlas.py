@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import C1, C2
-from segmamba.spine.shape_model import Fit, ShapeModel, fit, part_near
+from segmamba.spine.shape_model import Fit, FitTogether, ShapeModel, fit_one, part_near
 from segmamba.utils.arrays import label_boxes
 from segmamba.utils.morphology import CONNECTIVITY_26
 from segmamba.utils.parallel import at_once
@@ -30,7 +30,11 @@ SURE_MM, AT_OTHER_MM, SKULL_MM = 6.0, 0.5, 2.0
 
 
 def separate_atlas(
-    labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None] = lambda: None
+    labels: np.ndarray,
+    spacing_mm: float,
+    model: ShapeModel,
+    check: Callable[[], None] = lambda: None,
+    together: FitTogether | None = None,
 ) -> np.ndarray:
     """Return labels whose atlas and axis have no parts of the skull or of each other.
 
@@ -43,14 +47,14 @@ def separate_atlas(
     spacing_mm : float
         Of the isotropic grid.
     model : ShapeModel
-    check : callable
+    check, together : callable
         As for `segmamba.spine.refine.refine`.
     """
     boxes = label_boxes(labels)
     whole = [n for n in (C1, C2) if n in boxes and boxes[n][0].start > 0 and boxes[n][0].stop < len(labels)]
     frames = column_frames(labels, spacing_mm) if whole else {}
     fits = at_once(
-        lambda level: fit_without_outliers(labels == level, level, model, frames[level], spacing_mm),
+        lambda level: fit_without_outliers(labels == level, level, model, frames[level], spacing_mm, together),
         [level for level in whole if level in frames],
         check,
     )
@@ -68,19 +72,24 @@ def separate_atlas(
 
 
 def fit_without_outliers(
-    mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_mm: float
+    mask: np.ndarray,
+    level: int,
+    model: ShapeModel,
+    frame: Frame,
+    spacing_mm: float,
+    together: FitTogether | None = None,
 ) -> Fit | None:
     """Fit a shape to the part of a mask that is near it; None if it is not like that shape.
 
-    Parameters as for `segmamba.spine.shape_model.fit`. The estimate is an iteratively trimmed one, as least trimmed
+    Parameters as for `segmamba.spine.shape_model.fit_one`. The estimate is an iteratively trimmed one, as least trimmed
     squares (Rousseeuw 1984) is.
     """
-    found = fit(mask, level, model, frame, spacing_mm)
+    found = fit_one(together, mask, level, model, frame, spacing_mm)
     for _ in range(FITS):
         near = part_near(mask, found, NEAR_MM)
         if near.sum() < LEAST_PART * mask.sum():
             return None
-        found = fit(near, level, model, found.frame, spacing_mm)
+        found = fit_one(together, near, level, model, found.frame, spacing_mm)
     return found if found.dice >= LEAST_DICE else None
 
 

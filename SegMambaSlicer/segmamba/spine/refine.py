@@ -16,16 +16,13 @@ from segmamba.spine.atlas import separate_atlas
 from segmamba.spine.column import SMALL_COMPONENT_MM3
 from segmamba.spine.frames import Frame, column_frames
 from segmamba.spine.levels import L1, ORDER, SACRUM, T1, T12, T13, level_name, next_level
-from segmamba.spine.shape_model import Fit, ShapeModel, fit, part_near
+from segmamba.spine.shape_model import Fit, FitTogether, ShapeModel, fit, fit_one, part_near
 from segmamba.utils.arrays import bounding_box, grown_box, in_main_memory, label_boxes
 from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
 from segmamba.utils.parallel import at_once
 
 if TYPE_CHECKING:
     import torch
-
-# Fits a whole column, as `segmamba.spine.fit_together.fit_together` does on a device.
-FitTogether = Callable[..., dict[int, Fit]]
 
 STEPS = ("pieces", "split", "atlas", "remove", "trim", "close")
 # The recommended steps: each was measured to gain something, or to do no harm (Docs/spine.md).
@@ -91,11 +88,11 @@ def refine(
     fits: dict[int, Fit] = {}
     for step in (step for step in STEPS if step in steps):
         if step == "pieces":
-            refined = _merge_components(labels, spacing_mm, model, check)
+            refined = _merge_components(labels, spacing_mm, model, check, together)
         elif step == "split":
             refined = _split(labels, spacing_mm, model, check)
         elif step == "atlas":
-            refined = separate_atlas(labels, spacing_mm, model, check)
+            refined = separate_atlas(labels, spacing_mm, model, check, together)
         else:
             fits = fits or _fits(labels, spacing_mm, model, check, together)
             if step == "remove":
@@ -178,7 +175,11 @@ def _name(level: int) -> str:
 
 
 def _merge_components(
-    labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Callable[[], None]
+    labels: np.ndarray,
+    spacing_mm: float,
+    model: ShapeModel,
+    check: Callable[[], None],
+    together: FitTogether | None,
 ) -> np.ndarray:
     refined = labels.copy()
     merge_small_components(refined, SMALL_COMPONENT_MM3 / spacing_mm**3)
@@ -191,7 +192,7 @@ def _merge_components(
 
     for level, count in at_once(pieces, frames, check).items():
         if count > 1:
-            found = fit(refined == level, level, model, frames[level], spacing_mm)
+            found = fit_one(together, refined == level, level, model, frames[level], spacing_mm)
             view = refined[found.box]
             view[_strays(view == level, found, spacing_mm)] = 0
     return refined

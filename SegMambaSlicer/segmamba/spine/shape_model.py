@@ -8,7 +8,7 @@ and modes are fitted together by regularised, robust least squares. The construc
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,6 +82,10 @@ class Fit:
     frame: Frame
 
 
+# Fits a whole column, as `segmamba.spine.fit_together.fit_together` does on a device.
+FitTogether = Callable[..., dict[int, Fit]]
+
+
 def load_shapes(path: str | os.PathLike[str]) -> ShapeModel:
     """Read a model written by `segmamba.training.vertebrae.shape_model`.
 
@@ -142,6 +146,17 @@ def fit(mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_m
     together = int(inside.sum()) + int(mask[box].sum())
     dice = 2 * int((inside & mask[box]).sum()) / max(1, together)
     return Fit(box, distance, float(dice), frame)
+
+
+def fit_one(
+    together: FitTogether | None, mask: np.ndarray, level: int, model: ShapeModel, frame: Frame, spacing_mm: float
+) -> Fit:
+    """Return what `fit` does, by what fits a whole column where there is that (it runs on a GPU)."""
+    if together is None:
+        return fit(mask, level, model, frame, spacing_mm)
+    box = bounding_box(mask)
+    assert box is not None
+    return together({level: (box, mask[box])}, mask.shape, model, {level: frame}, spacing_mm)[level]
 
 
 def part_near(mask: np.ndarray, found: Fit, most_mm: float) -> np.ndarray:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 from helpers.modelled_spine import SPACING, modelled
 
 from segmamba.errors import Cancelled
 from segmamba.spine.atlas import separate_atlas
+from segmamba.spine.fit_together import fit_together
 from segmamba.spine.levels import C1, C2
 from segmamba.spine.shape_model import ShapeModel
 
@@ -41,6 +45,8 @@ def test_condyles_leave_the_atlas(shapes: ShapeModel, neck: np.ndarray) -> None:
     skull = condyles(neck)
     taken = np.where(skull, C1, neck).astype(np.uint8)
     refined = separate_atlas(taken, SPACING, shapes)
+    together = partial(fit_together, device=torch.device("cpu"))
+    assert np.array_equal(separate_atlas(taken, SPACING, shapes, together=together), refined)
     assert skull.sum() > 0.15 * (neck == C1).sum()
     assert (refined[skull] == C1).mean() < 0.4
     assert (refined[neck == C1] == C1).mean() > 0.98
