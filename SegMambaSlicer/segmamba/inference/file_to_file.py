@@ -126,11 +126,11 @@ def _segment_file(
     read_seconds = time.perf_counter() - started
     progress("read", 1.0)
 
-    from segmamba.inference.final_answer import write_probabilities, write_uncertainty
-    from segmamba.inference.pipeline import segment, segment_with_answer
+    from segmamba.inference import pipeline
 
     checkpoint = Path(request.checkpoint) if request.checkpoint else None
-    run = segment_with_answer if request.probabilities or request.uncertainty else segment
+    answers = request.probabilities or request.uncertainty
+    run = pipeline.segment_with_answer if answers else pipeline.segment
     result = run(volume, model, request.options, progress, cancelled, checkpoint, root)
     # From here on the job is not cancelled: whole files are written.
     if cancelled():
@@ -149,10 +149,13 @@ def _segment_file(
         previewing.write_png(request.preview, picture)
     if request.measurements:
         write_table(request.measurements, result.report["measurements"])
-    if request.probabilities and result.answer is not None:
-        write_probabilities(request.probabilities, result.answer)
-    if request.uncertainty and result.answer is not None:
-        write_uncertainty(request.uncertainty, result.answer)
+    if answers and result.answer is not None:
+        from segmamba.inference import final_answer
+
+        if request.probabilities:
+            final_answer.write_probabilities(request.probabilities, result.answer)
+        if request.uncertainty:
+            final_answer.write_uncertainty(request.uncertainty, result.answer)
     now = time.perf_counter()
     timings = {"read": round(read_seconds, 3), **result.report["timings_s"], "write": round(now - writing, 3)}
     report = {
