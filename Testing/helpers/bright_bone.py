@@ -10,7 +10,7 @@ import torch
 
 from helpers import tiny
 from helpers.phantoms import BONE, WATER
-from segmamba.inference import pipeline
+from segmamba.inference import engine, pipeline
 from segmamba.io.read import read_volume
 from segmamba.models.manifest import Model, load_manifest
 from segmamba.request import Options
@@ -43,7 +43,7 @@ def write_model(folder: Path, spacing: float) -> Model:
 @pytest.fixture
 def bright_bone(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on every model has that network."""
-    monkeypatch.setattr(pipeline, "_network", lambda *_: BrightBone())
+    monkeypatch.setattr(engine, "_network", lambda *_: BrightBone())
 
 
 def segment(path: Path, model: Model, root: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from segmamba.inference.pipeline import free_gpu
+from segmamba.inference.engine import free_gpu
 
 # The allocator keeps blocks of more than 1 MiB apart from those of up to 1 MiB, and no block is smaller than 512 bytes.
 SIZES = (*(2**power for power in range(30, 20, -1)), 2**20 + 512, *(2**power for power in range(20, 8, -1)))

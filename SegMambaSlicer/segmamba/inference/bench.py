@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from segmamba.inference.context import RunContext
+from segmamba.inference.engine import prepare
 from segmamba.inference.forecast import fine_windows, with_fitted_window
-from segmamba.inference.pipeline import prepare
 from segmamba.inference.sliding_window import identity, predict
 from segmamba.inference.windows import Windows, window_count
 from segmamba.models.manifest import Model

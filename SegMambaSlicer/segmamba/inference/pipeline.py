@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import gc
-import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from segmamba import scan
-from segmamba.errors import Cancelled, DeviceError
+from segmamba.errors import Cancelled
 from segmamba.fast import release_memory
 from segmamba.inference import two_stage
 from segmamba.inference.context import RunContext
-from segmamba.inference.device import Device, choose_device
+from segmamba.inference.engine import Engine, prepare
 from segmamba.inference.final_answer import FinalAnswer
 from segmamba.inference.hysteresis import suppress_below_margin
 from segmamba.inference.isotropic import IsotropicLabels, isotropic_labels, on_grid
@@ -33,26 +28,22 @@ from segmamba.inference.postprocessing import postprocess
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import network_input, padding_values
 from segmamba.inference.resample_back import resample_to_input
+from segmamba.inference.run_report import describe, describe_run
 from segmamba.inference.sliding_window import Activation, identity, predict, region_probabilities, softmax
-from segmamba.inference.windows import Windows, window_count
+from segmamba.inference.windows import Windows
 from segmamba.io.labelmap import write_labelmap
 from segmamba.io.modality import CT, modality_note, modality_warning, model_for_modality, resolve_modality
 from segmamba.io.stored_grid import labels_as_stored
 from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
 from segmamba.measurements.vertebrae import masks_of, measure_spine
-from segmamba.models import store
-from segmamba.models.manifest import FineStage, LogitMarginThreshold, Model, Postprocessing, chosen_labels
-from segmamba.networks import build_network
-from segmamba.networks.checkpoint import load_state_dict, load_weights
-from segmamba.reporting import DISCLAIMER
+from segmamba.models.manifest import LogitMarginThreshold, Model, Postprocessing, chosen_labels
 from segmamba.reporting import report as reporting
 from segmamba.reporting.look_first import look_first
 from segmamba.request import Options
 from segmamba.spine.orientation import orientation_doubt
 from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.arrays import bounding_box
-from segmamba.utils.memory import gibibytes
 
 Progress = Callable[[str, float], None]
 
@@ -197,8 +188,8 @@ def _segment(
     if engine.device.kind == "cuda":
         release_memory()
     segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
-    run = _describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings)), "notes": notes}
-    report = _report(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
+    run = describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings)), "notes": notes}
+    report = describe(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
     if fine is not None:
         report["isotropic"] = reporting.describe_grid(fine.geometry)
     own, geometry = _on_own_voxels(labels, volume)
@@ -260,33 +251,6 @@ class _Stages:
         self.progress(name, 1.0)
 
 
-@dataclass(frozen=True, eq=False)
-class Engine:
-    """A network with its weights, and its device; the model has the normalization parameters of the import, if any."""
-
-    model: Model
-    device: Device
-    backend: str
-    checkpoint: Path
-    digest: str
-    network: torch.nn.Module
-    warnings: tuple[str, ...]
-
-
-def prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None) -> Engine:
-    """Choose a device and load a model's network; parameters and errors as for `segment`."""
-    device, warnings = device_for(model, options)
-    scan.set_backend(None if options.scan_backend == "auto" else options.scan_backend)
-    backend = scan.chosen_backend(device.name)
-    if checkpoint is None:
-        found = store.installed(model, root)
-        model, path, digest = store.configured(model, found), found.path, store.verify(found)
-    else:
-        path, digest = checkpoint, store.sha256(checkpoint)
-    network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
-    return Engine(model, device, backend, path, digest, network, warnings)
-
-
 def _predict(
     engine: Engine,
     volume: Volume,
@@ -342,50 +306,6 @@ def _activation(model: Model) -> Activation:
     return identity if model.resamples_logits else softmax
 
 
-def device_for(model: Model, options: Options) -> tuple[Device, tuple[str, ...]]:
-    """Choose the device; one chosen automatically that has too little memory for the model gives way to the CPU.
-
-    Returns
-    -------
-    device : Device
-    warnings : tuple of str
-        A sentence where the device gave way.
-
-    Raises
-    ------
-    DeviceError
-        The device is not there, or one that was asked for has too little memory.
-    """
-    device = choose_device(options.device, options.precision)
-    need = (model.entry.get("memory_gib") or 0) * 2**30
-    if device.kind != "cuda" or device.free_memory >= need:
-        return device, ()
-    shortage = f"{device.title} has {gibibytes(device.free_memory)} free and '{model.id}' needs {gibibytes(need)}"
-    if options.device != "auto":
-        raise DeviceError(f"{shortage}: close other programs, or choose --device cpu.")
-    # A half precision that was asked for the GPU does not hold for the processor.
-    return choose_device("cpu", "auto"), (f"{shortage}: the CPU was used instead.",)
-
-
-@functools.lru_cache(maxsize=1)
-def _network(architecture: str, arguments: str, path: Path, digest: str) -> torch.nn.Module:
-    """Return a network with its weights; the last one stays for the next volume.
-
-    ``arguments`` is JSON, and ``digest`` the file's SHA-256: they make the call's identity.
-    """
-    network = build_network(architecture, **json.loads(arguments))
-    load_weights(network, load_state_dict(path))
-    return network.eval()
-
-
-def free_gpu() -> None:
-    """Give a GPU's memory back: the network that stayed for the next volume, and the graphs made of it, go."""
-    if torch.cuda.is_initialized():
-        _network.cache_clear()
-        gc.collect()
-        release_memory()
-
-
 def _postprocess_and_filter(
     labels: np.ndarray, volume: Volume, model: Model, options: Options, wanted: tuple[Label, ...]
 ) -> np.ndarray:
@@ -411,64 +331,3 @@ def _finished(
     needed = options.postprocess and model.postprocessing is not Postprocessing.NONE
     there = on_grid(volume, fine.geometry) if needed else volume
     return replace(fine, labels=_postprocess_and_filter(fine.labels, there, model, options, wanted))
-
-
-def _report(
-    engine: Engine, volume: Volume, model: Model, run: dict[str, Any], timings: dict[str, float]
-) -> dict[str, Any]:
-    """Return what was used and how it ran: the report without what was found."""
-    modality = {"modality": volume.modality, "modality_inferred": volume.modality_inferred}
-    return {
-        "report_version": reporting.REPORT_VERSION,
-        "disclaimer": DISCLAIMER,
-        "model": reporting.describe_model(model, engine.checkpoint, engine.digest),
-        "software": reporting.describe_software(),
-        "volume": reporting.describe_grid(volume.geometry) | modality,
-        "run": run,
-        "timings_s": timings,
-    }
-
-
-def _describe_run(engine: Engine, model: Model, options: Options, passes: tuple[NetworkPass, ...]) -> dict[str, Any]:
-    """Return how the network ran; ``fine`` is only there where a second stage did, on a grid of its own."""
-    run = {
-        **_describe_device(engine, passes[0].device),
-        **_describe_windows(passes[0], model, options),
-        "tta_axes": list(model.flip_axes) if options.tta else [],
-        "refine": list(model.refinement) if options.refine else [],
-        "postprocessing": (model.postprocessing if options.postprocess else Postprocessing.NONE).value,
-        "margin_threshold": asdict(model.margin_threshold) if options.postprocess and model.margin_threshold else None,
-        "options": asdict(options),
-    }
-    if model.fine is not None and len(passes) > 1:
-        fine = passes[1]
-        run["fine"] = _describe_device(engine, fine.device) | _describe_windows(fine, model.fine, options)
-    return run
-
-
-def _describe_device(engine: Engine, ran_on: torch.device) -> dict[str, Any]:
-    """Return where a network ran: where memory ran out that is not the device that was chosen."""
-    kind = ran_on.type
-    device, backend = engine.device, engine.backend
-    if kind != device.kind:
-        device, backend = choose_device(kind, "auto"), scan.chosen_backend(kind)
-    return {
-        "device": device.name,
-        "device_title": device.title,
-        "precision": device.precision,
-        "scan_backend": backend,
-    }
-
-
-def _describe_windows(ran: NetworkPass, stage: Model | FineStage, options: Options) -> dict[str, Any]:
-    """Return the windows of a stage; ``work`` is their time in windows of the model's own size."""
-    overlap = stage.overlap if options.overlap is None else options.overlap
-    window = ran.window or stage.patch
-    count = window_count(ran.grid.geometry.size[::-1], window, overlap)
-    return {
-        "model_grid": reporting.describe_grid(ran.grid.geometry),
-        "patch": list(window),
-        "windows": count,
-        "work": round(count * math.prod(window) / math.prod(stage.patch), 2),
-        "overlap": overlap,
-    }

@@ -125,9 +125,9 @@ def _raise_what_ended(inbox: Inbox) -> None:
 
 def free_gpu() -> None:
     """Give the GPU's memory back, where a job has taken any."""
-    pipeline = sys.modules.get("segmamba.inference.pipeline")
-    if pipeline is not None:
-        pipeline.free_gpu()
+    engine = sys.modules.get("segmamba.inference.engine")
+    if engine is not None:
+        engine.free_gpu()
 
 
 def answer(

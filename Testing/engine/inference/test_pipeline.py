@@ -13,8 +13,10 @@ import torch
 from helpers import tiny
 from helpers.phantoms import STRAIGHT, phantom
 
+from segmamba import scan
 from segmamba.errors import Cancelled, DeviceError, InputError, ModelError
-from segmamba.inference import pipeline, two_stage
+from segmamba.inference import engine, pipeline, run_report, two_stage
+from segmamba.inference.device import Device, choose_device
 from segmamba.inference.model_grid import model_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.windows import window_count
@@ -109,10 +111,11 @@ def test_the_report_of_two_stages_tells_grid_and_windows_of_each(
 def test_a_second_stage_that_ran_out_of_memory_is_reported_on_the_cpu(
     volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = pipeline.Device("cuda:0", "cuda", "Fine GPU", "float16", 2**34, 2**34)
-    cpu = pipeline.choose_device("cpu")
-    monkeypatch.setattr(pipeline, "choose_device", lambda name, precision: cpu if name == "cpu" else gpu)
-    monkeypatch.setattr(pipeline.scan, "chosen_backend", lambda name: "torch" if name == "cpu" else "triton")
+    gpu = Device("cuda:0", "cuda", "Fine GPU", "float16", 2**34, 2**34)
+    cpu = choose_device("cpu")
+    for module in (engine, run_report):
+        monkeypatch.setattr(module, "choose_device", lambda name, precision: cpu if name == "cpu" else gpu)
+    monkeypatch.setattr(scan, "chosen_backend", lambda name: "torch" if name == "cpu" else "triton")
     grid = model_grid(volume, model.preprocessing)
     empty = torch.ones(1, *grid.geometry.size[::-1])
     passes = tuple(NetworkPass(grid, device) for device in (torch.device("cuda:0"), CPU))
@@ -276,22 +279,22 @@ def test_the_network_is_loaded_once_for_several_volumes(
     def refuse(path: Path) -> None:
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr(pipeline, "load_state_dict", refuse)
+    monkeypatch.setattr(engine, "load_state_dict", refuse)
     assert segment(volume, model, manifest_path.parent).labels.any()
 
 
 def test_a_gpu_with_too_little_memory_gives_way_to_the_cpu_only_if_nobody_asked_for_it(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = pipeline.Device("cuda:0", "cuda", "Small GPU", "float16", 4 * 2**30, 2**30)
-    cpu = pipeline.choose_device("cpu")
-    monkeypatch.setattr(pipeline, "choose_device", lambda name, precision: cpu if name == "cpu" else small)
+    small = Device("cuda:0", "cuda", "Small GPU", "float16", 4 * 2**30, 2**30)
+    cpu = choose_device("cpu")
+    monkeypatch.setattr(engine, "choose_device", lambda name, precision: cpu if name == "cpu" else small)
     hungry = replace(model, entry={**model.entry, "memory_gib": 3.0})
-    device, (warning,) = pipeline.device_for(hungry, Options())
+    device, (warning,) = engine.device_for(hungry, Options())
     assert device is cpu
     assert "1.0 GiB free" in warning
     with pytest.raises(DeviceError, match="needs 3.0 GiB: close other programs"):
-        pipeline.device_for(hungry, Options(device="cuda"))
+        engine.device_for(hungry, Options(device="cuda"))
 
 
 @pytest.mark.parametrize("options", [{"overlap": 1.5}, {"roi": ((0.0, 0.0, 0.0), (1.0, 0.0, 1.0))}])
