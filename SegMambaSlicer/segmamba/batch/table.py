@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from segmamba.batch.layout import PARQUET, TABLE
 from segmamba.batch.outcome import Row
 from segmamba.errors import InstallationError
 from segmamba.utils.atomic import atomic_write
+from segmamba.utils.csv_file import write_csv
 
 STRUCTURES = "structures"
 # Names of files may hold bytes that are not text: they are written as numbers.
@@ -49,13 +49,7 @@ def write_table(rows: Path, folder: Path, order: Sequence[str]) -> None:
         pyarrow is missing.
     """
     columns = _columns(rows, order)
-    with (
-        atomic_write(folder / TABLE, (".csv",)) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors=UNPRINTABLE) as stream,
-    ):
-        writer = csv.DictWriter(stream, list(columns))
-        writer.writeheader()
-        writer.writerows(flattened(row) for row in read_rows(rows))
+    write_csv(folder / TABLE, list(columns), (flattened(row) for row in read_rows(rows)), UNPRINTABLE)
     with atomic_write(folder / PARQUET, (".parquet",)) as temporary:
         _write_parquet(temporary, rows, columns)
 

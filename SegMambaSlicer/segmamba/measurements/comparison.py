@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from segmamba.measurements.bone_density import NO_CONTRAST, NOT_ASSESSED
 from segmamba.measurements.shape_matching import Match, Shape, match, shape_of
 from segmamba.measurements.vertebrae import HEIGHTS, centroid, direction
 from segmamba.measurements.vertebral_body import Mask
-from segmamba.utils.atomic import atomic_write
+from segmamba.utils.csv_file import write_csv
 from segmamba.utils.parallel import at_once
 from segmamba.utils.words import counted
 
@@ -181,10 +180,7 @@ def write_changes(path: str | Path, comparison: Mapping[str, Any]) -> None:
     OutputError
         It cannot be written.
     """
-    with atomic_write(path, (".csv",)) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(flat(row) for row in comparison["vertebrae"])
+    write_csv(path, COLUMNS, (flat(row) for row in comparison["vertebrae"]))
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:

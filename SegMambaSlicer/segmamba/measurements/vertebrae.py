@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from segmamba.measurements.heights import PLACES, Heights, heights_of
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
 from segmamba.spine.levels import C2, L4, L6, ORDER, SACRUM, from_top, is_next
 from segmamba.utils.arrays import label_boxes
-from segmamba.utils.atomic import atomic_write
+from segmamba.utils.csv_file import write_csv
 from segmamba.utils.parallel import at_once
 
 # Density is measured at least this far from the surface of a body, inside its shell and the blur of thick slices; in
@@ -236,10 +235,7 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     OutputError
         It cannot be written.
     """
-    with atomic_write(path, (".csv",)) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(flat(row) for row in rows)
+    write_csv(path, COLUMNS, (flat(row) for row in rows))
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers import tiny
-from helpers.phantoms import phantom
+from helpers import tiny_case
 
-from segmamba.cli.main import main
 from segmamba.errors import OutputError
 from segmamba.inference.final_answer import STEPS_PER_BIT, FinalAnswer
 from segmamba.inference.model_grid import Box, ModelGrid
 from segmamba.inference.prediction import Prediction
-from segmamba.io.volume import Geometry, to_image
+from segmamba.io.volume import Geometry
 from segmamba.models.manifest import load_manifest
 from segmamba.remote.job import segment_on_server
 from segmamba.request import Request
@@ -31,18 +29,11 @@ ROW = Geometry((6, 1, 1), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a CT and a manifest of a tiny model."""
-    folder = tmp_path_factory.mktemp("case")
-    volume = phantom()
-    sitk.WriteImage(to_image(volume.array, volume.geometry), str(folder / "ct.nii.gz"))
-    tiny.write_model(folder)
-    return folder
+    return tiny_case.write(tmp_path_factory.mktemp("case"))
 
 
 def segment(folder: Path, name: str, *more: str) -> int:
-    manifest = ("--manifest", str(folder / "manifest.json"))
-    paths = (str(folder / "ct.nii.gz"), "--output", str(folder / f"{name}.nii.gz"))
-    return main(["segment", *paths, "--in-process", "--device", "cpu", "--task", "vertebrae", *manifest, *more])
+    return tiny_case.segment(folder, f"{name}.nii.gz", *more)
 
 
 def test_probabilities_are_those_of_the_labels_in_both_formats(folder: Path) -> None:

@@ -8,29 +8,19 @@ import json
 from pathlib import Path
 
 import pytest
-import SimpleITK as sitk
-from helpers import tiny
-from helpers.phantoms import phantom
+from helpers import tiny, tiny_case
 
 from segmamba.cli.main import main
 from segmamba.errors import OutputError
-from segmamba.io.volume import to_image
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a CT and a manifest of a tiny model."""
-    folder = tmp_path_factory.mktemp("case")
-    volume = phantom()
-    sitk.WriteImage(to_image(volume.array, volume.geometry), str(folder / "ct.nii.gz"))
-    tiny.write_model(folder)
-    return folder
+    return tiny_case.write(tmp_path_factory.mktemp("case"))
 
 
 def segment(folder: Path, name: str, *more: str) -> int:
-    manifest = ("--manifest", str(folder / "manifest.json"))
-    paths = (str(folder / "ct.nii.gz"), "--output", str(folder / f"{name}.nrrd"))
-    return main(["segment", *paths, "--in-process", "--device", "cpu", "--task", "vertebrae", *manifest, *more])
+    return tiny_case.segment(folder, f"{name}.nrrd", *more)
 
 
 def test_report_and_table_have_a_row_for_each_vertebra_that_was_found(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,10 +88,13 @@ def engine() -> Iterator[Engine]:
     made.stop()
 
 
-def test_one_case_is_read_and_another_written_while_the_networks_run_on_a_third(engine: Engine, tmp_path: Path) -> None:
-    def run(name: str, alone: bool = False) -> object:
-        return engine.run(Request(name, str(tmp_path / "out")), alone)["own"]
+@pytest.fixture
+def run(engine: Engine, tmp_path: Path) -> Callable[..., object]:
+    """Does a case, alone or not, and returns its name."""
+    return lambda name, alone=False: engine.run(Request(name, str(tmp_path / "out")), alone)["own"]
 
+
+def test_one_case_is_read_and_another_written_while_the_networks_run_on_a_third(run: Callable[..., object]) -> None:
     assert run("first") == "first"
     with ThreadPoolExecutor(3) as threads:
         # Each can only go on once the other two are where they should be.
@@ -101,10 +104,7 @@ def test_one_case_is_read_and_another_written_while_the_networks_run_on_a_third(
         assert [each.result(60) for each in (last, here, following)] == ["a", "b", "c"]
 
 
-def test_a_crash_is_told_to_all_cases_that_it_took_and_they_are_done_alone(engine: Engine, tmp_path: Path) -> None:
-    def run(name: str, alone: bool = False) -> object:
-        return engine.run(Request(name, str(tmp_path / "out")), alone)["own"]
-
+def test_a_crash_is_told_to_all_cases_that_it_took_and_they_are_done_alone(run: Callable[..., object]) -> None:
     assert run("first") == "first"
     with ThreadPoolExecutor(2) as threads:
         crash = threads.submit(run, "crash@predict:b@read")
