@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,20 +95,33 @@ def run(engine: Engine, tmp_path: Path) -> Callable[..., object]:
     return lambda name, alone=False: engine.run(Request(name, str(tmp_path / "out")), alone)["own"]
 
 
-def test_one_case_is_read_and_another_written_while_the_networks_run_on_a_third(run: Callable[..., object]) -> None:
+def wait_until_read(case: Future[object], begun: Path) -> None:
+    """Wait until a case is being read: the next one comes behind it then, and cannot take its place."""
+    while not begun.exists() and not case.done():
+        time.sleep(0.005)
+
+
+def test_one_case_is_read_and_another_written_while_the_networks_run_on_a_third(
+    run: Callable[..., object], tmp_path: Path
+) -> None:
     assert run("first") == "first"
     with ThreadPoolExecutor(3) as threads:
         # Each can only go on once the other two are where they should be.
         last = threads.submit(run, "a@write:c@read")
+        wait_until_read(last, tmp_path / "a@read")
         here = threads.submit(run, "b@predict:a@write")
+        wait_until_read(here, tmp_path / "b@read")
         following = threads.submit(run, "c@read:b@predict")
         assert [each.result(60) for each in (last, here, following)] == ["a", "b", "c"]
 
 
-def test_a_crash_is_told_to_all_cases_that_it_took_and_they_are_done_alone(run: Callable[..., object]) -> None:
+def test_a_crash_is_told_to_all_cases_that_it_took_and_they_are_done_alone(
+    run: Callable[..., object], tmp_path: Path
+) -> None:
     assert run("first") == "first"
     with ThreadPoolExecutor(2) as threads:
         crash = threads.submit(run, "crash@predict:b@read")
+        wait_until_read(crash, tmp_path / "crash@read")
         beside = threads.submit(run, "b@read:never")
         for each in (crash, beside):
             with pytest.raises(WorkerError, match="exit status 9"):
