@@ -79,8 +79,7 @@ def network_input(
     """
     import torch
 
-    from segmamba.fast import release_memory
-    from segmamba.inference.sliding_window import is_out_of_memory
+    from segmamba.inference.sliding_window import with_room
 
     grid = model_grid(volume, model.preprocessing, roi, context_mm)
     cropped = cropped_geometry(volume.geometry, grid.crop)
@@ -95,13 +94,7 @@ def network_input(
             ]
         )
 
-    try:
-        return made(torch.device(device)), grid
-    except RuntimeError as error:
-        if torch.device(device).type == "cpu" or not is_out_of_memory(error):
-            raise
-    release_memory()
-    return made(torch.device("cpu")), grid
+    return with_room(made, torch.device(device)), grid
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch.nn import functional
@@ -31,6 +32,7 @@ SMALLER_WINDOW, WINDOW_STEP = 0.75, 32
 
 Axes = tuple[int, ...]
 Activation = Callable[[torch.Tensor], torch.Tensor]
+Found = TypeVar("Found")
 
 
 def flip_combinations(axes: Sequence[int]) -> list[Axes]:
@@ -212,6 +214,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     # What Apple's GPU and the CPU's allocator raise has no type of its own.
     text = str(error)
     return "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
+
+
+def with_room(compute: Callable[[torch.device], Found], place: torch.device) -> Found:
+    """Return what a function computes on a device; on the processor where a GPU has no room for it."""
+    try:
+        return compute(place)
+    except RuntimeError as error:
+        if place.type != "cuda" or not is_out_of_memory(error):
+            raise
+    release_memory()
+    return compute(torch.device("cpu"))
 
 
 @dataclass

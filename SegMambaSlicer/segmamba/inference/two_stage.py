@@ -15,14 +15,14 @@ import torch
 from torch.nn import functional
 
 from segmamba.errors import ModelError
-from segmamba.fast import fast_network, release_memory
+from segmamba.fast import fast_network
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
 from segmamba.inference.level_anchors import LevelAnchor
 from segmamba.inference.model_grid import FAST_SCALE, Box, ModelGrid, with_coarser_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import network_input, padding_values
-from segmamba.inference.sliding_window import identity, is_out_of_memory, predict
+from segmamba.inference.sliding_window import identity, predict, with_room
 from segmamba.inference.windows import Windows, fitted_patch
 from segmamba.io.modality import CT
 from segmamba.io.volume import Volume
@@ -239,13 +239,7 @@ def _decode(spacing_mm: float, *parts: torch.Tensor) -> Column:
 
 def _with_room(compute: Callable[..., Found], *values: torch.Tensor) -> Found:
     """Return what a function makes of tensors; in main memory where a GPU that they are on has no room for it."""
-    try:
-        return compute(*values)
-    except RuntimeError as error:
-        if not values[0].is_cuda or not is_out_of_memory(error):
-            raise
-    release_memory()
-    return compute(*(value.cpu() for value in values))
+    return with_room(lambda place: compute(*(value.to(place) for value in values)), values[0].device)
 
 
 def _where_it_is(values: torch.Tensor) -> np.ndarray | torch.Tensor:

@@ -325,10 +325,10 @@ def test_checkpoints_of_two_stages_are_told_by_their_weights() -> None:
 class OnFullGpu:
     """Stands in for a tensor on a GPU without room for anything more."""
 
-    is_cuda = True
+    device = torch.device("cuda:0")
 
-    def cpu(self) -> str:
-        return "in main memory"
+    def to(self, place: torch.device) -> object:
+        return "in main memory" if place.type == "cpu" else self
 
 
 def test_a_step_for_which_a_gpu_has_no_room_is_done_in_main_memory() -> None:
