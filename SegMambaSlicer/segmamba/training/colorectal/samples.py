@@ -24,11 +24,11 @@ from segmamba.training.synthesis.tissue_labels import SPACING
 from segmamba.training.vertebrae.tissue_maps import Anatomy
 
 # Samples with a tumour have up to this many more than patients have: each is one more example at no cost.
-MOST_MORE = 3
+MOST_MORE = 1
 # Largest distance of a crop's centre from its seed, as a part of the patch: tumours must be equally likely all over the
 # window. Part of the crops at a tumour, and part of the others that are anywhere: most windows of a whole scan show no
 # tumour, and many no bowel.
-JITTER, AT_TUMOUR_SHARE, ANYWHERE_SHARE = 0.42, 0.6, 0.3
+JITTER, AT_TUMOUR_SHARE, ANYWHERE_SHARE = 0.42, 0.4, 0.3
 # A crop extends beyond the map by at most this part of itself, as sliding windows do.
 BEYOND = 0.1
 NARROWED_SHARE = 0.07
