@@ -21,7 +21,7 @@ CONTENTS = (
     "tagged stool", "fluid", "collapsed",
 )  # fmt: skip
 PREPARATIONS = {
-    "none": (0.15, 0.06, 0.08, 0.22, 0.09, 0.06, 0.11, 0.0, 0.0, 0.0, 0.04, 0.19),
+    "none": (0.14, 0.09, 0.06, 0.20, 0.08, 0.06, 0.09, 0.0, 0.0, 0.0, 0.10, 0.18),
     "prepared": (0.50, 0.22, 0.0, 0.02, 0.02, 0.03, 0.0, 0.03, 0.03, 0.02, 0.05, 0.08),
     "oral contrast": (0.16, 0.06, 0.03, 0.06, 0.04, 0.03, 0.03, 0.22, 0.13, 0.12, 0.03, 0.09),
 }
@@ -30,7 +30,7 @@ PREPARATION_SHARES = (0.56, 0.16, 0.28)
 # colon, and gas in the transverse colon, which lies at the front.
 FILLED_ZONES = {
     "rectum": (0.35, ("stool", "old stool", "old stool", "lumps", "paste")),
-    "right": (0.3, ("stool", "old stool", "lumps", "tagged stool", "contrast")),
+    "right": (0.3, ("stool", "old stool", "lumps", "tagged stool", "contrast", "fluid")),
     "transverse": (0.3, ("gas", "gas", "gas over fluid")),
 }
 CONTRAST_HU = (120.0, 1000.0)

@@ -63,7 +63,8 @@ HOUNSFIELD = {
     (NODE,): ((85, 16), (72, 14), (38, 6), (75, 14)),
     (VESSEL,): ((125, 30), (120, 40), (38, 6), (85, 20)),
 }
-NECROSIS_HU, MUCUS_HU, MUCINOUS_SHARE = (12, 38), (20, 45), 0.08
+# Pools of mucus are as dark as fluid, but between them there is tissue that enhances.
+NECROSIS_HU, MUCUS_HU, MUCINOUS_SHARE = (12, 38), (30, 55), 0.08
 # Of the kidney's medulla against its cortex, by phase; and of its pelvis, which is urine or excreted contrast.
 MEDULLA_HU = ((-45, 15), (-125, -45), (-5, 5), (-10, 15))
 PELVIS_HU, EXCRETED_HU, EXCRETED_SHARES = (-5, 25), (150, 900), (0.15, 0.15, 0.15, 0.8)

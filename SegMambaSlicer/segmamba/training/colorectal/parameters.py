@@ -103,7 +103,7 @@ def draw_tumour(seed: int, radius: float, rng: np.random.Generator, kind: str = 
         eccentricity,
         lobes=rng.uniform(0.08, 0.3),
         crater=rng.uniform(0.35, 0.7) if kind != "polypoid" and rng.random() < 0.3 else 0.0,
-        necrosis=rng.uniform(0.2, 0.8) if large and rng.random() < 0.45 else 0.0,
+        necrosis=rng.uniform(0.15, 0.5) if large and rng.random() < 0.45 else 0.0,
         narrowing=narrowing,
     )
 
