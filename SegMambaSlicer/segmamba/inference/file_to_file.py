@@ -21,7 +21,7 @@ from segmamba.errors import (
     package_problem,
 )
 from segmamba.inference.channels import check_files, in_order, joined
-from segmamba.io import dicom_index
+from segmamba.io import dicom_choice
 from segmamba.io.channels_file import CHANNELS_EXTENSIONS
 from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_results import DICOM_EXTENSIONS, check_sources, kind_of, write_dicom
@@ -266,7 +266,7 @@ def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str
         labels = result.grid_labels
         if volume.stored is not None:
             labels = labels_as_stored(labels, volume.geometry, volume.stored)
-        files = dicom_index.find_files(Path(request.input))
+        files = dicom_choice.find_files(Path(request.input))
         rows = result.report.get("measurements") or result.report["segments"]
         notes = [write_dicom(path, labels, files, result.model.labels, result.model, rows) for path in paths]
         return tuple(dict.fromkeys(note for each in notes for note in each))
@@ -313,7 +313,7 @@ def check_outputs(request: Request) -> None:
         if kind_of(dicom) is not None:
             if not source.is_dir() and not is_dicom(source):
                 raise OutputError(f"{dicom} needs a DICOM series as input: choose another output format.")
-            check_sources(dicom_index.find_files(source), str(dicom))
+            check_sources(dicom_choice.find_files(source), str(dicom))
     outputs = [Path(request.output), *further]
     files = ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv"))
     for path, extension in (*files, (request.page, ".html")):

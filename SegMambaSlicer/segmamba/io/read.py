@@ -62,13 +62,13 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     ...
     segmamba.errors.InputError: no-such-file.nii.gz does not exist: check the path.
     """
-    from segmamba.io import dicom_index
+    from segmamba.io import dicom_choice
 
     path = Path(path)
     check_input(path)
     name = str(path)
     if path.is_dir() or is_dicom(path):
-        volume = dicom_index.read(path)
+        volume = dicom_choice.read(path)
         check_values(volume.array, name)
         return volume
     volume = read_stored(path)

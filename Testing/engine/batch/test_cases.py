@@ -24,7 +24,7 @@ from segmamba.batch.datafiles import data_files
 from segmamba.batch.label_maps import why_label_map
 from segmamba.batch.layout import prepare
 from segmamba.errors import InputError
-from segmamba.io.dicom_index import find_files
+from segmamba.io.dicom_choice import find_files
 
 
 def test_names_are_readable_unique_and_the_same_in_every_run(tmp_path: Path) -> None:
