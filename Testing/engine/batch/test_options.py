@@ -16,6 +16,7 @@ from segmamba.batch.layout import CASES, PARQUET, RECORD
 from segmamba.cli.main import main
 from segmamba.errors import Cancelled, WorkerError
 from segmamba.request import Request
+from segmamba.worker.stations import DEPTH
 
 
 @pytest.fixture
@@ -79,12 +80,16 @@ def test_a_run_goes_on_only_while_a_file_is_there(
             return quick_run(request)
 
     monkeypatch.setattr(engine, "Engine", Stopping)
+    # More than a worker begins before it is asked whether to go on.
+    count = DEPTH + 2
+    write_inputs(tmp_path / "many", count)
+    call[1:2] = [str(tmp_path / "many"), "--workers", "1"]
     (tmp_path / "go").touch()
     assert main([*call, "--while", str(tmp_path / "go")]) == Cancelled.exit_code
     assert "to resume" in capsys.readouterr().err
-    assert len(rows(tmp_path / "out")) < 3
+    assert len(rows(tmp_path / "out")) < count
     assert main(call) == 0
-    assert len(rows(tmp_path / "out")) == 3
+    assert len(rows(tmp_path / "out")) == count
 
 
 def test_an_engine_does_not_start_again_when_its_run_is_over() -> None:
