@@ -12,6 +12,7 @@ from helpers.phantoms import OBLIQUE, STRAIGHT, VERTEBRAE, spine_labels, true_la
 from segmamba.errors import OutputError
 from segmamba.io.volume import Geometry
 from segmamba.models import store
+from segmamba.models.manifest import load_manifest
 from segmamba.reporting import report
 
 
@@ -40,6 +41,91 @@ def test_structures_cut_off_by_the_border_of_the_volume_are_marked() -> None:
     geometry = Geometry((6, 6, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
     rows = report.measure_segments(labels, labels, geometry, spine_labels())
     assert [row["at_border"] for row in rows] == [False, True]
+
+
+def test_each_figure_of_a_structure_is_exact() -> None:
+    labels = np.zeros((20, 12, 9), np.uint8)
+    labels[3:13, 2:12, 1:8] = 20
+    confidence = np.full(labels.shape, 51, np.uint8)
+    confidence[3:13, 2:12, 1:8] = 102
+    geometry = Geometry((9, 12, 20), (2.0, 3.0, 4.0), (10.0, 20.0, 30.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    (row,) = report.measure_segments(labels, confidence, geometry, spine_labels())
+    assert row == {
+        "value": 20,
+        "name": "L1 vertebra",
+        "voxels": 700,
+        "volume_ml": 16.8,
+        "centroid_ras_mm": [-18.0, -39.5, 60.0],
+        "mean_confidence": 0.4,
+        "at_border": True,
+    }
+
+
+def test_a_report_says_which_model_ran_and_on_what() -> None:
+    model = load_manifest().default("vertebrae")
+    said = report.describe_model(model, Path("/some/where/w.pt"), "0" * 64)
+    assert (said["id"], said["version"], said["title"], said["task"]) == (
+        model.id,
+        model.version,
+        model.title,
+        "vertebrae",
+    )
+    assert (said["checkpoint"], said["checkpoint_sha256"], said["checkpoint_in_manifest"]) == ("w.pt", "0" * 64, False)
+    assert report.describe_model(model, Path("w"), model.file.sha256 or "")["checkpoint_in_manifest"] is True
+    assert said["architecture"] == model.architecture and said["caution"] == model.caution
+    assert said["estimated"] == model.preprocessing.estimated
+    assert said["normalization"][0]["scheme"] == model.preprocessing.normalization[0].scheme
+    assert said["limits"] == model.entry["limits"] and said["limits"]
+    assert (said["licence"], said["citation"]) == (model.entry["licence"], model.entry["citation"])
+    versions = report.describe_software()
+    assert set(versions) == {"segmamba", "python", "torch", "numpy", "scipy", "SimpleITK", "system"}
+    assert versions["numpy"] == np.__version__ and all(versions.values())
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise report.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(report.metadata, "version", version)
+    assert report.describe_software()["torch"] is None
+
+
+def test_a_grid_is_described_as_itk_has_it() -> None:
+    assert report.describe_grid(OBLIQUE) == {
+        "size": list(OBLIQUE.size),
+        "spacing_mm": list(OBLIQUE.spacing),
+        "origin_lps_mm": list(OBLIQUE.origin),
+        "direction_lps": list(OBLIQUE.direction),
+    }
+
+
+@pytest.mark.parametrize(
+    ("anchors", "said"),
+    [
+        ([], ""),
+        ([("L5", "person", False)], ""),
+        ([("L5", "person", True), ("T12", "person", True)], "Vertebral levels were set by a person (L5, T12)."),
+        ([("L5", "segmentation", True)], "Vertebral levels were taken from another segmentation."),
+        (
+            [("L5", "person", True), ("L4", "segmentation", True)],
+            "Vertebral levels were set by a person (L5) and taken from another segmentation.",
+        ),
+    ],
+)
+def test_the_summary_says_who_set_the_levels(anchors: list[tuple[str, str, bool]], said: str) -> None:
+    given = [{"level": level, "set_by": by, "used": used} for level, by, used in anchors]
+    numbering = {"certain": True, "reason": "", "anchors": given}
+    assert report.levels_set({"numbering": numbering}) == said
+    assert report.levels_set({}) == ""
+    whole = report.summary({"segments": [{"name": "L5 vertebra"}, {"name": "L4 vertebra"}], "numbering": numbering})
+    assert whole == f"2 structures found: L5 vertebra, L4 vertebra. {said}".strip()
+
+
+def test_nothing_is_unusual_where_no_segment_is_left() -> None:
+    numbering = {"variants": ["There is no T12."]}
+    assert report.level_variants({"segments": [], "numbering": numbering}) == []
+    assert report.level_variants({"numbering": numbering}) == ["There is no T12."]
+    assert report.level_variants({}) == []
 
 
 def test_the_summary_counts_and_names() -> None:
@@ -76,7 +162,9 @@ def test_a_report_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_report_keeps_names_in_any_script(tmp_path: Path) -> None:
     report.write_report(tmp_path / "r.json", {"input": "\u80f8\u90e8.nii"})
-    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == {"input": "\u80f8\u90e8.nii"}
+    text = (tmp_path / "r.json").read_text(encoding="utf-8")
+    assert text == '{\n  "input": "\u80f8\u90e8.nii"\n}\n'
+    assert json.loads(text) == {"input": "\u80f8\u90e8.nii"}
 
 
 @pytest.mark.parametrize(
