@@ -59,7 +59,11 @@ class Engine:
                 while self._worker.pid is None and self._waiting():
                     self._hear()
                 self._wait_until_ready()
+                before = self._worker.pid
                 job = self._worker.submit(request)
+                if self._worker.pid != before:
+                    # It ended in this moment and was started again: nothing more comes of what it had.
+                    self._lose_all(LOST)
                 self._answers[job] = None
             message = None
             while message is None:

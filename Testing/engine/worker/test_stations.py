@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +134,30 @@ def test_a_crash_is_told_to_all_cases_that_it_took_and_they_are_done_alone(
         with pytest.raises(WorkerError):
             alone[1].result(60)
         assert alone[2].result(60) == "c"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_process_that_ends_just_before_another_case_comes_leaves_no_case_waiting(
+    engine: Engine, run: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("first") == "first"
+    ready = engine._wait_until_ready
+
+    def ready_and_killed() -> None:
+        ready()
+        monkeypatch.setattr(engine, "_wait_until_ready", ready)
+        os.kill(engine._worker.pid or 0, signal.SIGKILL)
+        while engine._worker.pid is not None:
+            time.sleep(0.005)
+
+    with ThreadPoolExecutor(1) as threads:
+        lost = threads.submit(run, "a@predict:never")
+        while not (tmp_path / "a@predict").exists():
+            time.sleep(0.005)
+        monkeypatch.setattr(engine, "_wait_until_ready", ready_and_killed)
+        assert run("b") == "b"
+        with pytest.raises(WorkerError, match="ended while it worked"):
+            lost.result(60)
 
 
 def test_a_process_never_had_less_than_it_has(tmp_path: Path) -> None:
