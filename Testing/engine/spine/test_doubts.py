@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segmamba.spine.doubts import doubts
+from segmamba.spine.doubts import distance_doubts, doubts
 from segmamba.spine.hmm import label_levels
 from segmamba.spine.levels import DISTANCES_MM, SACRUM, SACRUM_MM, T13
 
@@ -135,6 +135,13 @@ def test_levels_against_those_of_the_network_are_doubted() -> None:
     assert found(LOIN, [level - 1 for level in LOIN]) == ["the vertebrae look like those of other levels"]
     # The last rib and the sacrum agree against it.
     assert found(LOIN, [level - 1 for level in LOIN], ribs=[1, 1, 1, 0, 0, 0, 0, 0]) == []
+    # So do the axis and the sacrum; one of them does not suffice.
+    from_axis = list(range(2, 25))
+    others = [level - 1 for level in from_axis]
+    look_like_others = "the vertebrae look like those of other levels"
+    assert look_like_others not in found(from_axis, others)
+    assert look_like_others in found(from_axis, others, sacrum=False)
+    assert look_like_others in found(from_axis[1:], others[1:])
     mixed = [17, 18, 19, 20, 20, 21, 22, 23]
     assert found(LOIN, mixed, sacrum=False) == []
 
@@ -157,3 +164,10 @@ def test_a_doubt_makes_a_probable_labelling_uncertain_and_is_the_reason() -> Non
     assert sure.certain
     assert doubted.levels.tolist() == LOIN and not doubted.certain
     assert doubted.reason == "No rib was found at T12: check the levels."
+
+
+def test_distances_are_those_of_one_step_where_levels_are_left_out() -> None:
+    levels = [17, 19, 21]
+    assert distance_doubts(np.array(levels), centres_of(levels)) == []
+    close = centres_of([17, 18, 20])
+    assert distance_doubts(np.array(levels), close) == ["T10 and T12 are as close as neighbours"]

@@ -9,7 +9,7 @@ import pytest
 from helpers.simulated_answers import centroids, load, whole_levels
 
 from segmamba.spine.factors import STATES
-from segmamba.spine.hmm import CERTAIN, Numbering, label_levels
+from segmamba.spine.hmm import CERTAIN, Numbering, _moved, label_levels
 from segmamba.spine.levels import (
     DISTANCE_SPREAD,
     DISTANCES_MM,
@@ -356,3 +356,13 @@ def test_the_table_of_distances_is_that_of_the_open_label_maps(shared) -> None:
     for level, distance in distances.items():
         assert DISTANCES_MM[level - 1] == pytest.approx(distance, rel=0.03)
     assert spread < DISTANCE_SPREAD
+
+
+@pytest.mark.parametrize("by", [-2, -1, 1, 2])
+def test_evidence_that_is_moved_is_another_level_s_and_nothing_comes_round_the_end(by: int) -> None:
+    evidence = np.log(np.random.default_rng(1).dirichlet(np.ones(SACRUM), 3))
+    moved = _moved(evidence, by)
+    for level in range(SACRUM):
+        known = 0 <= level - by < SACRUM
+        expected = evidence[:, level - by] if known else evidence.min(axis=1)
+        np.testing.assert_array_equal(moved[:, level], expected)
