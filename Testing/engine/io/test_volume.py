@@ -11,7 +11,7 @@ from helpers.phantoms import OBLIQUE, rotation
 
 from segmamba.errors import InputError
 from segmamba.io.read import read_volume
-from segmamba.io.volume import Geometry, to_image
+from segmamba.io.volume import FARTHEST_MM, LONGEST_MM, SPACING_RANGE_MM, Geometry, check_geometry, to_image
 
 GEOMETRY = Geometry((9, 8, 7), (0.7, 0.8, 2.5), (-10.0, 20.5, -300.0), rotation(20, -15))
 
@@ -159,3 +159,58 @@ def test_a_modality_in_a_header_field_is_read(tmp_path: Path) -> None:
     assert read_volume(tmp_path / "named.nrrd").modality == "MR"
     sitk.WriteImage(to_image(some_ct(), GEOMETRY), str(tmp_path / "plain.nrrd"))
     assert read_volume(tmp_path / "plain.nrrd").modality is None
+
+
+def grid(**changes: object) -> Geometry:
+    sound = {"size": (9, 8, 7), "spacing": (1.0, 1.0, 1.0), "origin": (0.0, 0.0, 0.0), "direction": rotation(0, 0)}
+    return Geometry(**(sound | changes))  # type: ignore[arg-type]
+
+
+LOW, HIGH = SPACING_RANGE_MM
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        grid(size=(2, 2, 2)),
+        grid(spacing=(LOW, LOW, HIGH)),
+        grid(size=(2, 2, 100), spacing=(1.0, 1.0, LONGEST_MM / 100)),
+        grid(origin=(FARTHEST_MM, -FARTHEST_MM, FARTHEST_MM)),
+    ],
+)
+def test_a_grid_is_sound_up_to_its_limits(sound: Geometry) -> None:
+    check_geometry(sound, "it")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (grid(size=(9, 0, 7)), "^it holds no voxel: "),
+        (grid(size=(9, 1, 7)), "^it has a single slice: "),
+        (grid(spacing=(1.0, LOW / 2, 1.0)), "^it has a voxel size of 1 x .* x 1 mm"),
+        (grid(spacing=(1.0, 1.0, 2 * HIGH)), "^it has a voxel size of 1 x 1 x "),
+        (grid(size=(2, 2, 101), spacing=(1.0, 1.0, LONGEST_MM / 100)), f"^it is {1.01 * LONGEST_MM / 1000:.1f} m long"),
+        (grid(origin=(0.0, 1.01 * FARTHEST_MM, 0.0)), "^it has an origin far outside"),
+        (grid(origin=(0.0, 0.0, float("nan"))), "^it has an origin far outside"),
+    ],
+)
+def test_a_grid_beyond_its_limits_is_refused_in_a_sentence(wrong: Geometry, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check_geometry(wrong, "it")
+
+
+def test_sheared_axes_are_refused_unless_they_are_expected() -> None:
+    sheared = grid(direction=(1.0, 0.2, 0, 0, 0.98, 0, 0, 0, 1.0))
+    with pytest.raises(InputError):
+        check_geometry(sheared, "it")
+    check_geometry(sheared, "it", sheared=True)
+
+
+def test_a_matrix_gives_the_grid_that_it_describes() -> None:
+    again = Geometry.from_affine(GEOMETRY.size, GEOMETRY.affine)
+    np.testing.assert_allclose(again.affine, GEOMETRY.affine, atol=1e-12)
+    assert (again.size, again.spacing) == (GEOMETRY.size, pytest.approx(GEOMETRY.spacing))
+    assert again.voxel_volume == pytest.approx(0.7 * 0.8 * 2.5)
+    for value in (0.0, np.nan, np.inf):
+        with pytest.raises(InputError, match="^it has an affine that gives no voxel size"):
+            Geometry.from_affine((9, 8, 7), np.diag([1.0, value, 1.0, 1.0]), "it")
