@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -93,26 +94,56 @@ def check_values(array: np.ndarray, name: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what the C++ readers print away from the terminal: a bad file ends in one sentence, not in two."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.flush()
-    saved: list[tuple[int, int]] = []
+    """Keep what the C++ readers print away from the terminal: a bad file ends in one sentence, not in two.
+
+    Threads may read at the same time: the last one to end gives the streams back.
+    """
+    _QUIET.enter()
     try:
-        with open(os.devnull, "wb") as nowhere:
-            for descriptor in (1, 2):
-                # A windowed application may have no standard streams.
-                with contextlib.suppress(OSError):
-                    saved.append((os.dup(descriptor), descriptor))
-                    os.dup2(nowhere.fileno(), descriptor)
-            yield
+        yield
     finally:
-        for copy, descriptor in saved:
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+        _QUIET.leave()
+
+
+class _Quiet:
+    """Standard streams that lead nowhere while somebody reads: they are the process's own, not a thread's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._shown = True
+        self._saved: list[tuple[int, int]] = []
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:
+                return
+            self._shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    stream.flush()
+            with open(os.devnull, "wb") as nowhere:
+                for descriptor in (1, 2):
+                    # A windowed application may have no standard streams.
+                    with contextlib.suppress(OSError):
+                        self._saved.append((os.dup(descriptor), descriptor))
+                        os.dup2(nowhere.fileno(), descriptor)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside:
+                return
+            while self._saved:
+                copy, descriptor = self._saved.pop()
+                os.dup2(copy, descriptor)
+                os.close(copy)
+            sitk.ProcessObject.SetGlobalWarningDisplay(self._shown)
+
+
+_QUIET = _Quiet()
 
 
 def _count_bad(array: np.ndarray) -> int:

@@ -16,7 +16,7 @@ from helpers.saved_images import STRAIGHT, noise, saved
 
 from segmamba.errors import DeviceError, InputError
 from segmamba.io.modality import modality_warning
-from segmamba.io.read import check_values, read_volume
+from segmamba.io.read import check_values, quiet, read_volume
 from segmamba.io.volume import Geometry, Volume, check_geometry, to_image
 
 
@@ -375,3 +375,18 @@ def test_a_file_that_does_not_say_how_the_patient_lies_is_told(name: str, tmp_pa
 @pytest.mark.parametrize("name", ["ct.nrrd", "ct.nhdr", "ct.mha", "ct.mhd", "ct.nii.gz"])
 def test_a_file_with_directions_is_read_without_a_word(name: str, tmp_path: Path) -> None:
     assert read_volume(saved(tmp_path / name, sitk.GetImageFromArray(noise(5, 6, 7)))).notes == ()
+
+
+def test_readers_at_the_same_time_give_the_terminal_back_when_the_last_one_ends(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    one, other = quiet(), quiet()
+    one.__enter__()
+    other.__enter__()
+    os.write(1, b"of a library")
+    one.__exit__(None, None, None)
+    os.write(2, b"of a library")
+    other.__exit__(None, None, None)
+    os.write(1, b"said")
+    os.write(2, b"warned")
+    assert capfd.readouterr() == ("said", "warned")
