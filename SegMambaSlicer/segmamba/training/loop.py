@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import pickle
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +106,7 @@ class Run:
             self.iteration = state["iteration"]
             self.seconds = state.get("seconds", 0.0)
             self.best = state.get("best")
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # a damaged file may raise anything
             problem = f"{self.state_path} is damaged or belongs to another network"
             raise InputError(f"{problem}: choose another folder in the configuration.") from error
 
@@ -140,13 +140,21 @@ class Run:
             self._save_weights(self.best_path)
 
     def log(self, **entry: Any) -> None:
-        """Print one JSON object and append it to the log."""
+        """Print one JSON object and append it to the log; OutputError where that cannot be written."""
         if not self.group.is_main_process:
             return
         line = json.dumps({"iteration": self.iteration, **entry})
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
+        path = self.folder / "log.jsonl"
+        try:
+            with path.open("ab+") as file:
+                # A process that was killed may have left a part of a line.
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read() == b"\n" else f"\n{line}"
+                file.write(f"{line}\n".encode())
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: check the folder's permissions and free space.") from error
+        print(line.strip(), flush=True)
 
     def learning_rate(self) -> float:
         """Return the rate of the next step."""

@@ -17,7 +17,7 @@ from helpers.phantoms import phantom, true_labels
 
 from segmamba import scan
 from segmamba.cli.main import main
-from segmamba.errors import InputError, ModelError
+from segmamba.errors import InputError, ModelError, OutputError
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import IntensityNormalization, load_manifest
 from segmamba.networks import build_network
@@ -25,6 +25,7 @@ from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.training import loop, sample_source, tasks
 from segmamba.training.config import Config, read_config
 from segmamba.training.cuda_graph import CudaGraphStep, gradients_of
+from segmamba.training.dataset.curves import read_log
 from segmamba.training.losses import vertebra_loss
 from segmamba.training.vertebrae import validation as evaluation
 from segmamba.training.vertebrae.label_maps import prepare
@@ -55,8 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(folder: Path, tmp_path: Path) -> Config:
-    """The configuration with a folder of its own and nothing to evaluate."""
-    return replace(read_config(folder / "config.json"), folder=str(tmp_path / "own"), evaluation="")
+    """The configuration with a folder of its own, small patches and nothing to evaluate."""
+    config = read_config(folder / "config.json")
+    return replace(config, folder=str(tmp_path / "own"), patch=(16, 16, 16), evaluation="")
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -226,9 +228,25 @@ def test_given_weights_of_another_network_are_refused(folder: Path, config: Conf
 def test_a_damaged_state_is_one_sentence(config: Config) -> None:
     loop.train(config, minutes=0)
     state = Path(config.folder) / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(InputError, match="choose another folder"):
-        loop.Run(config, CPU)
+    whole = state.read_bytes()
+    for length in (*range(0, len(whole), len(whole) // 20), 1, 1000, len(whole) - 1):
+        state.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="choose another folder"):
+            loop.Run(config, CPU)
+
+
+def test_a_line_of_the_log_that_was_cut_costs_no_other_one(config: Config) -> None:
+    run = loop.Run(config, CPU)
+    run.log(loss=1.0)
+    path = run.folder / "log.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    run.log(loss=2.0)
+    run.log(loss=3.0)
+    assert [entry["loss"] for entry in read_log(path)] == [2.0, 3.0]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OutputError, match=r"log\.jsonl cannot be written"):
+        run.log(loss=4.0)
 
 
 @pytest.fixture
