@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from helpers.measured_spine import Vertebra, painted, turned
-from segmamba.io.volume import Geometry, Volume
+from segmamba.io.labelmap import write_labelmap
+from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.measurements.comparison import Exam
 from segmamba.measurements.vertebrae import masks_of, measure_spine
 from segmamba.measurements.vertebral_body import Mask
@@ -75,3 +79,23 @@ def scaled(made: Exam, factors: tuple[float, float, float]) -> Exam:
     """Return an exam whose masks are larger along x, y and z, in patient coordinates."""
     matrix = np.diag([*factors, 1.0])
     return replace(made, masks={level: Mask(mask.array, matrix @ mask.to_lps) for level, mask in made.masks.items()})
+
+
+def write_exams(folder: Path, broken: int = L1 + 1) -> None:
+    """Write image, segmentation and report of two exams, the second in a folder as batches make it.
+
+    In the second, the vertebra ``broken`` is lower in front.
+    """
+    (folder / "second").mkdir(parents=True)
+    reports = folder / "first.json", folder / "second" / "report.json"
+    masks = folder / "first.nii.gz", folder / "second" / "segmentation.seg.nrrd"
+    images = folder / "first_ct.nii.gz", folder / "second_ct.nii.gz"
+    vertebrae = spine(), spine(3.0, {broken: 15.0})
+    for each, mask, image, report in zip(vertebrae, masks, images, reports, strict=True):
+        measured, labels, ct = exam(each)
+        write_labelmap(mask, labels, GRID, STRUCTURES)
+        sitk.WriteImage(to_image(ct.array, GRID), str(image))
+        model = {"id": "spinemamba", "version": "0.4.0"}
+        # Where the run wrote it; the folder has moved since.
+        content: dict[str, Any] = {"output": f"/elsewhere/{mask.name}", "model": model}
+        report.write_text(json.dumps({**content, "measurements": measured.rows, "bone": measured.bone}))

@@ -7,11 +7,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import SimpleITK as sitk
-from helpers.followed_spine import GRID, STRUCTURES, exam, spine
+from helpers.followed_spine import GRID, STRUCTURES, write_exams
 
 from segmamba.cli.main import main
 from segmamba.errors import InputError, OutputError
@@ -45,17 +44,7 @@ class Files:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     made = Files(tmp_path_factory.mktemp("exams"))
-    (made.folder / "second").mkdir()
-    reports = (made.folder / "first.json", made.folder / "second" / "report.json")
-    vertebrae = (spine(), spine(3.0, {BROKEN: 15.0}))
-    for each, mask, image, path in zip(vertebrae, made.masks, made.images, reports, strict=True):
-        measured, labels, ct = exam(each)
-        write_labelmap(mask, labels, GRID, STRUCTURES)
-        sitk.WriteImage(to_image(ct.array, GRID), image)
-        model = {"id": "spinemamba", "version": "0.4.0"}
-        # Where the run wrote it; the folder has moved since.
-        content: dict[str, Any] = {"output": f"/elsewhere/{Path(mask).name}", "model": model}
-        path.write_text(json.dumps({**content, "measurements": measured.rows, "bone": measured.bone}))
+    write_exams(made.folder)
     return made
 
 
