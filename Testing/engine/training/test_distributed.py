@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import pytest
 import torch
 from helpers import small_spine, tiny
 from helpers.labelled_images import NNUNET, write_described
+from helpers.own_time import PATIENCE
+from helpers.warm_child import start_file
 
 from segmamba.training.dataset.plan import write_plan
 from segmamba.training.dataset.train import Order, plan_training
 from segmamba.training.vertebrae.label_maps import prepare
-from segmamba.worker.client import worker_environment
 
 # What each process does, in one folder after the other; what it saw is kept there by its rank.
 STEPS = """
@@ -41,6 +41,7 @@ torch.save({"losses": losses, "weights": run.network.state_dict(), "going": goin
 # And a training on labelled images.
 ON_LABELLED = """
 import os
+from segmamba import networks
 from segmamba.training.dataset.source import CaseSource
 from segmamba.training.dataset.train import Order, train_on_dataset
 folder, seen, batch = Path(sys.argv[2]), [], CaseSource.batch
@@ -49,6 +50,7 @@ def noted(self, size):
     seen.append(found.image)
     return found
 CaseSource.batch = noted
+networks.ARCHITECTURES["one_convolution"] = ("helpers.voxel_networks", "OneConvolution")
 train_on_dataset(Order(folder / "data", folder / "run", device="cpu"))
 torch.save(seen, folder / f"{os.environ['RANK']}.pt")
 """
@@ -56,19 +58,29 @@ torch.save(seen, folder / f"{os.environ['RANK']}.pt")
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folders of what two processes of one ``torchrun`` have done: of `STEPS`, and of `ON_LABELLED`."""
+    """The folders of what two processes have done that were started as ``torchrun`` does: `STEPS`, `ON_LABELLED`."""
     steps, labelled = tmp_path_factory.mktemp("steps"), tmp_path_factory.mktemp("labelled")
     prepare(small_spine.write_subjects(steps / "labels"), steps / "maps", variants=1)
-    (steps / "config.json").write_text(json.dumps(tiny.TRAINING | {"evaluation": ""}), encoding="utf-8")
+    (steps / "config.json").write_text(
+        json.dumps(tiny.TRAINING | {"evaluation": "", "patch": [16, 16, 16]}), encoding="utf-8"
+    )
     order = Order(write_described(labelled / "data", ["a", "b", "c"], NNUNET), labelled / "run", device="cpu")
     plan = plan_training(order)
-    recipe = replace(plan.recipe, arguments=tiny.ARGUMENTS | {"out_channels": 2}, architecture="spine_mamba", batch=1)
-    recipe = replace(recipe, iterations=3, log_every=1, readers=1)
+    arguments = {"in_channels": 1, "out_channels": 2}
+    recipe = replace(
+        plan.recipe, architecture="one_convolution", arguments=arguments, batch=1, iterations=3, log_every=1, readers=1
+    )
     write_plan(replace(plan, patch=(16, 16, 16), recipe=recipe), labelled / "run" / "plan.json")
     (steps / "both.py").write_text(STEPS + ON_LABELLED, encoding="utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, str(steps / "both.py"), str(steps), str(labelled)]
-    subprocess.run(command, check=True, env=worker_environment(), timeout=900)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    started = [
+        start_file(steps / "both.py", [str(steps), str(labelled)], group | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    for process in started:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in started] == [0, 0]
     return steps, labelled
 
 
