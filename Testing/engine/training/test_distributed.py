@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from segmamba.training.dataset.plan import write_plan
 from segmamba.training.dataset.train import Order, plan_training
 from segmamba.training.vertebrae.label_maps import prepare
 
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the processes are forked")
 # What each process does, in one folder after the other; what it saw is kept there by its rank.
 STEPS = """
 import sys, torch
