@@ -86,6 +86,26 @@ def make_app(jobs: Jobs, token: str) -> Guard:
         dependencies=[Depends(HTTPBearer(auto_error=False))],
     )
 
+    _answer_errors(app)
+    _add_jobs(app, jobs)
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Say that the server is up, and how many jobs there are in which state. Needs no token."""
+        return {"status": "ok", "version": __version__, "jobs": jobs.count()}
+
+    @app.get("/models")
+    def models() -> list[dict[str, Any]]:
+        """List the models of the server."""
+        found = load_models(Path(settings.manifest) if settings.manifest else None).models
+        return [{"id": each.id, "version": each.version, "title": each.title, "task": each.task} for each in found]
+
+    return Guard(app, token, settings.upload_bytes)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Answer errors in one typed sentence each."""
+
     @app.exception_handler(Refused)
     async def refused(_request: HttpRequest, error: Refused) -> Response:
         return Response(error_body(error.error), error.status, media_type="application/json")
@@ -101,21 +121,14 @@ def make_app(jobs: Jobs, token: str) -> Guard:
         text = f"The description of the job is not valid: correct {', '.join(sorted(places))}."
         return Response(error_body(InputError(text)), 422, media_type="application/json")
 
-    @app.get("/health")
-    def health() -> dict[str, Any]:
-        """Say that the server is up, and how many jobs there are in which state. Needs no token."""
-        return {"status": "ok", "version": __version__, "jobs": jobs.count()}
 
-    @app.get("/models")
-    def models() -> list[dict[str, Any]]:
-        """List the models of the server."""
-        found = load_models(Path(settings.manifest) if settings.manifest else None).models
-        return [{"id": each.id, "version": each.version, "title": each.title, "task": each.task} for each in found]
+def _add_jobs(app: FastAPI, jobs: Jobs) -> None:
+    """Add what can be done with a job."""
 
     @app.put("/jobs/{identifier}")
     def create(identifier: Identifier, description: JobDescription) -> dict[str, Any]:
         """Announce a job, and learn its state. Sent again it is the same job, unless that failed."""
-        make_request = request_maker(description, settings)
+        make_request = request_maker(description, jobs.settings)
         uploads = {name: Upload(each.kind, each.size, each.sha256) for name, each in sorted(description.files.items())}
         return view(jobs, jobs.create(identifier, make_request, uploads))
 
@@ -146,15 +159,18 @@ def make_app(jobs: Jobs, token: str) -> Guard:
         job = jobs.get(identifier)
         if name not in job.results:
             raise Refused(404, OutputError(f"The job has no result '{name}': look at its state."))
-        return FileResponse(job.folder / "results" / name, media_type="application/octet-stream")
+        path = job.folder / "results" / name
+        if not path.is_file():
+            # Something cleans up the folder for temporary files; the job can be done again.
+            jobs.forget(job)
+            raise Refused(404, OutputError("The server has lost this result: start again."))
+        return FileResponse(path, media_type="application/octet-stream")
 
     @app.delete("/jobs/{identifier}")
     def forget(identifier: Identifier) -> JSONResponse:
         """Cancel a job, or say that its result was fetched: all that belongs to it is deleted."""
         jobs.forget(jobs.get(identifier))
         return JSONResponse({"state": "forgotten"})
-
-    return Guard(app, token, settings.upload_bytes)
 
 
 FILE_BODY = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import signal
@@ -35,7 +36,7 @@ from helpers.running_server import TOKEN, RunningServer, running_server
 
 from segmamba.errors import Cancelled, InputError, ModelError, OutputError, SegMambaError, WorkerError
 from segmamba.io.read import read_volume
-from segmamba.remote.client import Client
+from segmamba.remote.client import Body, Client, Interrupted
 from segmamba.remote.job import segment_on_server
 from segmamba.request import Request
 from segmamba.server.jobs import PREFIX, Jobs, private_folder
@@ -175,6 +176,25 @@ def test_a_cancelled_job_stops_and_leaves_nothing_here_and_there(
     assert not (tmp_path / "out.nii.gz").exists()
     wait_for(lambda: not server.files())
     wait_for(lambda: any(": cancelled after" in line for line in server.log))
+
+
+def test_a_result_that_was_deleted_on_the_server_is_told_and_can_be_made_again(
+    server: RunningServer, folder: Path, tmp_path: Path
+) -> None:
+    content = (folder / "ct.nii.gz").read_bytes()
+    described = description(content)
+    described["files"]["input"]["kind"] = "nii.gz"
+    server.client.announce(JOB, described)
+    server.client.send(JOB, "input", Body(io.BytesIO(content), len(content), lambda fraction: None, lambda: False))
+    *_, last = server.client.follow(JOB)
+    ((name, sha256),) = last["results"].items()
+    for path in server.files():
+        path.unlink()
+    with pytest.raises(Interrupted, match="has lost this result: start again"):
+        server.client.fetch(JOB, name, tmp_path / "out.nrrd", sha256)
+    assert sum(server.jobs.count().values()) == 0
+    assert server.client.announce(JOB, described)["missing"] == ["input"]
+    server.client.forget(JOB)
 
 
 def test_an_error_of_a_job_comes_as_it_would_here_and_nothing_is_kept(
