@@ -42,6 +42,7 @@ from segmamba.utils.atomic import check_output
 from segmamba.utils.paths import check_input
 
 if TYPE_CHECKING:
+    from segmamba.inference.final_answer import FinalAnswer
     from segmamba.inference.pipeline import Result
     from segmamba.io.volume import Volume
 
@@ -109,15 +110,7 @@ def requested_model(request: Request) -> Model:
 def _segment_file(
     request: Request, progress: Callable[[str, float], None], cancelled: Callable[[], bool]
 ) -> dict[str, Any]:
-    model = requested_model(request)
-    chosen_labels(model, request.options.structures)
-    if (request.measurements or request.page) and model.task != VERTEBRAE_TASK:
-        raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
-    if request.page:
-        check_page()
-    files = in_order(model, request.input, request.channels or {})
-    check_files(files, model)
-    check_outputs(request)
+    model, files = _checked(request)
     root = Path(request.manifest).parent if request.manifest else None
     # A worker with other jobs may wait in here.
     progress("read", 0.0)
@@ -150,12 +143,7 @@ def _segment_file(
     if request.measurements:
         write_table(request.measurements, result.report["measurements"])
     if answers and result.answer is not None:
-        from segmamba.inference import final_answer
-
-        if request.probabilities:
-            final_answer.write_probabilities(request.probabilities, result.answer)
-        if request.uncertainty:
-            final_answer.write_uncertainty(request.uncertainty, result.answer)
+        _write_answer(request, result.answer)
     now = time.perf_counter()
     timings = {"read": round(read_seconds, 3), **result.report["timings_s"], "write": round(now - writing, 3)}
     report = {
@@ -177,6 +165,29 @@ def _segment_file(
         reporting.write_report(request.report, report)
     progress("write", 1.0)
     return report
+
+
+def _checked(request: Request) -> tuple[Model, tuple[str, ...]]:
+    """Return the model and the files of its channels, after what can be told before the long work."""
+    model = requested_model(request)
+    chosen_labels(model, request.options.structures)
+    if (request.measurements or request.page) and model.task != VERTEBRAE_TASK:
+        raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
+    if request.page:
+        check_page()
+    files = in_order(model, request.input, request.channels or {})
+    check_files(files, model)
+    check_outputs(request)
+    return model, files
+
+
+def _write_answer(request: Request, answer: FinalAnswer) -> None:
+    from segmamba.inference import final_answer
+
+    if request.probabilities:
+        final_answer.write_probabilities(request.probabilities, answer)
+    if request.uncertainty:
+        final_answer.write_uncertainty(request.uncertainty, answer)
 
 
 def _read(files: Sequence[str], request: Request, model: Model) -> Volume:
