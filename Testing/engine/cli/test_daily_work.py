@@ -12,7 +12,7 @@ from segmamba.cli.main import make_parser
 from segmamba.cli.options import read_request
 
 PAGE = (REPOSITORY / "Docs" / "daily-work.md").read_text(encoding="utf-8")
-TASKS = re.split(r"^## (?=\d)", PAGE.partition("## What was shortened")[0], flags=re.MULTILINE)[1:]
+TASKS = re.split(r"^## (?=\d)", PAGE.partition("## How this was checked")[0], flags=re.MULTILINE)[1:]
 
 
 def commands(task: str) -> list[list[str]]:
