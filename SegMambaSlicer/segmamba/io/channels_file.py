@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from segmamba.io import nifti
+from segmamba.io.packed import packing
 from segmamba.io.volume import Geometry
 
 CHANNELS_EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
@@ -46,7 +47,7 @@ def write_channels(path: Path, geometry: Geometry, names: Sequence[str], channel
     )
     with path.open("wb") as file:
         file.write(("\n".join(header) + "\n\n").encode())
-        with nifti.packed(file) as stream:
+        with packing(file) as stream:
             for channel in channels:
                 for plane in channel:
                     stream.write(np.ascontiguousarray(plane).data)

@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import gzip
 import math
-import zlib
 from collections.abc import Iterable
 from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segmamba.errors import DeviceError, InputError
+from segmamba.io import packed
 from segmamba.io.volume import (
     IMPOSSIBLE,
     NO_MEMORY,
@@ -67,7 +67,6 @@ FORM_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
-COMPRESSION = 6
 TWO_PLACES = (
     "The file has two places in its header, sform and qform, which are up to {:.0f} mm apart. The {} was used, as in "
     "Slicer; {} A label map in NIfTI keeps both."
@@ -108,7 +107,7 @@ def read(path: Path) -> Volume:
             geometry, notes = _geometry(header, path)
         check_geometry(geometry, str(path), sheared=True)
         raw = _voxels(stored, path, int(header["vox_offset"]), dtype, geometry.size)
-    except (EOFError, OSError, zlib.error) as error:
+    except packed.DAMAGED as error:
         raise InputError(DAMAGED.format(path)) from error
     return Volume(_rescaled(raw, header), geometry, notes=notes)
 
@@ -124,7 +123,7 @@ def _files(path: Path) -> tuple[Path, Path]:
 
 
 def _opened(path: Path) -> BufferedIOBase:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+    return packed.opened(path) if is_packed(path) else path.open("rb")
 
 
 def _header(path: Path) -> Nifti1Header | None:
@@ -252,8 +251,8 @@ def _voxels(stored: Path, path: Path, offset: int, dtype: np.dtype, size: tuple[
 
     The file is read to its end: only there does a gzip file say whether what was unpacked is right.
     """
-    count, packed = math.prod(size), stored.name.lower().endswith(".gz")
-    if not packed and stored.stat().st_size < offset + count * dtype.itemsize:
+    count = math.prod(size)
+    if not is_packed(stored) and stored.stat().st_size < offset + count * dtype.itemsize:
         raise InputError(f"{path} is truncated: copy or download it again.")
     try:
         raw = np.empty(count, dtype)
@@ -267,7 +266,7 @@ def _voxels(stored: Path, path: Path, offset: int, dtype: np.dtype, size: tuple[
             if not filled:
                 raise InputError(f"{path} is truncated: copy or download it again.")
             rest = rest[filled:]
-        while packed and stream.read(CHUNK):
+        while is_packed(stored) and stream.read(CHUNK):
             pass
     return raw.reshape(size[::-1]).astype(dtype.newbyteorder("="), copy=False)
 
@@ -327,7 +326,7 @@ def _write(
     # Not by way of nibabel's images, which have one affine for both places.
     first = header.sizeof_hdr + EXTENSION_FLAG
     header["vox_offset"] = first
-    with path.open("wb") as file, packed(file) if is_packed(path) else contextlib.nullcontext(file) as stream:
+    with path.open("wb") as file, packed.packing(file) if is_packed(path) else contextlib.nullcontext(file) as stream:
         stream.write(header.binaryblock.ljust(first, b"\0"))
         for array in arrays:
             for plane in array:
@@ -337,12 +336,6 @@ def _write(
 def is_packed(path: Path) -> bool:
     """Say whether a file is compressed as a whole, by its name."""
     return path.name.lower().endswith(".gz")
-
-
-def packed(file: BinaryIO) -> gzip.GzipFile:
-    """Return a stream that compresses what is written to it into a file."""
-    # Without a name and a time, the same labels make the same bytes.
-    return gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0)
 
 
 def _states(header: Nifti1Header, geometry: Geometry, path: Path) -> bool:
