@@ -16,14 +16,13 @@ from segmamba.utils.parallel import processors
 
 try:
     # Half of zlib's time, with the same answers. Nothing depends on it.
-    from isal import igzip, isal_zlib
+    from isal import igzip as library
+    from isal.isal_zlib import error as damaged
 except ImportError:
-    _open, _errors = gzip.open, (zlib.error,)
-else:
-    _open, _errors = igzip.open, (zlib.error, isal_zlib.error)
+    library, damaged = gzip, zlib.error
 
 # What reading a truncated or damaged file may raise.
-DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, *_errors)
+DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, damaged)
 LEVEL = 6
 # So many bytes are packed at a time: large enough that what each part cannot know of the last one costs nothing. It
 # does not depend on the processors, so that the same content makes the same bytes everywhere.
@@ -35,7 +34,7 @@ RAW = -zlib.MAX_WBITS
 
 def opened(path: Path) -> BufferedIOBase:
     """Return a stream of the unpacked content of a gzip file; see `DAMAGED` for what reading it may raise."""
-    stream: BufferedIOBase = _open(path, "rb")
+    stream: BufferedIOBase = library.open(path, "rb")
     return stream
 
 

@@ -9,6 +9,7 @@ slice, the standard deviation says that nothing does. The construction is our ow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,11 @@ HUBER = 2.0
 # and of what a quadratic does not explain, with its length.
 POLYNOMIAL_SD = np.array([8.0, 6.0, 6.0, 2.0, 2.0, 2.0])
 LOCAL_SDS, LOCAL_LENGTH = (0.3, 1.0, 3.0), 0.4
-CENTRES = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5), indexing="ij"), axis=-1).reshape(-1, 2)
+# The centres of the radial functions, along depth and width alike, and all of them.
+ALONG = np.linspace(-1, 1, 5)
+CENTRES = np.stack(np.meshgrid(ALONG, ALONG, indexing="ij"), axis=-1).reshape(-1, 2)
+# The upper and the lower plate of a body.
+SIGNS = (1, -1)
 NEWTON_STEPS, CONVERGED = 15, 1e-2
 # A surface is not fitted to fewer lines.
 FEWEST_LINES = 12
@@ -102,13 +107,11 @@ def end_plates(body: Body, mask: Mask) -> tuple[Surface, Surface] | None:
         That the body was found in.
     """
     outline = _outline(body)
-    found = []
-    for sign in (1, -1):
-        exits = _exits(body, mask, outline, sign)
-        if np.count_nonzero(exits.above) < FEWEST_LINES:
-            return None
-        found.append(_fit(exits, body.size[1:] / 2, sign))
-    return found[0], found[1]
+    exits = [_exits(body, mask, outline, sign) for sign in SIGNS]
+    if min(np.count_nonzero(each.above) for each in exits) < FEWEST_LINES:
+        return None
+    upper, lower = _fits(exits, body.size[1:] / 2)
+    return upper, lower
 
 
 def _outline(body: Body) -> np.ndarray:
@@ -169,8 +172,9 @@ def _basis(places: np.ndarray) -> np.ndarray:
     """Return the basis (..., k) at places (..., 2) of depth and width from -1 to 1."""
     deep, wide = places[..., 0], places[..., 1]
     quadratic = [np.ones_like(deep), deep, wide, deep**2, wide**2, deep * wide]
-    apart = ((places[..., None, :] - CENTRES) ** 2).sum(axis=-1)
-    local = np.exp(-apart / (2 * LOCAL_LENGTH**2)) @ WHITENED
+    # A normal law of two coordinates is the product of those of each.
+    laws = np.exp(-((places[..., None] - ALONG) ** 2) / (2 * LOCAL_LENGTH**2))
+    local = (laws[..., 0, :, None] * laws[..., 1, None, :]).reshape(*deep.shape, len(CENTRES)) @ WHITENED
     return np.concatenate([np.stack(quadratic, axis=-1) * POLYNOMIAL_SD, local], axis=-1)
 
 
@@ -185,57 +189,117 @@ def _whitened() -> np.ndarray:
 WHITENED = _whitened()
 
 
-def _fit(exits: _Exits, scale: np.ndarray, sign: int) -> Surface:
-    """Return the most probable surface of a plate; how uneven it is, is what explains its voxels best."""
-    sides = [_basis(ends[:, 1:] / scale) for ends in (exits.inner, exits.outer)]
-    heights = [ends[:, 0] for ends in (exits.inner, exits.outer)]
-    share = min(1.0, exits.area / ALIKE_MM2)
-    shares = (np.full(len(heights[0]), share), share * exits.above)
-    fits = []
-    for local in LOCAL_SDS:
-        factors = np.concatenate([POLYNOMIAL_SD, np.full(len(CENTRES), local)])
-        scaled = (sides[0] * factors, sides[1] * factors)
-        evidence, weights, covariance = _newton(scaled, (heights[0], heights[1]), sign, shares)
-        fits.append((evidence, weights * factors, covariance * np.outer(factors, factors)))
-    _, weights, covariance = max(fits, key=lambda fit: fit[0])
-    off = np.maximum(
-        sign * (heights[0] - sides[0] @ weights), np.where(exits.above, sign * (sides[1] @ weights - heights[1]), 0)
-    )
-    return Surface(scale, weights, covariance, float((off > RAGGED_MM).mean()))
+def _fits(exits: Sequence[_Exits], scale: np.ndarray) -> list[Surface]:
+    """Return the most probable surface of each plate; how uneven it is, is what explains its voxels best."""
+    lines = _Lines.of(exits, scale)
+    factors = np.stack([np.r_[POLYNOMIAL_SD, np.full(len(CENTRES), local)] for local in LOCAL_SDS])
+    evidence, weights, covariances = _newton(lines, factors)
+    surfaces = []
+    for plate, best in enumerate(evidence.argmax(axis=1)):
+        count = len(exits[plate].inner)
+        inside, outside = (
+            lines.towards[plate, side] * (lines.basis[plate, side] @ weights[plate, best] - lines.heights[plate, side])
+            for side in range(2)
+        )
+        off = np.maximum(-inside[:count], np.where(exits[plate].above, -outside[:count], 0))
+        ragged = float((off > RAGGED_MM).mean())
+        surfaces.append(Surface(scale, weights[plate, best], covariances[plate, best], ragged))
+    return surfaces
 
 
-def _newton(
-    sides: tuple[np.ndarray, np.ndarray],
-    heights: tuple[np.ndarray, np.ndarray],
-    sign: int,
-    shares: tuple[np.ndarray, np.ndarray],
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return the logarithm of the evidence (Laplace), the most probable standard normal weights, their covariance."""
-    basis, middle = (sides[0] + sides[1]) / 2, (heights[0] + heights[1]) / 2
-    # That a plate lies in the middle of its voxels is worth one observation: else nothing holds one within a slice.
-    width = heights[0] - heights[1]
-    held = (shares[1] > 0) / (np.count_nonzero(shares[1]) * (width**2 / 12 + NOISE_MM**2))
-    prior = np.eye(basis.shape[1])
-    start = basis.T * shares[1]
-    weights = np.linalg.solve(start @ basis + prior, start @ middle)
-    hessian, value = prior, 0.0
-    for _ in range(NEWTON_STEPS):
-        off = middle - basis @ weights
-        gradient = basis.T @ (held * off) - weights
-        hessian = basis.T @ (basis * held[:, None]) + prior
-        value = -float((held * off**2).sum() + weights @ weights) / 2
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """The ends of the lines of voxels of some plates, filled up to one number with lines that count for nothing.
+
+    Attributes
+    ----------
+    basis : ndarray (plates, 2, n, k)
+        At the inner and at the outer ends.
+    heights, towards, shares : ndarray (plates, 2, n)
+        Heights of the ends in mm; 1 where the surface lies above the end, -1 where it lies below; how much each counts.
+    """
+
+    basis: np.ndarray
+    heights: np.ndarray
+    towards: np.ndarray
+    shares: np.ndarray
+
+    @classmethod
+    def of(cls, exits: Sequence[_Exits], scale: np.ndarray) -> _Lines:
+        most = max(len(each.inner) for each in exits)
+        basis = np.zeros((len(exits), 2, most, len(POLYNOMIAL_SD) + len(CENTRES)))
+        heights, shares = np.zeros((2, len(exits), 2, most))
         # The inner voxel lies below an upper plate and the outer one above it.
-        for side, height, towards, share in zip(sides, heights, (sign, -sign), shares, strict=True):
-            slope, curvature, logarithm = _likelihood(towards * (side @ weights - height))
-            gradient = gradient + towards * (side.T @ (share * slope))
-            hessian = hessian + side.T @ (side * (share * curvature)[:, None])
-            value += float(share @ logarithm)
-        change = np.linalg.solve(hessian, gradient)
-        weights = weights + change
+        towards = np.broadcast_to(np.multiply.outer(SIGNS, (1, -1))[:, :, None], heights.shape)
+        for plate, each in enumerate(exits):
+            count = len(each.inner)
+            share = min(1.0, each.area / ALIKE_MM2)
+            for side, ends in enumerate((each.inner, each.outer)):
+                basis[plate, side, :count] = _basis(ends[:, 1:] / scale)
+                heights[plate, side, :count] = ends[:, 0]
+            shares[plate, :, :count] = share * np.stack([np.ones(count), each.above])
+        return cls(basis, heights, towards, shares)
+
+
+def _newton(lines: _Lines, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the logarithm of the evidence (Laplace), the most probable weights and their covariance.
+
+    Of each plate and each row of ``factors``, the prior standard deviations (s, k) of the weights: shapes (plates, s),
+    (plates, s, k) and (plates, s, k, k).
+    """
+    middles, targets = lines.basis.mean(axis=1), lines.heights.mean(axis=1)
+    # That a plate lies in the middle of its voxels is worth one observation: else nothing holds one within a slice.
+    outer = lines.shares[:, 1]
+    width = lines.heights[:, 0] - lines.heights[:, 1]
+    held = (outer > 0) / (np.count_nonzero(outer, axis=1)[:, None] * (width**2 / 12 + NOISE_MM**2))
+    # The parts of the normal equations that are the same in each step.
+    fixed, pull = _normal(middles, held, targets)
+    hessians = np.zeros((len(middles), len(factors), *fixed.shape[1:]))
+    hessians[:] = fixed[:, None] + [np.diag(factor**-2.0) for factor in factors]
+    first, start = _normal(middles, outer, targets)
+    weights = np.linalg.solve(
+        hessians + (first - fixed)[:, None], np.broadcast_to(start[:, None], hessians.shape[:3])[..., None]
+    )[..., 0]
+    ends = lines.basis.reshape(len(middles), -1, len(fixed[0]))
+    heights, towards, shares = (part.reshape(len(middles), -1) for part in (lines.heights, lines.towards, lines.shares))
+    values, curved = np.zeros(weights.shape[:2]), hessians.copy()
+    plates, priors = np.nonzero(np.ones(values.shape))
+    for _ in range(NEWTON_STEPS):
+        own = weights[plates, priors]
+        beyond = np.stack([ends[plate] @ each for plate, each in zip(plates, own, strict=True)]) - heights[plates]
+        slope, curvature, logarithm = _likelihood(towards[plates] * beyond)
+        slope, curvature = towards[plates] * shares[plates] * slope, shares[plates] * curvature
+        base = hessians[plates, priors]
+        pulled = np.einsum("nij,nj->ni", base, own)
+        gradient = pull[plates] - pulled
+        for number, plate in enumerate(plates):
+            gradient[number] += slope[number] @ ends[plate]
+            curved[plate, priors[number]] = base[number] + _squares(ends[plate], curvature[number])
+        left = np.einsum("ni,ni->n", held[plates], targets[plates] ** 2)
+        left += np.einsum("ni,ni->n", own, pulled - 2 * pull[plates])
+        values[plates, priors] = np.einsum("ni,ni->n", shares[plates], logarithm) - left / 2
+        change = np.linalg.solve(curved[plates, priors], gradient[..., None])[..., 0]
+        weights[plates, priors] += change
         # The next step would be smaller than its square.
-        if np.abs(change).max() < CONVERGED:
+        going = np.abs(change / factors[priors]).max(axis=1) >= CONVERGED
+        plates, priors = plates[going], priors[going]
+        if not len(plates):
             break
-    return value - float(np.linalg.slogdet(hessian)[1]) / 2, weights, np.linalg.inv(hessian)
+    evidence = values - np.linalg.slogdet(curved)[1] / 2 - np.log(factors).sum(axis=1)
+    return evidence, weights, np.linalg.inv(curved)
+
+
+def _normal(basis: np.ndarray, shares: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return matrix (plates, k, k) and right side (plates, k) of weighted least squares."""
+    matrices = np.stack([_squares(own, share) for own, share in zip(basis, shares, strict=True)])
+    return matrices, np.einsum("pnk,pn->pk", basis, shares * targets)
+
+
+def _squares(rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return the sum (k, k) of the outer products of rows (n, k), each as often as it counts."""
+    scaled = rows * np.sqrt(shares)[:, None]
+    product: np.ndarray = scaled.T @ scaled  # BLAS computes one half of it
+    return product
 
 
 def _likelihood(beyond: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -248,5 +312,5 @@ def _likelihood(beyond: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     slope = np.exp(-(held**2) / 2 - value) / np.sqrt(2 * np.pi)
     below = held - beyond / NOISE_MM
     # Where the slope stays, the curvature is that of a parabola through the same point.
-    curvature = np.where(below > 0, slope / (HUBER + below), slope * (slope + held))
+    curvature = np.where(below > 0, slope / (HUBER + below), slope * np.maximum(slope + held, 0))
     return slope / NOISE_MM, curvature / NOISE_MM**2, value - slope * below

@@ -64,12 +64,12 @@ class Heights:
 def heights_of(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> Heights:
     """Measure the heights of a body in a mask between its end plates, the upper one first."""
     points, variances = np.empty((len(PLACES), 2, 3)), np.full(len(PLACES), FLOOR_MM**2)
+    deep, wide = np.array(list(PLACES.values())).T
     for side, plate in enumerate(plates):
         front, back = corners_of(body, plate)
-        for index, (deep, wide) in enumerate(PLACES.values()):
-            at = np.array([front + deep * (back - front), (wide - 0.5) * body.size[2]])
-            points[index, side] = body.centre + np.array([float(plate.height(*at)), *at]) @ body.axes
-            variances[index] += float(plate.variance(*at))
+        at = front + deep * (back - front), (wide - 0.5) * body.size[2]
+        points[:, side] = body.centre + np.stack([plate.height(*at), *at], axis=1) @ body.axes
+        variances += plate.variance(*at)
     mm = np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
     return Heights(mm, np.sqrt(variances), points, torn(body, plates, mask))
 
@@ -92,7 +92,6 @@ def torn(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> float:
 def corners_of(body: Body, plate: Surface) -> tuple[float, float]:
     """Return where an end plate meets the front and the back wall, mm posterior of the body's centre."""
     corners = np.array([-0.5, 0.5]) * body.size[1]
-    for side in range(2):
-        for _ in range(CORNER_PASSES):
-            corners[side] = body.walls[side] @ [1.0, float(plate.height(corners[side], 0.0))]
+    for _ in range(CORNER_PASSES):
+        corners = body.walls[:, 0] + body.walls[:, 1] * plate.height(corners, 0.0)
     return float(corners[0]), float(corners[1])

@@ -14,12 +14,12 @@ from segmamba.io.volume import Geometry, Volume, corners
 from segmamba.labels import Label
 from segmamba.measurements.alignment import BETWEEN, Plates, between, curves, plates_of, sacral_plate
 from segmamba.measurements.bone_density import bone_density
-from segmamba.measurements.end_plates import Surface, end_plates
+from segmamba.measurements.end_plates import end_plates
 from segmamba.measurements.fractures import GAP, LARGEST_TORN, OTHER_LEVEL, TORN, UNCERTAIN, Loss, is_graded, losses
 from segmamba.measurements.heights import PLACES, Heights, heights_of
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
 from segmamba.spine.levels import C2, L4, L6, ORDER, SACRUM, from_top, is_next
-from segmamba.utils.arrays import label_boxes
+from segmamba.utils.arrays import label_boxes, mean_index
 from segmamba.utils.csv_file import write_csv
 from segmamba.utils.parallel import at_once
 
@@ -152,7 +152,7 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
     centres = {level: centroid(masks[level]) for level in order}
     is_ct = resolve_modality(volume).modality == CT
     bodies: dict[int, Body] = {}
-    surfaces: dict[int, tuple[Surface, Surface]] = {}
+    planes: dict[int, Plates] = {}
     heights: dict[int, Heights] = {}
     implants: set[int] = set()
 
@@ -162,9 +162,9 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
         core = np.empty(0)
         body, note = _body_of(level, mask, direction(level, centres), volume.geometry if at_border else None)
         if body is not None:
-            bodies[level], plates = body, end_plates(body, mask)
-            if plates is not None:
-                surfaces[level], heights[level] = plates, heights_of(body, plates, mask)
+            bodies[level], surfaces = body, end_plates(body, mask)
+            if surfaces is not None:
+                planes[level], heights[level] = plates_of(body, surfaces), heights_of(body, surfaces, mask)
             core = _core(body, volume) if is_ct else core
             if _ml(int(np.count_nonzero(core > IMPLANT_HU))) >= IMPLANT_ML:
                 implants.add(level)
@@ -182,7 +182,7 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
         }
 
     rows = list(at_once(row_of, centres).values())
-    plates = _plates(bodies, surfaces, masks)
+    plates = _with_sacrum(planes, bodies, masks)
     torn = {level for level in heights if heights[level].torn > LARGEST_TORN}
     found = losses({level: heights[level] for level in heights if level not in implants | torn})
     for row in rows:
@@ -199,11 +199,11 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
     return {"measurements": rows, "curves": curves(plates), "bone": bone}
 
 
-def _plates(
-    bodies: Mapping[int, Body], surfaces: Mapping[int, tuple[Surface, Surface]], masks: Mapping[int, Mask]
+def _with_sacrum(
+    plates: Mapping[int, Plates], bodies: Mapping[int, Body], masks: Mapping[int, Mask]
 ) -> dict[int, Plates]:
     """Return the end plates that can be measured, by level from the head down, and the sacrum's."""
-    found = {level: plates_of(bodies[level], surfaces[level]) for level in from_top(surfaces)}
+    found = {level: plates[level] for level in from_top(plates)}
     last = next(reversed(found), None)
     if last is not None and L4 <= last <= L6 and SACRUM in masks:
         sacrum = sacral_plate(bodies[last], masks[SACRUM])
@@ -267,8 +267,7 @@ def volume_ml(mask: Mask) -> float:
 
 def centroid(mask: Mask) -> np.ndarray:
     """Return the mean position of a mask's voxels, LPS mm."""
-    index = [part.mean() for part in np.nonzero(mask.array)][::-1]
-    centre: np.ndarray = (mask.to_lps @ [*index, 1.0])[:3]
+    centre: np.ndarray = (mask.to_lps @ [*mean_index(mask.array)[::-1], 1.0])[:3]
     return centre
 
 

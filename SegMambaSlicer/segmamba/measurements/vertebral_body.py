@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from segmamba.utils.morphology import filled
+
 POSTERIOR, LEFT = np.array([0.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0])
 COARSE_MM, FINE_MM = 2.0, 1.0
 FINE_PASSES = 2
@@ -120,7 +122,7 @@ def find_body(mask: Mask, up: np.ndarray) -> Body | None:
         None if the body is not separate from the arch, or too small or too large.
     """
     # A cavity is none of the body's form.
-    mask = Mask(ndimage.binary_fill_holes(mask.array), mask.to_lps)
+    mask = Mask(filled(mask.array), mask.to_lps)
     points = np.argwhere(mask.array)[:, ::-1] @ mask.to_lps[:3, :3].T + mask.to_lps[:3, 3]
     if not len(points):
         return None

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from segmamba import __version__
 from segmamba.io.volume import Geometry
 from segmamba.labels import Label
 from segmamba.models.manifest import Model
-from segmamba.utils.arrays import label_boxes
+from segmamba.utils.arrays import label_boxes, mean_index
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.words import counted
 
@@ -54,8 +55,8 @@ def measure_segments(
             continue
         mask = labels[box] == label.value
         voxels = int(np.count_nonzero(mask))
-        index = [float(part.mean()) + start.start for part, start in zip(np.nonzero(mask), box, strict=True)]
-        x, y, z = (to_lps @ [*reversed(index), 1.0])[:3]
+        index = mean_index(mask) + [part.start for part in box]
+        x, y, z = (to_lps @ [*index[::-1], 1.0])[:3]
         rows.append(
             {
                 "value": label.value,
@@ -94,6 +95,12 @@ def describe_model(model: Model, checkpoint: Path, digest: str) -> dict[str, Any
 
 def describe_software() -> dict[str, str | None]:
     """Return the versions of what computed; None for a package that is not installed."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str | None]:
+    # Asking for them reads files, and they do not change while they are in use.
     versions: dict[str, str | None] = {"segmamba": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "scipy", "SimpleITK"):
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from scipy import ndimage, special
+from scipy import ndimage
 
 from segmamba.spine.halves import are_halves, merged, pairs_of_halves
 from segmamba.spine.hmm import Numbering, label_observations
@@ -15,7 +15,7 @@ from segmamba.spine.instances import Instances, assign, find_instances, find_nex
 from segmamba.spine.level_model import Observations, weight_of_column
 from segmamba.spine.levels import L6, SACRUM, SACRUM_TOP_MM, distance_by_volume, next_level
 from segmamba.spine.nearest import nearest_labels
-from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory
+from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory, indices_of, mean_index
 from segmamba.utils.morphology import CONNECTIVITY_26
 from segmamba.utils.parallel import at_once
 
@@ -128,9 +128,9 @@ def decode(
     vertebrae = _above(instances, sacrum_mask)
     if sacrum is not None and _is_top_of_sacrum(instances, vertebrae, sacrum):
         vertebrae[np.flatnonzero(vertebrae)[-1]] = False
-        sacrum_mask |= np.r_[False, ~vertebrae][instances.labels]
-        sacrum = np.argwhere(sacrum_mask).mean(axis=0) * spacing_mm
-    sacrum_mask |= np.r_[False, ~vertebrae][instances.labels]
+        sacrum_mask |= _of(instances, ~vertebrae)
+        sacrum = mean_index(sacrum_mask) * spacing_mm
+    sacrum_mask |= _of(instances, ~vertebrae)
     sacral, instances = instances.centres[~vertebrae], _kept(instances, vertebrae)
     seen_sacrum = sacrum, bool(_at_border(sacrum_mask).any())
     seen = _observed(instances, probabilities, evidence, spacing_mm, ribs, *seen_sacrum)
@@ -179,8 +179,10 @@ def _observed(
 def relabelled(column: Column, numbering: Numbering) -> Column:
     """Return a column with other levels of the same instances."""
     values = _values(column.instances, numbering.levels)
-    labels = np.r_[0, values].astype(np.uint8)[column.instances.labels]
-    labels[(column.labels == SACRUM) & (labels == 0)] = SACRUM
+    labels = np.where(column.labels == SACRUM, np.uint8(SACRUM), np.uint8(0))
+    voxels = indices_of(column.instances.labels)
+    own = np.r_[0, values].astype(np.uint8)[column.instances.labels[voxels]]
+    labels[voxels] = np.where(own > 0, own, labels[voxels])
     kept = numbering.levels > 0
     return replace(
         column,
@@ -259,7 +261,7 @@ def find_sacrum(sacrum: Values, spacing_mm: float) -> tuple[np.ndarray, np.ndarr
     if sizes.max() * spacing_mm**3 < SMALLEST_SACRUM_ML * 1000:
         return mask, None
     mask[box] = components == sizes.argmax()
-    return mask, np.argwhere(mask).mean(axis=0) * spacing_mm
+    return mask, mean_index(mask) * spacing_mm
 
 
 def mean_evidence(evidence: Values, vertebra: Values, instances: Instances) -> np.ndarray:
@@ -267,14 +269,15 @@ def mean_evidence(evidence: Values, vertebra: Values, instances: Instances) -> n
 
     It is the mean log-probability of each level, weighted by the voxels' probability of vertebra.
     """
-    voxels = np.nonzero(instances.labels)
+    voxels = indices_of(instances.labels)
     numbers = instances.labels[voxels]
     weights = at_voxels(vertebra[None], voxels)[0].astype(float)
     count = len(instances.centres)
     total = np.bincount(numbers, weights, count + 1)[1:]
-    found = at_voxels(evidence, voxels).astype(float)
-    found -= special.logsumexp(found, axis=0)
-    means = [np.bincount(numbers, weights * level, count + 1)[1:] / total for level in found]
+    logits = at_voxels(evidence, voxels).astype(np.float32, copy=False)
+    logits -= logits.max(axis=0)
+    together = np.log(np.exp(logits).sum(axis=0))
+    means = [np.bincount(numbers, weights * (level - together), count + 1)[1:] / total for level in logits]
     return np.stack(means, axis=1)
 
 
@@ -344,8 +347,18 @@ def _is_top_of_sacrum(instances: Instances, vertebrae: np.ndarray, sacrum: np.nd
     return bool(instances.volumes[kept[-1]] < SMALL_LAST * usual and distance < SACRUM_TOP_MM)
 
 
+def _of(instances: Instances, chosen: np.ndarray) -> np.ndarray:
+    """Return the mask (z, y, x) of those instances (n,) that are chosen."""
+    if not chosen.any():
+        return np.zeros(instances.labels.shape, bool)
+    mask: np.ndarray = np.r_[False, chosen][instances.labels]
+    return mask
+
+
 def _kept(instances: Instances, kept: np.ndarray) -> Instances:
     """Return some of the instances, renumbered from 1."""
+    if kept.all():
+        return instances
     numbers = np.r_[0, np.where(kept, np.cumsum(kept), 0)].astype(np.int16)
     return Instances(numbers[instances.labels], instances.centres[kept], instances.volumes[kept])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segmamba.spine.levels import DISTANCES_MM, ORDER, T12, T13, distance_by_volume, from_top
-from segmamba.utils.arrays import label_boxes
+from segmamba.utils.arrays import label_boxes, mean_index
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def column_frames(labels: np.ndarray, spacing_mm: float) -> dict[int, Frame]:
     centres, volumes = {}, {}
     for level, box in label_boxes(labels).items():
         if level in ORDER:
-            voxels = np.argwhere(labels[box] == level)
-            centres[level] = (voxels.mean(axis=0) + [part.start for part in box]) * spacing_mm
-            volumes[level] = len(voxels) * spacing_mm**3 / 1000
+            mask = labels[box] == level
+            centres[level] = (mean_index(mask) + [part.start for part in box]) * spacing_mm
+            volumes[level] = np.count_nonzero(mask) * spacing_mm**3 / 1000
     levels = from_top(centres)
     scale = column_scale(centres, volumes)
     frames = {}

@@ -152,14 +152,14 @@ def label_observations(seen: Observations, anchors: Mapping[int, int] | None = N
     if not partition > 0:
         raise InputError(f"{_named(anchors)} cannot all be where they are said to be")
     candidates = _candidates(model, marginals)
-    levels = max(candidates, key=model.weight_of)
+    levels = candidates[int(model.weights_of(candidates).argmax())]
     kept = levels > 0
     rivals = [other for other in candidates if (other[kept] > 0).all() and (other != levels)[kept].any()]
-    weights = [model.weight_of(other, lenient=True) / partition for other in rivals]
+    own, *weights = (model.weights_of([levels, *rivals], lenient=True) / partition).tolist()
     runner_up = rivals[int(np.argmax(weights))] if rivals else None
     dropped = 1 - marginals.sum(axis=1)
     confidence = np.where(kept, marginals[np.arange(count), states_of(levels)], dropped)
-    probability = min(1.0, model.weight_of(levels, lenient=True) / partition)
+    probability = min(1.0, own)
     landmark = bool(anchors) or _landmark(levels, evidence, sacrum, ribs)
     if anchors:
         contradictions = doubts_in_spite_of_a_person(levels, seen.centres, seen.volumes, sacrum is not None, seen.cut)
@@ -194,19 +194,19 @@ def _named(anchors: Mapping[int, int]) -> str:
 
 def _candidates(model: LevelModel, marginals: np.ndarray, most: int = 8) -> list[np.ndarray]:
     """Return candidates for the best labelling: Viterbi's, and the best with each other probable level."""
-    everything = np.ones((model.count, len(STATES) + 1))
+    everything = np.ones((1, model.count, len(STATES) + 1))
     scale, emission, _ = model.hypotheses[model.most_probable_hypothesis()]
-    best = model.viterbi(scale, emission, everything)
-    found = [best]
+    best = model.viterbi(scale, emission, everything)[0]
     others = marginals.copy()
     kept = np.flatnonzero(best)
     others[kept, states_of(best[kept])] = 0
-    for flat in np.argsort(others, axis=None)[::-1][:most]:
-        index, state = np.unravel_index(flat, others.shape)
-        allowed = everything.copy()
-        allowed[index] = 0
-        allowed[index, state + 1] = 1
-        levels = model.viterbi(scale, emission, allowed)
+    flat = np.argsort(others, axis=None)[::-1][:most]
+    indices, states = np.unravel_index(flat, others.shape)
+    allowed = np.repeat(everything, len(flat), axis=0)
+    allowed[np.arange(len(flat)), indices] = 0
+    allowed[np.arange(len(flat)), indices, states + 1] = 1
+    found = [best]
+    for levels in model.viterbi(scale, emission, allowed):
         if not any(np.array_equal(levels, other) for other in found):
             found.append(levels)
     return found

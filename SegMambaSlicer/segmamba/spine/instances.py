@@ -16,7 +16,7 @@ from scipy.spatial import distance_matrix
 from segmamba.spine.column import extract_column
 from segmamba.spine.levels import distance_by_volume
 from segmamba.spine.nearest import nearest_points
-from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory
+from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory, indices_of
 from segmamba.utils.morphology import dilated
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _mode(values: np.ndarray) -> float:
 
 def votes_of(mask: np.ndarray, offsets: Values, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (3, voxels) of a mask and the votes (voxels, 3) of its voxels, in mm."""
-    indices = np.array(np.nonzero(mask))
+    indices = np.array(indices_of(mask))
     offset = at_voxels(offsets, tuple(indices)).T
     return indices, indices.T * spacing_mm + np.clip(offset, -LONGEST_MM, LONGEST_MM)
 

@@ -10,8 +10,9 @@ evidence. Inference is exact: forward-backward for the probabilities, Viterbi fo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -98,23 +99,36 @@ class LevelModel:
         self.initial_level[STATE[L6]] = SIXTH_LUMBAR
         self.initial_level[STATE[T13]] = THIRTEENTH_THORACIC
 
-    def forward(self, emissions: np.ndarray, spurious: np.ndarray) -> np.ndarray:
-        """Return the forward messages (hypotheses, n, states, offsets): the weight of all labellings down to a state.
+    @cached_property
+    def messages(self) -> np.ndarray:
+        """The forward messages (hypotheses, n, states, offsets) of all labellings; see `forward`."""
+        return self.forward(self.emissions[None], self.spurious[None])[0]
 
-        All hypotheses at once: they are many, and their products small.
+    def forward(self, emissions: np.ndarray, spurious: np.ndarray) -> np.ndarray:
+        """Return forward messages (c, hypotheses, n, states, offsets): the weight of all labellings down to a state.
+
+        Of cases that differ in their emissions, of that shape, and in the weights (c, n) of spurious instances. All of
+        them and all hypotheses at once: they are many, and their products small.
         """
         messages = np.zeros_like(emissions)
         for j in range(self.count):
-            into = np.broadcast_to(
-                _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset, emissions[:, j].shape
-            )
+            first = _products(spurious[:, :j]) * self.initial_level[:, None] * self.initial_offset
+            into = np.broadcast_to(first[:, None], emissions[:, :, j].shape)
             for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
-                skipped = _product(spurious[i + 1 : j])
-                if skipped:
-                    step = self._transition(i, j).transpose(0, 2, 1) @ messages[:, i] @ self.offset_transition
-                    into = into + skipped * self.change * step
-            messages[:, j] = into * emissions[:, j]
+                skipped = _products(spurious[:, i + 1 : j])
+                if skipped.any():
+                    into = into + (skipped * self.change)[:, None] * self._step(i, j, messages[:, :, i])
+            messages[:, :, j] = into * emissions[:, :, j]
         return messages
+
+    def _step(self, i: int, j: int, messages: np.ndarray) -> np.ndarray:
+        """Return messages (c, hypotheses, states, offsets) of instance i, brought to instance j."""
+        cases, hypotheses, states, offsets = messages.shape
+        # One product for the offsets of all, and one for the states of each hypothesis: many small ones take longer.
+        moved = (messages.reshape(-1, offsets) @ self.offset_transition).reshape(messages.shape)
+        columns = moved.transpose(1, 2, 0, 3).reshape(hypotheses, states, cases * offsets)
+        step = self._transition(i, j).transpose(0, 2, 1) @ columns
+        return step.reshape(hypotheses, states, cases, offsets).transpose(2, 0, 1, 3)
 
     def backward(self) -> np.ndarray:
         """Return the backward messages (hypotheses, n, states, offsets): the weight of all labellings below a state."""
@@ -135,67 +149,75 @@ class LevelModel:
         return found
 
     def partitions(self, messages: np.ndarray, spurious: np.ndarray) -> np.ndarray:
-        """Return each hypothesis' partition function, the weight of all labellings with a vertebra, weighted."""
-        after = np.array([_product(spurious[i + 1 :]) for i in range(self.count)])
-        found: np.ndarray = self.weights * ((messages.sum(axis=3) * self.ends).sum(axis=2) @ after)
+        """Return each hypothesis' partition function, the weight of all labellings with a vertebra, weighted.
+
+        Shape (c, hypotheses), of what `forward` takes and gives.
+        """
+        found: np.ndarray = self.weights * np.einsum(
+            "chns,hns,cn->ch", messages.sum(axis=4), self.ends, _after(spurious)
+        )
         return found
 
     def marginals(self) -> tuple[float, np.ndarray]:
         """Return the partition function of all hypotheses, and the posterior (n, states) of each instance's level."""
-        messages = self.forward(self.emissions, self.spurious)
-        partition = float(self.partitions(messages, self.spurious).sum())
-        posterior = np.tensordot(self.weights, (messages * self.backward()).sum(axis=3), 1)
+        partition = self.weight()
+        posterior = np.tensordot(self.weights, (self.messages * self.backward()).sum(axis=3), 1)
         return partition, posterior / (partition or 1.0)
 
     def weight(self) -> float:
         """Return the weight of all labellings."""
-        return float(self.partitions(self.forward(self.emissions, self.spurious), self.spurious).sum())
+        return float(self._own_partitions().sum())
 
     def most_probable_hypothesis(self) -> int:
         """Return the number of the hypothesis whose labellings weigh most."""
-        return int(self.partitions(self.forward(self.emissions, self.spurious), self.spurious).argmax())
+        return int(self._own_partitions().argmax())
 
-    def weight_of(self, levels: np.ndarray, lenient: bool = False) -> float:
-        """Return the weight of one labelling; ``lenient``: of all in which no instance has a different level."""
-        allowed = np.zeros((self.count, len(STATES)))
-        for index, level in enumerate(levels):
-            if level:
-                allowed[index, STATE[int(level)]] = 1
-            elif lenient:
-                allowed[index] = 1
-        spurious = self.spurious if lenient else np.where(levels > 0, 0.0, self.spurious)
-        messages = self.forward(self.emissions * allowed[:, :, None], spurious)
-        return float(self.partitions(messages, spurious).sum())
+    def _own_partitions(self) -> np.ndarray:
+        return self.partitions(self.messages[None], self.spurious[None])[0]
+
+    def weights_of(self, labellings: Sequence[np.ndarray], lenient: bool = False) -> np.ndarray:
+        """Return the weight of each labelling; ``lenient``: of all in which no instance has a different level."""
+        levels = np.reshape(labellings, (-1, self.count))
+        allowed = levels[:, :, None] == np.array(STATES)
+        if lenient:
+            allowed |= levels[:, :, None] == 0
+        spurious = np.where((levels > 0) & (not lenient), 0.0, self.spurious)
+        messages = self.forward(self.emissions * allowed[:, None, :, :, None], spurious)
+        weights: np.ndarray = self.partitions(messages, spurious).sum(axis=1)
+        return weights
 
     def viterbi(self, scale: int, emission: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """Return the levels of the best labelling; ``allowed`` is (n, 1 + states), column 0 for a spurious one."""
-        emission = emission * allowed[:, 1:, None]
-        spurious = self.spurious * allowed[:, 0]
+        """Return the levels (c, n) of the best labelling of each case.
+
+        ``allowed`` is (c, n, 1 + states), column 0 for a spurious one.
+        """
+        emission = emission * allowed[:, :, 1:, None]
+        spurious = self.spurious * allowed[:, :, 0]
         best = np.zeros_like(emission)
         previous = np.full((3, *emission.shape), -1)  # back-pointers: instance, level, offset
-        every_offset = np.arange(len(LEVEL_OFFSETS))
         for j in range(self.count):
-            best[j] = _product(spurious[:j]) * self.initial_level[:, None] * self.initial_offset
+            best[:, j] = _products(spurious[:, :j]) * self.initial_level[:, None] * self.initial_offset
             for i in range(max(0, j - 1 - MOST_SPURIOUS), j):
                 # Maximum over the previous offset first, then over the previous level.
-                by_offset = best[i][:, :, None] * self.offset_transition
-                offset = by_offset.argmax(axis=1)
-                by_level = self.transitions[scale][i, j][:, :, None] * by_offset.max(axis=1)[:, None, :]
-                level = by_level.argmax(axis=0)
-                value = _product(spurious[i + 1 : j]) * by_level.max(axis=0) * self.change
-                better = value > best[j]
+                by_offset = best[:, i, :, :, None] * self.offset_transition
+                offset = by_offset.argmax(axis=2)
+                by_level = self.transitions[scale][i, j][:, :, None] * by_offset.max(axis=2)[:, :, None, :]
+                level = by_level.argmax(axis=1)
+                value = _products(spurious[:, i + 1 : j]) * by_level.max(axis=1) * self.change
+                better = value > best[:, j]
                 if better.any():
-                    np.copyto(best[j], value, where=better)
-                    for pointer, source in zip(previous, (i, level, offset[level, every_offset]), strict=True):
-                        np.copyto(pointer[j], source, where=better)
-            best[j] *= emission[j]
-        after = np.array([_product(spurious[i + 1 :]) for i in range(self.count)])
-        last = best * self.terminations[scale][:, :, None] * after[:, None, None]
-        levels = np.zeros(self.count, int)
-        state: tuple[int, ...] = tuple(int(n) for n in np.unravel_index(last.argmax(), last.shape))
-        while state[0] >= 0:
-            levels[state[0]] = STATES[state[1]]
-            state = tuple(int(pointer[state]) for pointer in previous)
+                    np.copyto(best[:, j], value, where=better)
+                    sources = (i, level, np.take_along_axis(offset, level, axis=1))
+                    for pointer, source in zip(previous, sources, strict=True):
+                        np.copyto(pointer[:, j], source, where=better)
+            best[:, j] *= emission[:, j]
+        last = best * self.terminations[scale][:, :, None] * _after(spurious)[:, :, None, None]
+        levels = np.zeros((len(allowed), self.count), int)
+        for case, (found, values) in enumerate(zip(levels, last, strict=True)):
+            state: tuple[int, ...] = tuple(int(n) for n in np.unravel_index(values.argmax(), values.shape))
+            while state[0] >= 0:
+                found[state[0]] = STATES[state[1]]
+                state = tuple(int(pointer[case][state]) for pointer in previous)
         return levels
 
 
@@ -212,3 +234,15 @@ def states_of(levels: np.ndarray) -> np.ndarray:
 def _product(values: np.ndarray) -> float:
     """Return the product of a few values, for which `numpy.prod` takes ten times as long."""
     return math.prod(values.tolist())
+
+
+def _products(values: np.ndarray) -> np.ndarray:
+    """Return the product of the values (n,) of each case (c, n), with the axes of states and offsets: (c, 1, 1)."""
+    products: np.ndarray = values.prod(axis=1)[:, None, None]
+    return products
+
+
+def _after(spurious: np.ndarray) -> np.ndarray:
+    """Return for each case and instance (c, n) the product of the values of those after it."""
+    products = np.cumprod(spurious[:, ::-1], axis=1)[:, ::-1]
+    return np.concatenate([products[:, 1:], np.ones((len(spurious), 1))], axis=1)

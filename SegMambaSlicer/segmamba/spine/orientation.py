@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.spine.levels import L1, ORDER, T1
-from segmamba.utils.arrays import label_boxes
+from segmamba.utils.arrays import label_boxes, mean_index
 from segmamba.utils.parallel import at_once
 
 T5, L3 = T1 + 4, L1 + 2
@@ -89,12 +89,12 @@ def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.nd
         if not mask.any():
             return None  # thinner than the steps
         corner = np.array([part.start for part in box]) - steps
-        centroid = _to_lps(np.argwhere(mask).mean(axis=0) * steps + corner, affine)
+        centroid = _to_lps(mean_index(mask) * steps + corner, affine)
         cut = any(part.start == 0 or part.stop == length for part, length in zip(box, labels.shape, strict=True))
         middle = None
         if not cut:
             depth = ndimage.distance_transform_edt(mask, spacing * steps)
-            middle = _to_lps(np.argwhere(depth >= DEEP * depth.max()).mean(axis=0) * steps + corner, affine)
+            middle = _to_lps(mean_index(depth >= DEEP * depth.max()) * steps + corner, affine)
         return centroid, middle
 
     found = at_once(measured, [level for level in boxes if level in ORDER])

