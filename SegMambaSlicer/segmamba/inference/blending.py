@@ -83,14 +83,14 @@ class Blender:
     grid : WindowGrid
     device : device
         Where the sum is kept.
-    on_slab_done : callable
-        See `OnSlabDone`.
+    on_slab_done : callable, optional
+        See `OnSlabDone`. Without it all layers are kept: ``total`` is the sum of all windows at the end.
     """
 
-    def __init__(self, grid: WindowGrid, device: torch.device, on_slab_done: OnSlabDone) -> None:
+    def __init__(self, grid: WindowGrid, device: torch.device, on_slab_done: OnSlabDone | None = None) -> None:
         self.grid = grid
         self.on_slab_done = on_slab_done
-        self.layers = grid.window[grid.axis]
+        self.layers = (grid.window if on_slab_done is not None else grid.lengths)[grid.axis]
         self.total: torch.Tensor | None = None
         self.weights = [
             importance_weights(*axis).to(device) for axis in zip(grid.lengths, grid.window, grid.starts, strict=True)
@@ -98,8 +98,11 @@ class Blender:
         self.device = device
 
     def add(self, place: Sequence[int], logits: torch.Tensor) -> None:
-        """Add a window's logits (classes, z, y, x); they are changed."""
+        """Add a window's logits (classes, z, y, x), float32; they are changed, or kept."""
         axis = self.grid.axis
+        if self.on_slab_done is None and self.grid.window == self.grid.lengths:
+            self.total = logits.to(self.device, torch.float32)
+            return
         if self.total is None:
             shape = list(self.grid.lengths)
             shape[axis] = self.layers
@@ -107,12 +110,14 @@ class Blender:
         z, y, x = (weights[number] for weights, number in zip(self.weights, place, strict=True))
         logits = logits.to(self.device, torch.float32).mul_(z[:, None, None] * y[:, None] * x)
         box = list(self.grid.box(place))
-        for layers, part in self._in_ring(box[axis].start, self.layers):
+        for layers, part in self._in_ring(box[axis].start, self.grid.window[axis]):
             box[axis] = layers
             self.total[(slice(None), *box)] += logits.narrow(axis + 1, part, layers.stop - layers.start)
 
     def finish(self, first: int, last: int) -> None:
         """Hand over the slab from ``first`` to ``last``, and make room for the one a window further on."""
+        if self.on_slab_done is None:
+            return
         assert self.total is not None
         for layers, part in self._in_ring(first, last - first):
             done = self.total.narrow(self.grid.axis + 1, layers.start, layers.stop - layers.start)

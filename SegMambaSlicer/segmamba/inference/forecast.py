@@ -148,10 +148,12 @@ def main_memory(
     running = 0 if beside_gpu else (model.entry.get("main_memory_gib") or 0) * 2**30
     base = BASE_MEMORY + (CUDA_MEMORY if beside_gpu else 0)
     if windows > 1:
-        # Beside a window's maps: the answer, and the sum of the windows in a ring of a window's length.
+        # Beside a window's maps: the answer, and the sum of the windows in a ring of a window's length. On the
+        # processor, logits that stay as they are have their sum in the answer.
         length, width = max((max(pair), pair[1]) for pair in zip(size, reversed(model.patch), strict=True))
         answer = channel * _answer(model)
-        running = answer + max(running + answer * width / length, channel * BESIDE_FIRST_ANSWER)
+        ring = 0 if model.fine is not None and not beside_gpu else answer * width / length
+        running = answer + max(running + ring, channel * BESIDE_FIRST_ANSWER)
     running += channel * len(model.preprocessing.normalization)
     weights = FLOAT * (model.entry.get("parameters") or 0)
     volumes = max(1, len(model.input_channels))

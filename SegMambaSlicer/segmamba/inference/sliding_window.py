@@ -304,7 +304,9 @@ def _blend(
             answer = _empty_answer(slab, grid.lengths, run.step.storage)
         answer.narrow(grid.axis + 1, first, slab.shape[grid.axis + 1]).copy_(slab, non_blocking=True)
 
-    blender = Blender(grid, run.step.storage, keep_slab)
+    # In main memory, logits that stay as they are need no place beside their sum.
+    in_place = activation is identity and run.step.storage.type == "cpu"
+    blender = Blender(grid, run.step.storage, None if in_place else keep_slab)
     groups = list(grid.groups())
     count = sum(map(len, groups))
     done = 0
@@ -323,6 +325,8 @@ def _blend(
                 context.progress(done / count)
             del windows, logits  # or they would take memory while the next windows run
         blender.finish(starts[number], starts[number + 1])
+    if in_place:
+        answer = blender.total
     assert answer is not None
     if answer.device.type == "cpu" and run.step.storage.type == "cuda":
         torch.cuda.synchronize(run.step.storage)

@@ -21,7 +21,7 @@ from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along
 from segmamba.spine.levels import C2, L4, L6, ORDER, SACRUM, from_top, is_next
 from segmamba.utils.arrays import label_boxes, mean_index
 from segmamba.utils.csv_file import write_csv
-from segmamba.utils.parallel import at_once
+from segmamba.utils.parallel import FEW, at_once
 
 # Density is measured at least this far from the surface of a body, inside its shell and the blur of thick slices; in
 # small bodies at least this part of the height and of the depth.
@@ -181,7 +181,7 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
             "note": note,
         }
 
-    rows = list(at_once(row_of, centres).values())
+    rows = list(at_once(row_of, centres, most=FEW).values())
     plates = _with_sacrum(planes, bodies, masks)
     torn = {level for level in heights if heights[level].torn > LARGEST_TORN}
     found = losses({level: heights[level] for level in heights if level not in implants | torn})

@@ -162,9 +162,10 @@ class DecoderBlock(nn.Module):
         self.transp_conv = _named(nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2, bias=False))
         self.conv_block = ResidualBlock(2 * out_channels, out_channels, affine=affine)
 
-    def forward(self, volume: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, volume: Tensor, skip: Tensor, last_use: bool = False) -> Tensor:
+        """Return what becomes of a map; with ``last_use``, nobody looks at the skip again."""
         if cpu_blocks.applies_to(volume):
-            return cpu_blocks.decoder_block(self, volume, skip)
+            return cpu_blocks.decoder_block(self, volume, skip, last_use)
         return self.conv_block(torch.cat((self.transp_conv(volume), skip), dim=1))
 
 

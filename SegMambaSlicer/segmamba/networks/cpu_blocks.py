@@ -26,6 +26,11 @@ SLAB = 200_000
 JOINED = 5
 # oneDNN convolves channels in such groups on a processor with AVX2 and any later one.
 GROUP = 8
+# Values of a slab that is convolved in its own place, 16 MB at least: a larger map never has a second one beside it.
+CONVOLVED = 1 << 22
+# PyTorch gives oneDNN a convolution of one window if channels x depth x height exceed this; else it takes ten times as
+# long.
+SMALLEST_CONVOLVED = 20480
 
 
 def applies_to(volume: Tensor) -> bool:
@@ -54,12 +59,13 @@ def normalised_convolution(block: nn.Sequential, volume: Tensor, slope: float) -
     return scale_(convolved, *norm_scaling(norm, convolved), slope)
 
 
-def decoder_block(block: DecoderBlock, volume: Tensor, skip: Tensor) -> Tensor:
+def decoder_block(block: DecoderBlock, volume: Tensor, skip: Tensor, last_use: bool = False) -> Tensor:
     """Return what a `DecoderBlock` makes of a map and a skip.
 
     Nothing lies between its transposed convolution and the next one, so the two are one, from the coarse map to each
     of the eight fine voxels of a coarse one. That is half of the arithmetic, and neither the map at double size nor
-    its union with the skip is ever made.
+    its union with the skip is ever made. At its ``last_use`` a skip is overwritten: else a third map of its size would
+    lie beside it.
     """
     inner = block.conv_block
     width = skip.shape[1]
@@ -68,8 +74,11 @@ def decoder_block(block: DecoderBlock, volume: Tensor, skip: Tensor) -> Tensor:
         return residual_block(inner, joined)
     spread = _only(block.transp_conv).weight
     weight, projection = _only(inner.conv1).weight, _only(inner.conv3).weight
-    total = _channels_last(functional.conv3d(skip, weight[:, width:], padding=1))
     shortcut = pointwise(skip, projection[:, width:])
+    if last_use:
+        total = _convolve_over(_channels_last(skip), weight[:, width:])
+    else:
+        total = _channels_last(functional.conv3d(skip, weight[:, width:], padding=1))
     weights = _joined_weights(spread, weight[:, :width])
     projections = torch.einsum("imzyx,om->zyxoi", spread, projection[:, :width, 0, 0, 0])
     for parity in itertools.product((0, 1), repeat=3):
@@ -100,7 +109,7 @@ def _joined_weights(spread: Tensor, weight: Tensor) -> Tensor:
 def _after_first_convolution(block: ResidualBlock, convolved: Tensor, shortcut: Tensor) -> Tensor:
     """Finish a residual block; ``convolved`` is overwritten, and so is a ``shortcut`` of its own."""
     inner = scale_(convolved, *norm_scaling(block.norm1, convolved), LEAKY_SLOPE)
-    outer = convolve(_only(block.conv2), inner)
+    outer = _convolve_over(inner, _only(block.conv2).weight)
     scale, shift = norm_scaling(block.norm2, outer)
     if not block.project:
         return scale_(outer, scale, shift, LEAKY_SLOPE, shortcut)
@@ -121,6 +130,30 @@ def convolve(convolution: nn.Conv3d, volume: Tensor) -> Tensor:
     packed[:, : weight.shape[1]] = torch.cat(shifted, dim=1)
     weight = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing))
     return _channels_last(functional.conv3d(packed, weight, convolution.bias, padding=(1, 1, 0)))
+
+
+def _convolve_over(volume: Tensor, weight: Tensor) -> Tensor:
+    """Return a 3^3 convolution that keeps a map's channels, in its place: slab by slab."""
+    channels, depth, height = volume.shape[1:4]
+    planes = max(CONVOLVED // volume[:, :, 0].numel(), SMALLEST_CONVOLVED // (channels * height)) + 1
+    count = depth // planes
+    if count < 2:
+        return _channels_last(functional.conv3d(volume, weight, padding=1))
+    late: Tensor | None = None
+    for number in range(count):
+        first, last = (depth * part // count for part in (number, number + 1))
+        seen = volume[:, :, max(0, first - 1) : last + 1]
+        if number in (0, count - 1):
+            seen = _channels_last(functional.pad(seen, (0, 0, 0, 0, int(number == 0), int(number > 0))))
+        found = functional.conv3d(seen, weight, padding=(0, 1, 1))
+        if late is not None:
+            volume[:, :, first - 1] = late
+        # The next slab sees the last plane as it was.
+        late = found[:, :, -1].clone()
+        volume[:, :, first : last - 1] = found[:, :, :-1]
+    assert late is not None
+    volume[:, :, -1] = late
+    return volume
 
 
 def pointwise(volume: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

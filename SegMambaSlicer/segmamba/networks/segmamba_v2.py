@@ -148,8 +148,8 @@ class SegMambaV2(nn.Module):
         depth, height, width = image.shape[2:]
         full = self.encoder1(to_channels_last(pad_to_stride(image, STRIDE)))
         half, quarter, eighth, sixteenth = self.vit(full)
-        volume = self.decoder5(self.encoder5(sixteenth), self.encoder4(eighth))
-        volume = self.decoder4(volume, self.encoder3(quarter))
-        volume = self.decoder3(volume, self.encoder2(half))
-        volume = self.decoder1(self.decoder2(volume, full))
+        volume = self.decoder5(self.encoder5(sixteenth), self.encoder4(eighth), last_use=True)
+        volume = self.decoder4(volume, self.encoder3(quarter), last_use=True)
+        volume = self.decoder3(volume, self.encoder2(half), last_use=True)
+        volume = self.decoder1(self.decoder2(volume, full, last_use=True))
         return self.out(volume)[:, :, :depth, :height, :width]

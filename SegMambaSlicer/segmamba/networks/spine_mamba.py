@@ -127,10 +127,12 @@ class SpineMamba(nn.Module):
         for encoder, mamba in zip(self.encoders, self.mamba_layers, strict=True):
             volume = mamba(encoder(volume))
             scales.append(volume)
-        finest, volume = scales[0], scales[-1]
-        skips = scales[-2:0:-1]
+        volume = scales.pop()
+        finest, *skips = scales
+        skips.reverse()
         if self.shape_prior is not None:
             skips = self.shape_prior(skips)
+        del scales  # their memory goes as the decoders use them up
         for decoder, skip in zip(self.decoders, (*skips, finest), strict=True):
-            volume = decoder(volume, skip)
+            volume = decoder(volume, skip, last_use=True)
         return self.out(volume)[:, :, :depth, :height, :width]

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from segmamba.spine.levels import L1, ORDER, T1
 from segmamba.utils.arrays import label_boxes, mean_index
-from segmamba.utils.parallel import at_once
+from segmamba.utils.parallel import FEW, at_once
 
 T5, L3 = T1 + 4, L1 + 2
 # Where a vertebra of the trunk lies from the front (0) to the back (1): 0.62 to 0.84 in labelled CTs, 0.20 to 0.42 in
@@ -51,7 +51,7 @@ def orientation_doubt(labels: np.ndarray, affine: np.ndarray, ct: np.ndarray | N
     centres = _centres(labels, affine)
     found = []
     if ct is not None:
-        planes = at_once(lambda level: _Plane(ct, affine, centres[level][0]), [n for n in centres if n >= T5])
+        planes = at_once(lambda level: _Plane(ct, affine, centres[level][0]), [n for n in centres if n >= T5], most=FEW)
         depths = [plane.depth for plane in planes.values() if plane.depth is not None]
         if len(depths) >= FEWEST_VERTEBRAE and np.median(depths) < FRONT_HALF:
             found.append(SPINE_IN_FRONT)
@@ -97,7 +97,7 @@ def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.nd
             middle = _to_lps(mean_index(depth >= DEEP * depth.max()) * steps + corner, affine)
         return centroid, middle
 
-    found = at_once(measured, [level for level in boxes if level in ORDER])
+    found = at_once(measured, [level for level in boxes if level in ORDER], most=FEW)
     return {level: one for level, one in found.items() if one is not None}
 
 

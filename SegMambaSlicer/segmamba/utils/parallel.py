@@ -11,14 +11,23 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
+# Threads for calls that spend much of their time in Python, where more of them wait for each other: on 16 processors,
+# what follows the networks of a chest CT took 0.62 s with four and 0.76 s with 16.
+FEW = 4
+
+
 def at_once(
-    call: Callable[[Item], Found], items: Iterable[Item], check: Callable[[], None] = lambda: None
+    call: Callable[[Item], Found],
+    items: Iterable[Item],
+    check: Callable[[], None] = lambda: None,
+    most: int | None = None,
 ) -> dict[Item, Found]:
     """Return what a call gives for each item, in their order.
 
-    ``check`` is called before each result; what it, or a call, raises ends what has not begun yet.
+    ``check`` is called before each result; what it, or a call, raises ends what has not begun yet. ``most`` threads
+    run, by default one a processor.
     """
-    with ThreadPoolExecutor(processors()) as pool:
+    with ThreadPoolExecutor(min(processors(), most or processors())) as pool:
         begun = {item: pool.submit(call, item) for item in items}
         found = {}
         try:

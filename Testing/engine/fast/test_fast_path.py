@@ -104,6 +104,19 @@ def test_a_fast_network_is_held_against_the_plain_one(name: str) -> None:
     assert not agrees(plain, wrong, window_of(name), CPU)
 
 
+def test_it_is_held_against_the_plain_one_on_half_a_window_which_takes_half_the_memory() -> None:
+    plain, seen = network("release, narrow"), []
+    good = accelerate(plain, torch.float32, graphs=False)
+
+    def seeing(image: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(image.shape))
+        return good.forward(image)
+
+    for window in ((1, 64, 32, 32), (1, 32, 32, 32)):
+        assert agrees(plain, FastNetwork(seeing, torch.float32, graphs=False), window, CPU)
+    assert seen == [(1, 1, 32, 32, 32), (1, 1, 32, 32, 32)]
+
+
 @pytest.mark.parametrize("name", ["release", "spine"])
 def test_it_is_held_against_the_plain_one_on_windows_as_they_come(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []

@@ -91,6 +91,12 @@ def test_without_softmax_the_blended_logits_come_back(flip_axes: tuple[int, ...]
     torch.testing.assert_close(logits.softmax(dim=0), run(PerVoxel(), image, flip_axes=flip_axes))
 
 
+@pytest.mark.parametrize("size", [(40, 70, 33), (5, 40, 20), (32, 32, 32)])
+def test_logits_that_stay_as_they_are_are_those_that_were_blended_in_slabs(size: tuple[int, int, int]) -> None:
+    image = volume(*size)
+    torch.testing.assert_close(run(PerVoxel(), image, identity), run(PerVoxel(), image, torch.clone), rtol=0, atol=0)
+
+
 def test_test_time_augmentation_averages_over_all_combinations_of_axes() -> None:
     class Gradient(nn.Module):
         """Adds the position along x: its mean over both flips is the same everywhere."""

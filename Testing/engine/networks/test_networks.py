@@ -285,3 +285,17 @@ def test_a_joined_decoder_gives_what_its_two_convolutions_give() -> None:
         assert volume[:, :, :2, :2, :2].numel() < cpu_blocks.JOINED * 3 * 6
         small = block(volume[:, :, :2, :2, :2], skip[:, :, :4, :4, :4])
     torch.testing.assert_close(small, block(volume[:, :, :2, :2, :2], skip[:, :, :4, :4, :4]), rtol=1e-4, atol=1e-5)
+
+
+def test_maps_that_are_convolved_in_their_own_place_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = DecoderBlock(8, 8, affine=True).eval()
+    volume, skip = torch.randn(1, 8, 4, 5, 6), torch.randn(1, 8, 8, 10, 12)
+    with torch.no_grad():
+        assert skip[0].numel() < cpu_blocks.CONVOLVED
+        expected = block(volume, skip.clone())
+        monkeypatch.setattr(cpu_blocks, "CONVOLVED", 2 * 8 * 10 * 12)
+        monkeypatch.setattr(cpu_blocks, "SMALLEST_CONVOLVED", 0)
+        torch.testing.assert_close(block(volume, skip.clone(), last_use=True), expected, rtol=1e-5, atol=1e-5)
+        untouched = skip.clone()
+        torch.testing.assert_close(block(volume, skip), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(skip, untouched)

@@ -40,6 +40,11 @@ def test_a_check_that_raises_ends_what_has_not_begun() -> None:
     assert len(begun) < 10_000
 
 
+def test_no_more_threads_run_than_asked_for() -> None:
+    names = at_once(lambda _: threading.current_thread().name, range(50), most=1)
+    assert len(set(names.values())) == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be kept to some processors here")
 def test_no_more_threads_run_than_the_process_may_use_processors() -> None:
     program = (
