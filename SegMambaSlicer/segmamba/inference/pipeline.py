@@ -43,7 +43,7 @@ from segmamba.reporting.look_first import look_first
 from segmamba.request import Options
 from segmamba.spine.orientation import orientation_doubt
 from segmamba.tasks import VERTEBRAE_TASK
-from segmamba.utils.arrays import bounding_box
+from segmamba.utils.arrays import LabelBox, bounding_box, label_boxes
 
 Progress = Callable[[str, float], None]
 
@@ -178,16 +178,17 @@ def _segment(
         del prediction  # its probabilities are the most memory of a run
         stages.progress("postprocess", 0.5)
         labels = _postprocess_and_filter(labels, volume, model, options, wanted)
+        boxes = label_boxes(labels)
         if fine is not None:
             fine = _finished(fine, labels, volume, model, options)
         if model.task == VERTEBRAE_TASK:
-            measured, doubt = _measured(labels, volume, wanted)
+            measured, doubt = _measured(labels, volume, wanted, boxes)
             findings = {**findings, **measured}
             if doubt:
                 findings, warnings = _doubted(findings), (*warnings, doubt)
     if engine.device.kind == "cuda":
         release_memory()
-    segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted)
+    segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted, boxes)
     run = describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings)), "notes": notes}
     report = describe(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
     if fine is not None:
@@ -199,16 +200,19 @@ def _segment(
     return Result(own, report, model, geometry, labels, fine, answer)
 
 
-def _measured(labels: np.ndarray, volume: Volume, wanted: tuple[Label, ...]) -> tuple[dict[str, Any], str]:
+def _measured(
+    labels: np.ndarray, volume: Volume, wanted: tuple[Label, ...], boxes: Mapping[int, LabelBox]
+) -> tuple[dict[str, Any], str]:
     """Return the measurements of a spine, and what speaks against its orientation."""
 
     def spine() -> dict[str, Any]:
         return measure_spine(
-            masks_of(labels, volume.geometry, wanted), volume, {each.value: each.name for each in wanted}
+            masks_of(labels, volume.geometry, wanted, boxes), volume, {each.value: each.name for each in wanted}
         )
 
     def orientation() -> str:
-        return orientation_doubt(labels, volume.geometry.affine, volume.array if volume.modality == CT else None)
+        ct = volume.array if volume.modality == CT else None
+        return orientation_doubt(labels, volume.geometry.affine, ct, boxes)
 
     with ThreadPoolExecutor(1) as beside:
         doubt = beside.submit(orientation)

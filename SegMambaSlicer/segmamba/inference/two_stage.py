@@ -31,7 +31,7 @@ from segmamba.models.resources import SHAPES, resource_root
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
 from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.spine.anchors import Anchored, set_levels, set_levels_beyond
-from segmamba.spine.decode import Column, decode, decode_fine, recover_truncated_ends
+from segmamba.spine.decode import Column, cast_votes, decode, decode_fine, recover_truncated_ends
 from segmamba.spine.fit_together import fit_together
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import refine
@@ -221,11 +221,12 @@ def _fine_pass(
 
     def drawn(mask: torch.Tensor, offsets: torch.Tensor) -> tuple[Anchored, np.ndarray]:
         fine = (_where_it_is(mask), _where_it_is(offsets), grid.geometry.spacing[0], shift)
-        column = recover_truncated_ends(found.column, *fine)
+        cast = cast_votes(*fine[:3])
+        column = recover_truncated_ends(found.column, *fine, cast)
         beyond = set_levels_beyond(found, [anchor.on_grid(coarse) for anchor in anchors], column)
         if beyond is not found:
-            column = recover_truncated_ends(beyond.column, *fine)
-        return replace(beyond, column=column), decode_fine(*fine, column)
+            column = recover_truncated_ends(beyond.column, *fine, cast)
+        return replace(beyond, column=column), decode_fine(*fine, column, cast)
 
     beyond, labels = _with_room(drawn, output.values[MASK], output.values[OFFSET])
     context.check_cancelled()

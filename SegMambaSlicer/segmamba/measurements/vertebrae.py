@@ -19,7 +19,7 @@ from segmamba.measurements.fractures import GAP, LARGEST_TORN, OTHER_LEVEL, TORN
 from segmamba.measurements.heights import PLACES, Heights, heights_of
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
 from segmamba.spine.levels import C2, L4, L6, ORDER, SACRUM, from_top, is_next
-from segmamba.utils.arrays import label_boxes, mean_index
+from segmamba.utils.arrays import LabelBox, label_boxes, mean_index
 from segmamba.utils.csv_file import write_csv
 from segmamba.utils.parallel import FEW, at_once
 
@@ -68,9 +68,14 @@ def measure_labels(labels: np.ndarray, volume: Volume, structures: Sequence[Labe
     return measure(masks, volume, {label.value: label.name for label in structures})
 
 
-def masks_of(labels: np.ndarray, geometry: Geometry, structures: Sequence[Label]) -> dict[int, Mask]:
-    """Return the mask of each structure that is in a label map (z, y, x) on a grid, by its value."""
-    boxes = label_boxes(labels)
+def masks_of(
+    labels: np.ndarray, geometry: Geometry, structures: Sequence[Label], boxes: Mapping[int, LabelBox] | None = None
+) -> dict[int, Mask]:
+    """Return the mask of each structure that is in a label map (z, y, x) on a grid, by its value.
+
+    ``boxes`` are those of `label_boxes`, where they are known.
+    """
+    boxes = label_boxes(labels) if boxes is None else boxes
     return {
         label.value: mask_in_box(labels[boxes[label.value]] == label.value, boxes[label.value], geometry)
         for label in structures

@@ -17,7 +17,7 @@ from segmamba import __version__
 from segmamba.io.volume import Geometry
 from segmamba.labels import Label
 from segmamba.models.manifest import Model
-from segmamba.utils.arrays import label_boxes, mean_index
+from segmamba.utils.arrays import LabelBox, label_boxes, mean_index
 from segmamba.utils.atomic import atomic_write
 from segmamba.utils.words import counted
 
@@ -25,7 +25,11 @@ REPORT_VERSION = 2
 
 
 def measure_segments(
-    labels: np.ndarray, confidence: np.ndarray, geometry: Geometry, segments: Sequence[Label]
+    labels: np.ndarray,
+    confidence: np.ndarray,
+    geometry: Geometry,
+    segments: Sequence[Label],
+    boxes: Mapping[int, LabelBox] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure the structures that are present, in the order of ``segments``.
 
@@ -38,6 +42,8 @@ def measure_segments(
     geometry : Geometry
         The grid of both.
     segments : sequence of Label
+    boxes : mapping, optional
+        Those of `label_boxes`, where they are known.
 
     Returns
     -------
@@ -46,7 +52,7 @@ def measure_segments(
         right, anterior, superior; x and y have the opposite sign of DICOM's and ITK's LPS), ``mean_confidence``
         (0 to 1) and ``at_border`` (it touches the volume's border, so it may go on beyond it).
     """
-    boxes = label_boxes(labels)
+    boxes = label_boxes(labels) if boxes is None else boxes
     to_lps = geometry.affine
     rows: list[dict[str, Any]] = []
     for label in segments:

@@ -195,8 +195,36 @@ def relabelled(column: Column, numbering: Numbering) -> Column:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """The votes of the fine pass.
+
+    Attributes
+    ----------
+    mask : ndarray of bool
+        Shape (z, y, x): voxels that are most probably vertebra.
+    indices, votes : ndarray
+        Of its voxels, as `votes_of` gives them.
+    """
+
+    mask: np.ndarray
+    indices: np.ndarray
+    votes: np.ndarray
+
+
+def cast_votes(probabilities: Values, offsets: Values, spacing_mm: float) -> Cast:
+    """Return the votes of the fine pass; parameters as for `decode_fine`."""
+    mask = _most_probable_vertebra(probabilities)
+    return Cast(mask, *votes_of(mask, offsets, spacing_mm))
+
+
 def recover_truncated_ends(
-    column: Column, probabilities: Values, offsets: Values, spacing_mm: float, origin_mm: np.ndarray
+    column: Column,
+    probabilities: Values,
+    offsets: Values,
+    spacing_mm: float,
+    origin_mm: np.ndarray,
+    cast: Cast | None = None,
 ) -> Column:
     """Return a column with the truncated vertebrae at its ends that only the fine pass separates from their neighbours.
 
@@ -208,10 +236,9 @@ def recover_truncated_ends(
     ----------
     column : Column
         From `decode`.
-    probabilities, offsets, spacing_mm, origin_mm
+    probabilities, offsets, spacing_mm, origin_mm, cast
         As for `decode_fine`.
     """
-    cast: tuple[np.ndarray, np.ndarray] | None = None
     for end, face, step in ((0, -1, -1), (-1, 0, 1)):
         if len(column.levels) < 2 or not (column.labels[face] == column.levels[end]).any():
             continue
@@ -219,15 +246,20 @@ def recover_truncated_ends(
         beyond = next_level(int(column.levels[end]), step)
         if beyond in (None, L6) or (step > 0 and column.sacrum is not None):
             continue
-        cast = cast or votes_of(_most_probable_vertebra(probabilities), offsets, spacing_mm)
-        found = find_next(cast, spacing_mm, np.asarray(origin_mm), column.centres[::step])
+        cast = cast or cast_votes(probabilities, offsets, spacing_mm)
+        found = find_next((cast.indices, cast.votes), spacing_mm, np.asarray(origin_mm), column.centres[::step])
         if found is not None:
             column = _extended(column, end, step, *found)
     return column
 
 
 def decode_fine(
-    probabilities: Values, offsets: Values, spacing_mm: float, origin_mm: np.ndarray, column: Column
+    probabilities: Values,
+    offsets: Values,
+    spacing_mm: float,
+    origin_mm: np.ndarray,
+    column: Column,
+    cast: Cast | None = None,
 ) -> np.ndarray:
     """Return the levels (z, y, x), uint8, of the fine pass's voxels: 0, 1 to 25, sacrum 26, T13 28.
 
@@ -239,9 +271,12 @@ def decode_fine(
         Where the centre of the fine voxel (0, 0, 0) lies: (z, y, x) in mm from that of the coarse voxel (0, 0, 0).
     column : Column
         What `decode` found.
+    cast : Cast, optional
+        The votes, where they are known.
     """
+    cast = cast or cast_votes(probabilities, offsets, spacing_mm)
     centres = np.vstack([column.centres, column.sacral])
-    numbers = assign(_most_probable_vertebra(probabilities), offsets, spacing_mm, origin_mm, centres)
+    numbers = assign(cast.mask, cast.votes, origin_mm, centres)
     labels = np.r_[0, column.levels, [SACRUM] * len(column.sacral)].astype(np.uint8)[numbers]
     if column.sacrum is not None:
         labels[find_sacrum(probabilities[SACRUM_CHANNEL], spacing_mm)[0] & (labels == 0)] = SACRUM

@@ -109,19 +109,15 @@ def find_instances(vertebra: Values, offsets: Values, spacing_mm: float) -> Inst
     return _instances(mask.shape, box, indices, votes, numbers, corner, spacing_mm)
 
 
-def assign(
-    mask: np.ndarray, offsets: Values, spacing_mm: float, origin_mm: np.ndarray, centres: np.ndarray
-) -> np.ndarray:
+def assign(mask: np.ndarray, votes: np.ndarray, origin_mm: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Give each voxel of a mask to the known centre that its vote is nearest to.
 
     Parameters
     ----------
     mask : ndarray of bool
         Shape (z, y, x).
-    offsets : ndarray or Tensor
-        Shape (3, z, y, x), from the voxel to its vertebra's centroid, in mm.
-    spacing_mm : float
-        Of the mask's isotropic grid.
+    votes : ndarray
+        Shape (voxels, 3): those of its voxels, as `votes_of` gives them.
     origin_mm : ndarray
         Where the centre of the mask's voxel (0, 0, 0) lies in the frame of ``centres``: (z, y, x) in mm. The axes
         are the same.
@@ -140,7 +136,6 @@ def assign(
     reach = np.full(len(centres), LONE_REACH_MM)
     if len(gaps):
         reach = np.maximum(np.r_[gaps, gaps[-1]], np.r_[gaps[0], gaps]) * REACH
-    _, votes = votes_of(mask, offsets, spacing_mm)
     nearest, distances = nearest_points(votes + np.asarray(origin_mm), centres)
     labels[mask] = np.where(distances <= reach[nearest], nearest + 1, 0)
     return labels
@@ -157,7 +152,9 @@ def find_next(
     ----------
     cast : tuple of ndarray
         Voxels and their votes, as `votes_of` gives them.
-    spacing_mm, origin_mm
+    spacing_mm : float
+        Of the voxels' isotropic grid.
+    origin_mm
         As for `assign`.
     centres : ndarray
         Shape (n, 3), n >= 2, in order; the last one is at the end of the column.

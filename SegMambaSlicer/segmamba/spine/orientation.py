@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from segmamba.spine.levels import L1, ORDER, T1
-from segmamba.utils.arrays import label_boxes, mean_index
+from segmamba.utils.arrays import LabelBox, label_boxes, mean_index
 from segmamba.utils.parallel import FEW, at_once
 
 T5, L3 = T1 + 4, L1 + 2
@@ -36,7 +36,9 @@ ARCHES_IN_FRONT = "the arches of the vertebrae lie in front of their bodies"
 LUNG_BELOW = "there is lung beside the lower lumbar vertebrae or below them"
 
 
-def orientation_doubt(labels: np.ndarray, affine: np.ndarray, ct: np.ndarray | None) -> str:
+def orientation_doubt(
+    labels: np.ndarray, affine: np.ndarray, ct: np.ndarray | None, boxes: Mapping[int, LabelBox] | None = None
+) -> str:
     """Return in a sentence why the patient seems to lie otherwise than the header says, or an empty text.
 
     Parameters
@@ -47,8 +49,11 @@ def orientation_doubt(labels: np.ndarray, affine: np.ndarray, ct: np.ndarray | N
         From voxel index (x, y, z, 1) to LPS millimetres.
     ct : ndarray or None
         Shape (z, y, x), in Hounsfield units; None for MR, which does not outline the body well enough.
+    boxes : mapping, optional
+        Those of `label_boxes`, where they are known.
     """
-    centres = _centres(labels, affine)
+    boxes = label_boxes(labels) if boxes is None else boxes
+    centres = _centres(labels, affine, boxes)
     found = []
     if ct is not None:
         planes = at_once(lambda level: _Plane(ct, affine, centres[level][0]), [n for n in centres if n >= T5], most=FEW)
@@ -72,7 +77,9 @@ def orientation_doubt(labels: np.ndarray, affine: np.ndarray, ct: np.ndarray | N
     )
 
 
-def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.ndarray, np.ndarray | None]]:
+def _centres(
+    labels: np.ndarray, affine: np.ndarray, boxes: Mapping[int, LabelBox]
+) -> Mapping[int, tuple[np.ndarray, np.ndarray | None]]:
     """Return the centroid of each vertebra above the sacrum, and the middle of its body where the border cuts nothing.
 
     Both are LPS, in mm.
@@ -80,7 +87,6 @@ def _centres(labels: np.ndarray, affine: np.ndarray) -> Mapping[int, tuple[np.nd
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
     # Finer voxels would only take longer.
     steps = np.maximum(1, (PLANE_MM / spacing).astype(int))
-    boxes = label_boxes(labels)
 
     def measured(level: int) -> tuple[np.ndarray, np.ndarray | None] | None:
         box = boxes[level]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from scipy import ndimage
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
+# Slices along z, y and x.
+LabelBox: TypeAlias = tuple[slice, slice, slice]
+
+
+def label_boxes(labels: np.ndarray) -> dict[int, LabelBox]:
     """Return the bounding box (slices along z, y, x) of every label value that is present.
 
     Examples

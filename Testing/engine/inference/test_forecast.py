@@ -82,7 +82,10 @@ def test_of_two_stages_the_first_ones_answer_decides_the_memory() -> None:
     )
     twice, once = forecast(volume, double, Options()), forecast(volume, spine, Options())
     assert twice.device_memory - once.device_memory == 4 * channels * voxels
-    assert main_memory(double, size, 12, 0) - main_memory(spine, size, 12, 0) > 4 * channels * np.prod(size)
+    answer = 4 * channels * np.prod(size)
+    # On a processor the windows are added up in the answer; beside a GPU there is a ring of a window's length, too.
+    assert main_memory(double, size, 12, 0) - main_memory(spine, size, 12, 0) == pytest.approx(answer)
+    assert main_memory(double, size, 12, 0, True) - main_memory(spine, size, 12, 0, True) > answer
     assert once.device_memory - once.window_memory == 4 * channels * voxels
 
 

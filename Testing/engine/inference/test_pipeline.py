@@ -308,7 +308,7 @@ def test_a_patient_who_lies_otherwise_than_the_header_says_is_told(
 ) -> None:
     asked: list[np.ndarray | None] = []
     sentence = "The patient seems to lie otherwise."
-    monkeypatch.setattr(pipeline, "orientation_doubt", lambda labels, affine, ct: asked.append(ct) or sentence)
+    monkeypatch.setattr(pipeline, "orientation_doubt", lambda labels, affine, ct, boxes: asked.append(ct) or sentence)
     for modality_of_run in ("CT", "MR"):
         changed = replace(volume, modality=modality_of_run)
         assert sentence in segment(changed, model, manifest_path.parent).report["run"]["warnings"]

@@ -15,7 +15,7 @@ from segmamba.spine.decode import (
     near_rib,
     recover_truncated_ends,
 )
-from segmamba.spine.instances import Instances, assign, find_instances
+from segmamba.spine.instances import Instances, assign, find_instances, votes_of
 
 SPACING = 2.0
 
@@ -105,7 +105,7 @@ def test_known_centres_take_the_voxels_of_a_finer_shifted_grid() -> None:
     positions = np.moveaxis(np.indices(fine.shape), 0, -1) * SPACING / 2 + origin
     goal = np.vstack([np.zeros((18, 3)), centres])[np.maximum(fine.astype(int), 17) - 0]
     offsets = np.moveaxis(goal - positions, -1, 0)
-    numbers = assign(fine > 0, offsets, SPACING / 2, origin, centres)
+    numbers = assign(fine > 0, votes_of(fine > 0, offsets, SPACING / 2)[1], origin, centres)
     assert np.array_equal(numbers, np.where(fine > 0, fine.astype(int) - 17, 0))
 
 
