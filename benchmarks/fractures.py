@@ -2,7 +2,8 @@
 
 ``python benchmarks/fractures.py broken MASKS...``: the vertebrae of label maps lose height by known parts,
 in random poses, with noise, in slices of 1 to 5 mm; the columns otherwise stay as they are. Their own fractures are
-left alone: a vertebra that is graded as it is is not broken again. ``summary ROWS.jsonl...`` makes the table of it.
+left alone: a vertebra that is graded as it is is not broken again. ``--losses hard``: those close to the limits of the
+grades; ``--losses uniform``: any from 0 to 60 %. ``summary ROWS.jsonl...`` makes the table of it.
 ``python benchmarks/fractures.py columns MASKS... [--pictures FILE.png]``: what is graded in the label maps themselves.
 Both leave out the maps that the method was made with, unless ``--split looked-at`` asks for those.
 ``python benchmarks/fractures.py norm``: the table of the norm, from the shape model.
@@ -44,8 +45,12 @@ from segmamba.tasks import VERTEBRAE_TASK  # noqa: E402
 from segmamba.utils.arrays import label_boxes  # noqa: E402
 
 SLICES_MM, PIXEL_MM = (1.0, 2.5, 5.0), 0.8
-# In the middle of the grades 1 to 3, and how many vertebrae of a column are broken for each.
-LOSSES, BROKEN = (0.225, 0.325, 0.5), 1
+# Hard losses lie 2.5 points from the limits of grade 1, or in the grades 2 and 3: with what a vertebra has lost before,
+# they are often close to a limit. One vertebra of a column is broken for each of them and each kind.
+LOSSES = (0.225, 0.325, 0.5)
+# Uniform losses reach from 0 to this; each vertebra is broken so often, each time in a kind that is drawn.
+LARGEST_LOSS, DRAWS = 0.6, 2
+HOW = ("hard", "uniform")
 LARGEST_TILT_DEG = 15.0
 SPLITS = ("held-out", "looked-at")
 LOOKED_AT = ("verse010", "verse093")
@@ -60,6 +65,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="*", metavar="FILES")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0])
+    parser.add_argument("--losses", choices=HOW, default=HOW[0])
     options = parser.parse_args()
     maps = [path for path in options.files if split_of(path) == options.split]
     if options.what == "norm":
@@ -68,7 +74,7 @@ def main() -> None:
         columns(maps, options.pictures)
     elif options.what == "broken":
         for path in maps:
-            for row in broken(path):
+            for row in broken(path, options.losses):
                 print(json.dumps(row), flush=True)
     else:
         rows = [json.loads(line) for path in options.files for line in path.read_text().splitlines()]
@@ -99,7 +105,7 @@ def measured(mask: Mask, up: np.ndarray) -> Heights | None:
     return None if body is None or plates is None else heights_of(body, plates, mask)
 
 
-def broken(path: Path) -> Iterator[dict[str, Any]]:
+def broken(path: Path, how: str) -> Iterator[dict[str, Any]]:
     """Break vertebrae of a column, one at a time, and yield what is measured and graded."""
     rng = np.random.default_rng(sum(path.name.encode()))
     own = masks_of(path)
@@ -114,20 +120,38 @@ def broken(path: Path) -> Iterator[dict[str, Any]]:
         masks = {level: sampled(one, pose, spacing, None, rng) for level, one in column.items()}
         centres = places(masks)
         whole_column = {level: measured(mask, direction(level, centres)) for level, mask in masks.items()}
-        for kind, part in [("none", 0.0), *((kind, part) for kind in KINDS for part in LOSSES)]:
-            for level in rng.choice(sound, min(BROKEN, len(sound)), replace=False).tolist():
-                loss = None if kind == "none" else (kind, part)
-                mask = sampled(column[level], pose, spacing, loss, rng)
-                now = {**whole_column, level: measured(mask, direction(level, {**centres, level: centroid(mask)}))}
-                judged = losses({other: each for other, each in now.items() if is_whole(each)}).get(level)
-                truth = column[level].heights if loss is None else true_heights(column[level], *loss)
-                by_truth = losses({**exact, level: known(truth)})[level]
-                yield {
-                    **{"case": path.name.split(".")[0], "level": level, "slice_mm": thick, "kind": kind, "loss": part},
-                    **result(now[level], judged, truth),
-                    **{"grade_of_loss": grade_of(part), "grade_of_true_heights": by_truth.grade},
-                    "loss_of_true_heights": round(by_truth.part, 3),
-                }
+        for level, kind, part in drawn_losses(sound, how, rng):
+            loss = None if kind == "none" else (kind, part)
+            mask = sampled(column[level], pose, spacing, loss, rng)
+            now = {**whole_column, level: measured(mask, direction(level, {**centres, level: centroid(mask)}))}
+            judged = losses({other: each for other, each in now.items() if is_whole(each)}).get(level)
+            truth = column[level].heights if loss is None else true_heights(column[level], *loss)
+            by_truth = losses({**exact, level: known(truth)})[level]
+            # The grade that exact heights would get in the column as it was measured: what the norm makes wrong.
+            by_norm = losses({**{other: each for other, each in now.items() if is_whole(each)}, level: known(truth)})
+            yield {
+                **{"case": path.name.split(".")[0], "level": level, "slice_mm": thick, "kind": kind},
+                **{"losses": how, "loss": round(part, 3)},
+                **result(now[level], judged, truth),
+                **{"grade_of_loss": grade_of(part), "grade_of_true_heights": by_truth.grade},
+                "loss_of_true_heights": round(by_truth.part, 3),
+                "loss_by_measured_norm": round(by_norm[level].part, 3),
+            }
+
+
+def drawn_losses(sound: list[int], how: str, rng: np.random.Generator) -> list[tuple[int, str, float]]:
+    """Return which vertebrae are broken, each its level, kind and part."""
+    if not sound:
+        return []
+    if how == "uniform":
+        kinds = list(KINDS)
+        return [
+            (level, kinds[rng.integers(len(kinds))], float(rng.uniform(0, LARGEST_LOSS)))
+            for level in sound
+            for _ in range(DRAWS)
+        ]
+    each = [("none", 0.0), *((kind, part) for kind in KINDS for part in LOSSES)]
+    return [(int(rng.choice(sound)), kind, part) for kind, part in each]
 
 
 def is_whole(heights: Heights | None) -> bool:
@@ -151,13 +175,12 @@ def result(heights: Heights | None, loss: Loss | None, truth: np.ndarray) -> dic
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield a line for each thickness of slices, and for each kind and loss in it."""
+    """Yield a line for each thickness of slices, and for each kind of loss in it."""
     for thick in sorted({row["slice_mm"] for row in rows}):
         chosen = [row for row in rows if row["slice_mm"] == thick]
         yield {"slice_mm": thick, **statistics(chosen)}
-        for kind, part in sorted({(row["kind"], row["loss"]) for row in chosen}):
-            some = [row for row in chosen if (row["kind"], row["loss"]) == (kind, part)]
-            yield {"slice_mm": thick, "kind": kind, "loss": part, **statistics(some)}
+        for kind in sorted({row["kind"] for row in chosen}):
+            yield {"slice_mm": thick, "kind": kind, **statistics([row for row in chosen if row["kind"] == kind])}
 
 
 def statistics(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -180,6 +203,9 @@ def statistics(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "right_by_loss": share(row["grade"] == row["grade_of_loss"] for row in judged),
         "loss_in_range": share(row["lowest"] <= row["grade_of_loss"] <= row["highest"] for row in judged),
         "loss_error_sd": round(float(np.std(off)), 3) if off else None,
+        "right_by_measured_norm": share(
+            grade_of(row["loss_by_measured_norm"]) == row["grade_of_true_heights"] for row in judged
+        ),
     }
 
 

@@ -153,6 +153,26 @@ class Switch(OptionType):
         return "True or False"
 
 
+@dataclass(frozen=True)
+class Line(OptionType):
+    """A straight line, as its slope from ``low`` to ``high`` and its intercept; or as a text with a comma."""
+
+    low: float
+    high: float
+
+    def convert(self, value: Any) -> tuple[float, float]:
+        slope, intercept = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
+        if not self.low <= slope <= self.high or not math.isfinite(intercept):
+            raise ValueError("out of range")
+        return slope, intercept
+
+    def to_words(self, value: tuple[float, float]) -> list[str]:
+        return [",".join(map(repr, value))]
+
+    def values(self) -> str:
+        return f"a slope from {self.low:g} to {self.high:g} and an intercept, such as 0.8,-5"
+
+
 class FilePath(OptionType):
     """A path, as text or as a ``Path``."""
 

@@ -16,6 +16,7 @@ from segmamba.option_types import (
     FilePath,
     LevelPlace,
     LevelPlaces,
+    Line,
     NamedFiles,
     Names,
     Number,
@@ -92,6 +93,13 @@ class Options:
         "NAME_iso: 'iso' for the finest voxel size of the volume (at least 0.5 mm), or a voxel size in mm",
         None,
         metavar="iso|MM",
+    )
+    density_calibration: tuple[float, float] | None = option(
+        Line(0.2, 3),
+        "also give trabecular density in mg/cm3, by a phantom that you measured in the same scanner and protocol: "
+        "mg/cm3 = SLOPE x HU + INTERCEPT",
+        None,
+        metavar="SLOPE,INTERCEPT",
     )
     device: str = option(
         Choice(("auto", "cpu", "cuda", "cuda:N", "mps")),

@@ -37,6 +37,8 @@ COLUMNS = {
     "Height loss (%)": "height_loss_percent",
     "Loss SD (%)": "height_loss_sd_percent",
     "Genant grade": "fracture_grade",
+    "Lowest grade": "fracture_grade_lowest",
+    "Highest grade": "fracture_grade_highest",
     "Trabecular density (HU)": "trabecular_hu",
     "Sagittal angle (deg)": "sagittal_angle_deg",
     "Coronal angle (deg)": "coronal_angle_deg",
@@ -47,6 +49,8 @@ COLUMNS = {
     "Slip (mm)": "slip_mm",
     "Slip (%)": "slip_percent",
 }
+# Only where a phantom was given.
+CALIBRATED = {"Trabecular density (mg/cm3)": "trabecular_mg_cm3"}
 NAME, SHAPE, NOT_JUDGED, CHECK = "Vertebra", "Shape", "Not judged", "Check"
 CUT_OFF = "cut off"
 DESCRIPTION = (
@@ -106,9 +110,12 @@ def measured_spine(segmentation_node: Any, volume_node: Any = None) -> MeasuredS
         )
     names = {label.value: label.name for label in load_manifest().default("vertebrae").labels}
     with needed_packages():
-        from segmamba.measurements import vertebrae
+        from segmamba.measurements import bone_density, vertebrae
     volume = _as_segmented(volume_of(volume_node), segmentation_node)
-    return MeasuredSpine(vertebrae.measure_spine(masks, volume, names), masks, volume)
+    # The phantom that the run was given.
+    line = parts(read_report(segmentation_node))[0].get("run", {}).get("options", {}).get("density_calibration")
+    found = bone_density.calibrated(vertebrae.measure_spine(masks, volume, names), line)
+    return MeasuredSpine(found, masks, volume)
 
 
 def measure(segmentation_node: Any, volume_node: Any = None) -> list[dict[str, Any]]:
@@ -179,7 +186,8 @@ def _fill(node: Any, rows: list[dict[str, Any]]) -> None:
     flat_rows = [flat(row) for row in rows]
     node.RemoveAllColumns()
     _add(node, vtk.vtkStringArray(), NAME, [row["name"] for row in rows])
-    for title, key in COLUMNS.items():
+    calibrated = any(row[key] is not None for key in CALIBRATED.values() for row in flat_rows)
+    for title, key in (COLUMNS | (CALIBRATED if calibrated else {})).items():
         values = [float("nan") if row[key] is None else row[key] for row in flat_rows]
         _add(node, vtk.vtkDoubleArray(), title, values)
     for title, key in ((SHAPE, "fracture_shape"), (NOT_JUDGED, "not_judged")):

@@ -56,6 +56,13 @@ def test_one_field_is_all_that_an_option_needs() -> None:
         ({"overlap": 1.5}, InputError, "The overlap is 1.5: give a number from 0 to 0.9."),
         ({"overlap": float("nan")}, InputError, "The overlap is nan: give a number from 0 to 0.9."),
         ({"overlap": True}, InputError, "The overlap is True: give a number from 0 to 0.9."),
+        (
+            {"density_calibration": "0.8"},
+            InputError,
+            "The density calibration is '0.8': give a slope from 0.2 to 3 and",
+        ),
+        ({"density_calibration": "12,0"}, InputError, "and an intercept, such as 0.8,-5."),
+        ({"density_calibration": (0.8, float("inf"))}, InputError, "give a slope from 0.2 to 3 and an intercept"),
         ({"seed": -1}, InputError, "The seed is -1: give a whole number from 0 to 2^63 - 1."),
         ({"seed": 1.5}, InputError, "The seed is 1.5: give a whole number from 0 to 2^63 - 1."),
         ({"tta": "yes"}, InputError, "The tta is 'yes': give True or False."),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from segmamba.measurements.end_plates import end_plates
+from segmamba.measurements.end_plates import Surface, end_plates
 from segmamba.measurements.heights import PLACES, heights_of
 from segmamba.measurements.vertebral_body import Body, Mask, find_body
 from segmamba.utils.arrays import bounding_box
@@ -31,6 +31,7 @@ BLUR_MM, NOISE_MM, NOISE_WIDTH_MM = 0.8, 0.4, 2.0
 FADE_MM = 6.0
 FINE_MM = 0.7
 MARGIN_MM = 4.0
+ANTERIOR, POSTERIOR = list(PLACES).index("anterior"), list(PLACES).index("posterior")
 # This far from a body, height, depth and width, mm, it takes its surroundings with it.
 AROUND_MM = (10.0, FADE_MM, 6.0)
 
@@ -48,6 +49,10 @@ class Whole:
     body : Body
     heights : ndarray (5,)
         At each of the places, measured in voxels of 0.7 mm.
+    points : ndarray (5, 2, 3)
+        Their points on the upper and the lower end plate, mm along the body's axes.
+    plates : tuple of Surface
+        The upper and the lower end plate.
     torn : float
         See `segmamba.measurements.heights.Heights`.
     """
@@ -56,6 +61,8 @@ class Whole:
     to_lps: np.ndarray
     body: Body
     heights: np.ndarray
+    points: np.ndarray
+    plates: tuple[Surface, Surface]
     torn: float = 0.0
 
 
@@ -68,23 +75,22 @@ def whole(mask: Mask, up: np.ndarray) -> Whole | None:
     to_lps = mask.to_lps.copy()
     to_lps[:3, 3] += to_lps[:3, :3] @ ([part.start for part in box] - pad)[::-1]
     soft = ndimage.gaussian_filter(array, BLUR_MM / spacing)
-    found = find_body(Mask(soft >= 0.5, to_lps), up)
-    if found is None:
-        return None
-    unbroken = Whole(soft, to_lps, found, np.full(len(PLACES), np.nan))
-    fine = sampled(unbroken, np.eye(3), (FINE_MM,) * 3)
-    body = find_body(fine, up)
-    plates = None if body is None else end_plates(body, fine)
+    fine = _resampled(soft, to_lps, np.eye(3), np.full(3, FINE_MM), np.full(3, 0.5))
+    fine_mask = Mask(_largest(fine.array >= 0.5), fine.to_lps)
+    body = find_body(fine_mask, up)
+    plates = None if body is None else end_plates(body, fine_mask)
     if body is None or plates is None:
         return None
-    heights = heights_of(body, plates, fine)
-    return Whole(soft, to_lps, body, heights.mm, heights.torn)
+    heights = heights_of(body, plates, fine_mask)
+    points = (heights.points - body.centre) @ body.axes.T
+    return Whole(soft, to_lps, body, heights.mm, points, plates, heights.torn)
 
 
 def true_heights(vertebra: Whole, kind: str, part: float) -> np.ndarray:
-    """Return the heights of a vertebra after a loss."""
-    deep, wide = np.array(list(PLACES.values())).T
-    return vertebra.heights * (1 - part * KINDS[kind](deep, wide))
+    """Return the heights of a vertebra after a loss: each of its points goes where its bone goes."""
+    upper, lower = (_after(vertebra, vertebra.points[:, side], kind, part) for side in range(2))
+    heights: np.ndarray = np.linalg.norm(upper - lower, axis=1)
+    return heights
 
 
 def sampled(
@@ -108,58 +114,84 @@ def sampled(
     rng : Generator, optional
         For where the grid begins, and for the noise of the surface; without it there is none.
     """
-    ends = np.array(np.meshgrid(*[(0, size - 1) for size in vertebra.soft.shape[::-1]], indexing="ij")).reshape(3, -1)
-    corners = (pose @ (vertebra.to_lps[:3, :3] @ ends + vertebra.to_lps[:3, 3:])).T
-    first = corners.min(axis=0) - (rng.uniform(0, 1, 3) if rng else 0.5) * np.array(spacing)
-    size = np.ceil((corners.max(axis=0) - first) / spacing).astype(int) + 1
-    to_lps = np.diag([*spacing, 1.0])
-    to_lps[:3, 3] = first
-    to_index = np.linalg.inv(vertebra.to_lps)
-    matrix = to_index[:3, :3] @ pose.T
-    start = (matrix @ first + to_index[:3, 3])[::-1]
-    soft = ndimage.affine_transform(
-        vertebra.soft, (matrix * spacing)[::-1, ::-1], start, tuple(size[::-1]), np.float32, order=1
+    fine = _resampled(
+        vertebra.soft, vertebra.to_lps, pose, np.array(spacing), rng.uniform(0, 1, 3) if rng else np.full(3, 0.5)
     )
+    soft, to_lps = fine.array, fine.to_lps
     if loss is not None:
-        k, j, i = np.indices(size[::-1], dtype=np.float32).reshape(3, -1)
-        local = (((np.stack([i, j, k], axis=1) * spacing + first) @ pose) - vertebra.body.centre) @ vertebra.body.axes.T
+        k, j, i = np.indices(soft.shape, dtype=np.float32).reshape(3, -1)
+        lps = np.stack([i, j, k], axis=1) * spacing + to_lps[:3, 3]
+        local = (lps @ pose - vertebra.body.centre) @ vertebra.body.axes.T
         # Only the body has lost height, and what is right above it comes down.
         near = (np.abs(local) <= vertebra.body.size / 2 + AROUND_MM).all(axis=1)
-        points = vertebra.body.centre + _before(vertebra.body, local[near], *loss) @ vertebra.body.axes
+        points = vertebra.body.centre + _before(vertebra, local[near], *loss) @ vertebra.body.axes
+        to_index = np.linalg.inv(vertebra.to_lps)
         index = (points @ to_index[:3, :3].T + to_index[:3, 3])[:, ::-1].T
         soft.reshape(-1)[near] = ndimage.map_coordinates(vertebra.soft, index, np.float32, order=1)
     if rng:
         noise = ndimage.gaussian_filter(rng.normal(size=soft.shape), NOISE_WIDTH_MM / np.array(spacing[::-1]))
         # The blurred edge rises by this much in a millimetre.
         soft = soft + noise / noise.std() * NOISE_MM / (BLUR_MM * np.sqrt(2 * np.pi))
-    parts, _ = ndimage.label(soft >= 0.5)
-    largest = np.bincount(parts.ravel())[1:].argmax() + 1
-    return Mask(parts == largest, to_lps)
+    return Mask(_largest(soft >= 0.5), to_lps)
 
 
-def _before(body: Body, points: np.ndarray, kind: str, part: float) -> np.ndarray:
+def _resampled(soft: np.ndarray, to_lps: np.ndarray, pose: np.ndarray, spacing: np.ndarray, offset: np.ndarray) -> Mask:
+    """Return samples of a smooth object in a pose, on a grid along the patient's axes that begins at an offset."""
+    ends = np.array(np.meshgrid(*[(0, size - 1) for size in soft.shape[::-1]], indexing="ij")).reshape(3, -1)
+    corners = (pose @ (to_lps[:3, :3] @ ends + to_lps[:3, 3:])).T
+    first = corners.min(axis=0) - offset * spacing
+    size = np.ceil((corners.max(axis=0) - first) / spacing).astype(int) + 1
+    grid = np.diag([*spacing, 1.0])
+    grid[:3, 3] = first
+    to_index = np.linalg.inv(to_lps)
+    matrix = to_index[:3, :3] @ pose.T
+    start = (matrix @ first + to_index[:3, 3])[::-1]
+    samples = ndimage.affine_transform(
+        soft, (matrix * spacing)[::-1, ::-1], start, tuple(size[::-1].tolist()), np.float32, order=1
+    )
+    return Mask(samples, grid)
+
+
+def _largest(array: np.ndarray) -> np.ndarray:
+    parts, _ = ndimage.label(array)
+    largest: np.ndarray = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    return largest
+
+
+def _before(vertebra: Whole, points: np.ndarray, kind: str, part: float) -> np.ndarray:
     """Return where points (n, 3) of a body that has lost height were before.
 
     Both in mm along the body's axes.
     """
-    up, back, left = points.T
-    deep, wide = back / body.size[1] + 0.5, left / body.size[2] + 0.5
-    loss = part * KINDS[kind](np.clip(deep, 0, 1), np.clip(wide, 0, 1))
-    loss = loss * np.clip(1 - (back - body.size[1] / 2) / FADE_MM, 0, 1)
-    upper, lower = (_plate_at(body, plate, back, left) for plate in (body.upper, body.lower))
-    # A biconcave body has lost height at both plates, the others at the upper one.
-    kept = lower + (0.5 if kind == "middle" else 0.0) * (upper - lower)
-    above = up - kept
-    reach = np.where(above > 0, upper - kept, kept - lower)
+    kept, above, reach, loss = _course(vertebra, points, kind, part)
     within = np.abs(above) < (1 - loss) * reach
     source = np.where(within, np.abs(above) / (1 - loss), np.abs(above) + loss * reach)
-    return np.stack([kept + np.sign(above) * source, back, left], axis=1)
+    return np.stack([kept + np.sign(above) * source, *points.T[1:]], axis=1)
 
 
-def _plate_at(body: Body, plate: np.ndarray, back: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Return the height of a plate at points, outside of it that of its nearest point; smoothed over 1 mm."""
-    nearest = ndimage.distance_transform_edt(np.isnan(plate), return_distances=False, return_indices=True)
-    smooth = ndimage.gaussian_filter(plate[tuple(nearest)], 1.0, mode="nearest")
-    depth, width = body.plate_grid
-    index = np.stack([back - depth[0], left - width[0]])
-    return ndimage.map_coordinates(smooth, index, order=1, mode="nearest")
+def _after(vertebra: Whole, points: np.ndarray, kind: str, part: float) -> np.ndarray:
+    """Return where points (n, 3) of a body are after its loss of height: the inverse of `_before`."""
+    kept, above, reach, loss = _course(vertebra, points, kind, part)
+    moved = np.where(np.abs(above) < reach, (1 - loss) * np.abs(above), np.abs(above) - loss * reach)
+    return np.stack([kept + np.sign(above) * moved, *points.T[1:]], axis=1)
+
+
+def _course(vertebra: Whole, points: np.ndarray, kind: str, part: float) -> tuple[np.ndarray, ...]:
+    """Return what stays in place at points (n, 3), how far they are above it, the bone's reach, and the loss there.
+
+    All follow the plates and the corners that the heights are read at, so that what is lost there is known.
+    """
+    up, back, left = points.T
+    # A biconcave body has lost height at both plates, the others at the upper one.
+    both = kind == "middle"
+    ends = vertebra.points[[ANTERIOR, POSTERIOR], :, 1]
+    front, rear = ends.mean(axis=1) if both else ends[:, 0]
+    width = vertebra.body.size[2]
+    deep, wide = (back - front) / (rear - front), left / width + 0.5
+    loss = part * KINDS[kind](np.clip(deep, 0, 1), np.clip(wide, 0, 1))
+    loss = loss * np.clip(1 - (back - rear) / FADE_MM, 0, 1)
+    at = np.clip(back, ends.min(), ends.max()), np.clip(left, -width / 2, width / 2)
+    upper, lower = (plate.height(*at) for plate in vertebra.plates)
+    kept = lower + (0.5 if both else 0.0) * (upper - lower)
+    above = up - kept
+    return kept, above, np.where(above > 0, upper - kept, kept - lower), loss

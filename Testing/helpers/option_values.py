@@ -8,6 +8,7 @@ from segmamba.option_types import (
     Choice,
     FilePath,
     LevelPlaces,
+    Line,
     NamedFiles,
     Names,
     Number,
@@ -29,6 +30,7 @@ SAMPLES: dict[type[OptionType], Any] = {
     Spacing: 0.75,
     Region: ((-2e-5, 1.5, -40.25), (1e-7, 3.0, 70.0)),
     WholeNumber: 2**63 - 1,
+    Line: (0.8125, -2e-5),
     LevelPlaces: (("L5", -2e-5, 1.5, -40.25), ("T12", 1e-7, 3.0, 70.0)),
 }
 

@@ -47,6 +47,23 @@ def a_result(a_slicer_scene, vertebrae, a_spine):
     return segmentation_from_labels(labels, volume_node, vertebrae, "case 7 vertebrae"), volume_node
 
 
+def test_the_table_has_the_range_of_grades_and_the_density_of_the_run_s_phantom(a_result):
+    node, _ = a_result
+    titles = set(shown_columns(measurements_table(node)))
+    assert {"Genant grade", "Lowest grade", "Highest grade"} <= titles
+    assert "Trabecular density (mg/cm3)" not in titles
+    run = {"options": {"density_calibration": [0.8, -5.0]}}
+    node.SetAttribute(REPORT_ATTRIBUTE, json.dumps({"volume": {"modality": "CT"}, "run": run}))
+    table = measurements_table(node)
+    hu, mg = (column_of(table, f"Trabecular density ({unit})") for unit in ("HU", "mg/cm3"))
+    assert mg == pytest.approx([0.8 * each - 5 for each in hu], abs=0.06)
+
+
+def shown_columns(node):
+    table = node.GetTable()
+    return [table.GetColumnName(index) for index in range(table.GetNumberOfColumns())]
+
+
 def column_of(table, title):
     return [table.GetTable().GetColumnByName(title).GetValue(row) for row in range(table.GetNumberOfRows())]
 

@@ -36,6 +36,7 @@ from segmamba.io.modality import CT, modality_note, modality_warning, model_for_
 from segmamba.io.stored_grid import labels_as_stored
 from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
+from segmamba.measurements.bone_density import calibrated
 from segmamba.measurements.vertebrae import masks_of, measure_spine
 from segmamba.models.manifest import LogitMarginThreshold, Model, Postprocessing, chosen_labels
 from segmamba.reporting import report as reporting
@@ -183,7 +184,7 @@ def _segment(
             fine = _finished(fine, labels, volume, model, options)
         if model.task == VERTEBRAE_TASK:
             measured, doubt = _measured(labels, volume, wanted, boxes)
-            findings = {**findings, **measured}
+            findings = {**findings, **calibrated(measured, options.density_calibration)}
             if doubt:
                 findings, warnings = _doubted(findings), (*warnings, doubt)
     if engine.device.kind == "cuda":

@@ -28,6 +28,7 @@ UNITS = {
     "_mm": ("mm", "millimeter"),
     "_ml": ("mL", "milliliter"),
     "_hu": ("[hnsf'U]", "Hounsfield unit"),
+    "_mg_cm3": ("mg/cm3", "milligram per cubic centimeter"),
     "_deg": ("deg", "degree"),
     "_percent": ("%", "percent"),
 }

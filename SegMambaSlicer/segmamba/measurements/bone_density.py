@@ -3,6 +3,9 @@
 Density is the mean in Hounsfield units inside each body (`segmamba.measurements.vertebrae`). Contrast medium raises it,
 so that it is looked for: the aorta lies in front of the thoracic and lumbar bodies as a round, even area that goes on
 from one level to the next. The search is our own.
+
+Hounsfield units become mg/cm3 only by a phantom that the user measured. Air and fat of a scan cannot do that
+(`benchmarks/calibration.py`); they only tell a scan whose numbers are plainly off.
 """
 
 from __future__ import annotations
@@ -31,6 +34,22 @@ BLOOD_HU, CONTRAST_HU, DENSEST_HU = (15.0, 80.0), 110.0, 700.0
 FEWEST_LEVELS, APART_MM, ALIKE = 3, 12.0, 0.2
 # This part of a section must lie in the image.
 IN_VIEW = 0.7
+# The peak of fat is looked for among these values, HU, in bins of so many; it must rise this far above the valleys on
+# both sides, the upper one before soft tissue, and hold so many voxels.
+FAT_HU, BIN_HU, VALLEY_HU, RISE, FEWEST_VOXELS = (-250.0, -30.0), 5.0, 15.0, 1.5, 1000
+# Adipose tissue of 0.925 to 0.970 g/cm3 has -130 to -48 HU at 55 to 80 keV (`benchmarks/calibration.py spread`).
+RIGHT_FAT_HU = (-135.0, -45.0)
+# Air, HU: where it is looked for, and what is right.
+AIR_HU, RIGHT_AIR_HU = (-1150.0, -850.0), (-1030.0, -960.0)
+# The check looks at voxels whose neighbours are alike, HU, and at so many of them at most.
+ALIKE_HU, MOST_VOXELS = 40.0, 2_000_000
+WRONG = (
+    "{} has {} HU, where a scan in Hounsfield units has {:.0f} to {:.0f}: do not rely on densities, and check how this "
+    "image was converted."
+)
+# Densities of a column in HU, and what they are called in mg/cm3.
+CALIBRATED = {"lumbar_hu": "lumbar_mg_cm3", "mean_hu": "mean_mg_cm3", "l1_hu": "l1_mg_cm3"}
+GIVEN = "phantom, given by the user"
 CONTRAST, NO_CONTRAST, NOT_ASSESSED = "contrast", "no contrast seen", "not assessed"
 
 
@@ -50,7 +69,9 @@ def bone_density(densities: Mapping[int, float], bodies: Mapping[int, Body], vol
     dict
         ``lumbar_hu``: mean of what is known of L1 to L4, and ``lumbar_levels``: their names; ``mean_hu`` of all levels
         in view, and ``levels``: how many; ``l1_hu``; ``phase``: one of "contrast", "no contrast seen" and
-        "not assessed", and ``aorta_hu``: the density of what was taken for the aorta. None where there is no value.
+        "not assessed", and ``aorta_hu``: the density of what was taken for the aorta; ``air_hu``, ``fat_hu`` and
+        ``scanner``: see `scanner_check`; ``calibration``, ``lumbar_mg_cm3``, ``mean_mg_cm3`` and ``l1_mg_cm3``: see
+        `calibrated`. None where there is no value.
     """
     lumbar = [level for level in from_top(densities) if L1 <= level <= L4]
     phase, aorta = phase_of(bodies, volume)
@@ -62,7 +83,86 @@ def bone_density(densities: Mapping[int, float], bodies: Mapping[int, Body], vol
         "l1_hu": densities.get(L1),
         "phase": phase,
         "aorta_hu": aorta,
+        **scanner_check(volume),
+        "calibration": None,
+        **dict.fromkeys(CALIBRATED.values()),
     }
+
+
+def calibrated(found: Mapping[str, Any], line: tuple[float, float] | None) -> dict[str, Any]:
+    """Return the measurements of a column with its densities in mg/cm3.
+
+    Parameters
+    ----------
+    found : mapping
+        As `segmamba.measurements.vertebrae.measure_spine` returns it.
+    line : tuple of float or None
+        Slope, mg/cm3 for each HU, and intercept, mg/cm3, of a phantom in the same scanner; without it nothing changes.
+
+    Returns
+    -------
+    dict
+        The same, with ``trabecular_mg_cm3`` in each row, and in ``bone`` ``lumbar_mg_cm3``, ``mean_mg_cm3``,
+        ``l1_mg_cm3`` and ``calibration``: ``slope_mg_cm3_per_hu``, ``intercept_mg_cm3`` and ``source``.
+    """
+    bone = found["bone"]
+    if line is None or bone is None:
+        return dict(found)
+    slope, intercept = line
+
+    def converted(hu: float | None) -> float | None:
+        return None if hu is None else round(slope * hu + intercept, 1)
+
+    rows = [{**row, "trabecular_mg_cm3": converted(row["trabecular_hu"])} for row in found["measurements"]]
+    line_said = {"slope_mg_cm3_per_hu": slope, "intercept_mg_cm3": intercept, "source": GIVEN}
+    densities = {name: converted(bone[hu]) for hu, name in CALIBRATED.items()}
+    return {**found, "measurements": rows, "bone": {**bone, **densities, "calibration": line_said}}
+
+
+def scanner_check(volume: Volume) -> dict[str, Any]:
+    """Return where air and fat lie in a CT, and what is wrong with that.
+
+    Returns
+    -------
+    dict
+        ``air_hu`` and ``fat_hu``, None where there is none or too little of it, and ``scanner``: a sentence if one of
+        them is where it is in no scan in Hounsfield units, else None.
+    """
+    step = max(1, int(np.ceil((volume.array.size / MOST_VOXELS) ** (1 / 3))))
+    lines = [slice(None, -1, step)] * 3
+    inner = volume.array[tuple(lines)].astype(np.float32)
+    even = np.ones(inner.shape, bool)
+    for axis in range(3):
+        beside = [slice(1, None, step) if axis == each else part for each, part in enumerate(lines)]
+        even &= np.abs(volume.array[tuple(beside)].astype(np.float32) - inner) <= ALIKE_HU
+    # What the lowest value fills has no noise: it is padding, or was cut off.
+    values = inner[even & (inner > volume.array.min())]
+    air, fat = _air(values), _fat(values)
+    ranges = (("Air", air, RIGHT_AIR_HU), ("Fat", fat, RIGHT_FAT_HU))
+    wrong = [WRONG.format(name, hu, *right) for name, hu, right in ranges if hu is not None and not _is_in(hu, right)]
+    return {"air_hu": air, "fat_hu": fat, "scanner": wrong[0] if wrong else None}
+
+
+def _is_in(value: float, ends: tuple[float, float]) -> bool:
+    return ends[0] <= value <= ends[1]
+
+
+def _air(values: np.ndarray) -> float | None:
+    air = values[(values >= AIR_HU[0]) & (values <= AIR_HU[1])]
+    return round(float(np.median(air)), 1) if len(air) >= FEWEST_VOXELS else None
+
+
+def _fat(values: np.ndarray) -> float | None:
+    """Return the peak of fat among values in HU: the most frequent ones, if they stand apart from soft tissue."""
+    edges = np.arange(FAT_HU[0], VALLEY_HU + BIN_HU, BIN_HU)
+    counts = ndimage.uniform_filter1d(np.histogram(values, edges)[0].astype(float), 3)
+    middles = edges[:-1] + BIN_HU / 2
+    peak = int(np.where(middles <= FAT_HU[1], counts, -1).argmax())
+    # Neither end of the range is a peak.
+    if peak == 0 or counts[peak] < RISE * max(counts[peak:].min(), counts[: peak + 1].min(), 1.0):
+        return None
+    near = values[np.abs(values - middles[peak]) <= 3 * BIN_HU]
+    return round(float(np.median(near)), 1) if len(near) >= FEWEST_VOXELS else None
 
 
 def phase_of(bodies: Mapping[int, Body], volume: Volume) -> tuple[str, float | None]:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from segmamba.measurements.bone_density import NO_CONTRAST, NOT_ASSESSED
+from segmamba.measurements.fractures import GRADE_KEYS, grade_text
 from segmamba.measurements.shape_matching import Match, Shape, match, shape_of
 from segmamba.measurements.vertebrae import HEIGHTS, centroid, direction
 from segmamba.measurements.vertebral_body import Mask
@@ -30,17 +31,12 @@ PROBABILITY = 0.95
 # as parts, and so many standard deviations of a median.
 FEWEST, SHIFTED_PART, SHIFTED_HU, SHIFTED_SD = 4, 0.03, 15.0, 3.0
 CHANGE, POSSIBLE, WITHIN = "change", "possible", "within error"
+EXAMS = ("first", "second")
 SUFFIXES = ("first", "second", "change", "sd", "verdict")
 COLUMNS = (
-    *(
-        "first_name",
-        "second_name",
-        "shape_distance_mm",
-        "fracture_grade_first",
-        "fracture_grade_second",
-        "fracture_worse",
-        "note",
-    ),
+    *("first_name", "second_name", "shape_distance_mm"),
+    *(f"{key}_{exam}" for exam in EXAMS for key in GRADE_KEYS),
+    *("fracture_worse", "note"),
     *(f"{name}_{suffix}" for name in QUANTITIES for suffix in SUFFIXES),
 )
 CUT = "The image ends within the vertebra in one of the exams: its volume is not compared."
@@ -102,10 +98,11 @@ def compare(first: Exam, second: Exam, found: Match | None = None) -> dict[str, 
         values; ``quantities``: of each its ``title``, ``unit`` and ``median_change``; ``vertebrae``: one for each pair
         from the head down, with ``name``, ``first_name``, ``second_name``, ``first_value``, ``second_value``,
         ``shape_distance_mm``, ``to_second_lps`` (4 x 4, lays the vertebra of the first exam on that of the second),
-        ``fracture_grade_first``, ``fracture_grade_second``, ``fracture_worse`` (the second one's range of grades lies
-        above that of the first), ``note`` and ``changes``: by quantity (heights in mm, volume in mL, density in HU)
-        ``first``, ``second``, ``change``, its standard deviation ``sd``, and ``verdict``: "change", "possible" or
-        "within error". None where there is no value.
+        ``fracture_grade_first``, ``fracture_grade_lowest_first``, ``fracture_grade_highest_first`` and those of the
+        second, ``fracture_worse`` (the second one's range of grades lies above that of the first), ``note`` and
+        ``changes``: by quantity (heights in mm, volume in mL, density in HU) ``first``, ``second``, ``change``, its
+        standard deviation ``sd``, and ``verdict``: "change", "possible" or "within error". None where there is no
+        value.
     """
     found = match(shapes_of(first), shapes_of(second)) if found is None else found
     rows_1, rows_2 = ({row["value"]: row for row in exam.rows} for exam in (first, second))
@@ -124,8 +121,11 @@ def compare(first: Exam, second: Exam, found: Match | None = None) -> dict[str, 
                 "second_name": after["name"],
                 "shape_distance_mm": None if each is None else round(each.distance_mm, 2),
                 "to_second_lps": None if each is None else np.round(each.to_second, 5).tolist(),
-                "fracture_grade_first": before["fracture_grade"],
-                "fracture_grade_second": after["fracture_grade"],
+                **{
+                    f"{key}_{exam}": row[key]
+                    for exam, row in zip(EXAMS, (before, after), strict=True)
+                    for key in GRADE_KEYS
+                },
                 "fracture_worse": _worse(before, after),
                 "note": CUT if cut else None,
                 "changes": {
@@ -293,7 +293,8 @@ def _worse(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 def _graver(row: Mapping[str, Any]) -> str:
     if not row["fracture_worse"]:
         return ""
-    return f"{row['name']}: grade {row['fracture_grade_first']} before, {row['fracture_grade_second']} now."
+    before, after = (grade_text(*(row[f"{key}_{exam}"] for key in GRADE_KEYS)) for exam in EXAMS)
+    return f"{row['name']}: grade {before} before, {after} now."
 
 
 def _named_changes(row: Mapping[str, Any], verdict: str) -> tuple[str, str] | None:

@@ -49,6 +49,8 @@ LARGEST_SD = 0.08
 RANGE_SD = 1.64
 # A crushed body has lost this part of its height at every rim, and this part of its largest loss.
 CRUSHED, CRUSHED_PART = 0.15, 0.6
+# What the grade and the ends of its range are called in rows of measurements.
+GRADE_KEYS = ("fracture_grade", "fracture_grade_lowest", "fracture_grade_highest")
 SHAPES = dict(zip(PLACES, ("wedge", "biconcave", "posterior wedge", "lateral wedge", "lateral wedge"), strict=True))
 OTHER_LEVEL = "Fractures are graded from T4 to the last lumbar vertebra."
 UNCERTAIN = "The mask or the rest of the column is too uncertain to judge a loss of height."
@@ -119,6 +121,13 @@ def is_graded(level: int) -> bool:
 def grade_of(part: float) -> int:
     """Return Genant's grade, 0 to 3, of a loss of height as a part of what is expected."""
     return int(np.searchsorted(GRADES, part, side="right"))
+
+
+def grade_text(grade: int | None, lowest: int | None, highest: int | None) -> str:
+    """Return a grade with its range where that is more than one: "2", or "1 (0 to 2)"; empty if there is none."""
+    if grade is None:
+        return ""
+    return str(grade) if lowest == highest else f"{grade} ({lowest} to {highest})"
 
 
 def _loss(measured: np.ndarray, expected: np.ndarray, sd: np.ndarray) -> Loss:

@@ -36,7 +36,7 @@ COLUMNS = (
     *("value", "name", "volume_ml", "right_mm", "anterior_mm", "superior_mm", "at_border"),
     *(*HEIGHTS, "height_sd_mm", *EXPECTED, "height_loss_percent", "height_loss_sd_percent", "height_loss_place"),
     *("fracture_grade", "fracture_grade_lowest", "fracture_grade_highest", "fracture_shape", "not_judged"),
-    *("trabecular_hu", "sagittal_angle_deg", "coronal_angle_deg", *BETWEEN, "note"),
+    *("trabecular_hu", "trabecular_mg_cm3", "sagittal_angle_deg", "coronal_angle_deg", *BETWEEN, "note"),
 )
 C1_C2 = "C1 and C2 have no body with two end plates."
 SACRUM_FUSED = "The sacrum is not a single vertebra."
@@ -135,7 +135,8 @@ def measure(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int, str])
         ``height_loss_percent``, the largest loss, its ``height_loss_sd_percent`` and ``height_loss_place``;
         ``fracture_grade`` (0 to 3, None if it is not judged), ``fracture_grade_lowest`` and ``fracture_grade_highest``
         (within 90 %), ``fracture_shape`` and ``not_judged`` (why there is no grade, a sentence, else None);
-        ``trabecular_hu`` (None unless the volume is a CT), ``sagittal_angle_deg`` and ``coronal_angle_deg`` (to the
+        ``trabecular_hu`` (None unless the volume is a CT), ``trabecular_mg_cm3`` (None unless
+        `segmamba.measurements.bone_density.calibrated`), ``sagittal_angle_deg`` and ``coronal_angle_deg`` (to the
         next lower level, none for the sacrum), what `segmamba.measurements.alignment.between` says of the disc below,
         and ``note`` (why there are no heights, a sentence, else None).
     """
@@ -181,6 +182,7 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
             "centroid_ras_mm": [round(-x, 2), round(-y, 2), round(z, 2)],
             "at_border": at_border,
             "trabecular_hu": round(float(core.mean()), 1) if _ml(len(core)) >= SMALLEST_CORE_ML else None,
+            "trabecular_mg_cm3": None,
             "sagittal_angle_deg": None,
             "coronal_angle_deg": None,
             "note": note,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from segmamba.measurements.fractures import GRADE_KEYS, grade_text
 from segmamba.reporting.report import level_variants, numbering_doubt
 
 # A vertebra whose voxels have a lower mean probability, or whose level a lower one, is doubtful.
@@ -15,6 +16,9 @@ SLIPPED_MM = 4.0
 # or below the second are 90 % of those with it (DXA, Pickhardt et al., Ann Intern Med 2013).
 SPECIFIC_HU, SENSITIVE_HU = 110.0, 160.0
 NO_CONTRAST = "no contrast seen"
+# Mean trabecular density of two lumbar vertebrae by QCT with a phantom, mg/cm3 (Cheng et al., Quant Imaging Med Surg
+# 2020, table 2): below the first one osteoporosis, up to the second one low.
+LOW_MG_CM3 = (80.0, 120.0)
 
 
 def look_first(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -34,7 +38,8 @@ def look_first(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     found += [(row["value"], _fracture(row)) for row in _by_loss(certain)]
     found += [(row["value"], _fracture(row)) for row in _by_loss(possible)]
     found += [(row["value"], text) for row in rows for text in [_slip(row)] if text]
-    found += [(None, text) for text in filter(None, [_bone(report.get("bone"))])]
+    bone = report.get("bone") or {}
+    found += [(None, text) for text in (bone.get("scanner"), _bone(bone)) if text]
     found += doubtful(report)
     found += [(None, text) for text in level_variants(report)]
     return [{"value": value, "text": text} for value, text in found]
@@ -45,12 +50,9 @@ def short(name: str) -> str:
     return name.removesuffix(" vertebra")
 
 
-def grade_text(row: Mapping[str, Any]) -> str:
-    """Return the grade of a vertebra with its range: "2", or "1 (0 to 2)"; empty if it is not judged."""
-    if row["fracture_grade"] is None:
-        return ""
-    lowest, highest = row["fracture_grade_lowest"], row["fracture_grade_highest"]
-    return str(row["fracture_grade"]) if lowest == highest else f"{row['fracture_grade']} ({lowest} to {highest})"
+def grade_of_row(row: Mapping[str, Any]) -> str:
+    """Return the grade of a vertebra with its range, see `segmamba.measurements.fractures.grade_text`."""
+    return grade_text(*(row[key] for key in GRADE_KEYS))
 
 
 def _by_loss(rows: list[Any]) -> list[Any]:
@@ -61,8 +63,8 @@ def _fracture(row: Mapping[str, Any]) -> str:
     loss = f"{row['height_loss_percent']} % of the height is lost ({row['height_loss_place']})"
     deviation = f"standard deviation {row['height_loss_sd_percent']} %"
     if not row["fracture_grade"] or not row["fracture_grade_lowest"]:
-        return f"{short(row['name'])}: uncertain, grade {grade_text(row)}; {loss}, {deviation}."
-    return f"{short(row['name'])}: {row['fracture_shape']}, grade {grade_text(row)}; {loss}, {deviation}."
+        return f"{short(row['name'])}: uncertain, grade {grade_of_row(row)}; {loss}, {deviation}."
+    return f"{short(row['name'])}: {row['fracture_shape']}, grade {grade_of_row(row)}; {loss}, {deviation}."
 
 
 def _slip(row: Mapping[str, Any]) -> str:
@@ -72,12 +74,13 @@ def _slip(row: Mapping[str, Any]) -> str:
     return f"{short(row['name'])} lies {abs(row['slip_mm'])} mm {where} the vertebra below."
 
 
-def _bone(bone: Mapping[str, Any] | None) -> str:
-    """Return a sentence about a low density of L1; none where contrast medium may have raised it."""
-    if not bone or bone["l1_hu"] is None or bone["phase"] != NO_CONTRAST or bone["l1_hu"] > SENSITIVE_HU:
+def _bone(bone: Mapping[str, Any]) -> str:
+    """Return a sentence about a low density of L1; none where contrast medium may have raised it, or HU are wrong."""
+    density = bone.get("l1_hu")
+    if density is None or density > SENSITIVE_HU or bone["phase"] != NO_CONTRAST or bone.get("scanner"):
         return ""
-    limit = SPECIFIC_HU if bone["l1_hu"] <= SPECIFIC_HU else SENSITIVE_HU
-    return f"Trabecular density of L1 is {bone['l1_hu']} HU, at or below {limit:.0f} HU."
+    limit = SPECIFIC_HU if density <= SPECIFIC_HU else SENSITIVE_HU
+    return f"Trabecular density of L1 is {density} HU, at or below {limit:.0f} HU."
 
 
 def doubtful(report: Mapping[str, Any]) -> list[tuple[int, str]]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from segmamba.errors import InstallationError
 from segmamba.io.volume import Volume
+from segmamba.measurements.fractures import grade_text
 from segmamba.models.manifest import Model
 from segmamba.reporting import DISCLAIMER
-from segmamba.reporting.look_first import SENSITIVE_HU, SPECIFIC_HU, grade_text, short
+from segmamba.reporting.look_first import LOW_MG_CM3, SENSITIVE_HU, SPECIFIC_HU, grade_of_row, short
 from segmamba.reporting.page_pictures import column_picture, curve_picture, sagittal_plane, vertebra_picture
 from segmamba.reporting.preview import display_window
 from segmamba.utils.atomic import atomic_write
@@ -38,6 +39,7 @@ VERTEBRAE = {
     "Density, HU": "trabecular_hu",
     "Volume, mL": "volume_ml",
 }
+CALIBRATED = {"Density, mg/cm³": "trabecular_mg_cm3"}
 BELOW = {
     "Disc angle, °": "disc_angle_deg",
     "Disc anterior, mm": "disc_anterior_mm",
@@ -91,6 +93,7 @@ def page(case: Case) -> str:
     flagged = {entry["value"] for entry in report["look_first"] if entry["value"] is not None}
     fractured = [row for row in rows if row["fracture_grade"] or row["value"] in flagged]
     enlarged = [row for row in fractured if row["height_points_ras_mm"] is not None]
+    calibrated = report["bone"] is not None and report["bone"]["calibration"] is not None
     plane = sagittal_plane(case.volume, case.labels)
     window = display_window(case.model, [plane])
     measured = any(row["anterior_height_mm"] is not None for row in rows)
@@ -110,10 +113,11 @@ def page(case: Case) -> str:
             output=Path(report["output"]).name,
             disclaimer=DISCLAIMER,
             pictures=pictures,
-            columns={"vertebrae": VERTEBRAE, "below": BELOW, "curves": CURVES},
+            columns={"vertebrae": VERTEBRAE | (CALIBRATED if calibrated else {}), "below": BELOW, "curves": CURVES},
             confidence={segment["value"]: segment["mean_confidence"] for segment in report["segments"]},
             levels=(report.get("numbering") or {}).get("levels", {}),
             limits=(SENSITIVE_HU, SPECIFIC_HU),
+            low=LOW_MG_CM3,
         )
     )
     return text
@@ -130,7 +134,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": short, "shown": shown, "grade": grade_text}
+    environment.filters |= {"short": short, "shown": shown, "grade": grade_of_row, "grades": grade_text}
     return environment
 
 

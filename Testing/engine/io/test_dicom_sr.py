@@ -24,6 +24,7 @@ NAME = "Yamada^Tarou=山田^太郎"
 ROWS = [
     {"value": T1, "name": "T1 vertebra", "volume_ml": 20.008, "trabecular_hu": 111.6, "sagittal_angle_deg": -6.9,
      "expected_anterior_height_mm": 19.6, "height_loss_percent": 5.6, "fracture_grade": 0, "fracture_shape": None,
+     "trabecular_mg_cm3": 98.4,
      "centroid_ras_mm": [1.0, 2.0, 3.0], "at_border": True, "note": "a sentence"},
     {"value": T2, "name": "T2 vertebra", "volume_ml": 0.1, "trabecular_hu": None, "fracture_grade": 2},
     {"value": 20, "name": "L1 vertebra", "volume_ml": 7.0},
@@ -75,10 +76,11 @@ def test_numbers_are_the_report_s_with_their_units(written: tuple[Path, Any]) ->
             f"{SCHEME} expected_anterior_height_mm": (19.6, "mm"),
             f"{SCHEME} height_loss_percent": (5.6, "%"),
             f"{SCHEME} fracture_grade": (0.0, "1"),
+            f"{SCHEME} trabecular_mg_cm3": (98.4, "mg/cm3"),
         },
         "T2 vertebra": {"SCT 118565006": (0.1, "mL"), f"{SCHEME} fracture_grade": (2.0, "1")},
     }
-    assert set(UNITS) == {"_mm", "_ml", "_hu", "_deg", "_percent"}
+    assert set(UNITS) == {"_mm", "_ml", "_hu", "_mg_cm3", "_deg", "_percent"}
 
 
 def test_it_belongs_to_its_source_and_says_what_it_is(written: tuple[Path, Any]) -> None:

@@ -10,7 +10,8 @@ from helpers.measured_spine import TRABECULAR_HU, Vertebra, painted, turned
 from helpers.phantoms import positions
 
 from segmamba.io.volume import Geometry, Volume
-from segmamba.measurements.vertebrae import masks_of, measure_spine
+from segmamba.measurements.bone_density import calibrated, scanner_check
+from segmamba.measurements.vertebrae import flat, masks_of, measure_spine
 from segmamba.models.manifest import load_manifest
 from segmamba.spine.levels import L1
 
@@ -69,3 +70,56 @@ def test_density_is_the_mean_of_l1_to_l4_and_there_is_none_on_mr() -> None:
     assert bone["lumbar_levels"] == ["L1", "L2", "L3", "L4"] and bone["levels"] == 4
     assert bone["lumbar_hu"] == pytest.approx(TRABECULAR_HU, abs=3) and bone["l1_hu"] == bone["l1_hu"]
     assert bone_of(labels, replace(ct, modality="MR")) is None
+
+
+def test_density_in_mg_cm3_needs_a_phantom_and_is_its_line() -> None:
+    labels, ct = scan(None)
+    found = measure_spine(masks_of(labels, ct.geometry, LABELS), ct, {each.value: each.name for each in LABELS})
+    assert calibrated(found, None) == found and found["bone"]["calibration"] is None
+    assert {flat(row)["trabecular_mg_cm3"] for row in found["measurements"]} == {None}
+    after = calibrated(found, (0.8, -5.0))
+    for row in after["measurements"]:
+        assert flat(row)["trabecular_mg_cm3"] == pytest.approx(0.8 * row["trabecular_hu"] - 5, abs=0.05)
+    bone = after["bone"]
+    for hu, name in (("lumbar_hu", "lumbar_mg_cm3"), ("mean_hu", "mean_mg_cm3"), ("l1_hu", "l1_mg_cm3")):
+        assert bone[name] == pytest.approx(0.8 * bone[hu] - 5, abs=0.05)
+    assert bone["calibration"]["slope_mg_cm3_per_hu"] == 0.8 and bone["calibration"]["intercept_mg_cm3"] == -5
+    on_mr = {**found, "bone": None}
+    assert calibrated(on_mr, (0.8, -5.0)) == on_mr
+
+
+def with_air_and_fat(fat_hu: float | None) -> np.ndarray:
+    """Return a scan with muscle, a layer of fat, air around them, and padding at its corners."""
+    _, ct = scan(None)
+    x, y, _ = np.moveaxis(positions(ct.geometry), -1, 0)
+    array, out = ct.array.astype(float), np.hypot(x, y)
+    noise = np.random.default_rng(1).normal(0, NOISE_HU, array.shape)
+    if fat_hu is not None:
+        array = np.where(out > 40, fat_hu + noise, array)
+    array = np.where(out > 52, -1000 + noise, array)
+    array[out > 75] = -2048
+    return array
+
+
+def checked(array: np.ndarray) -> dict:
+    _, ct = scan(None)
+    return scanner_check(replace(ct, array=np.round(array).astype(np.int16)))
+
+
+def test_air_and_fat_of_a_scan_in_hounsfield_units_are_found_and_right() -> None:
+    for fat_hu in (-115, -75):
+        found = checked(with_air_and_fat(fat_hu))
+        assert (found["air_hu"], found["fat_hu"]) == (pytest.approx(-1000, abs=4), pytest.approx(fat_hu, abs=6))
+        assert found["scanner"] is None
+
+
+def test_a_scan_whose_numbers_are_off_is_told() -> None:
+    array = with_air_and_fat(-100)
+    assert checked(array * 0.9)["scanner"].startswith("Air has -9")
+    assert checked(np.maximum(array, -300) * 2)["scanner"].startswith("Fat has -2")
+    assert "do not rely on densities" in checked(array + 60)["scanner"]
+
+
+def test_without_fat_or_air_none_is_made_up() -> None:
+    found = checked(np.maximum(with_air_and_fat(None), -30))
+    assert found == {"air_hu": None, "fat_hu": None, "scanner": None}

@@ -14,12 +14,14 @@ from helpers.measured_spine import Vertebra, painted, turned
 
 from segmamba.errors import InstallationError, OutputError
 from segmamba.io.volume import Geometry
+from segmamba.measurements.bone_density import calibrated
+from segmamba.measurements.fractures import grade_text
 from segmamba.measurements.vertebrae import masks_of, measure_spine, write_table
 from segmamba.models.manifest import load_manifest
 from segmamba.reporting import page as paging
 from segmamba.reporting import report as reporting
 from segmamba.reporting.look_first import look_first
-from segmamba.reporting.page import BELOW, VERTEBRAE, Case, page, write_page
+from segmamba.reporting.page import BELOW, CALIBRATED, VERTEBRAE, Case, page, write_page
 from segmamba.spine.levels import L1
 
 MODEL = load_manifest().default("vertebrae")
@@ -37,6 +39,7 @@ def case() -> Case:
     }
     labels, ct = painted(vertebrae, GRID)
     found = measure_spine(masks_of(labels, GRID, MODEL.labels), ct, {each.value: each.name for each in MODEL.labels})
+    found = calibrated(found, (0.8, -5.0))
     report: dict[str, Any] = {
         **found,
         "input": "/people/someone/<b>case.nii.gz",
@@ -56,6 +59,10 @@ def case() -> Case:
 @pytest.fixture(scope="module")
 def text(case: Case) -> str:
     return page(case)
+
+
+def as_it_is(case: Case) -> tuple[Any, ...]:
+    return case.volume, case.labels, case.model
 
 
 class Cells(HTMLParser):
@@ -91,7 +98,7 @@ def test_every_number_of_page_and_table_is_the_report_s(case: Case, text: str, t
         lines = list(csv.DictReader(stream))
     cells = Cells(text).found
     for row, line in zip(rows, lines, strict=True):
-        for table, columns in (("vertebrae", VERTEBRAE), ("below", BELOW)):
+        for table, columns in (("vertebrae", VERTEBRAE | CALIBRATED), ("below", BELOW)):
             for key in columns.values():
                 value = row[key]
                 assert cells[table, row["name"].removesuffix(" vertebra"), key] == (
@@ -101,8 +108,36 @@ def test_every_number_of_page_and_table_is_the_report_s(case: Case, text: str, t
     single = Cells(text).single
     for curve in case.report["curves"]:
         assert single.get(curve["name"]) == (None if curve["angle_deg"] is None else str(curve["angle_deg"]))
-    for key in ("lumbar_hu", "mean_hu", "l1_hu"):
-        assert single[key] == str(case.report["bone"][key])
+    for key in ("lumbar", "mean", "l1"):
+        for unit in ("hu", "mg_cm3"):
+            assert single[f"{key}_{unit}"] == str(case.report["bone"][f"{key}_{unit}"])
+
+
+def test_without_a_phantom_the_page_has_no_calibrated_density(case: Case) -> None:
+    bone = {key: None if key.endswith("mg_cm3") else value for key, value in case.report["bone"].items()}
+    rows = [{**row, "trabecular_mg_cm3": None} for row in case.report["measurements"]]
+    text = page(Case({**case.report, "measurements": rows, "bone": bone | {"calibration": None}}, *as_it_is(case)))
+    assert "mg/cm³" not in text and "none: Hounsfield units of this scanner" in text
+
+
+def test_hounsfield_units_in_doubt_are_told_first_and_not_compared(case: Case) -> None:
+    wrong = "Fat has -200 HU."
+    report = {
+        **case.report,
+        "bone": {**case.report["bone"], "scanner": wrong, "phase": "no contrast seen", "l1_hu": 90.0},
+    }
+    entries = [entry["text"] for entry in look_first(report)]
+    assert wrong in entries and not any("Trabecular density" in entry for entry in entries)
+    text = page(Case({**report, "look_first": look_first(report)}, *as_it_is(case)))
+    assert "Pickhardt" not in text and "in doubt" in text
+    assert any(
+        "Trabecular density" in each["text"]
+        for each in look_first({**report, "bone": report["bone"] | {"scanner": None}})
+    )
+
+
+def test_a_range_of_grades_is_shown_wherever_it_is_more_than_one() -> None:
+    assert grade_text(1, 0, 2) == "1 (0 to 2)" and grade_text(2, 2, 2) == "2" and grade_text(None, None, None) == ""
 
 
 def test_the_gravest_stands_first(case: Case, text: str) -> None:
