@@ -8,6 +8,7 @@ from typing import Any
 from segmamba import __version__
 from segmamba.io.dicom_source import LONGEST, MANUFACTURER, Identifiers, Result, Source, concept, uid
 from segmamba.labels import Label
+from segmamba.spine.grades import GRADE_KEYS
 
 KIND = "sr"
 SERIES_NUMBER = 9003
@@ -32,7 +33,6 @@ UNITS = {
     "_deg": ("deg", "degree"),
     "_percent": ("%", "percent"),
 }
-GRADES = ("fracture_grade", "fracture_grade_lowest", "fracture_grade_highest")
 
 
 def measurement_report(source: Source, result: Result) -> Any:
@@ -89,7 +89,9 @@ def measurement_report(source: Source, result: Result) -> Any:
 def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float, tuple[str, str]]]:
     """Yield what of a report's row is a number: its name, the number, and the code and the meaning of its unit."""
     for name, value in row.items():
-        unit = ("1", "no units") if name in GRADES else next((UNITS[end] for end in UNITS if name.endswith(end)), None)
+        unit = (
+            ("1", "no units") if name in GRADE_KEYS else next((UNITS[end] for end in UNITS if name.endswith(end)), None)
+        )
         if unit is not None and isinstance(value, int | float):
             yield name, value, unit
 

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.special import ndtri
 
 from segmamba.measurements.bone_density import NO_CONTRAST, NOT_ASSESSED
-from segmamba.measurements.fractures import GRADE_KEYS, grade_text
 from segmamba.measurements.shape_matching import Match, Shape, match, shape_of
 from segmamba.measurements.vertebrae import HEIGHTS, centroid, direction
 from segmamba.measurements.vertebral_body import Mask
+from segmamba.spine.grades import GRADE_KEYS, grade_text
 from segmamba.utils.csv_file import write_csv
 from segmamba.utils.parallel import at_once
 from segmamba.utils.words import counted

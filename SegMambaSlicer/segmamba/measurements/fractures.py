@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from segmamba.measurements.heights import PLACES, Heights
-from segmamba.spine.levels import L5, L6, T12, T13
+from segmamba.spine.grades import grade_of
+from segmamba.spine.levels import T12, T13
 
 # Heights of the norm at each of `PLACES`, mm, T4 to L5. From the shape model: `python benchmarks/fractures.py norm`.
 NORM_MM: dict[int, tuple[float, ...]] = {
@@ -35,24 +36,21 @@ NORM_MM: dict[int, tuple[float, ...]] = {
     24: (28.2, 25.6, 24.3, 26.6, 26.6),
 }
 FIRST = 11
-# Losses from which a vertebra has the grades 1, 2 and 3.
-GRADES = (0.20, 0.25, 0.40)
 # Standard deviations of the logarithms: size of the person; course along the column, and its length in levels; shape
 # of bodies that the person's levels have in common; size of one body; a single place.
 SIZE_SD, COURSE_SD, COURSE_LEVELS, SHAPE_SD, BODY_SD, PLACE_SD = 0.12, 0.035, 3.0, 0.03, 0.015, 0.012
 # A body or a place whose height is further off than so many standard deviations expects nothing of the others. A body
 # that is short at all places would explain itself: it is left out earlier.
 FURTHEST_BODY_SD, FURTHEST_PLACE_SD = 2.0, 3.0
-# A loss is not graded if its standard deviation is larger.
-LARGEST_SD = 0.08
-# The grade lies in a range with a probability of 90 %.
-RANGE_SD = 1.64
+# A loss is not graded if its standard deviation is larger: more would be right no less often, but in a useless range.
+LARGEST_SD = 0.10
+# The grade lies in a range of so many standard deviations with a probability of 90 % or more: grades are steps, so that
+# it holds more than a normal value would (`python benchmarks/fractures.py summary`).
+RANGE_SD = 1.28
 # A crushed body has lost this part of its height at every rim, and this part of its largest loss.
 CRUSHED, CRUSHED_PART = 0.15, 0.6
-# What the grade and the ends of its range are called in rows of measurements.
-GRADE_KEYS = ("fracture_grade", "fracture_grade_lowest", "fracture_grade_highest")
 SHAPES = dict(zip(PLACES, ("wedge", "biconcave", "posterior wedge", "lateral wedge", "lateral wedge"), strict=True))
-OTHER_LEVEL = "Fractures are graded from T4 to the last lumbar vertebra."
+OTHER_LEVEL = "Fractures are graded from T4 to L5: there is no norm for this level."
 UNCERTAIN = "The mask or the rest of the column is too uncertain to judge a loss of height."
 GAP = "An end plate has a gap."
 TORN = "The mask of the body is torn or ragged."
@@ -114,20 +112,8 @@ def losses(heights: Mapping[int, Heights]) -> dict[int, Loss]:
 
 
 def is_graded(level: int) -> bool:
-    """Say whether vertebrae of a level are graded: T4 to L5, T13 and L6."""
-    return FIRST <= level <= L6 or level == T13
-
-
-def grade_of(part: float) -> int:
-    """Return Genant's grade, 0 to 3, of a loss of height as a part of what is expected."""
-    return int(np.searchsorted(GRADES, part, side="right"))
-
-
-def grade_text(grade: int | None, lowest: int | None, highest: int | None) -> str:
-    """Return a grade with its range where that is more than one: "2", or "1 (0 to 2)"; empty if there is none."""
-    if grade is None:
-        return ""
-    return str(grade) if lowest == highest else f"{grade} ({lowest} to {highest})"
+    """Say whether vertebrae of a level are graded: T4 to L5, and T13."""
+    return _norm(level) is not None
 
 
 def _loss(measured: np.ndarray, expected: np.ndarray, sd: np.ndarray) -> Loss:
@@ -152,7 +138,7 @@ def _number(level: int) -> float:
 def _norm(level: int) -> tuple[float, ...] | None:
     if level == T13:
         return tuple(np.mean([NORM_MM[T12], NORM_MM[T12 + 1]], axis=0).tolist())
-    return NORM_MM.get(L5 if level == L6 else level)
+    return NORM_MM.get(level)
 
 
 def _expected(logs: np.ndarray, error: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

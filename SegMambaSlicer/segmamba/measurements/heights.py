@@ -27,6 +27,8 @@ PLACES = {
 CORNER_PASSES = 3
 # Standard deviation of a height of a perfect mask: where the walls are, and what the smooth surface does not follow.
 FLOOR_MM = 0.25
+# Standard deviation of a wall's position where it meets a plate, mm.
+WALL_MM = 0.6
 # Where a whole body is solid: in this part of its depth and width, and so far from its end plates, mm.
 WHOLE, WITHIN_MM = 0.85, 2.0
 CENTRE = (0.0, 0.0)
@@ -70,6 +72,9 @@ def heights_of(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> Heigh
         at = front + deep * (back - front), (wide - 0.5) * body.size[2]
         points[:, side] = body.centre + np.stack([plate.height(*at), *at], axis=1) @ body.axes
         variances += plate.variance(*at)
+        # Where a plate is steep at its rim, as after a loss there, a height is as uncertain as the wall.
+        ahead, behind = (plate.height(at[0] + step, at[1]) for step in (WALL_MM, -WALL_MM))
+        variances += np.where((deep == 0) | (deep == 1), ((ahead - behind) / 2) ** 2, 0.0)
     mm = np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
     return Heights(mm, np.sqrt(variances), points, torn(body, plates, mask))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from segmamba.measurements.fractures import GRADE_KEYS, grade_text
 from segmamba.reporting.report import level_variants, numbering_doubt
+from segmamba.spine.grades import GRADE_KEYS, grade_text
 
 # A vertebra whose voxels have a lower mean probability, or whose level a lower one, is doubtful.
 SURE_MASK, SURE_LEVEL = 0.8, 0.75

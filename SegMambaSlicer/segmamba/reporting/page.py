@@ -13,12 +13,12 @@ import numpy as np
 
 from segmamba.errors import InstallationError
 from segmamba.io.volume import Volume
-from segmamba.measurements.fractures import grade_text
 from segmamba.models.manifest import Model
 from segmamba.reporting import DISCLAIMER
 from segmamba.reporting.look_first import LOW_MG_CM3, SENSITIVE_HU, SPECIFIC_HU, grade_of_row, short
 from segmamba.reporting.page_pictures import column_picture, curve_picture, sagittal_plane, vertebra_picture
 from segmamba.reporting.preview import display_window
+from segmamba.spine.grades import grade_text
 from segmamba.utils.atomic import atomic_write
 
 if TYPE_CHECKING:

@@ -14,16 +14,17 @@ from scipy import ndimage
 from segmamba.io.volume import Geometry, Volume
 from segmamba.measurements import fractures
 from segmamba.measurements.end_plates import end_plates
-from segmamba.measurements.fractures import LARGEST_TORN, TORN, grade_of, losses
+from segmamba.measurements.fractures import LARGEST_TORN, TORN, is_graded, losses
 from segmamba.measurements.heights import Heights, heights_of
 from segmamba.measurements.vertebrae import COLUMNS, IMPLANT, flat, measure
 from segmamba.measurements.vertebral_body import Mask, find_body
 from segmamba.models.resources import SHAPES, resource_root
-from segmamba.spine.levels import DISTANCES_MM, L1, L4, T12, level_name
+from segmamba.spine.grades import grade_of
+from segmamba.spine.levels import DISTANCES_MM, L1, L4, L5, L6, ORDER, T12, T13, level_name
 from segmamba.spine.shape_model import load_shapes, region_of
 
 LEVELS = tuple(range(T12, L4 + 1))
-BROKEN = L1
+BROKEN, T4 = L1, 11
 UP = np.array([0.0, 0.0, 1.0])
 POSE = np.reshape(rotation(12, -8), (3, 3))
 FINE, THICK = (0.8, 0.8, 1.0), (0.8, 0.8, 5.0)
@@ -76,9 +77,9 @@ def test_heights_and_grade_of_a_known_loss(kind: str, column: dict[int, Whole], 
     broken = sampled(column[BROKEN], POSE, FINE, (kind, 0.45), np.random.default_rng(0))
     found = measured(broken)
     truth = true_heights(column[BROKEN], kind, 0.45)
-    # The surface has noise of 0.4 mm, and says so.
-    assert (np.abs(found.mm - truth) <= 3 * found.sd).all() and found.sd.max() < 1.5
-    assert np.abs(found.mm - truth).mean() < 0.8
+    # The surface has noise of 0.4 mm, and says so. A loss at the rim alone makes the plate steep where it is read.
+    assert (np.abs(found.mm - truth) <= 3 * found.sd).all() and found.sd.max() < 1.6
+    assert np.abs(found.mm - truth).mean() < (0.9 if kind == "anterior rim" else 0.6)
     loss = losses({**heights, BROKEN: found})[BROKEN]
     exact = losses({**heights, BROKEN: replace(found, mm=truth)})[BROKEN]
     assert loss.grade == exact.grade and loss.grade in (2, 3)
@@ -89,6 +90,12 @@ def test_heights_and_grade_of_a_known_loss(kind: str, column: dict[int, Whole], 
 
 def test_grades_are_those_of_genant() -> None:
     assert [grade_of(part) for part in (-0.1, 0.19, 0.2, 0.24, 0.25, 0.39, 0.4, 0.9)] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_only_levels_with_a_norm_are_graded(heights: dict[int, Heights]) -> None:
+    assert [level for level in ORDER if is_graded(level)] == [*range(T4, T12 + 1), T13, *range(L1, L5 + 1)]
+    found = losses({L6 if level == L4 else level: each for level, each in heights.items()})
+    assert L6 not in found and set(found) == set(LEVELS) - {L4}
 
 
 def test_a_crushed_neighbour_does_not_lower_what_is_expected(heights: dict[int, Heights]) -> None:

@@ -15,13 +15,13 @@ from helpers.measured_spine import Vertebra, painted, turned
 from segmamba.errors import InstallationError, OutputError
 from segmamba.io.volume import Geometry
 from segmamba.measurements.bone_density import calibrated
-from segmamba.measurements.fractures import grade_text
 from segmamba.measurements.vertebrae import masks_of, measure_spine, write_table
 from segmamba.models.manifest import load_manifest
 from segmamba.reporting import page as paging
 from segmamba.reporting import report as reporting
 from segmamba.reporting.look_first import look_first
 from segmamba.reporting.page import BELOW, CALIBRATED, VERTEBRAE, Case, page, write_page
+from segmamba.spine.grades import grade_text
 from segmamba.spine.levels import L1
 
 MODEL = load_manifest().default("vertebrae")
