@@ -171,7 +171,8 @@ def _checked(request: Request) -> tuple[Model, tuple[str, ...]]:
     """Return the model and the files of its channels, after what can be told before the long work."""
     model = requested_model(request)
     chosen_labels(model, request.options.structures)
-    if (request.measurements or request.page) and model.task != VERTEBRAE_TASK:
+    asked = request.measurements or request.page or request.options.density_calibration
+    if asked and model.task != VERTEBRAE_TASK:
         raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
     if request.page:
         check_page()

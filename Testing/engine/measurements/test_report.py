@@ -26,7 +26,7 @@ def segment(folder: Path, name: str, *more: str) -> int:
 def test_report_and_table_have_a_row_for_each_vertebra_that_was_found(folder: Path) -> None:
     tables = ("--measurements", str(folder / "m.csv"), "--page", str(folder / "p.html"))
     files = ("--report", str(folder / "r.json"), *tables)
-    assert segment(folder, "first", *files) == 0
+    assert segment(folder, "first", *files, "--density-calibration", "0.8,-5") == 0
     report = json.loads((folder / "r.json").read_text(encoding="utf-8"))
     rows = report["measurements"]
     assert rows
@@ -34,6 +34,8 @@ def test_report_and_table_have_a_row_for_each_vertebra_that_was_found(folder: Pa
         assert [row[figure] for row in rows] == [segment[figure] for segment in report["segments"]]
     with (folder / "m.csv").open(encoding="utf-8", newline="") as stream:
         assert [line["name"] for line in csv.DictReader(stream)] == [row["name"] for row in rows]
+    said = report["bone"]["calibration"]
+    assert (said["slope_mg_cm3_per_hu"], said["intercept_mg_cm3"]) == (0.8, -5.0)
     page = (folder / "p.html").read_text(encoding="utf-8")
     assert report["summary"] in page and report["page"] == str(folder / "p.html")
     digest = hashlib.sha256((folder / "first.nrrd").read_bytes()).hexdigest()
@@ -58,5 +60,6 @@ def test_other_tasks_have_no_measurements(folder: Path, tmp_path: Path, capsys: 
     arguments = ["segment", *files, "--model", tiny.MODEL_ID, *manifest]
     assert main([*arguments, "--measurements", str(tmp_path / "m.csv")]) == OutputError.exit_code
     assert "has no measurements" in capsys.readouterr().err
+    assert main([*arguments, "--density-calibration", "0.8,-5"]) == OutputError.exit_code
     assert main(arguments) == 0
     assert "measurements" not in json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
