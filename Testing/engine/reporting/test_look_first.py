@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from segmamba.reporting.look_first import grade_text, look_first
+from segmamba.reporting.look_first import look_first
+from segmamba.spine.grades import grade_text
 
 
 def row(value: int, **changes: Any) -> dict[str, Any]:
@@ -106,5 +107,4 @@ def test_masks_and_levels_that_the_network_is_not_sure_of_are_told(
 
 @pytest.mark.parametrize(("grades", "text"), [((None, None, None), ""), ((2, 2, 2), "2"), ((1, 0, 2), "1 (0 to 2)")])
 def test_a_grade_has_its_range_where_it_has_one(grades: tuple[int | None, ...], text: str) -> None:
-    names = ("fracture_grade", "fracture_grade_lowest", "fracture_grade_highest")
-    assert grade_text(dict(zip(names, grades, strict=True))) == text
+    assert grade_text(*grades) == text
