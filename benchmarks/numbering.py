@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing"))
 
 from helpers.simulated_answers import SACRUM, Answers, centroids, level_evidence, load, simulate, whole_levels  # noqa: E402
 
-from segmamba.spine.decode import decode, decode_fine, recover_truncated_ends  # noqa: E402
+from segmamba.spine.decode import decode  # noqa: E402
+from segmamba.spine.fine import decode_fine, recover_truncated_ends  # noqa: E402
 from segmamba.spine.frames import column_scale  # noqa: E402
 from segmamba.spine.hmm import Numbering, label_levels  # noqa: E402
 from segmamba.spine.levels import T1, T12  # noqa: E402

@@ -31,7 +31,8 @@ from segmamba.models.resources import SHAPES, resource_root
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
 from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.spine.anchors import Anchored, set_levels, set_levels_beyond
-from segmamba.spine.decode import Column, cast_votes, decode, decode_fine, recover_truncated_ends
+from segmamba.spine.decode import Column, decode
+from segmamba.spine.fine import cast_votes, decode_fine, recover_truncated_ends
 from segmamba.spine.fit_together import fit_together
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import refine

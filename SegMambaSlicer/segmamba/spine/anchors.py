@@ -84,7 +84,7 @@ def set_levels_beyond(found: Anchored, anchors: Sequence[Anchor], extended: Colu
         From `set_levels`.
     anchors : sequence of Anchor
     extended : Column
-        From `segmamba.spine.decode.recover_truncated_ends`, of the same column. Where an anchor is nearer to one of its
+        From `segmamba.spine.fine.recover_truncated_ends`, of the same column. Where an anchor is nearer to one of its
         new vertebrae than to the instance that has the anchor's level, that instance gets the next level.
     """
     old, kept = found.column, np.flatnonzero(found.column.numbering.levels)

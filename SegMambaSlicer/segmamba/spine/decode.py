@@ -1,4 +1,4 @@
-"""From the coarse pass to a labelled column, and from the fine pass to its masks."""
+"""From the coarse pass to a labelled column."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scipy import ndimage
 
 from segmamba.spine.halves import are_halves, merged, pairs_of_halves
 from segmamba.spine.hmm import Numbering, label_observations
-from segmamba.spine.instances import Instances, assign, find_instances, find_next, votes_of
+from segmamba.spine.instances import Instances, find_instances
 from segmamba.spine.level_model import Observations, weight_of_column
-from segmamba.spine.levels import L6, SACRUM, SACRUM_TOP_MM, distance_by_volume, next_level
+from segmamba.spine.levels import SACRUM, SACRUM_TOP_MM, distance_by_volume
 from segmamba.spine.nearest import nearest_labels
 from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory, indices_of, mean_index
 from segmamba.utils.morphology import CONNECTIVITY_26
@@ -195,94 +195,6 @@ def relabelled(column: Column, numbering: Numbering) -> Column:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Cast:
-    """The votes of the fine pass.
-
-    Attributes
-    ----------
-    mask : ndarray of bool
-        Shape (z, y, x): voxels that are most probably vertebra.
-    indices, votes : ndarray
-        Of its voxels, as `votes_of` gives them.
-    """
-
-    mask: np.ndarray
-    indices: np.ndarray
-    votes: np.ndarray
-
-
-def cast_votes(probabilities: Values, offsets: Values, spacing_mm: float) -> Cast:
-    """Return the votes of the fine pass; parameters as for `decode_fine`."""
-    mask = _most_probable_vertebra(probabilities)
-    return Cast(mask, *votes_of(mask, offsets, spacing_mm))
-
-
-def recover_truncated_ends(
-    column: Column,
-    probabilities: Values,
-    offsets: Values,
-    spacing_mm: float,
-    origin_mm: np.ndarray,
-    cast: Cast | None = None,
-) -> Column:
-    """Return a column with the truncated vertebrae at its ends that only the fine pass separates from their neighbours.
-
-    What the upper or lower border leaves of a vertebra votes for a point between its own centroid and its neighbour's,
-    so that the coarse pass may take the two for one. Where the last vertebra of the coarse pass touches the border and
-    the votes of the fine pass for it have two clusters, the outer one is the next vertebra.
-
-    Parameters
-    ----------
-    column : Column
-        From `decode`.
-    probabilities, offsets, spacing_mm, origin_mm, cast
-        As for `decode_fine`.
-    """
-    for end, face, step in ((0, -1, -1), (-1, 0, 1)):
-        if len(column.levels) < 2 or not (column.labels[face] == column.levels[end]).any():
-            continue
-        # An L6 is never made of a sliver.
-        beyond = next_level(int(column.levels[end]), step)
-        if beyond in (None, L6) or (step > 0 and column.sacrum is not None):
-            continue
-        cast = cast or cast_votes(probabilities, offsets, spacing_mm)
-        found = find_next((cast.indices, cast.votes), spacing_mm, np.asarray(origin_mm), column.centres[::step])
-        if found is not None:
-            column = _extended(column, end, step, *found)
-    return column
-
-
-def decode_fine(
-    probabilities: Values,
-    offsets: Values,
-    spacing_mm: float,
-    origin_mm: np.ndarray,
-    column: Column,
-    cast: Cast | None = None,
-) -> np.ndarray:
-    """Return the levels (z, y, x), uint8, of the fine pass's voxels: 0, 1 to 25, sacrum 26, T13 28.
-
-    Parameters
-    ----------
-    probabilities, offsets, spacing_mm
-        As for `decode`, on the fine grid, whose axes are those of the coarse one.
-    origin_mm : ndarray
-        Where the centre of the fine voxel (0, 0, 0) lies: (z, y, x) in mm from that of the coarse voxel (0, 0, 0).
-    column : Column
-        What `decode` found.
-    cast : Cast, optional
-        The votes, where they are known.
-    """
-    cast = cast or cast_votes(probabilities, offsets, spacing_mm)
-    centres = np.vstack([column.centres, column.sacral])
-    numbers = assign(cast.mask, cast.votes, origin_mm, centres)
-    labels = np.r_[0, column.levels, [SACRUM] * len(column.sacral)].astype(np.uint8)[numbers]
-    if column.sacrum is not None:
-        labels[find_sacrum(probabilities[SACRUM_CHANNEL], spacing_mm)[0] & (labels == 0)] = SACRUM
-    return labels
-
-
 def find_sacrum(sacrum: Values, spacing_mm: float) -> tuple[np.ndarray, np.ndarray | None]:
     """Return mask (z, y, x) and centroid, (z, y, x) in mm, of the largest component of probable sacrum."""
     mask = in_main_memory(sacrum > PROBABLE)
@@ -344,12 +256,6 @@ def _whole_ribs(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
     kept[0] = False
     whole: np.ndarray = kept[components]
     return whole
-
-
-def _most_probable_vertebra(probabilities: Values) -> np.ndarray:
-    """Return the mask (z, y, x) where vertebra is the most probable class; it wins ties with sacrum, not background."""
-    background, vertebra, sacrum = probabilities
-    return in_main_memory((vertebra > background) & (vertebra >= sacrum))
 
 
 def _is_above_most(sacrum: np.ndarray, instances: Instances) -> bool:
@@ -422,28 +328,6 @@ def _values(instances: Instances, levels: np.ndarray) -> np.ndarray:
             if distances.min() <= SAME * distance_by_volume(instances.volumes[nearest]):
                 values[index] = levels[nearest]
     return values
-
-
-def _extended(column: Column, end: int, step: int, own: np.ndarray, following: np.ndarray) -> Column:
-    """Return a column with one more vertebra at an end (0 or -1), and new centroids of the last one and of that one."""
-    centres = column.centres.copy()
-    centres[end] = own
-    index = 0 if end == 0 else len(centres)
-    beyond = next_level(int(column.levels[end]), step)
-    assert beyond is not None
-    rival, all_rivals = column.runner_up, column.numbering.runner_up
-    if rival is not None and all_rivals is not None:
-        level = next_level(int(all_rivals[all_rivals > 0][end]), step)
-        all_rivals = None if level is None else np.insert(all_rivals, 0 if end == 0 else len(all_rivals), level)
-        rival = None if level is None else np.insert(rival, index, level)
-    return replace(
-        column,
-        numbering=replace(column.numbering, runner_up=all_rivals),
-        runner_up=rival,
-        levels=np.insert(column.levels, index, beyond),
-        centres=np.insert(centres, index, following, axis=0),
-        confidence=np.insert(column.confidence, index, column.confidence[end]),
-    )
 
 
 def _fine_region(labels: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray] | None:

@@ -8,7 +8,8 @@ from helpers.simulated_answers import centroids, simulate
 
 from segmamba.errors import InputError
 from segmamba.spine.anchors import Anchor, Anchored, set_levels, set_levels_beyond
-from segmamba.spine.decode import Column, _extended, decode
+from segmamba.spine.decode import Column, decode
+from segmamba.spine.fine import _extended
 from segmamba.spine.hmm import Numbering, label_observations, label_with_anchors
 from segmamba.spine.level_model import Observations
 from segmamba.spine.levels import C1, C2, DISTANCES_MM, L1, L4, L5, L6, SACRUM, SACRUM_MM, T12, T13

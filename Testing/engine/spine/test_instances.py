@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 from helpers.simulated_answers import Answers, centroids, load, simulate
 
-from segmamba.spine.decode import (
-    RIB_ML,
-    Column,
-    _is_top_of_sacrum,
-    decode,
-    decode_fine,
-    near_rib,
-    recover_truncated_ends,
-)
+from segmamba.spine.decode import RIB_ML, Column, _is_top_of_sacrum, decode, near_rib
+from segmamba.spine.fine import decode_fine, recover_truncated_ends
 from segmamba.spine.instances import Instances, assign, find_instances, votes_of
 
 SPACING = 2.0
