@@ -11,12 +11,15 @@ import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from segmamba.utils.child import Child
+from segmamba.worker import client
 
 IMPORTED = [
     "matplotlib.figure",
@@ -54,6 +57,23 @@ class WarmChild(Child):
             end.close()
         self._ending, self._ended = threading.Lock(), False
         threading.Thread(target=self._end_with_launcher, name="child", daemon=True).start()
+
+
+class QuickChild(WarmChild):
+    """Runs ``python -m segmamba batch`` with an engine that takes no time."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, *more: Any, **options: Any
+    ) -> None:
+        ours = ["helpers.batch_here" if part == "segmamba" else part for part in command]
+        super().__init__(ours, {**(environment or os.environ), "TEST_ENGINE": "QuickEngine"}, *more, **options)
+
+
+@contextmanager
+def warm_workers() -> Iterator[None]:
+    """Let workers that start in the block be forked, where the system can."""
+    with patch.object(client, "Child", Child if os.name == "nt" else WarmChild):
+        yield
 
 
 def start_file(path: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:

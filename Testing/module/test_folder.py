@@ -12,7 +12,7 @@ import qt
 import slicer
 from helpers import many_cases, phantoms
 from helpers.own_time import own_time
-from helpers.repository import HELPERS
+from helpers.warm_child import QuickChild
 
 from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, TABLE, WORKING
 from segmamba.cli.main import make_parser
@@ -41,11 +41,12 @@ def choices(a_quick_model):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(the_module, monkeypatch):
     """Engines that take no time in the batches that are started from now on."""
+    from SegMambaSlicerLib import cli_process
 
     def quick():
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (HELPERS / "quick_start", HELPERS.parent))))
+        monkeypatch.setattr(cli_process, "Child", QuickChild)
 
     return quick
 
@@ -182,7 +183,8 @@ def test_killed_batch_is_a_sentence_and_the_next_one_goes_on(
     assert not (out / WORKING).exists()
 
 
-def test_wrong_calls_are_sentences(logic, a_folder, a_ct, tmp_path, choices):
+def test_wrong_calls_are_sentences(logic, a_folder, a_ct, tmp_path, choices, quick):
+    quick()
     out = tmp_path / "out"
     with pytest.raises(InputError, match="does not exist"):
         logic.segmentFolder(tmp_path / "no", out, **choices)

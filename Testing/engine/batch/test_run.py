@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from helpers import many_cases, tiny
 from helpers.quick_engine import EngineHere
+from helpers.warm_child import WarmChild, warm_workers
 from pyarrow import parquet
 
 from segmamba.batch import engine
@@ -17,6 +20,7 @@ from segmamba.batch.layout import CASES, OVERVIEW, PAGE, PARQUET, RECORD, TABLE,
 from segmamba.cli.batch import SOME_FAILED
 from segmamba.cli.main import main
 from segmamba.io.read import read_volume
+from segmamba.worker.client import worker_environment
 
 pytestmark = pytest.mark.slow
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -39,8 +43,8 @@ def run(folder: Path, name: str, *more: str, source: str = "in") -> list[str]:
 @pytest.fixture(scope="module")
 def peaceful(folder: Path) -> Path:
     """The results of a run that nothing disturbed."""
-    process = many_cases.start(run(folder, "out", "--workers", "2"))
-    assert process.wait(many_cases.LIMIT) == SOME_FAILED
+    with warm_workers():
+        assert main(run(folder, "out", "--workers", "2")[3:]) == SOME_FAILED
     return folder / "out"
 
 
@@ -107,20 +111,30 @@ def test_a_second_run_does_nothing_again_and_rebuilds_the_table(peaceful: Path, 
     assert not any(row["this_run"] for row in many_cases.rows(peaceful) if row["status"] == "done")
 
 
+class DyingEngine(engine.Engine):
+    """The first of them is killed while it has a case."""
+
+    died = False
+
+    def _hear(self) -> None:
+        if not DyingEngine.died and self._worker.pid is not None and self._waiting():
+            DyingEngine.died = True
+            os.kill(self._worker.pid, signal.SIGKILL)
+        super()._hear()
+
+
 @posix
 def test_killed_engines_and_a_killed_main_process_lose_and_double_nothing(
     folder: Path, peaceful: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = many_cases.start(run(folder, "killed", "--workers", "1"))
-    try:
-        many_cases.wait_for_records(folder / "killed", 1)
-        many_cases.kill(many_cases.engines_below(process.pid))
-        many_cases.wait_for_records(folder / "killed", 2)
-    finally:
-        process.kill()
-        process.wait()
-    monkeypatch.setattr(engine, "Engine", EngineHere)
-    assert main(run(folder, "killed", "--workers", "1")[3:]) == SOME_FAILED
+    command = run(folder, "killed", "--workers", "1")[3:]
+    process = WarmChild([sys.executable, "-m", "helpers.batch_here", *command], worker_environment())
+    many_cases.wait_for_records(folder / "killed", 1)
+    process.end()
+    monkeypatch.setattr(engine, "Engine", DyingEngine)
+    with warm_workers():
+        assert main(command) == SOME_FAILED
+    assert DyingEngine.died
     assert many_cases.results(folder / "killed") == many_cases.results(peaceful)
     assert many_cases.outcomes(folder / "killed") == many_cases.outcomes(peaceful)
     assert any(not row["this_run"] for row in many_cases.rows(folder / "killed"))
