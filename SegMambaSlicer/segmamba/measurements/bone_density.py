@@ -34,13 +34,13 @@ BLOOD_HU, CONTRAST_HU, DENSEST_HU = (15.0, 80.0), 110.0, 700.0
 FEWEST_LEVELS, APART_MM, ALIKE = 3, 12.0, 0.2
 # This part of a section must lie in the image.
 IN_VIEW = 0.7
-# The peak of fat is looked for among these values, HU, in bins of so many; it must rise this far above the valleys on
-# both sides, the upper one before soft tissue, and hold so many voxels.
+# The peaks of fat and air are looked for among such values, HU, in bins of so many; they must rise this far above the
+# valleys on both sides, the upper one before soft tissue or lung, and hold so many voxels.
 FAT_HU, BIN_HU, VALLEY_HU, RISE, FEWEST_VOXELS = (-250.0, -30.0), 5.0, 15.0, 1.5, 1000
 # Adipose tissue of 0.925 to 0.970 g/cm3 has -130 to -48 HU at 55 to 80 keV (`benchmarks/calibration.py spread`).
 RIGHT_FAT_HU = (-135.0, -45.0)
-# Air, HU: where it is looked for, and what is right.
-AIR_HU, RIGHT_AIR_HU = (-1150.0, -850.0), (-1030.0, -960.0)
+# Air, HU: where it is looked for, where lung begins, which a small view may show alone, and what is right.
+AIR_HU, LUNG_HU, RIGHT_AIR_HU = (-1150.0, -930.0), -880.0, (-1030.0, -960.0)
 # The check looks at voxels whose neighbours are alike, HU, and at so many of them at most.
 ALIKE_HU, MOST_VOXELS = 40.0, 2_000_000
 WRONG = (
@@ -137,7 +137,7 @@ def scanner_check(volume: Volume) -> dict[str, Any]:
         even &= np.abs(volume.array[tuple(beside)].astype(np.float32) - inner) <= ALIKE_HU
     # What the lowest value fills has no noise: it is padding, or was cut off.
     values = inner[even & (inner > volume.array.min())]
-    air, fat = _air(values), _fat(values)
+    air, fat = _peak(values, AIR_HU, LUNG_HU), _peak(values, FAT_HU, VALLEY_HU)
     ranges = (("Air", air, RIGHT_AIR_HU), ("Fat", fat, RIGHT_FAT_HU))
     wrong = [WRONG.format(name, hu, *right) for name, hu, right in ranges if hu is not None and not _is_in(hu, right)]
     return {"air_hu": air, "fat_hu": fat, "scanner": wrong[0] if wrong else None}
@@ -147,17 +147,12 @@ def _is_in(value: float, ends: tuple[float, float]) -> bool:
     return ends[0] <= value <= ends[1]
 
 
-def _air(values: np.ndarray) -> float | None:
-    air = values[(values >= AIR_HU[0]) & (values <= AIR_HU[1])]
-    return round(float(np.median(air)), 1) if len(air) >= FEWEST_VOXELS else None
-
-
-def _fat(values: np.ndarray) -> float | None:
-    """Return the peak of fat among values in HU: the most frequent ones, if they stand apart from soft tissue."""
-    edges = np.arange(FAT_HU[0], VALLEY_HU + BIN_HU, BIN_HU)
+def _peak(values: np.ndarray, ends: tuple[float, float], valley: float) -> float | None:
+    """Return the most frequent values between two ends, HU, if they rise from both sides; the upper up to a valley."""
+    edges = np.arange(ends[0], valley + BIN_HU, BIN_HU)
     counts = ndimage.uniform_filter1d(np.histogram(values, edges)[0].astype(float), 3)
     middles = edges[:-1] + BIN_HU / 2
-    peak = int(np.where(middles <= FAT_HU[1], counts, -1).argmax())
+    peak = int(np.where(middles <= ends[1], counts, -1).argmax())
     # Neither end of the range is a peak.
     if peak == 0 or counts[peak] < RISE * max(counts[peak:].min(), counts[: peak + 1].min(), 1.0):
         return None

@@ -115,7 +115,7 @@ def test_air_and_fat_of_a_scan_in_hounsfield_units_are_found_and_right() -> None
 
 def test_a_scan_whose_numbers_are_off_is_told() -> None:
     array = with_air_and_fat(-100)
-    assert checked(array * 0.9)["scanner"].startswith("Air has -9")
+    assert checked(array * 0.94)["scanner"].startswith("Air has -9")
     assert checked(np.maximum(array, -300) * 2)["scanner"].startswith("Fat has -2")
     assert "do not rely on densities" in checked(array + 60)["scanner"]
 
@@ -123,3 +123,10 @@ def test_a_scan_whose_numbers_are_off_is_told() -> None:
 def test_without_fat_or_air_none_is_made_up() -> None:
     found = checked(np.maximum(with_air_and_fat(None), -30))
     assert found == {"air_hu": None, "fat_hu": None, "scanner": None}
+
+
+def test_lung_without_air_beside_it_is_not_taken_for_air() -> None:
+    rng = np.random.default_rng(2)
+    scan_of_lung = np.where(with_air_and_fat(-100) < -900, rng.normal(-860, 60, with_air_and_fat(-100).shape), 40)
+    found = checked(scan_of_lung)
+    assert found["air_hu"] is None and found["scanner"] is None
