@@ -32,7 +32,7 @@ PROBABILITY = 0.95
 FEWEST, SHIFTED_PART, SHIFTED_HU, SHIFTED_SD = 4, 0.03, 15.0, 3.0
 CHANGE, POSSIBLE, WITHIN = "change", "possible", "within error"
 EXAMS = ("first", "second")
-SUFFIXES = ("first", "second", "change", "sd", "verdict")
+SUFFIXES = (*EXAMS, "change", "sd", "verdict")
 COLUMNS = (
     *("first_name", "second_name", "shape_distance_mm"),
     *(f"{key}_{exam}" for exam in EXAMS for key in GRADE_KEYS),

@@ -18,6 +18,7 @@ from segmamba.measurements.end_plates import end_plates
 from segmamba.measurements.fractures import GAP, LARGEST_TORN, OTHER_LEVEL, TORN, UNCERTAIN, Loss, is_graded, losses
 from segmamba.measurements.heights import PLACES, Heights, heights_of
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, axes_along, find_body
+from segmamba.spine.grades import GRADE_KEYS
 from segmamba.spine.levels import C2, L4, L6, ORDER, SACRUM, from_top, is_next
 from segmamba.utils.arrays import LabelBox, label_boxes, mean_index
 from segmamba.utils.csv_file import write_csv
@@ -35,7 +36,7 @@ EXPECTED = tuple(f"expected_{name}" for name in HEIGHTS)
 COLUMNS = (
     *("value", "name", "volume_ml", "right_mm", "anterior_mm", "superior_mm", "at_border"),
     *(*HEIGHTS, "height_sd_mm", *EXPECTED, "height_loss_percent", "height_loss_sd_percent", "height_loss_place"),
-    *("fracture_grade", "fracture_grade_lowest", "fracture_grade_highest", "fracture_shape", "not_judged"),
+    *(*GRADE_KEYS, "fracture_shape", "not_judged"),
     *("trabecular_hu", "trabecular_mg_cm3", "sagittal_angle_deg", "coronal_angle_deg", *BETWEEN, "note"),
 )
 C1_C2 = "C1 and C2 have no body with two end plates."

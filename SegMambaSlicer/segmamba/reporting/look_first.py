@@ -51,7 +51,7 @@ def short(name: str) -> str:
 
 
 def grade_of_row(row: Mapping[str, Any]) -> str:
-    """Return the grade of a vertebra with its range, see `segmamba.measurements.fractures.grade_text`."""
+    """Return the grade of a vertebra with its range, see `segmamba.spine.grades.grade_text`."""
     return grade_text(*(row[key] for key in GRADE_KEYS))
 
 

@@ -116,7 +116,7 @@ def decode(
     """
 
     def whole_ribs() -> np.ndarray | None:
-        return None if rib is None else _whole_ribs(in_main_memory(rib > PROBABLE), spacing_mm)
+        return None if rib is None else _whole_ribs(rib, spacing_mm)
 
     with ThreadPoolExecutor(2) as beside:
         found_ribs = beside.submit(whole_ribs)
@@ -228,11 +228,6 @@ def mean_evidence(evidence: Values, vertebra: Values, instances: Instances) -> n
     return np.stack(means, axis=1)
 
 
-def near_rib(rib: Values, instances: Instances, spacing_mm: float) -> np.ndarray:
-    """Return the volume (n,) in mL of probable rib near each instance; a voxel counts for the nearest instance only."""
-    return _volume_near(_whole_ribs(in_main_memory(rib > PROBABLE), spacing_mm), instances, spacing_mm)
-
-
 def _volume_near(mask: np.ndarray, instances: Instances, spacing_mm: float) -> np.ndarray:
     """Return the volume (n,) in mL of a mask (z, y, x) near each instance; a voxel counts for the nearest one only."""
     found = np.zeros(len(instances.centres))
@@ -248,9 +243,9 @@ def _volume_near(mask: np.ndarray, instances: Instances, spacing_mm: float) -> n
     return np.bincount(near, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
 
 
-def _whole_ribs(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Return a mask (z, y, x) of ribs without components that are too small for one and not truncated."""
-    components, _ = ndimage.label(mask, structure=CONNECTIVITY_26)
+def _whole_ribs(rib: Values, spacing_mm: float) -> np.ndarray:
+    """Return a mask (z, y, x) of probable ribs without components that are too small for one and not truncated."""
+    components, _ = ndimage.label(in_main_memory(rib > PROBABLE), structure=CONNECTIVITY_26)
     kept = np.bincount(components.ravel()) * spacing_mm**3 >= SMALLEST_RIB_ML * 1000
     kept[_at_border(components)] = True
     kept[0] = False

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 from helpers.simulated_answers import Answers, centroids, load, simulate
 
-from segmamba.spine.decode import RIB_ML, Column, _is_top_of_sacrum, decode, near_rib
+from segmamba.spine.decode import RIB_ML, Column, _is_top_of_sacrum, _volume_near, _whole_ribs, decode
 from segmamba.spine.fine import decode_fine, recover_truncated_ends
 from segmamba.spine.instances import Instances, assign, find_instances, votes_of
 
 SPACING = 2.0
+
+
+def near_rib(rib: np.ndarray, instances: Instances, spacing_mm: float) -> np.ndarray:
+    """Return the volume (n,) in mL of probable rib near each instance, as `decode` looks for it."""
+    return _volume_near(_whole_ribs(rib, spacing_mm), instances, spacing_mm)
 
 
 def spine(levels: list[int], distance_mm: float = 30.0, tilt: float = 0.3) -> np.ndarray:
