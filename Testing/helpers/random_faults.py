@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -39,6 +39,7 @@ SIGNALS = {"killed": signal.SIGKILL, "aborted": signal.SIGABRT, "stopped": signa
 OUTSIDE = (*SIGNALS, "cancelled", "output folder deleted", "temporary folder deleted", "input cut")
 APART = ("parent killed", "installing killed")
 KINDS = (*INSIDE, *OUTSIDE, *APART)
+Kind = TypeVar("Kind")
 MARK = "SEGMAMBA_FAULTS"
 PATIENCE = 4.0
 START_LIMIT = 300.0
@@ -315,12 +316,17 @@ for number in itertools.count():
 """
 
 
+def in_random_order(kinds: Sequence[Kind], count: int, seed: int) -> list[Kind]:
+    """Return so many kinds, each as often as the others, in a random order."""
+    order = [kinds[number % len(kinds)] for number in range(count)]
+    random.Random(seed).shuffle(order)
+    return order
+
+
 def inject(folder: Path, count: int, seed: int, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Let faults happen, each kind as often as the others, in a random order, and return the tally."""
-    order = [KINDS[number % len(KINDS)] for number in range(count)]
-    random.Random(seed).shuffle(order)
     with Laboratory(folder, seed) as laboratory:
-        for number, kind in enumerate(order, start=1):
+        for number, kind in enumerate(in_random_order(KINDS, count, seed), start=1):
             laboratory.fault(kind)
             if number % 50 == 0:
                 say(f"{number} of {count}: {laboratory.tally}")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from helpers.random_faults import Tally
+from helpers.random_faults import Tally, in_random_order
 from segmamba.errors import SegMambaError
 
 # Imported once by the process that others are forked from.
@@ -74,10 +74,8 @@ def inject(
 ) -> dict[str, Any]:
     """Let faults happen, each kind as often as the others, in a random order, and return the tally."""
     kinds = [(scene, kind) for scene in scenes for kind in scene.kinds]
-    order = [kinds[number % len(kinds)] for number in range(count)]
-    random.Random(seed).shuffle(order)
     tally = Tally()
-    for number, (scene, kind) in enumerate(order, start=1):
+    for number, (scene, kind) in enumerate(in_random_order(kinds, count, seed), start=1):
         fault(scene, kind, tally)
         if number % 25 == 0:
             say(f"{number} of {count}: {tally}")
