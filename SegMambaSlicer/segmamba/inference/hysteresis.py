@@ -55,8 +55,8 @@ def label_components_with_peak(margin: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return components, np.r_[-np.inf, ndimage.maximum(margin[box], components[box], np.arange(1, count + 1))]
 
 
-def suppress_below_margin(probabilities: Tensor, channel: int, high: float) -> None:
-    """Suppress, in place, the components of a class whose margin nowhere reaches ``high``.
+def suppress_below_margin(probabilities: Tensor, channel: int, high: float) -> np.ndarray:
+    """Suppress, in place, the components of a class whose margin nowhere reaches ``high``, and return their sizes.
 
     The class keeps its probability in the other components and in the voxels next to them, and loses it everywhere
     else: or between two voxels where it is second, interpolation could make it the first. The other classes get there
@@ -70,6 +70,11 @@ def suppress_below_margin(probabilities: Tensor, channel: int, high: float) -> N
         The class.
     high : float
         Margin of its logit that a component must reach in one voxel at least.
+
+    Returns
+    -------
+    ndarray of int
+        The number of voxels of each suppressed component.
     """
     slabs = probabilities.split(SLAB, dim=1)
     margin = torch.cat([logit_margin(slab, channel).cpu() for slab in slabs]).numpy()
@@ -84,3 +89,5 @@ def suppress_below_margin(probabilities: Tensor, channel: int, high: float) -> N
         elsewhere = part.to(slab.device)
         slab[channel].masked_fill_(elsewhere, 0.0)
         slab /= torch.where(elsewhere, slab.sum(dim=0), 1.0)
+    sizes: np.ndarray = np.bincount(components.ravel(), minlength=len(peaks))
+    return sizes[1:][peaks[1:] < high]

@@ -28,7 +28,7 @@ from segmamba.inference.postprocessing import postprocess
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import network_input, padding_values
 from segmamba.inference.resample_back import resample_to_input
-from segmamba.inference.run_report import describe, describe_run
+from segmamba.inference.run_report import describe, describe_rejected, describe_run, rejected_note
 from segmamba.inference.sliding_window import Activation, identity, predict, region_probabilities, softmax
 from segmamba.inference.windows import Windows
 from segmamba.io.labelmap import write_labelmap
@@ -160,7 +160,8 @@ def _segment(
     prediction = _predict(engine, volume, model, options, stages, anchors)
     passes, findings = prediction.passes, prediction.findings
     warnings = (*volume.notes, *engine.warnings, *doubts, *prediction.warnings)
-    notes = [note for note in [modality_note(volume, engine.model)] if note and note not in warnings]
+    about = [modality_note(volume, engine.model), rejected_note(findings.get("rejected"), model)]
+    notes = [note for note in about if note and note not in warnings]
     with stages.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
@@ -297,11 +298,13 @@ def _predict_single_stage(
     pad_values = padding_values(model, image)
     windows = Windows(model.patch, context.overlap_of(model), flip_axes, pad_values)
     output = predict(network, image, windows, context, _activation(model))
+    findings = {}
     if threshold is not None:
-        suppress_below_margin(output.values, model.channel_values.index(threshold.label), threshold.high)
+        sizes = suppress_below_margin(output.values, model.channel_values.index(threshold.label), threshold.high)
+        findings["rejected"] = describe_rejected(sizes * grid.geometry.voxel_volume / 1000, threshold.label)
     passes = (NetworkPass(grid, output.device, output.window),)
     values = (0, *model.channel_values) if model.has_regions else model.channel_values
-    return Prediction(output.values, values, grid, passes, warnings=output.warnings)
+    return Prediction(output.values, values, grid, passes, findings, output.warnings)
 
 
 def _activation(model: Model) -> Activation:

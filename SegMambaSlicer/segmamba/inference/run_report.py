@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from segmamba import scan
@@ -18,6 +19,9 @@ from segmamba.models.manifest import FineStage, Model, Postprocessing
 from segmamba.reporting import DISCLAIMER
 from segmamba.reporting import report as reporting
 from segmamba.request import Options
+
+# Smaller components that a threshold rejects are not told.
+REJECTED_ML = 1.0
 
 
 def describe(
@@ -51,6 +55,23 @@ def describe_run(engine: Engine, model: Model, options: Options, passes: tuple[N
         fine = passes[1]
         run["fine"] = _describe_device(engine, fine.device) | _describe_windows(fine, model.fine, options)
     return run
+
+
+def describe_rejected(volumes_ml: np.ndarray, label: int) -> dict[str, Any]:
+    """Return the components of a label that the margin threshold rejected, of those over `REJECTED_ML`."""
+    told = volumes_ml[volumes_ml > REJECTED_ML]
+    return {"label": label, "count": len(told), "largest_ml": round(float(told.max(initial=0)), 1)}
+
+
+def rejected_note(rejected: dict[str, Any] | None, model: Model) -> str:
+    """Return the sentence about components that the margin threshold rejected, or nothing."""
+    if not rejected or not rejected["count"]:
+        return ""
+    name = next(label.name for label in model.labels if label.value == rejected["label"])
+    count, largest = rejected["count"], rejected["largest_ml"]
+    if count == 1:
+        return f"{name}: one candidate of {largest:g} mL is too uncertain to be marked."
+    return f"{name}: {count} candidates, the largest of {largest:g} mL, are too uncertain to be marked."
 
 
 def _describe_device(engine: Engine, ran_on: torch.device) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_a_component_that_is_sure_somewhere_stays_and_another_becomes_what_is_se
 ) -> None:
     probabilities = logits.softmax(dim=0)
     before = probabilities.clone()
-    suppress_below_margin(probabilities, TUMOUR, 8.0)
+    assert suppress_below_margin(probabilities, TUMOUR, 8.0).tolist() == [3]
     labels = probabilities.argmax(dim=0)
     assert (labels[SURE] == TUMOUR).all() and (labels[UNSURE] == COLON).all()
     assert torch.allclose(probabilities.sum(dim=0), torch.ones(5, 10, 10))

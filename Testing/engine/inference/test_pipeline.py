@@ -159,6 +159,27 @@ def test_what_the_network_is_nowhere_sure_of_is_left_to_what_is_second_unless_no
     assert (sure.labels[plain.labels == value] > 0).any()
     assert sure.report["run"]["margin_threshold"] == {"label": value, "high": 50.0}
     assert all_of_it.report["run"]["margin_threshold"] is None is plain.report["run"]["margin_threshold"]
+    # What was rejected is told, in numbers and in a sentence.
+    rejected = sure.report["rejected"]
+    assert rejected["label"] == value and rejected["count"] >= 1 and rejected["largest_ml"] > 1.0
+    (note,) = (note for note in sure.report["run"]["notes"] if "too uncertain to be marked" in note)
+    assert note.startswith(next(label.name for label in model.labels if label.value == value))
+    assert f"{rejected['largest_ml']:g} mL" in note and "rejected" not in all_of_it.report
+
+
+@pytest.mark.parametrize(
+    ("volumes", "said"),
+    [
+        ([], ""),
+        ([0.4, 1.0], ""),
+        ([35.24, 0.2], "one candidate of 35.2 mL is too uncertain to be marked."),
+        ([2.0, 35.24, 4.0], "3 candidates, the largest of 35.2 mL, are too uncertain to be marked."),
+    ],
+)
+def test_only_candidates_over_a_millilitre_are_told(volumes: list[float], said: str, model: Model) -> None:
+    label = model.labels[-1]
+    note = run_report.rejected_note(run_report.describe_rejected(np.array(volumes), label.value), model)
+    assert note == (f"{label.name}: {said}" if said else "")
 
 
 def test_the_reports_volumes_are_those_of_the_labels(result: pipeline.Result) -> None:
