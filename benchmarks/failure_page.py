@@ -25,8 +25,11 @@ class Picture:
 
 
 def worst_slice(title: str, image: np.ndarray, labels: np.ndarray, reference: np.ndarray, wrong: np.ndarray) -> Picture:
-    """Return the axial slice with the most voxels that are ``wrong``; arrays are (z, y, x)."""
-    number = int(wrong.sum(axis=(1, 2)).argmax())
+    """Return the axial slice with the most voxels that are ``wrong``; arrays are (z, y, x).
+
+    Where none is, that with the largest difference of labels and reference.
+    """
+    number = int((wrong if wrong.any() else labels != reference).sum(axis=(1, 2)).argmax())
     return Picture(title, image[number].astype(np.float32), labels[number], reference[number])
 
 

@@ -38,7 +38,11 @@ STAGE_TITLES = {
     "write": _("Writing"),
     "fetch": _("Receiving"),
 }
-TASK_TITLES = {"vertebrae": _("Vertebrae"), "colorectal": _("Colorectal cancer"), "brain-tumour": _("Brain tumour")}
+TASK_TITLES = {
+    "vertebrae": _("Vertebrae"),
+    "colorectal": _("Colorectal cancer (experimental)"),
+    "brain-tumour": _("Brain tumour"),
+}
 # Legible on light and on dark grounds.
 WARNING_STYLE = "color: #d9480f;"
 # Below this mean probability of its voxels a segment is marked, and below this one of its level.

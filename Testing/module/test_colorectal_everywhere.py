@@ -50,6 +50,12 @@ def label_map(node, volume_node, manifest):
     return labels
 
 
+def test_the_task_is_called_experimental_until_its_goals_are_met(panel, a_bowel_model):
+    panel.useManifest(a_bowel_model)
+    tasks = panel.ui.taskComboBox
+    assert tasks.itemText(tasks.findData("colorectal")).endswith("(experimental)")
+
+
 @pytest.mark.slow
 def test_panel_console_and_command_line_give_the_same_voxels(
     segmented_by_the_panel, logic, a_ct, a_bowel_model, tmp_path
