@@ -9,8 +9,16 @@ import pytest
 from helpers.phantoms import rotation, spine_model
 
 from segmamba.errors import InputError, ModelError
-from segmamba.inference.model_grid import Box, cropped_geometry, model_grid
+from segmamba.inference.model_grid import (
+    Box,
+    cropped_geometry,
+    isotropic_geometry,
+    isotropic_spacing,
+    model_grid,
+    with_coarser_grid,
+)
 from segmamba.io.volume import Geometry, Volume, corners
+from segmamba.models.manifest import load_manifest
 
 IDENTITY = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)
 GEOMETRY = Geometry((30, 20, 10), (1.0, 2.0, 4.0), (100.0, -50.0, 7.0), IDENTITY)
@@ -128,3 +136,40 @@ def test_a_region_that_only_touches_the_volume_is_beside_it() -> None:
 def test_an_orientation_that_is_none_is_named(orientation: str) -> None:
     with pytest.raises(ModelError, match=f"orientation '{orientation}' is not one like LPS: correct its manifest"):
         model_grid(volume(), preprocessing(orientation=orientation))
+
+
+def test_what_is_zero_in_all_channels_is_cropped_without_a_margin() -> None:
+    first, second = (np.zeros(GEOMETRY.size[::-1], np.int16) for _ in range(2))
+    first[4, 9, 14], second[6, 3, 15] = -5, 7
+    alone, both = Volume(first, GEOMETRY), Volume(first, GEOMETRY, channels=(first, second))
+    assert model_grid(alone, preprocessing(crop_nonzero=True)).crop == (slice(4, 5), slice(9, 10), slice(14, 15))
+    assert model_grid(both, preprocessing(crop_nonzero=True)).crop == (slice(4, 7), slice(3, 10), slice(14, 16))
+    with pytest.raises(InputError, match="nothing but zeros: check that it is the right volume"):
+        model_grid(Volume(np.zeros_like(first), GEOMETRY), preprocessing(crop_nonzero=True))
+
+
+def test_isotropic_voxels_are_as_small_as_the_smallest_but_not_below_half_a_millimetre() -> None:
+    assert isotropic_spacing(GEOMETRY, "iso") == 1.0
+    assert isotropic_spacing(replace(GEOMETRY, spacing=(3.0, 0.3, 2.0)), "iso") == 0.5
+    assert isotropic_spacing(GEOMETRY, "0.25") == 0.25
+
+
+def test_an_isotropic_grid_begins_at_the_outer_face_of_the_first_voxel() -> None:
+    fine = isotropic_geometry(GEOMETRY, 3.0)
+    # Faces: x from 99.5 to 129.5, y from -51 to -11, z from 5 to 45 mm.
+    assert (fine.size, fine.spacing, fine.origin) == ((10, 14, 14), (3.0,) * 3, (101.0, -49.5, 6.5))
+    turned = replace(GEOMETRY, direction=rotation(30, -10))
+    assert isotropic_geometry(turned, 3.0).direction == turned.direction
+    corner = (isotropic_geometry(turned, 3.0).affine @ [-0.5, -0.5, -0.5, 1.0])[:3]
+    np.testing.assert_allclose(corner, (turned.affine @ [-0.5, -0.5, -0.5, 1.0])[:3])
+    assert isotropic_geometry(replace(GEOMETRY, size=(1, 1, 1)), 500.0).size == (1, 1, 1)
+
+
+def test_a_fast_run_has_a_coarser_grid_where_a_second_stage_follows() -> None:
+    manifest = load_manifest()
+    model = next(model for model in manifest.models if model.fine is not None)
+    coarser = with_coarser_grid(model)
+    assert coarser.preprocessing.spacing == pytest.approx([1.25 * step for step in model.preprocessing.spacing])
+    assert replace(coarser, preprocessing=model.preprocessing) == model
+    alone = replace(model, fine=None)
+    assert with_coarser_grid(alone) is alone

@@ -17,7 +17,7 @@ from helpers.stored_phantom import SIZE, drawn, points_of, sheared
 from segmamba.errors import InputError
 from segmamba.io.labelmap import write_labelmap
 from segmamba.io.read import read_stored, read_volume
-from segmamba.io.stored_grid import StoredGrid, labels_as_stored, straightened
+from segmamba.io.stored_grid import EVEN_MM, StoredGrid, labels_as_stored, resampled, straightened
 from segmamba.io.volume import Geometry, Volume, are_orthonormal
 
 __all__ = ["bright_bone"]
@@ -113,3 +113,66 @@ def test_labels_beyond_a_cropped_volume_are_none() -> None:
     half = replace(volume.geometry, size=(*volume.geometry.size[:2], 20))
     back = labels_as_stored(np.ones(half.size[::-1], np.uint8), half, grid)
     assert back[5].any() and not back[30].any()
+
+
+def ramp(points: np.ndarray) -> np.ndarray:
+    """Return values that grow evenly with the place: linear interpolation keeps them."""
+    return points @ (0.5, 2.0, -1.5)
+
+
+@pytest.mark.parametrize(("shear", "axes", "degrees"), [(0.25, (1, 2), 20), (-0.3, (0, 1), 0)])
+def test_each_voxel_of_a_straightened_volume_has_the_value_of_its_place(
+    shear: float, axes: tuple[int, int], degrees: int
+) -> None:
+    geometry = sheared(shear, axes, degrees)
+    array = ramp(points_of(StoredGrid.of(geometry)))
+    volume = straightened(Volume(array, geometry, notes=("First.",)), "it")
+    places = points_of(StoredGrid.of(volume.geometry))
+    index = (places - geometry.origin) @ np.linalg.inv(geometry.affine[:3, :3]).T
+    inside = ((index > 0.01) & (index < np.array(SIZE) - 1.01)).all(axis=-1)
+    assert inside.mean() > 0.4
+    np.testing.assert_allclose(volume.array[inside], ramp(places)[inside], atol=1e-6)
+    beside = ((index[..., :2] < -1) | (index[..., :2] > np.array(SIZE[:2]))).any(axis=-1)
+    assert beside.any() and (volume.array[beside] == array.min()).all()
+    # All voxels lie in it, and no more room is around them than a voxel.
+    stored = points_of(StoredGrid.of(geometry)).reshape(-1, 3)
+    inverse = np.linalg.inv(volume.geometry.affine)
+    found = stored @ inverse[:3, :3].T + inverse[:3, 3]
+    np.testing.assert_allclose(found.min(axis=0), 0, atol=1e-6)
+    assert (found.max(axis=0) <= np.array(volume.geometry.size) - 1 + 1e-3).all()
+    assert (found.max(axis=0) > np.array(volume.geometry.size) - 2).all()
+    angle = np.degrees(np.arcsin(abs(shear) / np.hypot(1, shear)))
+    assert volume.notes[0] == "First." and f" {angle:.1f} degrees off a right angle" in volume.notes[1]
+    whole = straightened(Volume(np.round(array).astype(np.int16), geometry), "it")
+    assert np.abs(whole.array[inside] - ramp(places)[inside]).max() <= 1.0
+
+
+# Left-handed where the slices come the other way.
+@pytest.mark.parametrize("way", [1.0, -1.0])
+def test_uneven_slices_are_interpolated_at_their_own_heights_and_labels_go_to_the_nearest(way: float) -> None:
+    heights = np.array([0.0, 4.0, 8.0, 12.0, 17.0, 19.0, 29.0])
+    axes = np.array([[2.0, 0], [0, 3.0], [0, 0]])
+    grid = StoredGrid((5, 4, 7), axes, np.array([1.0, 2.0, 3.0]) + way * heights[:, None] * (0.0, 0.0, 1.0))
+    assert grid.geometry is None
+    array = ramp(points_of(grid))
+    volume = resampled(Volume(array, sheared(0.0)), grid, "Uneven.")
+    assert volume.stored is grid and volume.notes == ("Uneven.",)
+    made = volume.geometry
+    assert (made.size, made.spacing, made.origin) == ((5, 4, 9), (2.0, 3.0, 4.0), (1.0, 2.0, 3.0))
+    assert made.direction == pytest.approx((1.0, 0, 0, 0, 1.0, 0, 0, 0, way))
+    # The last one is beyond the last slice.
+    np.testing.assert_allclose(volume.array[:8], ramp(points_of(StoredGrid.of(made)))[:8], atol=1e-9)
+    np.testing.assert_allclose(volume.array[8], array[-1], atol=1e-9)
+    labels = np.random.default_rng(0).integers(0, 200, made.size[::-1]).astype(np.uint8)
+    np.testing.assert_array_equal(labels_as_stored(labels, made, grid), labels[[0, 1, 2, 3, 4, 5, 7]])
+
+
+def test_slices_that_are_off_by_rounding_lie_evenly() -> None:
+    for part, even in ((0.9, True), (1.1, False)):
+        positions = np.arange(5.0)[:, None] * (0.0, 0.5, 4.0)
+        positions[2] += (0.0, part * EVEN_MM, 0.0)
+        geometry = StoredGrid((6, 7, 5), np.array([[2.0, 0], [0, 3.0], [0, 0]]), positions).geometry
+        assert (geometry is not None) is even
+        if geometry is not None:
+            assert geometry.size == (6, 7, 5) and geometry.origin == (0.0, 0.0, 0.0)
+            np.testing.assert_allclose(geometry.affine[:3, 2], (0.0, 0.5, 4.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,21 @@ from helpers.phantoms import OBLIQUE, rotation
 
 from segmamba.errors import InputError
 from segmamba.io.read import read_volume
-from segmamba.io.volume import FARTHEST_MM, LONGEST_MM, SPACING_RANGE_MM, Geometry, check_geometry, to_image
+from segmamba.io.volume import (
+    FARTHEST_MM,
+    LONGEST_MM,
+    SPACING_RANGE_MM,
+    TOLERANCE_VOXELS,
+    Geometry,
+    Volume,
+    are_one_grid,
+    are_orthonormal,
+    check_geometry,
+    check_scalar_3d,
+    image_geometry,
+    nearest_orthonormal,
+    to_image,
+)
 
 GEOMETRY = Geometry((9, 8, 7), (0.7, 0.8, 2.5), (-10.0, 20.5, -300.0), rotation(20, -15))
 
@@ -214,3 +229,61 @@ def test_a_matrix_gives_the_grid_that_it_describes() -> None:
     for value in (0.0, np.nan, np.inf):
         with pytest.raises(InputError, match="^it has an affine that gives no voxel size"):
             Geometry.from_affine((9, 8, 7), np.diag([1.0, value, 1.0, 1.0]), "it")
+
+
+def test_an_image_has_the_grid_that_it_was_made_with() -> None:
+    made = image_geometry(to_image(some_ct(), GEOMETRY))
+    assert (made.size, made.spacing, made.origin) == (GEOMETRY.size, GEOMETRY.spacing, GEOMETRY.origin)
+    assert made.direction == pytest.approx(GEOMETRY.direction)
+
+
+@pytest.mark.parametrize(
+    ("shape", "components", "kind", "said"),
+    [
+        ((9, 8, 7), 1, "int16", None),
+        ((9, 8, 7, 1, 1), 1, "", None),
+        ((9, 8, 7), 3, "", "^it has colours or vectors"),
+        ((9, 8, 7), 1, "complex64", "^it has colours or vectors"),
+        ((9, 8), 1, "", "^it is a 2-D image: give a 3-D volume"),
+        ((9, 8, 7, 2, 3), 1, "", r"^it holds 6 volumes \(4-D\): extract one of them"),
+    ],
+)
+def test_a_header_that_announces_no_volume_is_refused(
+    shape: tuple[int, ...], components: int, kind: str, said: str | None
+) -> None:
+    if said is None:
+        check_scalar_3d(shape, components, "it", kind)
+    else:
+        with pytest.raises(InputError, match=said):
+            check_scalar_3d(shape, components, "it", kind)
+
+
+def test_two_grids_are_one_where_no_corner_is_a_tenth_of_a_voxel_off() -> None:
+    step = TOLERANCE_VOXELS * min(GEOMETRY.spacing)
+    x, y, z = GEOMETRY.origin
+    assert are_one_grid(GEOMETRY, replace(GEOMETRY, origin=(x, y, z + 0.99 * step)))
+    assert not are_one_grid(GEOMETRY, replace(GEOMETRY, origin=(x, y - 1.01 * step, z)))
+    assert not are_one_grid(GEOMETRY, replace(GEOMETRY, size=(9, 8, 6)))
+    # The last of seven slices is six steps away.
+    for part, one in ((0.99, True), (1.01, False)):
+        spacing = (0.7, 0.8, 2.5 + part * step / 6)
+        assert are_one_grid(GEOMETRY, replace(GEOMETRY, spacing=spacing)) is one
+
+
+def test_what_is_no_right_angle_begins_at_a_thousandth() -> None:
+    for part, right in ((0.0009, True), (0.0011, False)):
+        leaning = np.eye(3)
+        leaning[0, 1] = part
+        assert are_orthonormal(leaning) is right
+    assert not are_orthonormal(np.diag([1.0, 1.0, 1.01]))
+
+
+def test_rounded_directions_become_the_nearest_right_angles() -> None:
+    turned = np.reshape(rotation(25, -10), (3, 3))
+    np.testing.assert_allclose(nearest_orthonormal(turned @ np.diag([1.01, 0.98, 1.002])), turned, atol=1e-12)
+
+
+def test_a_modality_is_inferred_only_where_the_values_say_it() -> None:
+    volume = Volume(some_ct(), GEOMETRY, "CT")
+    assert not volume.modality_inferred and volume.modality_from == "source"
+    assert [replace(volume, modality_from=by).modality_inferred for by in ("values", "user")] == [True, False]

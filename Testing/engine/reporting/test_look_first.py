@@ -34,7 +34,7 @@ def test_nothing_is_said_of_a_spine_that_has_nothing() -> None:
 
 def test_certain_losses_of_height_come_before_possible_ones_and_the_larger_one_first() -> None:
     rows = [
-        graded(20, 1, 0, 2, 21.0),
+        graded(20, 1, 0, 2, 23.0),
         graded(21, 1, 1, 1, 22.5),
         graded(22, 3, 2, 3, 45.0),
         graded(23, 0, 0, 2, 18.0),
@@ -43,7 +43,7 @@ def test_certain_losses_of_height_come_before_possible_ones_and_the_larger_one_f
     assert told(rows) == [
         (22, "L3: wedge, grade 3 (2 to 3); 45.0 % of the height is lost (middle), standard deviation 1.5 %."),
         (21, "L2: wedge, grade 1; 22.5 % of the height is lost (middle), standard deviation 1.5 %."),
-        (20, "L1: uncertain, grade 1 (0 to 2); 21.0 % of the height is lost (middle), standard deviation 1.5 %."),
+        (20, "L1: uncertain, grade 1 (0 to 2); 23.0 % of the height is lost (middle), standard deviation 1.5 %."),
         (23, "L4: uncertain, grade 0 (0 to 2); 18.0 % of the height is lost (middle), standard deviation 1.5 %."),
     ]
 
@@ -81,6 +81,11 @@ def test_a_low_density_is_told_only_without_contrast_medium(
 ) -> None:
     said = f"Trabecular density of L1 is {density} HU, at or below {limit} HU."
     assert told(bone={"l1_hu": density, "phase": phase}) == ([] if limit is None else [(None, said)])
+
+
+def test_of_a_scanner_whose_numbers_are_wrong_only_that_is_told() -> None:
+    bone = {"l1_hu": 90.0, "phase": "no contrast seen", "scanner": "Fat has 20 HU: the scanner is off."}
+    assert told(bone=bone) == [(None, "Fat has 20 HU: the scanner is off.")]
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,13 @@ def test_structures_that_are_not_there_are_not_reported() -> None:
 
 def test_structures_cut_off_by_the_border_of_the_volume_are_marked() -> None:
     labels = np.zeros((6, 6, 6), np.uint8)
-    labels[2:4, 2:4, 2:4], labels[4:6, 2:4, 2:4] = 20, 21
+    labels[2:4, 2:4, 2:4], labels[4:6, 2:4, 2:4], labels[1:2, 1:2, 0:1] = 20, 21, 22
     geometry = Geometry((6, 6, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
     rows = report.measure_segments(labels, labels, geometry, spine_labels())
-    assert [row["at_border"] for row in rows] == [False, True]
+    assert [row["at_border"] for row in rows] == [False, True, True]
+    labels[1:5, 1:5, 1:5] = 20
+    (row,) = report.measure_segments(labels, labels, geometry, spine_labels()[:1])
+    assert row["at_border"] is False
 
 
 def test_each_figure_of_a_structure_is_exact() -> None:
@@ -59,6 +62,17 @@ def test_each_figure_of_a_structure_is_exact() -> None:
         "mean_confidence": 0.4,
         "at_border": True,
     }
+
+
+def test_figures_have_the_digits_that_they_deserve() -> None:
+    labels = np.zeros((7, 7, 7), np.uint8)
+    confidence = np.zeros_like(labels)
+    for index, sure in ((1, 100), (2, 101), (4, 102)):
+        labels[index, index, index], confidence[index, index, index] = 20, sure
+    geometry = Geometry((7, 7, 7), (1.1, 1.3, 1.7), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
+    (row,) = report.measure_segments(labels, confidence, geometry, spine_labels())
+    figures = (row["volume_ml"], row["centroid_ras_mm"], row["mean_confidence"])
+    assert figures == (0.007, [-2.57, -3.03, 3.97], 0.3961)
 
 
 def test_a_report_says_which_model_ran_and_on_what() -> None:

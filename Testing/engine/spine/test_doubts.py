@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segmamba.spine.doubts import distance_doubts, doubts
+from segmamba.spine.doubts import distance_doubts, doubts, doubts_in_spite_of_a_person
 from segmamba.spine.hmm import label_levels
 from segmamba.spine.levels import DISTANCES_MM, SACRUM, SACRUM_MM, T13
 
@@ -171,3 +171,123 @@ def test_distances_are_those_of_one_step_where_levels_are_left_out() -> None:
     assert distance_doubts(np.array(levels), centres_of(levels)) == []
     close = centres_of([17, 18, 20])
     assert distance_doubts(np.array(levels), close) == ["T10 and T12 are as close as neighbours"]
+
+
+def line(gaps: list[float]) -> np.ndarray:
+    """Return centres on a straight line with these distances."""
+    return np.array([[-depth, 0.0, 0.0] for depth in np.r_[0.0, np.cumsum(gaps)]])
+
+
+@pytest.mark.parametrize("around", [[60, 20, 40, 20, 40, 60], [60, 40, 20, 40, 20, 60]])
+@pytest.mark.parametrize(("gap", "room"), [(43.0, False), (44.0, True)])
+def test_room_is_judged_by_the_two_distances_on_either_side(around: list[float], gap: float, room: bool) -> None:
+    # 1.45 times 30 mm.
+    levels = np.array([10, 11, 12, 13, 0, 14, 15, 16, 17])
+    places = np.insert(line([*around[:3], gap, *around[3:]]), 4, 0.0, axis=0)
+    expected = ["there is room for a vertebra between T6 and T7"] if room else []
+    assert distance_doubts(levels, places) == expected
+    assert distance_doubts(np.delete(levels, 4), np.delete(places, 4, axis=0)) == []
+
+
+@pytest.mark.parametrize(("gap", "close"), [(40.0, True), (41.0, False)])
+def test_a_step_too_many_is_judged_by_the_distances_of_one_step(gap: float, close: bool) -> None:
+    # 1.35 times 30 mm; the lowest distance is one of two steps.
+    levels, places = np.array([10, 11, 12, 14, 15, 17]), line([30.0, 30.0, gap, 30.0, 60.0])
+    assert distance_doubts(levels, places) == (["T5 and T7 are as close as neighbours"] if close else [])
+    # T11 and L1 are neighbours where there is no T12, but no others are.
+    assert distance_doubts(np.array([16, 17, 18, 20, 21]), line([30.0] * 4)) == []
+    assert distance_doubts(np.array([16, 17, 18, 21, 22]), line([30.0] * 4)) == [
+        "T11 and L2 are as close as neighbours"
+    ]
+
+
+@pytest.mark.parametrize(("aside", "size", "doubted"), [(17.2, 24.4, True), (16.3, 24.4, False), (17.2, 23.6, False)])
+@pytest.mark.parametrize("around", [[60, 20, 40, 30, 20, 40, 60], [60, 40, 20, 30, 40, 20, 60]])
+def test_what_lies_apart_and_is_no_fragment_is_judged_by_what_is_next_to_it(
+    around: list[float], aside: float, size: float, doubted: bool
+) -> None:
+    # Three quarters of 30 mm away from both, and 0.6 of 40 mL.
+    levels = np.array([8, 9, 10, 11, 12, 0, 13, 14, 15, 16])
+    kept = line([50.0, *around, 50.0])[:9]
+    places = np.insert(kept, 5, (kept[4] + kept[5]) / 2 + [0.0, aside, 0.0], axis=0)
+    volumes = np.insert(np.array([40.0, 40, 40, 40, 40, 60, 40, 40, 40]), 5, size)
+    said = "something as large as a vertebra lies between T5 and T6"
+    inputs = {"claims": [8, 9, 10, 11, 12, 12, 13, 14, 15, 16], "sacrum": False, "centres": places, "volumes": volumes}
+    assert (said in found(levels.tolist(), **inputs)) is doubted
+
+
+def test_nothing_is_left_out_above_the_first_and_below_the_last() -> None:
+    levels = [0, 20, 21, 22, 0]
+    places = centres_of([19, 20, 21, 22, 23])
+    assert found(levels, [19, 20, 21, 22, 23], centres=places, sacrum=False) == []
+
+
+@pytest.mark.parametrize(("first", "last"), [(30.0, 50.0), (50.0, 30.0)])
+def test_a_size_is_held_against_that_of_the_two_next_to_it(first: float, last: float) -> None:
+    for size, doubted in ((18.4, False), (17.6, True), (83.0, False), (85.0, True)):
+        volumes = np.array([40.0, 40.0, first, size, last, 40.0, 40.0])
+        expected = ["the size of L2 is unlike its neighbours'"] if doubted else []
+        assert found([18, 19, 20, 21, 22, 23, 24], volumes=volumes) == expected
+
+
+def test_sizes_of_the_ends_of_cut_ones_and_of_their_neighbours_and_of_the_first_two_are_not_questioned() -> None:
+    column = [1, 2, 3, 4, 5, 6]
+    for index, name in enumerate(["", "", "C3", "C4", "C5", ""]):
+        volumes = np.full(6, 40.0)
+        volumes[index] = 1.0
+        names = [f"the size of {name} is unlike its neighbours'"] if name else []
+        assert found(column, volumes=volumes, sacrum=False) == names
+        for cut in range(6):
+            beside = np.arange(6) == cut
+            expected = names if abs(cut - index) > 1 else []
+            assert found(column, volumes=volumes, cut=beside, sacrum=False) == expected
+
+
+@pytest.mark.parametrize(("factor", "doubted"), [(2.9, False), (3.1, True)])
+@pytest.mark.parametrize("shift", [-2, -1, 1, 2])
+def test_another_shift_has_to_be_three_times_as_probable(factor: float, doubted: bool, shift: int) -> None:
+    levels = [10, 11, 12, 13, 14]
+    shares = np.full((5, SACRUM), 0.01)
+    shares[np.arange(5), np.array(levels) - 1] = 0.1
+    shares[np.arange(5), np.array(levels) - 1 + shift] = 0.1 * factor
+    expected = ["the vertebrae look like those of other levels"] if doubted else []
+    assert found(levels, evidence=np.log(shares), sacrum=False) == expected
+
+
+@pytest.mark.parametrize(("share", "doubted"), [(2e-4, False), (0.5e-4, True)])
+def test_levels_that_the_network_gives_no_probability_are_doubted(share: float, doubted: bool) -> None:
+    levels = [10, 11, 12, 13, 14]
+    shares = np.full((5, SACRUM), share)
+    shares[:, 0] = 0.9
+    expected = ["the vertebrae look like those of other levels"] if doubted else []
+    assert found(levels, evidence=np.log(shares), sacrum=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("levels", "claims", "count"),
+    [
+        ([19, 20, 21, 22, 23, 24], [18, 20, 21, 22, 23, 24], "four"),
+        ([19, 20, 21, 22, 23, 24], [17, 20, 21, 22, 23, 24], None),
+        ([20, 21, 22, 23, 24], [20, 21, 22, 23, 23], "six"),
+        ([20, 21, 22, 23, 24], [20, 21, 22, 23, 22], None),
+        ([21, 22, 23, 24], [20, 22, 23, 24], "four"),
+        ([21, 22, 23, 24], [21, 22, 23, 23], None),
+    ],
+)
+def test_lumbar_vertebrae_are_counted_between_ends_that_the_network_is_sure_of(
+    levels: list[int], claims: list[int], count: str | None
+) -> None:
+    assert found(levels, claims) == ([f"there may be {count} lumbar vertebrae"] if count else [])
+    assert found(levels, evidence=evidence_of(claims, 0.74)) == []
+
+
+def test_a_person_outweighs_all_but_places_sacrum_and_sizes() -> None:
+    levels, places = np.array([17, 18, 19, 21, 22]), centres_of([17, 18, 19, 20, 21])
+    volumes = np.array([40.0, 10.0, 40.0, 40.0, 40.0])
+    given = (levels, places, volumes)
+    assert doubts_in_spite_of_a_person(*given, True, np.zeros(5, bool)) == [
+        "T12 and L2 are as close as neighbours",
+        "nothing was found between L3 and the sacrum",
+        "the size of T11 is unlike its neighbours'",
+    ]
+    assert doubts_in_spite_of_a_person(*given, False, np.ones(5, bool)) == ["T12 and L2 are as close as neighbours"]

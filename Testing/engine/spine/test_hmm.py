@@ -9,7 +9,17 @@ import pytest
 from helpers.simulated_answers import centroids, load, whole_levels
 
 from segmamba.spine.factors import STATES
-from segmamba.spine.hmm import CERTAIN, Numbering, _moved, label_levels
+from segmamba.spine.hmm import (
+    CERTAIN,
+    CERTAIN_RING,
+    Numbering,
+    _landmark,
+    _moved,
+    _named,
+    _reason,
+    _variants,
+    label_levels,
+)
 from segmamba.spine.levels import (
     DISTANCE_SPREAD,
     DISTANCES_MM,
@@ -366,3 +376,78 @@ def test_evidence_that_is_moved_is_another_level_s_and_nothing_comes_round_the_e
         known = 0 <= level - by < SACRUM
         expected = evidence[:, level - by] if known else evidence.min(axis=1)
         np.testing.assert_array_equal(moved[:, level], expected)
+
+
+@pytest.mark.parametrize(
+    ("levels", "sacrum", "variants"),
+    [
+        ([], True, ()),
+        ([22, 0, 23], False, ()),
+        ([22, 0, 23], True, ("The sacrum follows L4.",)),
+        ([18, 20], False, ("There is no T12: L1 follows T11.",)),
+        ([17, 20], False, ("Between T10 and L1 no T11, T12 was found.",)),
+        ([19, 21, 23], False, ("Between T12 and L2 no L1 was found.", "Between L2 and L4 no L3 was found.")),
+        ([24, 25], False, ("There is a sixth lumbar vertebra, or a thirteenth thoracic one: look at the ribs.",)),
+        ([19, T13, 20], False, ("There is a thirteenth thoracic vertebra, or a rib at L1: look at the ribs.",)),
+    ],
+)
+def test_what_is_unusual_in_a_column_is_a_sentence_each(
+    levels: list[int], sacrum: bool, variants: tuple[str, ...]
+) -> None:
+    assert _variants(np.array(levels, int), sacrum) == variants
+
+
+@pytest.mark.parametrize(
+    ("levels", "ribs", "told"),
+    [
+        ([7, 8], [0, 1], True),
+        ([7, 0, 8], [0, 1, 1], True),
+        ([7, 8], [1, 1], False),
+        ([7, 8], [0, 0], False),
+        ([19, 20], [1, 0], True),
+        ([19, 20], [1, 1], False),
+        ([T13, 20], [1, 0], True),
+        ([18, 20], [1, 0], False),
+        ([8, 9], [0, 1], False),
+    ],
+)
+def test_the_first_and_the_last_rib_are_landmarks(levels: list[int], ribs: list[int], told: bool) -> None:
+    bears, none = np.array(ribs, float), np.full((len(levels), SACRUM), -5.0)
+    assert _landmark(np.array(levels), none, None, bears) is told
+    assert _landmark(np.array(levels), none, np.zeros(3), bears)
+
+
+@pytest.mark.parametrize(("level", "ring"), [(1, True), (2, True), (3, False)])
+def test_atlas_and_axis_are_landmarks_where_the_network_is_sure_of_one(level: int, ring: bool) -> None:
+    for share, sure in ((CERTAIN_RING + 0.001, True), (CERTAIN_RING - 0.001, False)):
+        seen = np.full((2, SACRUM), -9.0)
+        seen[0, level - 1] = np.log(share)
+        assert _landmark(np.array([level, level + 1]), seen, None, np.full(2, np.nan)) is (ring and sure)
+
+
+def test_the_reason_of_a_doubt_is_the_gravest_contradiction_or_the_next_likely_level() -> None:
+    levels, other = np.array([0, 19, 20, 21]), np.array([18, 19, 0, 22])
+    where = ", and neither C1, C2, the first or last rib nor the sacrum is clearly in view"
+    assert _reason(levels, other, True, ["no rib was found", "x"]) == "No rib was found: check the levels."
+    assert _reason(levels, other, True, []) == "L2 could be L3: check the levels."
+    assert _reason(levels, other, False, []) == f"L2 could be L3{where}: check the levels."
+    assert _reason(levels, None, True, []) == "The evidence is weak: check the levels."
+    assert _reason(levels, None, False, []) == f"The evidence is weak{where}: check the levels."
+
+
+def test_levels_that_are_set_are_named_in_a_row() -> None:
+    assert [_named(dict(enumerate(levels))) for levels in ([24], [24, 23], [24, 23, 22])] == [
+        "L5",
+        "L5 and L4",
+        "L5, L4 and L3",
+    ]
+
+
+def test_the_confidence_of_what_is_left_out_is_that_it_is_no_vertebra() -> None:
+    centres = np.insert(column([18, 19, 20, 21, 22]), 3, [0.0, 0.0, 0.0], axis=0)
+    centres[3] = (centres[2] + centres[4]) / 2
+    sizes = np.array([30.0, 30, 30, 2, 30, 30])
+    numbering = label_levels(evidence([18, 19, 20, 20, 21, 22], 0.95), centres, sizes)
+    assert numbering.levels.tolist() == [18, 19, 20, 0, 21, 22]
+    assert ((numbering.confidence > 0.5) & (numbering.confidence <= 1)).all()
+    assert 0 <= numbering.runner_up_probability < numbering.probability <= 1

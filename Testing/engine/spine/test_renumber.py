@@ -47,6 +47,8 @@ def test_the_others_keep_their_numbers(part: str, value: int, new_value: int, ex
         ([19, 20, 21], 20, 21, ABOVE, "If L1 were L2, there would be L2 twice: choose another level, or renumber"),
         ([19, 20, 21], 19, 24, WHOLE, "If T12 were L5, L2 would not be between C1 and L6: choose another level"),
         ([19, 21], 21, 18, BELOW, "If L2 were T11, the levels would be out of order: choose another level."),
+        ([1, 2], 2, 1, WHOLE, "If C2 were C1, C1 would not be between C1 and L6: choose another level"),
+        ([24, 25], 24, 25, WHOLE, "If L5 were L6, L6 would not be between C1 and L6: choose another level"),
         ([19, 20], 3, 4, WHOLE, "There is no C3 in the segmentation: choose one of its vertebrae."),
         ([19, 20], 77, 4, WHOLE, "There is no level 77 in the segmentation: choose one of its vertebrae."),
     ],
