@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from segmamba.cli.interrupt import stop_signal
@@ -68,10 +69,12 @@ def _print_result(report: Mapping[str, Any], request: Request) -> None:
         print(f"Note: {sentence}")
     for sentence in filter(None, (report["model"]["estimated"], report["model"]["caution"])):
         print(f"Note: {sentence}.")
-    fine = report.get("isotropic", {}).get("output")
+    # What lies beside the output is named as the output is, which may be in few words.
+    beside = (*report.get("also", ()), *filter(None, [report.get("isotropic", {}).get("output")]))
+    further = [str(Path(request.output).with_name(Path(path).name)) for path in beside]
     tables = (request.report, request.preview, request.measurements, request.page)
     volumes = (request.probabilities, request.uncertainty)
-    written = (request.output, *report.get("also", ()), fine, *tables, *volumes)
+    written = (request.output, *further, *tables, *volumes)
     print(f"Written: {', '.join(path for path in written if path)}")
     devices = " and ".join(dict.fromkeys((run["device"], run.get("fine", run)["device"])))
     print(f"{devices}, {run['precision']}, scan backend {run['scan_backend']}, {report['timings_s']['total']:.1f} s")

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 from helpers import tiny
 from helpers.dicom_files import write_slices
-from helpers.phantoms import phantom, rotation
+from helpers.phantoms import grid_around_patient, phantom, rotation
 
 from segmamba.cli.main import main
 from segmamba.errors import InputError, InstallationError, OutputError
@@ -220,21 +220,24 @@ def test_a_missing_package_is_a_sentence(
 def a_case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a DICOM series of the phantom, a tiny model and the same volume as NIfTI."""
     folder = tmp_path_factory.mktemp("case")
-    volume = phantom()
+    volume = phantom(grid_around_patient((6.0, 6.0, 8.0), rotation(0, 0)))
     write_slices(folder / "series", volume.array, volume.geometry)
     sitk.WriteImage(sitk.GetImageFromArray(volume.array), str(folder / "ct.nii.gz"))
     tiny.write_model(folder)
     return folder
 
 
-def segment(folder: Path, source: str, output: str) -> int:
+def segment(folder: Path, source: str, output: str, *more: str) -> int:
     options = ("--in-process", "--device", "cpu", "--task", "vertebrae", "--manifest", str(folder / "manifest.json"))
-    return main(["segment", str(folder / source), "-o", str(folder / output), *options])
+    return main(["segment", str(folder / source), "-o", str(folder / output), *options, *more])
 
 
-def test_the_command_line_writes_dicom_for_a_dicom_series(a_case: Path) -> None:
-    assert segment(a_case, "series", "out.dcm") == 0
-    assert segment(a_case, "series", "out.nrrd") == 0
+def test_the_command_line_writes_dicom_for_a_dicom_series(
+    a_case: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(a_case)
+    assert segment(Path(), "series", "out.nrrd", "--also", "dcm") == 0
+    assert "\nWritten: out.nrrd, out.dcm\n" in capsys.readouterr().out
     labels = read_volume(a_case / "out.nrrd").array
     dataset = highdicom.seg.segread(a_case / "out.dcm")
     assert dataset.number_of_segments == len(np.unique(labels)) - 1
