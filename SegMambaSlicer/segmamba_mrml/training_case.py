@@ -89,18 +89,8 @@ def save_training_case(
     description = _read_description(folder, list(images))
     labels, values = labels_on_volume(segmentation_node, volume_node, structures, description["labels"])
     name = earlier or _new_name(folder, person_code(volume_node, digest))
-    reports = parts(read_report(segmentation_node))
-    report = reports[0]
-    looked_for = {label.name for part in reports for label in _looked_for(part, structures)}
-    provenance = {
-        "case": name,
-        "image_sha256": digest,
-        "saved": date.today().isoformat(),
-        "software": f"SegMambaSlicer {segmamba.__version__}",
-        "model": {key: report.get("model", {}).get(key) for key in ("id", "version", "checkpoint_sha256")},
-        "labelled": sorted(looked_for | set(_segment_names(segmentation_node, structures).values())),
-        "structures": sorted(name for name, value in values.items() if (labels == value).any()),
-    }
+    drawn = {structure for structure, value in values.items() if (labels == value).any()}
+    provenance = {"case": name, "image_sha256": digest} | _provenance(segmentation_node, structures, drawn)
     try:
         for part in (IMAGES, LABELS, PROVENANCE):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -117,6 +107,20 @@ def save_training_case(
     description[LABELLED] = description.get(LABELLED, {}) | described
     _write_json(description, folder / DESCRIPTION)
     return name
+
+
+def _provenance(segmentation_node: Any, structures: Sequence[Label], drawn: set[str]) -> dict[str, Any]:
+    """Return where the labels come from, what was looked for, and which structures there are."""
+    reports = parts(read_report(segmentation_node))
+    model = reports[0].get("model", {})
+    looked_for = {label.name for part in reports for label in _looked_for(part, structures)}
+    return {
+        "saved": date.today().isoformat(),
+        "software": f"SegMambaSlicer {segmamba.__version__}",
+        "model": {key: model.get(key) for key in ("id", "version", "checkpoint_sha256")},
+        "labelled": sorted(looked_for | set(_segment_names(segmentation_node, structures).values())),
+        "structures": sorted(drawn),
+    }
 
 
 def _write_json(content: Mapping[str, Any], path: Path) -> None:

@@ -69,16 +69,8 @@ def import_own(
         The models folder cannot be written or has too little room.
     Cancelled
     """
-    text = read_description(path)
-    described_model(text, path)
-    content = json.loads(text)
+    content = _named(path, name)
     entry = content["models"][0]
-    if name is not None:
-        if not store.PLAIN_NAME.fullmatch(name):
-            raise ModelError(f"'{name}' cannot be a model's name: letters, digits, '.', '_', '-' only.")
-        # A model of its own kind is a task of its own, too.
-        entry["task"] = name if entry["task"] == entry["id"] else entry["task"]
-        entry["id"] = name
     text = json.dumps(content, indent=2) + "\n"
     model = described_model(text, path)
     weights = path.parent / model.file.name
@@ -102,6 +94,21 @@ def import_own(
         found = store.in_folder(model, folder, store.USER)
     assert found is not None
     return found
+
+
+def _named(path: Path, name: str | None) -> dict[str, Any]:
+    """Return the content of a description, of the model by another name if one is given."""
+    text = read_description(path)
+    described_model(text, path)
+    content: dict[str, Any] = json.loads(text)
+    if name is not None:
+        if not store.PLAIN_NAME.fullmatch(name):
+            raise ModelError(f"'{name}' cannot be a model's name: letters, digits, '.', '_', '-' only.")
+        entry = content["models"][0]
+        # A model of its own kind is a task of its own, too.
+        entry["task"] = name if entry["task"] == entry["id"] else entry["task"]
+        entry["id"] = name
+    return content
 
 
 def add_own(folder: Path, model: ListedModel, manifest: Manifest, part: Path, record: Record, description: str) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from segmamba.io.labelmap import LABELMAP_EXTENSIONS
 from segmamba.io.read import MODALITY_KEY, read_stored
 from segmamba.io.volume import to_image
 from segmamba.measurements.vertebrae import write_table
-from segmamba.models.manifest import chosen_labels
+from segmamba.models.manifest import Model, chosen_labels
 from segmamba.remote.client import Body, Client, Interrupted
 from segmamba.reporting.report import write_report
 from segmamba.request import Request
@@ -90,6 +90,22 @@ def segment_on_server(
     SegMambaError
         As for `segment_file`; WorkerError if the server cannot be reached.
     """
+    model = _checked(request)
+    progress(SEND, 0.0)
+    with _outgoing(request) as files:
+        description = _described(request, model, files)
+        job = _identifier(description)
+        with _deleted_if_unwanted(client, job, cancelled):
+            state = _Patient(client, cancelled, patience).done(job, description, files, progress)
+            if state["state"] != "done":
+                raise _error_of(state, files)
+            report = _write(request, client, job, state, files)
+    progress(FETCH, 1.0)
+    return report
+
+
+def _checked(request: Request) -> Model:
+    """Return the model of a request, after what can be told before anything is sent."""
     if request.checkpoint is not None:
         raise ModelError("A server runs its own models: leave out the checkpoint, or segment on this computer.")
     if request.page is not None:
@@ -102,29 +118,24 @@ def segment_on_server(
         raise OutputError(f"The task '{model.task}' has no measurements: leave them out, or segment vertebrae.")
     check_files(in_order(model, request.input, request.channels or {}), model)
     check_outputs(request)
-    progress(SEND, 0.0)
-    with _outgoing(request) as files:
-        options = asdict(request.options)
-        for own in ("device", "levels_from"):
-            del options[own]
-        description = {
-            "model": model.id,
-            "model_version": model.version,
-            "options": options,
-            "output": _ending(request.output),
-            "also": list(request.also or ()),
-            "preview": request.preview is not None,
-            "files": {each.name: each.describe() for each in files},
-            "channels": {name: each.name for name, each in zip(request.channels or {}, files[1:], strict=False)},
-        }
-        job = _identifier(description)
-        with _deleted_if_unwanted(client, job, cancelled):
-            state = _Patient(client, cancelled, patience).done(job, description, files, progress)
-            if state["state"] != "done":
-                raise _error_of(state, files)
-            report = _write(request, client, job, state, files)
-    progress(FETCH, 1.0)
-    return report
+    return model
+
+
+def _described(request: Request, model: Model, files: Sequence[Outgoing]) -> dict[str, Any]:
+    """Return what the server is told of a job: what is to be done with which files."""
+    options = asdict(request.options)
+    for own in ("device", "levels_from"):
+        del options[own]
+    return {
+        "model": model.id,
+        "model_version": model.version,
+        "options": options,
+        "output": _ending(request.output),
+        "also": list(request.also or ()),
+        "preview": request.preview is not None,
+        "files": {each.name: each.describe() for each in files},
+        "channels": {name: each.name for name, each in zip(request.channels or {}, files[1:], strict=False)},
+    }
 
 
 class _Patient:
