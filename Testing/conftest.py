@@ -51,6 +51,15 @@ def no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def children_are_warm() -> Iterator[None]:
+    """Workers and commands are forked from a process that has imported torch; few tests are of how they start."""
+    from helpers.warm_child import warm_children
+
+    with warm_children():
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference data beside the repository; a test that needs them is skipped where they are not."""

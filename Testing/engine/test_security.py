@@ -14,6 +14,7 @@ import psutil
 import pytest
 from helpers import tiny
 from helpers.repository import PACKAGES
+from helpers.warm_child import cold_children
 
 from segmamba.batch.layout import WORKING, prepare
 from segmamba.errors import ModelError
@@ -92,7 +93,7 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(bundled: str, tmp_path
 
 
 def test_the_worker_talks_over_its_pipes_alone() -> None:
-    with WorkerProcess() as worker:
+    with cold_children(), WorkerProcess() as worker:
         worker.start()
         ready = worker.poll(120)
         assert ready is not None and ready["type"] == "ready"
@@ -114,7 +115,7 @@ def test_files_for_a_moment_are_the_users_own(tmp_path: Path) -> None:
 def test_a_module_of_the_users_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "numpy.py").write_text("raise SystemExit('run')")
     monkeypatch.chdir(tmp_path)
-    with WorkerProcess() as worker:
+    with cold_children(), WorkerProcess() as worker:
         worker.start()
         ready = worker.poll(120)
         assert ready is not None and ready["type"] == "ready"

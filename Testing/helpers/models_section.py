@@ -9,7 +9,6 @@ import pytest
 import qt
 
 from helpers import tiny
-from helpers.warm_child import WarmChild
 
 # Unlike the bundled model's, so that the weights say which model they are for.
 ARGUMENTS = {**tiny.ARGUMENTS, "out_channels": 3}
@@ -38,14 +37,6 @@ def models_folder(the_models_folder, monkeypatch):
         shutil.rmtree(the_models_folder)
     else:
         the_models_folder.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def commands_are_warm(the_module, monkeypatch):
-    """The panel's commands run in processes that need not import anything."""
-    from SegMambaSlicerLib import cli_process
-
-    monkeypatch.setattr(cli_process, "Child", WarmChild)
 
 
 @pytest.fixture

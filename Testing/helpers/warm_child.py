@@ -1,6 +1,6 @@
 """Child processes that need not import anything: they are forked from one that has imported everything once.
 
-For tests of what a worker or a command does. How these start is tested without this.
+For tests of what a worker or a command does: importing torch takes seconds. How these start is tested without this.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from launcher import PYTHON, launch
+
+from segmamba.utils import child as children
 from segmamba.utils.child import Child
 from segmamba.worker import client
 
@@ -32,7 +35,7 @@ IMPORTED = [
 
 
 class WarmChild(Child):
-    """Takes the place of `Child` where a module of ours is run: ``python -m segmamba...``."""
+    """Takes the place of `Child` where a module of ours is run: ``python -m segmamba...``, behind a launcher or not."""
 
     def __init__(
         self,
@@ -41,11 +44,12 @@ class WarmChild(Child):
         folder: Path | None = None,
         one_stream: bool = False,
     ) -> None:
-        context = _context()
+        context = warm_context()
         taken, given = context.Pipe(duplex=False)
         outputs = [context.Pipe(duplex=False) for _ in range(1 if one_stream else 2)]
         written = [end for _, end in outputs]
-        arguments = (list(command[command.index("-m") + 1 :]), dict(environment or os.environ), folder, taken, written)
+        own = list(command[command.index("-m") + 1 :])
+        arguments = (own, dict(environment or os.environ), folder, taken, written, _is_launcher(command[0]))
         process = context.Process(target=_run, args=arguments, daemon=True)
         process.start()
         self._process = _Forked(process)  # type: ignore[assignment]
@@ -59,21 +63,40 @@ class WarmChild(Child):
         threading.Thread(target=self._end_with_launcher, name="child", daemon=True).start()
 
 
-class QuickChild(WarmChild):
-    """Runs ``python -m segmamba batch`` with an engine that takes no time."""
+class BatchChild(WarmChild):
+    """Runs ``python -m segmamba batch`` with an engine that needs no process; ``engine`` is one of `quick_engine`."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str] | None = None, *more: Any, **options: Any
+        self,
+        engine: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *more: Any,
+        **options: Any,
     ) -> None:
         ours = ["helpers.batch_here" if part == "segmamba" else part for part in command]
-        super().__init__(ours, {**(environment or os.environ), "TEST_ENGINE": "QuickEngine"}, *more, **options)
+        super().__init__(ours, {**(environment or os.environ), "TEST_ENGINE": engine}, *more, **options)
 
 
 @contextmanager
-def warm_workers() -> Iterator[None]:
-    """Let workers that start in the block be forked, where the system can."""
-    with patch.object(client, "Child", Child if os.name == "nt" else WarmChild):
+def warm_children() -> Iterator[None]:
+    """Let workers and commands of ours that start in the block be forked, where the system can."""
+    with patch.object(client, "Child", start_child), patch.object(children, "Child", start_child):
         yield
+
+
+@contextmanager
+def cold_children() -> Iterator[None]:
+    """Let them be started, as they are for the user."""
+    with patch.object(client, "Child", Child), patch.object(children, "Child", Child):
+        yield
+
+
+def start_child(command: Sequence[str], *more: Any, **options: Any) -> Child:
+    """Start a command; it is forked if it is a module of ours in a Python that is there."""
+    ours = "-m" in command[:2] and command[2].startswith(("segmamba", "helpers"))
+    known = command[0] in (PYTHON, sys.executable) or _is_launcher(command[0])
+    return (WarmChild if ours and known and os.name != "nt" else Child)(command, *more, **options)
 
 
 def start_file(path: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
@@ -83,7 +106,7 @@ def start_file(path: Path, arguments: Sequence[str], environment: Mapping[str, s
     -------
     multiprocessing.Process
     """
-    process = _context().Process(
+    process = warm_context().Process(
         target=_run_file, args=(str(path), list(arguments), {**os.environ, **environment}), daemon=True
     )
     process.start()
@@ -97,7 +120,12 @@ def _run_file(path: str, arguments: list[str], environment: dict[str, str]) -> N
     runpy.run_path(path, run_name="__main__")
 
 
-def _context() -> Any:
+def _is_launcher(program: str) -> bool:
+    return Path(program).name == "PythonSlicer" and Path(program).is_file()
+
+
+def warm_context() -> Any:
+    """Return the context of `multiprocessing` whose processes are forked from one that has imported all."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     return context
@@ -138,6 +166,7 @@ def _run(
     folder: Path | None,
     given: connection.Connection,
     written: list[connection.Connection],
+    launched: bool,
 ) -> None:
     """Become what the command starts, in the new process."""
     os.setsid()
@@ -145,6 +174,8 @@ def _run(
         os.dup2(end.fileno(), number)
     for end in (given, *written):
         end.close()
+    if launched:
+        launch(PYTHON, os.fork)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import signal
 import sys
 from pathlib import Path
 
 # Where the stand-in for Slicer runs, sys.executable is a launcher.
 PYTHON = sys.executable
-LAUNCHER = """
+
+
+def launch(python, start):
+    """Start a child process and end as it ends; of one that crashes or is killed only this much is said.
+
+    ``start`` returns the child's number, or 0 in the child, for which this returns.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    child = start()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status < 0:
+            print(f"error: [{python}] exit abnormally - Report the problem.", file=sys.stderr, flush=True)
+        os._exit(1 if status < 0 else status)
+
+
+LAUNCHER = f"""
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-python = sys.argv[1]
-child = os.posix_spawn(python, sys.argv[1:], os.environ)
-status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-if status < 0:
-    print(f"error: [{python}] exit abnormally - Report the problem.", file=sys.stderr, flush=True)
-os._exit(1 if status < 0 else status)
+{inspect.getsource(launch)}
+launch(sys.argv[1], lambda: os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ))
 """
 
 

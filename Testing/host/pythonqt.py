@@ -111,6 +111,7 @@ def apply():
             cls.__getattribute__ = _getter(cls.__getattribute__)
     QtCore.QObject.name = QtCore.QObject.objectName = QtProperty("objectName", QtCore.QObject.objectName)
     QtCore.QObject.className = lambda self: self.metaObject().className()
+    _stored.cache_clear()
 
 
 def _make_attributes_of_properties(cls):
@@ -133,7 +134,9 @@ def _getter(plain):
     return get
 
 
+@functools.cache
 def _stored(cls, name):
+    """Return what a class or a base has by a name; what counts here is made with the classes, and stays."""
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from xml.etree import ElementTree
 
 import pythonqt
@@ -29,29 +30,43 @@ class QUiLoader:
 
     def load(self, file):
         """Return the widget that an open ``QFile`` describes."""
-        root = ElementTree.fromstring(bytes(file.readAll().data()))
-        declared = {element.findtext("class") for element in root.iter("customwidget")}
-        if missing := declared - set(CUSTOM_WIDGETS):
-            raise RuntimeError(f"The stand-in host has no {', '.join(sorted(missing))}.")
-        connections = root.find("connections")
-        wanted = [
-            [connection.findtext(part) for part in ("sender", "signal", "receiver", "slot")]
-            for connection in (connections if connections is not None else [])
-        ]
-        if connections is not None:
-            # Qt's loader cannot connect signals with nodes and scenes in them: done below.
-            root.remove(connections)
-        loader = _PySideLoader()
-        for cls in CUSTOM_WIDGETS.values():
-            loader.registerCustomWidget(cls)
+        content, wanted = _for_qt(bytes(file.readAll().data()))
         buffer = QBuffer()
-        buffer.setData(QByteArray(ElementTree.tostring(root)))
+        buffer.setData(QByteArray(content))
         buffer.open(QBuffer.OpenModeFlag.ReadOnly)
         with pythonqt.ignoring_new_attributes():
-            widget = loader.load(buffer)
+            widget = _loader().load(buffer)
         for sender, signal, receiver, slot in wanted:
             _named(widget, sender).connect(signal, _named(widget, receiver), slot)
         return widget
+
+
+@functools.cache
+def _loader():
+    loader = _PySideLoader()
+    for cls in CUSTOM_WIDGETS.values():
+        loader.registerCustomWidget(cls)
+    return loader
+
+
+@functools.cache
+def _for_qt(content):
+    """Return a file as Qt's loader can take it, and the connections that are to be made after it.
+
+    It cannot connect signals with nodes and scenes in them.
+    """
+    root = ElementTree.fromstring(content)
+    declared = {element.findtext("class") for element in root.iter("customwidget")}
+    if missing := declared - set(CUSTOM_WIDGETS):
+        raise RuntimeError(f"The stand-in host has no {', '.join(sorted(missing))}.")
+    connections = root.find("connections")
+    if connections is None:
+        return content, ()
+    wanted = [
+        [connection.findtext(part) for part in ("sender", "signal", "receiver", "slot")] for connection in connections
+    ]
+    root.remove(connections)
+    return ElementTree.tostring(root), wanted
 
 
 def _named(widget, name):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,14 @@ from slicer_host import SlicerHost, themes
 from segmamba.worker.client import WorkerProcess
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def versions_are_read_once():
+    """Each panel looks for its packages; what is there stays there, and what is not is looked for again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "version", functools.cache(metadata.version))
+        yield
 
 
 @pytest.fixture
@@ -108,23 +118,26 @@ def wait_until(a_slicer_host):
 
 
 @pytest.fixture
-def screenshot(a_slicer_host, the_module, tmp_path):
-    """Save pictures ``<name>-light.png`` and ``<name>-dark.png`` of the panel; returns their paths.
+def screenshot(a_slicer_host, the_module):
+    """Save pictures ``<name>-light.png`` and ``<name>-dark.png`` of the panel.
 
-    They go to the folder that the environment variable SEGMAMBA_SCREENSHOTS names, or else to a temporary one.
+    They go to the folder that the environment variable SEGMAMBA_SCREENSHOTS names. Without it nothing is saved, which
+    takes longer than most tests.
     """
-    folder = Path(os.environ.get("SEGMAMBA_SCREENSHOTS") or tmp_path / "screenshots")
 
     def screenshot(name):
+        folder = os.environ.get("SEGMAMBA_SCREENSHOTS")
+        if folder:
+            save_pictures(name, Path(folder))
+
+    def save_pictures(name, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        paths = []
         for theme in ("dark", "light"):
             themes.use(theme)
             a_slicer_host.process_events()
-            paths.append(folder / f"{name}-{theme}.png")
-            assert the_module.panel.grab().save(str(paths[-1]))
-        return paths
+            assert the_module.panel.grab().save(str(folder / f"{name}-{theme}.png"))
 
+    screenshot.save_pictures = save_pictures
     return screenshot
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,7 @@ import qt
 import slicer
 from helpers import many_cases, phantoms
 from helpers.own_time import own_time
-from helpers.warm_child import QuickChild
+from helpers.warm_child import BatchChild, start_child
 
 from segmamba.batch.layout import CASES, OVERVIEW, PARQUET, TABLE, WORKING
 from segmamba.cli.main import make_parser
@@ -40,15 +42,42 @@ def choices(a_quick_model):
     return {"task": "vertebrae", "manifest": a_quick_model, "device": "cpu"}
 
 
+class Batches:
+    """Starts the panel's batches, and knows their processes.
+
+    ``engine`` is a class of `helpers.quick_engine` that needs no process of its own: EngineHere, or QuickEngine, which
+    takes no time. None is the real one.
+    """
+
+    engine = None
+
+    def __init__(self):
+        self.sessions = set()
+
+    def start(self, *command, **options):
+        child = (partial(BatchChild, self.engine) if self.engine else start_child)(*command, **options)
+        self.sessions.add(child.pid)
+        return child
+
+    def processes(self):
+        """Return those that still run, without their launchers."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
+                ours = os.getsid(process.pid) in self.sessions - {process.pid}
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+
 @pytest.fixture
-def quick(the_module, monkeypatch):
-    """Engines that take no time in the batches that are started from now on."""
+def batches(the_module, monkeypatch):
+    """The batches that are started from now on."""
     from SegMambaSlicerLib import cli_process
 
-    def quick():
-        monkeypatch.setattr(cli_process, "Child", QuickChild)
-
-    return quick
+    batches = Batches()
+    monkeypatch.setattr(cli_process, "Child", batches.start)
+    return batches
 
 
 @pytest.fixture
@@ -60,22 +89,14 @@ def a_roi(a_slicer_host):
     return roi
 
 
-def processes():
-    """Return the batches that this process has started and that still run, without their launchers."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and "segmamba" in process.cmdline()[:3]
-    ]
-
-
 def a_case_is_in_hand(out):
     """Tell whether a case is being segmented, or waits for the engine to start."""
     return any((out / WORKING).glob("*/results"))
 
 
 @pytest.mark.slow
-def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_folder, tmp_path, choices):
+def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_folder, tmp_path, choices, batches):
+    batches.engine = "EngineHere"
     heard, ticks, out = [], [], tmp_path / "out"
 
     def run():
@@ -113,9 +134,9 @@ def test_folder_gives_a_row_for_each_case_and_goes_on_after_a_bad_one(logic, a_f
 
 
 def test_what_is_done_is_done_again_with_other_settings_or_where_that_is_asked_for(
-    logic, a_folder, tmp_path, choices, a_roi, quick
+    logic, a_folder, tmp_path, choices, a_roi, batches
 ):
-    quick()
+    batches.engine = "QuickEngine"
 
     def run(**more):
         (row,) = logic.segmentFolder(a_folder, tmp_path / "out", pattern="a*", **(choices | more))
@@ -137,7 +158,7 @@ def test_what_is_done_is_done_again_with_other_settings_or_where_that_is_asked_f
 
 @pytest.mark.slow
 def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
-    logic, a_folder, tmp_path, choices, a_slow_model, wait_until
+    logic, a_folder, tmp_path, choices, a_slow_model, wait_until, batches
 ):
     out, ended = tmp_path / "out", []
     slow = choices | {"manifest": a_slow_model}
@@ -151,40 +172,40 @@ def test_cancelled_folder_ends_soon_and_leaves_nothing_half_done(
     with pytest.raises(Cancelled, match="to resume"):
         job.wait()
     assert ended == [job]
-    assert processes() == [] and not (out / WORKING).exists()
+    assert batches.processes() == [] and not (out / WORKING).exists()
     assert list((out / CASES).iterdir()) == []
     assert (out / TABLE).is_file()
 
 
-def test_error_in_a_callback_stops_the_folder_and_is_raised(logic, a_folder, tmp_path, choices):
+def test_error_in_a_callback_stops_the_folder_and_is_raised(logic, a_folder, tmp_path, choices, batches):
     def fail(_text, _fraction):
         raise RuntimeError("The script has a mistake.")
 
     with pytest.raises(RuntimeError, match="has a mistake"):
         logic.segmentFolder(a_folder, tmp_path / "out", onProgress=fail, **choices)
-    assert processes() == [] and not (tmp_path / "out" / WORKING).exists()
+    assert batches.processes() == [] and not (tmp_path / "out" / WORKING).exists()
     assert list((tmp_path / "out" / CASES).iterdir()) == []
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_killed_batch_is_a_sentence_and_the_next_one_goes_on(
-    logic, a_folder, tmp_path, choices, a_slow_model, wait_until, quick
+    logic, a_folder, tmp_path, choices, a_slow_model, wait_until, batches
 ):
     out = tmp_path / "out"
     job = logic.segmentFolderAsync(a_folder, out, **(choices | {"manifest": a_slow_model}))
     wait_until(lambda: a_case_is_in_hand(out))
-    assert many_cases.kill(processes()) >= 1  # or the rest would take minutes, and tell nothing
+    assert many_cases.kill(batches.processes()) >= 1  # or the rest would take minutes, and tell nothing
     with pytest.raises(WorkerError, match="was killed, most likely because memory ran out"):
         job.wait()
-    quick()
+    batches.engine = "QuickEngine"
     rows = logic.segmentFolder(a_folder, out, pattern="a*", **choices)
     assert [row["status"] for row in rows] == ["done"]
     assert not (out / WORKING).exists()
 
 
-def test_wrong_calls_are_sentences(logic, a_folder, a_ct, tmp_path, choices, quick):
-    quick()
+def test_wrong_calls_are_sentences(logic, a_folder, a_ct, tmp_path, choices, batches):
+    batches.engine = "QuickEngine"
     out = tmp_path / "out"
     with pytest.raises(InputError, match="does not exist"):
         logic.segmentFolder(tmp_path / "no", out, **choices)
@@ -200,7 +221,7 @@ def test_wrong_calls_are_sentences(logic, a_folder, a_ct, tmp_path, choices, qui
         logic.segmentFolder(a_folder, out, devise="cpu")
 
 
-def test_missing_packages_are_named_before_anything_starts(logic, a_folder, tmp_path, choices, monkeypatch):
+def test_missing_packages_are_named_before_anything_starts(logic, a_folder, tmp_path, choices, monkeypatch, batches):
     from SegMambaSlicerLib.sections import dependency as install
 
     monkeypatch.setattr(
@@ -208,7 +229,7 @@ def test_missing_packages_are_named_before_anything_starts(logic, a_folder, tmp_
     )
     with pytest.raises(InstallationError, match=r"\(pyarrow>=17\): install them .* Dependencies"):
         logic.segmentFolder(a_folder, tmp_path / "out", **choices)
-    assert processes() == [] and not (tmp_path / "out").exists()
+    assert not batches.sessions and not (tmp_path / "out").exists()
 
 
 def test_the_command_gets_the_region_as_the_roi_node_has_it(the_module, a_roi):

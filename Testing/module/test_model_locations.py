@@ -30,7 +30,6 @@ def enter(edit, text):
     QTest.keyClick(edit, qt.Qt.Key_Return)
 
 
-@pytest.mark.usefixtures("commands_are_warm")
 def test_folders_and_mirror_are_kept_in_the_settings_file_and_used(
     settings, section, use, answer, done, click, a_weights_file, tmp_path, monkeypatch, screenshot
 ):

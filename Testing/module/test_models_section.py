@@ -103,7 +103,6 @@ def test_a_model_that_the_user_trained_is_imported_chosen_and_run(
     assert panel.sections.results.node is not None, section.statusLabel.text
 
 
-@pytest.mark.usefixtures("commands_are_warm")
 def test_file_that_fits_no_model_is_one_sentence_and_nothing_changes(
     section, answer, done, click, tmp_path, models_folder, screenshot
 ):
@@ -247,7 +246,6 @@ def test_models_that_come_with_the_software_have_no_remove(the_module, click, sc
     screenshot("models-of-the-software")
 
 
-@pytest.mark.usefixtures("commands_are_warm")
 def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     section, answer, done, click, a_weights_file, models_folder, screenshot
 ):
@@ -282,7 +280,6 @@ def test_estimate_is_offered_and_marked_and_own_figures_take_its_place(
     assert not section.normalizationBox.visible
 
 
-@pytest.mark.usefixtures("commands_are_warm")
 def test_file_is_imported_as_the_model_that_was_chosen(section, answer, done, click, a_weights_file):
     section.importAsComboBox.currentIndex = section.importAsComboBox.findData(tiny.MODEL_ID)
     answer(a_weights_file)
@@ -290,7 +287,6 @@ def test_file_is_imported_as_the_model_that_was_chosen(section, answer, done, cl
     assert f"does not fit the model '{tiny.MODEL_ID}'" in done()
 
 
-@pytest.mark.usefixtures("commands_are_warm")
 def test_bundle_says_itself_what_it_has(section, answer, done, click, a_weights_file, models_folder, tmp_path, panel):
     import shutil
 

@@ -39,6 +39,12 @@ def test_empty_scene_says_how_to_begin(panel, wait_until, add_volume):
     wait_until(lambda: panel.ui.forecastLabel.text.startswith("Forecast"))
 
 
+def test_panel_is_drawn_light_and_dark(the_module, screenshot, tmp_path):
+    screenshot.save_pictures("ready", tmp_path)
+    light, dark = ((tmp_path / f"ready-{theme}.png").read_bytes() for theme in ("light", "dark"))
+    assert light != dark
+
+
 def test_segment_gives_segments_with_names_colours_and_terms(panel, a_ct, segment, screenshot, click):
     node = segment()
     screenshot("result")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
+from helpers.warm_child import cold_children
 
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Volume
@@ -22,6 +23,12 @@ TIMEOUT = 1800.0
 LOWEST = 118
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def the_worker_starts_as_for_the_user():
+    with cold_children():
+        yield
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytest
 import qt
 from helpers import tiny
 from helpers.file_server import file_server
@@ -15,7 +14,6 @@ pytest_plugins = ("helpers.models_section",)
 PAGE = "https://authors.example/model"
 
 
-@pytest.mark.usefixtures("commands_are_warm")
 def test_download_gets_the_model_of_the_release_and_it_runs(
     section, panel, a_ct, a_quick_model, models_folder, click, done, wait_until, tmp_path, monkeypatch
 ):
@@ -35,7 +33,6 @@ def test_download_gets_the_model_of_the_release_and_it_runs(
     assert panel.sections.results.node is not None, section.statusLabel.text
 
 
-@pytest.mark.usefixtures("commands_are_warm")
 def test_authors_page_is_opened_and_the_file_from_there_is_imported_as_the_model_that_it_is_for(
     section, use, answer, done, click, a_weights_file, monkeypatch, screenshot
 ):

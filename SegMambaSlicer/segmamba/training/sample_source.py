@@ -23,6 +23,8 @@ from segmamba.training.vertebrae.tissue_maps import load_anatomies
 FINEST_MAP = 1.0
 # Batches that each worker process has ready.
 AHEAD = 4
+# How these processes start; a forked one cannot use CUDA.
+CONTEXT = "spawn"
 
 
 class Source(Protocol):
@@ -86,7 +88,7 @@ class PrefetchedSource:
             _Stream(config, device, seed),
             batch_size=None,
             num_workers=config.num_workers,
-            multiprocessing_context="spawn",  # a forked process cannot use CUDA
+            multiprocessing_context=CONTEXT,
             prefetch_factor=AHEAD,
             pin_memory=device.type == "cuda",
         )

@@ -22,15 +22,6 @@ from segmamba.utils.words import counted
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="shell commands")
 DOCUMENT = REPOSITORY / "Docs" / "batches.md"
 LIMIT = 600
-QUICK = """
-import sys
-from helpers.quick_engine import QuickEngine
-from segmamba.cli import main as cli
-from segmamba.batch import engine
-from segmamba.cli.main import main
-engine.Engine = QuickEngine
-sys.exit(main())
-"""
 SUBMITTED = "echo Submitted batch job $!"
 
 
@@ -54,13 +45,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     many_cases.write(volume, place / "scans" / "ct.nii.gz")
     many_cases.write_slices(place / "studies" / "one", volume.array, volume.geometry)
     tools = place / "bin"
-    (place / "quick.py").write_text(QUICK)
     script(
         tools / "segmamba",
-        'program="-m segmamba"',
-        # The real engine runs on the DICOM studies; elsewhere it is one that needs no time.
-        f'[[ "$*" == *studies* ]] || program="{place / "quick.py"}"',
-        f'exec "{sys.executable}" $program "$@" --manifest "{manifest}" --device cpu',
+        # A network runs on the DICOM studies; elsewhere it is an engine that needs no time.
+        '[[ "$*" == *studies* ]] && export TEST_ENGINE=EngineHere || export TEST_ENGINE=QuickEngine',
+        f'exec "{sys.executable}" -m helpers.batch_here "$@" --manifest "{manifest}" --device cpu',
     )
     script(tools / "dask", f'exec "{sys.executable}" -m dask "$@"')
     # The script that sbatch is given is gone when it returns.

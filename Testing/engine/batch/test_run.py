@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import many_cases, tiny
 from helpers.quick_engine import EngineHere
-from helpers.warm_child import WarmChild, warm_workers
+from helpers.warm_child import WarmChild
 from pyarrow import parquet
 
 from segmamba.batch import engine
@@ -43,8 +43,7 @@ def run(folder: Path, name: str, *more: str, source: str = "in") -> list[str]:
 @pytest.fixture(scope="module")
 def peaceful(folder: Path) -> Path:
     """The results of a run that nothing disturbed."""
-    with warm_workers():
-        assert main(run(folder, "out", "--workers", "2")[3:]) == SOME_FAILED
+    assert main(run(folder, "out", "--workers", "2")[3:]) == SOME_FAILED
     return folder / "out"
 
 
@@ -132,8 +131,7 @@ def test_killed_engines_and_a_killed_main_process_lose_and_double_nothing(
     many_cases.wait_for_records(folder / "killed", 1)
     process.end()
     monkeypatch.setattr(engine, "Engine", DyingEngine)
-    with warm_workers():
-        assert main(command) == SOME_FAILED
+    assert main(command) == SOME_FAILED
     assert DyingEngine.died
     assert many_cases.results(folder / "killed") == many_cases.results(peaceful)
     assert many_cases.outcomes(folder / "killed") == many_cases.outcomes(peaceful)

@@ -227,7 +227,8 @@ def test_doctor_fails_with_a_next_step_on_a_device_that_is_not_there(monkeypatch
     ],
 )
 def test_a_missing_package_is_told_instead_of_a_traceback(command: list[str], says: str, tmp_path: Path) -> None:
-    (tmp_path / "SimpleITK.py").write_text("raise ImportError('no SimpleITK here')")
+    for package in ("SimpleITK", "torch"):  # importing torch takes seconds
+        (tmp_path / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
     program = f"import sys; from segmamba.cli.main import main; sys.exit(main({command!r}))"
     paths = (str(tmp_path), str(PACKAGES))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -193,7 +193,7 @@ def test_a_header_with_damaged_bytes_is_read_or_ends_in_one_sentence(
     content = written(tmp_path / "ct.nii", image).read_bytes()
     rng = np.random.default_rng(1)
     sound = 0
-    for _ in range(500):
+    for _ in range(150):
         damaged = np.frombuffer(content, np.uint8).copy()
         places = rng.integers(4, image.header.sizeof_hdr, rng.integers(1, 5))
         damaged[places] = rng.choice([0, 1, 127, 128, 255], len(places))
@@ -202,7 +202,7 @@ def test_a_header_with_damaged_bytes_is_read_or_ends_in_one_sentence(
             sound += bool(np.isfinite(read_image(tmp_path / "ct.nii").geometry.affine).all())
         except (InputError, DeviceError) as error:
             assert str(error).endswith(".") and "\n" not in str(error)
-    assert 0 < sound < 500
+    assert 0 < sound < 150
 
 
 @pytest.mark.parametrize("code", [0, 1, 32, 260, 1536])

@@ -16,6 +16,8 @@ from segmamba.io.padding import declared_padding, padding_to_air
 from segmamba.io.read import read_volume
 
 CORNER = (slice(None), slice(0, 6), slice(0, 5))
+# Slices through bone.
+FEW = slice(25, 35)
 
 
 def padded(value: float, kind: str = "int32") -> np.ndarray:
@@ -37,7 +39,7 @@ SERIES = {
 @pytest.mark.parametrize("name", SERIES)
 def test_padding_of_a_series_is_air(name: str, tmp_path: Path) -> None:
     stored, read, representation, declared = SERIES[name]
-    for file in write_slices(tmp_path, padded(read), STRAIGHT, PixelRepresentation=representation):
+    for file in write_slices(tmp_path, padded(read)[FEW], STRAIGHT, PixelRepresentation=representation):
         if declared:
             header = pydicom.dcmread(file)
             header[0x00280120] = DataElement(0x00280120, "US" if stored >= 0 else "SS", stored)
@@ -47,7 +49,7 @@ def test_padding_of_a_series_is_air(name: str, tmp_path: Path) -> None:
     assert bool(volume.notes) == (read > -1000)
     inside = np.ones(volume.array.shape, bool)
     inside[CORNER] = False
-    np.testing.assert_array_equal(volume.array[inside], phantom().array[inside])
+    np.testing.assert_array_equal(volume.array[inside], phantom().array[FEW][inside])
 
 
 @pytest.mark.parametrize("value", [62512, 64511, 1e9])

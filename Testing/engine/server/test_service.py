@@ -33,7 +33,6 @@ from helpers.phantoms import grid_around_patient, phantom, rotation
 pytest.importorskip("fastapi", reason="the server's packages are not installed")
 
 from helpers.running_server import TOKEN, RunningServer, running_server
-from helpers.warm_child import warm_workers
 
 from segmamba.errors import Cancelled, InputError, ModelError, OutputError, SegMambaError, WorkerError
 from segmamba.io.read import read_volume
@@ -61,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[RunningServer]:
     settings = {"patience": 1.0, "upload_bytes": 1 << 24}
-    with warm_workers(), running_server(folder / "server", folder / "manifest.json", **settings) as server:
+    with running_server(folder / "server", folder / "manifest.json", **settings) as server:
         yield server
 
 

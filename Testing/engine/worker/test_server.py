@@ -17,6 +17,7 @@ from helpers import tiny
 from helpers.own_time import PATIENCE
 from helpers.phantoms import phantom
 from helpers.repository import PACKAGES
+from helpers.warm_child import cold_children
 
 from segmamba.errors import Cancelled, InputError, ModelError, SegMambaError, WorkerError
 from segmamba.io.read import read_volume
@@ -59,6 +60,9 @@ def long_request(folder: Path) -> Request:
 @pytest.fixture(scope="module")
 def worker() -> Iterator[WorkerProcess]:
     with WorkerProcess() as worker:
+        # As for the user, once.
+        with cold_children():
+            worker.start()
         yield worker
 
 

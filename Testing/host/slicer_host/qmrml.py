@@ -34,7 +34,9 @@ def _stored(kind, name, default):
 
     def write(self, value):
         self._values[name] = tuple(value) if isinstance(value, list) else value
-        self._refresh()
+        # A panel is loaded without a scene; that comes at its end.
+        if self._scene is not None:
+            self._refresh()
 
     return qt.Property(kind, lambda self: self._values.get(name, default), write)
 
@@ -143,11 +145,12 @@ class qMRMLNodeComboBox(qt.QWidget):
     def removeCurrentNode(self):
         self._scene.RemoveNode(self._node)
 
-    def _accepts(self, node):
-        kinds = [kind for kind in self.nodeTypes if node.IsA(kind)]
-        exact = self.showChildNodeTypes or node.GetClassName() in self.nodeTypes
+    def _accepts(self, node, types):
+        if not any(node.IsA(kind) for kind in types):
+            return False
+        exact = self.showChildNodeTypes or node.GetClassName() in types
         hidden = node.GetHideFromEditors() and not self.showHidden
-        if not kinds or not exact or hidden or any(node.IsA(kind) for kind in self.hideChildNodeTypes):
+        if not exact or hidden or any(node.IsA(kind) for kind in self.hideChildNodeTypes):
             return False
         found = [(node.GetAttribute(name), value) for kind, name, value in self._attributes if node.IsA(kind)]
         return all(has is not None and value in (None, has) for has, value in found)
@@ -156,9 +159,9 @@ class qMRMLNodeComboBox(qt.QWidget):
         self._forget()
         if not Shiboken.isValid(self):
             return
-        scene, before = self._scene, self._nodes
+        scene, before, types = self._scene, self._nodes, self.nodeTypes
         every = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())] if scene else []
-        self._nodes = [node for node in every if self._accepts(node)]
+        self._nodes = [node for node in every if self._accepts(node, types)]
         if scene is not None:
             events = [scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent, scene.EndImportEvent]
             self._observed = [(scene, scene.AddObserver(event, self._refresh)) for event in events]
