@@ -176,7 +176,9 @@ def _run(
         end.close()
     if launched:
         launch(PYTHON, os.fork)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    # As at Python's own start, none of them closes its number: that would be the next file's.
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
     if folder is not None:

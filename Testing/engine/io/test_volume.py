@@ -242,7 +242,7 @@ def test_an_image_has_the_grid_that_it_was_made_with() -> None:
     [
         ((9, 8, 7), 1, "int16", None),
         ((9, 8, 7, 1, 1), 1, "", None),
-        ((9, 8, 7), 3, "", "^it has colours or vectors"),
+        ((9, 8, 7), 2, "", "^it has colours or vectors"),
         ((9, 8, 7), 1, "complex64", "^it has colours or vectors"),
         ((9, 8), 1, "", "^it is a 2-D image: give a 3-D volume"),
         ((9, 8, 7, 2, 3), 1, "", r"^it holds 6 volumes \(4-D\): extract one of them"),
