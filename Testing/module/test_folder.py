@@ -61,6 +61,9 @@ class Batches:
 
     def processes(self):
         """Return those that still run, without their launchers."""
+        if os.name == "nt":
+            started = [psutil.Process(pid) for pid in self.sessions if psutil.pid_exists(pid)]
+            return [process for launcher in started for process in launcher.children(recursive=True)]
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.NoSuchProcess):
