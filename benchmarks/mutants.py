@@ -25,7 +25,7 @@ ENGINE, TESTS = REPOSITORY / "SegMambaSlicer" / "segmamba", REPOSITORY / "Testin
 # Files, and the tests that are theirs.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "levels": {
-        "spine/hmm.py": ("spine/test_hmm.py",),
+        "spine/hmm.py": ("spine/test_hmm.py", "spine/test_anchors.py"),
         "spine/anchors.py": ("spine/test_anchors.py",),
         "spine/doubts.py": ("spine/test_doubts.py",),
         "spine/renumber.py": ("spine/test_renumber.py",),
