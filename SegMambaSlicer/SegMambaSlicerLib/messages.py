@@ -64,6 +64,26 @@ REFINEMENT_STEPS = {
 # What the command line puts before its errors, and the lines that say what it did.
 COMMAND_ERROR = re.compile(r"segmamba: error: |FAIL  [^:]+: ")
 COMMAND_NEWS = ("Installed: ", "Removed: ", "Note: ")
+# Options of the command line in the engine's sentences, and what the panel has instead.
+CONTROLS = (
+    (re.compile(r"\(--modality (CT|MR)\)"), _("(Advanced, Modality: {choice})")),
+    (re.compile(r"\(--roi\)"), _("(Advanced, Region)")),
+    (re.compile(r"--device (?:auto or )?(cpu)"), _("another device (Advanced)")),
+    (re.compile(r"with --as\b"), _("(Import as)")),
+)
+
+
+def inPanel(sentence: str) -> str:
+    """Return a sentence of the engine with the panel's controls in the place of the command line's options.
+
+    Examples
+    --------
+    >>> inPanel("If it is MR, say so (--modality MR).")
+    'If it is MR, say so (Advanced, Modality: MR).'
+    """
+    for option, control in CONTROLS:
+        sentence = option.sub(lambda found, control=control: control.format(choice="".join(found.groups())), sentence)
+    return sentence
 
 
 def taskTitle(task: str, otherwise: str | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import qt
 
-from SegMambaSlicerLib.messages import WARNING_STYLE
+from SegMambaSlicerLib.messages import WARNING_STYLE, inPanel
 
 ROW_HEIGHT = 22
 
@@ -33,7 +33,10 @@ def showRows(table: Any, rows: int, fewest: int, most: int) -> None:
 
 
 def showSentence(label: Any, text: str, problem: bool = False) -> None:
-    """Show a sentence in a label, marked if it is about a problem; an empty one hides the label."""
-    label.text = text
+    """Show a sentence in a label, marked if it is about a problem; an empty one hides the label.
+
+    Options of the command line that the engine speaks of are named as the panel's controls.
+    """
+    label.text = inPanel(text)
     label.styleSheet = WARNING_STYLE if problem else ""
     label.visible = bool(text)

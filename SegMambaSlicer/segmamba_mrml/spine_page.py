@@ -43,8 +43,9 @@ def write_spine_page(segmentation_node: Any, path: str | os.PathLike[str], volum
     """
     check_output(path, (".html",))
     with needed_packages():
+        import contourpy  # noqa: F401
         import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
+        import PIL  # noqa: F401
 
         from segmamba.measurements.vertebrae import labels_of
         from segmamba.reporting.page import Case, page, write_page
@@ -78,8 +79,9 @@ def write_comparison_page(first_node: Any, second_node: Any, path: str | os.Path
         raise InputError(f"'{first_node.GetName()}' cannot be compared with itself: choose another segmentation.")
     check_output(path, (".html",))
     with needed_packages():
+        import contourpy  # noqa: F401
         import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
+        import PIL  # noqa: F401
 
         from segmamba.measurements.comparison import Exam, compare
         from segmamba.reporting.comparison_page import comparison_page, comparison_result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
+import numpy as np
 import pytest
 from helpers.repository import PACKAGES
 
@@ -88,6 +89,33 @@ def test_outcome_names_few_structures_and_leaves_the_levels_to_the_line_below_th
     assert outcome(*"ABCDE") == "5 structures found. It was slow."
     assert outcome(summary="No structure was found.") == "No structure was found. It was slow."
     assert outcome("L1", summary="2 of 2 items of the sequence were segmented.").startswith("2 of 2 items")
+
+
+def test_the_panel_names_its_controls_and_no_options_of_the_command_line(texts, manifest):
+    from segmamba.errors import InputError
+    from segmamba.io.modality import check_modality, modality_note, resolve_modality
+    from segmamba.io.volume import Geometry, Volume
+
+    grid = Geometry((20, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    bright = Volume(np.random.default_rng(0).integers(0, 900, (20, 20, 20)).astype(np.int16), grid)
+    note = texts.inPanel(modality_note(resolve_modality(bright), manifest.default("vertebrae")))
+    assert note.endswith("say so (Advanced, Modality: CT), with its values in Hounsfield units.")
+    noisy = Volume(bright.array - 20, grid)
+    with pytest.raises(InputError) as refused:
+        check_modality(noisy, manifest.default("colorectal"))
+    assert texts.inPanel(str(refused.value)).endswith("or say that it is CT (Advanced, Modality: CT).")
+    shortage = "close other programs, or give a region of interest (--roi)."
+    assert texts.inPanel(shortage) == "close other programs, or give a region of interest (Advanced, Region)."
+    assert texts.inPanel("choose --device auto or cpu.") == "choose another device (Advanced)."
+    assert texts.inPanel("Two are 'a': import yours under another name with --as.").endswith("name (Import as).")
+    assert texts.inPanel("Nothing to change - at all.") == "Nothing to change - at all."
+
+
+def test_controls_that_sentences_name_are_in_the_panel(texts):
+    form = (PACKAGES / "Resources/UI/SegMambaSlicer.ui").read_text(encoding="utf-8")
+    controls, said = ("Modality", "Region", "Import as"), " ".join(control for _option, control in texts.CONTROLS)
+    assert all(control in said for control in controls)
+    assert all(re.search(rf"<string>{control}\b[^<]*:</string>", form) for control in controls)
 
 
 def test_memory_that_is_short_warns_and_memory_that_is_not_there_refuses(texts):

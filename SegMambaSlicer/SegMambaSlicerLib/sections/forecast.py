@@ -20,7 +20,7 @@ from segmamba.request import Options
 from segmamba.utils.memory import system_memory
 from segmamba_mrml.slices import coarse_volume
 from segmamba_mrml.volumes import roi_box
-from SegMambaSlicerLib.messages import WARNING_STYLE, forecastText, gpuProblem, memoryProblem, secondsPerWindow
+from SegMambaSlicerLib.messages import WARNING_STYLE, forecastText, gpuProblem, inPanel, memoryProblem, secondsPerWindow
 from SegMambaSlicerLib.sections.device import DeviceSection
 from SegMambaSlicerLib.sections.model import ModelSection
 from SegMambaSlicerLib.sections.server import ServerSection
@@ -80,7 +80,7 @@ class ForecastSection:
         if parameters is not None and parameters.inputVolume and parameters.roi:
             _surround(parameters.roi, parameters.inputVolume)
         text, warning = self._say()
-        self._ui.forecastLabel.text = text
+        self._ui.forecastLabel.text = inPanel(text)
         self._ui.forecastLabel.styleSheet = WARNING_STYLE if warning else ""
         self.show()
 

@@ -36,7 +36,7 @@ from segmamba.io.modality import CT, modality_note, modality_warning, model_for_
 from segmamba.io.stored_grid import labels_as_stored
 from segmamba.io.volume import Geometry, Volume
 from segmamba.labels import Label
-from segmamba.measurements.bone_density import calibrated
+from segmamba.measurements.bone_density import calibrated, calibration_note
 from segmamba.measurements.vertebrae import masks_of, measure_spine
 from segmamba.models.manifest import LogitMarginThreshold, Model, Postprocessing, chosen_labels
 from segmamba.reporting import report as reporting
@@ -160,7 +160,11 @@ def _segment(
     prediction = _predict(engine, volume, model, options, stages, anchors)
     passes, findings = prediction.passes, prediction.findings
     warnings = (*volume.notes, *engine.warnings, *doubts, *prediction.warnings)
-    about = [modality_note(volume, engine.model), rejected_note(findings.get("rejected"), model)]
+    about = [
+        modality_note(volume, engine.model),
+        calibration_note(volume, options.density_calibration),
+        rejected_note(findings.get("rejected"), model),
+    ]
     notes = [note for note in about if note and note not in warnings]
     with stages.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from segmamba.io.modality import CT
 from segmamba.io.volume import Volume
 from segmamba.measurements.vertebral_body import Body
 from segmamba.spine.levels import L1, L4, from_top, level_name
@@ -50,6 +51,7 @@ WRONG = (
 # Densities of a column in HU, and what they are called in mg/cm3.
 CALIBRATED = {"lumbar_hu": "lumbar_mg_cm3", "mean_hu": "mean_mg_cm3", "l1_hu": "l1_mg_cm3"}
 GIVEN = "phantom, given by the user"
+NO_UNITS = "The density calibration was not used: this image is {}, which has no Hounsfield units."
 CONTRAST, NO_CONTRAST, NOT_ASSESSED = "contrast", "no contrast seen", "not assessed"
 
 
@@ -117,6 +119,11 @@ def calibrated(found: Mapping[str, Any], line: tuple[float, float] | None) -> di
     line_said = {"slope_mg_cm3_per_hu": slope, "intercept_mg_cm3": intercept, "source": GIVEN}
     densities = {name: converted(bone[hu]) for hu, name in CALIBRATED.items()}
     return {**found, "measurements": rows, "bone": {**bone, **densities, "calibration": line_said}}
+
+
+def calibration_note(volume: Volume, line: tuple[float, float] | None) -> str | None:
+    """Return a sentence where a phantom's line was given for an image that has no densities; else None."""
+    return NO_UNITS.format(volume.modality) if line is not None and volume.modality != CT else None
 
 
 def scanner_check(volume: Volume) -> dict[str, Any]:

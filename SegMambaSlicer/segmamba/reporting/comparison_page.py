@@ -10,23 +10,22 @@ from scipy import ndimage
 
 from segmamba.io.volume import Volume
 from segmamba.reporting import DISCLAIMER
+from segmamba.reporting.charts import Panel, Series, chart
 from segmamba.reporting.look_first import short
-from segmamba.reporting.overlay import draw_outline, show_slice
-from segmamba.reporting.page import picture_uri, templates
+from segmamba.reporting.page import templates
 from segmamba.reporting.page_pictures import (
     COLOURS,
     FLAGGED,
-    HALF_MM,
+    GREY,
     OUTLINE,
     PLACES,
-    SIDE,
     axes_of,
-    figure,
-    frame_section,
     index_of,
-    png,
     points_lps,
     section,
+    section_outline,
+    section_picture,
+    sections_picture,
 )
 from segmamba.reporting.report import describe_software
 
@@ -34,7 +33,8 @@ TEMPLATE = "comparison.html.j2"
 CHANGE, POSSIBLE, DENSITY = "change", "possible", "trabecular_hu"
 # So many standard deviations of each change are drawn: 95 %.
 BAR_SD = 1.96
-FOREST_SIZE, SECTIONS_SIZE = (8.0, 6.4), (5.0, 2.0)
+# Pixels.
+FOREST_WIDTH = 880.0
 # Percentiles of a section that are shown as black and as white.
 WINDOW = (2.0, 99.5)
 
@@ -95,54 +95,41 @@ def comparison_page(
     changed = [row for row in vertebrae if row["fracture_worse"] or _verdicts(row) & {CHANGE}]
     measured = any(change["sd"] is not None for row in vertebrae for change in row["changes"].values())
     pictures = {
-        "forest": picture_uri(forest_picture(vertebrae)) if measured else "",
-        "vertebrae": [
-            (row, picture_uri(picture)) for row in changed if (picture := _sections(row, exams, images)) is not None
-        ],
+        "forest": forest_picture(vertebrae) if measured else "",
+        "vertebrae": [(row, picture) for row in changed if (picture := _sections(row, exams, images)) is not None],
     }
     return str(
         templates().get_template(TEMPLATE).render(result=result, vertebrae=vertebrae, pictures=pictures, dense=DENSITY)
     )
 
 
-def forest_picture(vertebrae: list[Mapping[str, Any]]) -> bytes:
-    """Return a PNG of the changes of each vertebra with the error of measurement around them."""
-    dense = any(row["changes"][DENSITY]["sd"] is not None for row in vertebrae)
-    size = (FOREST_SIZE[0] if dense else FOREST_SIZE[0] * 2 / 3, max(2.2, 0.36 * len(vertebrae) + 1.0))
-    canvas = figure(size)
-    parts = canvas.subplots(1, 2, sharey=True, width_ratios=(2, 1)) if dense else [canvas.subplots()]
-    at = np.arange(len(vertebrae))
-    for number, place in enumerate(PLACES):
-        changes = [row["changes"][f"{place}_height_mm"] for row in vertebrae]
-        _bars(parts[0], changes, at + 0.22 * (number - 1), COLOURS[place], place)
-    parts[0].set_xlabel("change of height, mm (bars: 95 % of the error)")
-    parts[0].legend(loc="upper left", bbox_to_anchor=(0, 1 + 0.55 / size[1]), ncols=3, frameon=False, fontsize=9)
-    if dense:
-        _bars(parts[1], [row["changes"][DENSITY] for row in vertebrae], at, "#333", "density")
-        parts[1].set_xlabel("change of density, HU")
-    for axes in parts:
-        axes.axvline(0, color="#999", linewidth=0.8)
-        axes.grid(color="#ddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    parts[0].set_yticks(at, [_both(row) for row in vertebrae])
-    parts[0].set_ylim(len(vertebrae) - 0.5, -0.5)
-    canvas.subplots_adjust(left=0.11, right=0.98, top=1 - 0.45 / size[1], bottom=0.5 / size[1], wspace=0.08)
-    return png(canvas, "white")
+def forest_picture(vertebrae: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SVG of the changes of each vertebra with the error of measurement around them."""
+    heights = [
+        _bars([row["changes"][f"{place}_height_mm"] for row in vertebrae], COLOURS[place], place, 0.22 * (number - 1))
+        for number, place in enumerate(PLACES)
+    ]
+    # Each scale has 0.
+    panels = [Panel("change of height, mm (bars: 95 % of the error)", heights, (0.0, 0.0), 2)]
+    density = _bars([row["changes"][DENSITY] for row in vertebrae], GREY, "density")
+    if any(density.errors):
+        panels.append(Panel("change of density, HU", [density], (0.0, 0.0)))
+    width = FOREST_WIDTH if len(panels) > 1 else FOREST_WIDTH * 2 / 3
+    names = [_both(row) for row in vertebrae]
+    return chart(panels, names, "Changes of heights and density with their errors", (width, 110 + 40 * len(names)))
 
 
-def _bars(axes: Any, changes: list[Mapping[str, Any]], at: np.ndarray, colour: str, label: str) -> None:
-    known = [number for number, change in enumerate(changes) if change["sd"] is not None]
-    values = [changes[number]["change"] for number in known]
-    errors = [BAR_SD * changes[number]["sd"] for number in known]
-    axes.errorbar(
-        values, at[known], xerr=errors, color=colour, marker="o", markersize=4, linewidth=0, elinewidth=1, label=label
-    )
+def _bars(changes: Sequence[Mapping[str, Any]], colour: str, name: str, shift: float = 0.0) -> Series:
+    known = [change["sd"] is not None for change in changes]
+    values = [change["change"] if one else None for change, one in zip(changes, known, strict=True)]
+    errors = [BAR_SD * change["sd"] if one else None for change, one in zip(changes, known, strict=True)]
+    return Series(values, colour, name, errors, shift, joined=False)
 
 
 def _sections(
     row: Mapping[str, Any], exams: tuple[Exam, Exam], images: tuple[Volume | None, Volume | None]
-) -> bytes | None:
-    """Return a PNG of a vertebra in both exams, along the axes it has in the second, the first one's outline in both.
+) -> str | None:
+    """Return the SVG of a vertebra in both exams, along the axes it has in the second, the first's outline in both.
 
     None where it was not measured, or not laid on the other.
     """
@@ -160,17 +147,17 @@ def _sections(
         _sampled(exam.masks[each["value"]].array.view(np.uint8), exam.masks[each["value"]].to_lps, points)
         for exam, each, points in zip(exams, rows, planes, strict=True)
     ]
-    canvas = figure(SECTIONS_SIZE)
+    drawn = (
+        [section_outline(outlines[0], OUTLINE)],
+        [section_outline(outlines[0], OUTLINE, stroke_dasharray="5 3"), section_outline(outlines[1], FLAGGED)],
+    )
+    parts = []
     for number, (image, points) in enumerate(zip(images, planes, strict=True)):
-        axes = canvas.add_axes((number / 2, 0, 0.497, 1))
         values = np.zeros(plane.shape[:2]) if image is None else _sampled(image.array, image.geometry.affine, points)
         low, high = np.percentile(values, WINDOW)
-        show_slice(axes, values, (float(low), float(max(high, low + 1))), (-HALF_MM, HALF_MM, HALF_MM, -HALF_MM))
-        draw_outline(axes, outlines[0], OUTLINE, (SIDE, SIDE), linewidths=1, linestyles="-" if number == 0 else "--")
-        if number == 1:
-            draw_outline(axes, outlines[1], FLAGGED, (SIDE, SIDE), linewidths=1)
-        frame_section(axes, "AP")
-    return png(canvas)
+        window = (float(low), float(max(high, low + 1)))
+        parts.append(section_picture(values, window, "AP", drawn[number], number))
+    return sections_picture(f"{_both(row)} in both exams", parts)
 
 
 def _sampled(array: np.ndarray, to_lps: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -80,8 +79,8 @@ class Case:
 
 def check_page() -> None:
     """Raise InstallationError if a package that pages are made with is missing."""
-    for package in ("jinja2", "matplotlib"):
-        if find_spec(package) is None:
+    for package, module in (("jinja2", "jinja2"), ("contourpy", "contourpy"), ("pillow", "PIL")):
+        if find_spec(module) is None:
             raise InstallationError(
                 f"A report page needs {package}: install it with 'pip install {package}', or leave out --page."
             )
@@ -98,9 +97,9 @@ def page(case: Case) -> str:
     window = display_window(case.model, [plane])
     measured = any(row["anterior_height_mm"] is not None for row in rows)
     pictures = {
-        "column": picture_uri(column_picture(plane, case.model.labels, flagged, window)) if rows else "",
-        "curve": picture_uri(curve_picture(rows)) if measured else "",
-        "vertebrae": [(row, picture_uri(vertebra_picture(row, case.volume, case.labels, window))) for row in enlarged],
+        "column": column_picture(plane, case.model.labels, flagged, window) if rows else "",
+        "curve": curve_picture(rows) if measured else "",
+        "vertebrae": [(row, vertebra_picture(row, case.volume, case.labels, window)) for row in enlarged],
     }
     text: str = (
         templates()
@@ -153,8 +152,3 @@ def write_page(path: str | Path, text: str) -> None:
 def shown(value: Any) -> str:
     """Return a value as the report has it; a dash where there is none."""
     return "–" if value is None else str(value)
-
-
-def picture_uri(picture: bytes) -> str:
-    """Return a PNG as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from segmamba.io.volume import Volume
 from segmamba.labels import Label
+from segmamba.reporting.charts import Panel, Series, chart
 from segmamba.reporting.look_first import short
-from segmamba.reporting.overlay import draw_outline, show_slice
 from segmamba.reporting.slice_planes import (
     SAGITTAL,
     Plane,
@@ -21,24 +20,26 @@ from segmamba.reporting.slice_planes import (
     labelled_points,
     resample_plane,
 )
+from segmamba.reporting.svg import BACKGROUND, element, outline, path, picture, point, slice_image, text
 from segmamba.spine.levels import SACRUM
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PLACES = ("anterior", "middle", "posterior")
 COLOURS = {"anterior": "#b3261e", "middle": "#1f6f43", "posterior": "#1f4e8c"}
-FLAGGED, OUTLINE, POINT = "#ff5d4f", "#58c4dd", "#ffd23f"
-# Inches, and pixels for each.
-COLUMN_SIZE, CURVE_SIZE, VERTEBRA_SIZE, DPI = (5.0, 7.0), (6.2, 7.0), (5.0, 2.6), 110
+FLAGGED, OUTLINE, POINT, GREY = "#ff5d4f", "#58c4dd", "#ffd23f", "#333333"
+# Largest sizes in pixels.
+COLUMN_SIZE, CURVE_SIZE = (550.0, 770.0), (682.0, 770.0)
+# Rows of a chart are at most so high, pixels.
+ROW_PIXELS = 50.0
 # A name is so far in front of its body, and this wide, mm.
 NAME_GAP_MM, NAME_MM = 3.0, 14.0
 # The scale of density reaches at least so far, HU.
-DENSITY_HU = 250
-# Half the width and height of a section of a vertebra, mm, and its pixels.
-HALF_MM, PIXEL_MM = 32.0, 0.25
+DENSITY_HU = 250.0
+# Half the width and height of a section of a vertebra, mm, and the samples in it; the part of the height that is shown.
+HALF_MM, PIXEL_MM, SHOWN = 32.0, 0.25, 0.8
 SIDE = np.arange(-HALF_MM, HALF_MM + PIXEL_MM, PIXEL_MM)
+# A section is shown so wide, and the next one so far to its right, pixels.
+SECTION, NEXT_SECTION = 272.0, 275.0
+SCALE = SECTION / (2 * HALF_MM)
 
 
 def sagittal_plane(volume: Volume, labels: np.ndarray) -> Plane:
@@ -52,89 +53,66 @@ def sagittal_plane(volume: Volume, labels: np.ndarray) -> Plane:
     return resample_plane(SAGITTAL, position, box, volume, labels)
 
 
-def column_picture(plane: Plane, structures: Sequence[Label], flagged: set[int], window: tuple[float, float]) -> bytes:
-    """Return a PNG of a sagittal plane with outlines and levels; flagged ones in red."""
-    aspect = plane.right.size / plane.down.size
-    canvas = figure((min(COLUMN_SIZE[0], COLUMN_SIZE[1] * aspect), min(COLUMN_SIZE[1], COLUMN_SIZE[0] / aspect)))
-    axes = canvas.add_axes((0, 0, 1, 1))
-    half = (plane.right[1] - plane.right[0]) / 2
-    ends = (plane.right[0] - half, plane.right[-1] + half, plane.down[-1] + half, plane.down[0] - half)
-    show_slice(axes, plane.image, window, ends)
+def column_picture(plane: Plane, structures: Sequence[Label], flagged: set[int], window: tuple[float, float]) -> str:
+    """Return the SVG of a sagittal plane with outlines and levels; flagged ones in red."""
+    pixel_mm = plane.right[1] - plane.right[0]
+    left, top = plane.right[0] - pixel_mm / 2, plane.down[0] - pixel_mm / 2
+    extent = np.array([plane.right[-1] - left, plane.down[-1] - top]) + pixel_mm / 2
+    scale = float((np.array(COLUMN_SIZE) / extent).min())
+    width, height = (extent * scale).tolist()
+    columns, rows = (plane.right - left) * scale, (plane.down - top) * scale
+    parts = [slice_image(plane.image, window, (0, 0, width, height))]
     for label in structures:
         mask = plane.masks.get(label.value)
         colour = FLAGGED if label.value in flagged else OUTLINE
-        if mask is None or not draw_outline(axes, mask, colour, (plane.right, plane.down), linewidths=1.1):
+        drawn = "" if mask is None else outline(mask, columns, rows, colour)
+        if mask is None or not drawn:
             continue
-        rows, columns = np.nonzero(mask > 0.5)
-        row = int(np.median(rows))
+        inside = np.nonzero(mask > 0.5)
+        row = int(np.median(inside[0]))
         # In front of the body, or inside of it where the image ends.
-        place = plane.right[columns[np.abs(rows - row) <= 3].min()] - NAME_GAP_MM
-        place = max(place, ends[0] + NAME_MM * (2 if label.value == SACRUM else 1))
-        style: dict[str, Any] = {"color": colour, "fontsize": 9, "fontweight": "bold", "ha": "right", "va": "center"}
-        axes.text(place, plane.down[row], short(label.name), path_effects=_rim(), **style)
-    axes.set_xlim(*ends[:2])
-    axes.set_ylim(*ends[2:])
-    return png(canvas)
+        x = columns[inside[1][np.abs(inside[0] - row) <= 3].min()] - NAME_GAP_MM * scale
+        x = max(x, NAME_MM * (2 if label.value == SACRUM else 1) * scale)
+        style = {"font_weight": "bold", "text_anchor": "end"}
+        parts += [drawn, text(short(label.name), (x, rows[row]), colour, rim=BACKGROUND, **style)]
+    return picture((width, height), "Sagittal plane with the levels", parts)
 
 
-def curve_picture(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return a PNG of heights and density along the column, with what is expected of the heights."""
+def curve_picture(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SVG of heights and density along the column, with what is expected of the heights."""
     shown = [row for row in rows if row["anterior_height_mm"] is not None]
-    dense = any(row["trabecular_hu"] is not None for row in shown)
-    canvas = figure((CURVE_SIZE[0] if dense else CURVE_SIZE[0] * 2 / 3, CURVE_SIZE[1]))
-    parts = canvas.subplots(1, 2, sharey=True, width_ratios=(2, 1)) if dense else [canvas.subplots()]
-    at = np.arange(len(shown))
+    series = []
     for place in PLACES:
-        heights = [row[f"{place}_height_mm"] for row in shown]
-        expected = [row[f"expected_{place}_height_mm"] or np.nan for row in shown]
-        errors = [row["height_sd_mm"] for row in shown]
-        parts[0].plot(expected, at, color=COLOURS[place], linewidth=1, linestyle=":")
-        parts[0].errorbar(
-            heights,
-            at,
-            xerr=errors,
-            color=COLOURS[place],
-            marker="o",
-            markersize=4,
-            linewidth=1.2,
-            elinewidth=0.7,
-            label=place,
-        )
-    parts[0].set_xlabel("height, mm (dotted: expected)")
-    parts[0].legend(loc="upper left", bbox_to_anchor=(0, 1.09), ncols=3, frameon=False, fontsize=9)
-    if dense:
-        parts[1].plot([row["trabecular_hu"] or np.nan for row in shown], at, color="#333", marker="s", markersize=4)
+        expected = [row[f"expected_{place}_height_mm"] for row in shown]
+        series.append(Series(expected, COLOURS[place], dotted=True, marked=False))
+        heights, errors = ([row[key] for row in shown] for key in (f"{place}_height_mm", "height_sd_mm"))
+        series.append(Series(heights, COLOURS[place], place, errors))
+    panels = [Panel("height, mm (dotted: expected)", series, share=2)]
+    if any(row["trabecular_hu"] is not None for row in shown):
         # From 0, so that small differences look small.
-        parts[1].set_xlim(0, max(DENSITY_HU, *(1.1 * (row["trabecular_hu"] or 0) for row in shown)))
-        parts[1].set_xlabel("density, HU")
-    for axes in parts:
-        axes.grid(color="#ddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    parts[0].set_yticks(at, [short(row["name"]) for row in shown])
-    parts[0].set_ylim(len(shown) - 0.5, -0.5)
-    canvas.subplots_adjust(left=0.08, right=0.98, top=0.93, bottom=0.08, wspace=0.08)
-    return png(canvas, "white")
+        density = Series([row["trabecular_hu"] for row in shown], GREY, "density")
+        panels.append(Panel("density, HU", [density], (0.0, DENSITY_HU)))
+    width, height = CURVE_SIZE[0] * (1 if len(panels) > 1 else 2 / 3), min(CURVE_SIZE[1], 90 + ROW_PIXELS * len(shown))
+    names = [short(row["name"]) for row in shown]
+    return chart(panels, names, "Heights and density along the column", (width, height))
 
 
-def vertebra_picture(row: Mapping[str, Any], volume: Volume, labels: np.ndarray, window: tuple[float, float]) -> bytes:
-    """Return a PNG of a vertebra, sagittal and coronal along its own axes, with the points its heights are between."""
+def vertebra_picture(row: Mapping[str, Any], volume: Volume, labels: np.ndarray, window: tuple[float, float]) -> str:
+    """Return the SVG of a vertebra, sagittal and coronal along its own axes, with the points that were measured."""
     points = points_lps(row)
     centre, up, back, left = axes_of(points)
-    canvas = figure(VERTEBRA_SIZE)
     mask = labels == row["value"]
-    for number, (across, places) in enumerate(((back, (0, 1, 2)), (left, (4, 1, 3)))):
-        axes = canvas.add_axes((number / 2, 0, 0.497, 1))
-        plane = section(centre, up, across)
-        index = index_of(plane, volume.geometry.affine)
+    parts = []
+    for number, (across, places, letters) in enumerate(((back, (0, 1, 2), "AP"), (left, (4, 1, 3), "RL"))):
+        index = index_of(section(centre, up, across), volume.geometry.affine)
         image = ndimage.map_coordinates(volume.array, index, np.float32, order=1, cval=float(volume.array.min()))
-        outline = ndimage.map_coordinates(mask.view(np.uint8), index, np.float32, order=1)
-        show_slice(axes, image, window, (-HALF_MM, HALF_MM, HALF_MM, -HALF_MM))
-        draw_outline(axes, outline, OUTLINE, (SIDE, SIDE), linewidths=1)
+        inside = ndimage.map_coordinates(mask.view(np.uint8), index, np.float32, order=1)
+        drawn = [section_outline(inside, OUTLINE)]
         for place in places:
-            ends = (points[place] - centre) @ np.stack([across, -up], axis=1)
-            axes.plot(*ends.T, color=POINT, marker="o", markersize=3.5, linewidth=0.9)
-        frame_section(axes, "AP" if number == 0 else "RL")
-    return png(canvas)
+            ends = section_pixels((points[place] - centre) @ np.stack([across, -up], axis=1))
+            drawn += [path([ends], POINT, stroke_width=1), *(point(end, POINT, 2.5) for end in ends)]
+        parts.append(section_picture(image, window, letters, drawn, number))
+    return sections_picture(f"{row['name']}, sagittal and coronal", parts)
 
 
 def points_lps(row: Mapping[str, Any]) -> np.ndarray:
@@ -162,49 +140,36 @@ def index_of(points: np.ndarray, to_lps: np.ndarray) -> np.ndarray:
     return index
 
 
-def frame_section(axes: Axes, letters: str) -> None:
-    """Set the limits of a section, and write the patient's sides at its edges."""
-    axes.set_xlim(-HALF_MM, HALF_MM)
-    axes.set_ylim(HALF_MM * 0.8, -HALF_MM * 0.8)
-    _letters(axes, letters)
+def section_pixels(points: np.ndarray) -> np.ndarray:
+    """Return the pixels of points (..., 2) of a section, mm to the right and down from its centre."""
+    pixels: np.ndarray = (points + (HALF_MM, HALF_MM * SHOWN)) * SCALE
+    return pixels
 
 
-def _letters(axes: Axes, letters: str) -> None:
-    for letter, x in zip(letters, (0.02, 0.98), strict=True):
-        axes.text(
-            x,
-            0.5,
-            letter,
-            color="white",
-            fontsize=9,
-            ha="left" if x < 0.5 else "right",
-            va="center",
-            transform=axes.transAxes,
-            path_effects=_rim(),
-        )
+def section_outline(mask: np.ndarray, colour: str, **style: Any) -> str:
+    """Return the outline of a section's mask, 0 to 1 at the places of `SIDE`."""
+    columns, rows = section_pixels(np.stack([SIDE, SIDE], axis=1)).T
+    return outline(mask, columns, rows, colour, **style)
+
+
+def section_picture(
+    image: np.ndarray, window: tuple[float, float], letters: str, drawn: Sequence[str], number: int
+) -> str:
+    """Return a section with what is drawn on it and the patient's sides at its edges, the first or the next ones."""
+    left, top = section_pixels(np.array([-HALF_MM, -HALF_MM])).tolist()
+    height, style = SECTION * SHOWN, {"rim": BACKGROUND}
+    parts = [slice_image(image, window, (left, top, SECTION, SECTION)), *drawn]
+    parts.append(text(letters[0], (6, height / 2), "white", **style))
+    parts.append(text(letters[1], (SECTION - 6, height / 2), "white", text_anchor="end", **style))
+    # An inner picture shows nothing beyond its edges.
+    return element("svg", "".join(parts), x=NEXT_SECTION * number, y=0, width=SECTION, height=height)
+
+
+def sections_picture(title: str, sections: Sequence[str]) -> str:
+    """Return sections side by side."""
+    return picture((NEXT_SECTION * len(sections) - NEXT_SECTION + SECTION, SECTION * SHOWN), title, sections)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
     length: np.ndarray = vector / np.linalg.norm(vector)
     return length
-
-
-def _rim() -> list[Any]:
-    from matplotlib.patheffects import Normal, Stroke
-
-    return [Stroke(linewidth=2.5, foreground="#101418"), Normal()]
-
-
-def figure(size: tuple[float, float]) -> Figure:
-    """Return an empty figure of a size in inches."""
-    # Not pyplot: that would choose a window system.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size)
-
-
-def png(canvas: Figure, background: str = "#101418") -> bytes:
-    """Return a figure as a PNG."""
-    stream = io.BytesIO()
-    canvas.savefig(stream, format="png", dpi=DPI, facecolor=background)
-    return stream.getvalue()

@@ -70,7 +70,7 @@ def test_reports_give_sentences_table_json_and_page_with_the_same_numbers(
                 assert line[f"{name}_{key}"] == ("" if value is None else str(value))
                 if key != "sd" or value is not None:
                     assert next(values) == (f"{name}_{key}", "–" if value is None else str(value))
-    assert page.count('src="data:image/png;base64,') == 2 and str(files.folder) not in page
+    assert page.count('href="data:image/png;base64,') == 2 and str(files.folder) not in page
 
 
 def test_segmentations_are_measured_with_their_images_or_without_density(

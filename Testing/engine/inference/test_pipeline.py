@@ -332,7 +332,11 @@ def test_a_patient_who_lies_otherwise_than_the_header_says_is_told(
     monkeypatch.setattr(pipeline, "orientation_doubt", lambda labels, affine, ct, boxes: asked.append(ct) or sentence)
     for modality_of_run in ("CT", "MR"):
         changed = replace(volume, modality=modality_of_run)
-        assert sentence in segment(changed, model, manifest_path.parent).report["run"]["warnings"]
+        run = segment(changed, model, manifest_path.parent, density_calibration=(0.8, -5.0)).report["run"]
+        assert sentence in run["warnings"]
+        # An MR has no Hounsfield units, and a phantom's line that is not used is told.
+        unused = [note for note in run["notes"] if note.startswith("The density calibration was not used")]
+        assert len(unused) == (modality_of_run == "MR")
     np.testing.assert_array_equal(asked[0], volume.array)
     assert asked[1] is None
 

@@ -113,6 +113,16 @@ def test_every_number_of_page_and_table_is_the_report_s(case: Case, text: str, t
             assert single[f"{key}_{unit}"] == str(case.report["bone"][f"{key}_{unit}"])
 
 
+def test_the_charts_points_are_the_report_s_numbers(case: Case, text: str) -> None:
+    found = set(re.findall(r"<title>(.*?)</title>", text[text.index("<h2>The column") :]))
+    for row in case.report["measurements"]:
+        level = row["name"].removesuffix(" vertebra")
+        for place in ("anterior", "middle", "posterior"):
+            assert f"{level} {place}: {row[f'{place}_height_mm']}" in found
+        assert f"{level} density: {row['trabecular_hu']}" in found
+    assert len(found) == 4 * len(case.report["measurements"])
+
+
 def test_without_a_phantom_the_page_has_no_calibrated_density(case: Case) -> None:
     bone = {key: None if key.endswith("mg_cm3") else value for key, value in case.report["bone"].items()}
     rows = [{**row, "trabecular_mg_cm3": None} for row in case.report["measurements"]]
@@ -156,8 +166,8 @@ def test_the_page_needs_nothing_else_and_takes_names_as_text(text: str) -> None:
     assert "someone" not in text and "spine.seg.nrrd" in text
     assert "&lt;b&gt;case.nii.gz" in text and "<b>case" not in text
     assert not re.search(r"(src|href)=\"(?!data:)", text) and "@import" not in text and "url(" not in text
-    # The column, its curves, and each vertebra of the list.
-    assert text.count('src="data:image/png;base64,') == 2 + len({"L1", "L2", "L3", "L4"})
+    # The column, and two sections of each vertebra of the list.
+    assert text.count('href="data:image/png;base64,') == 1 + 2 * len({"L1", "L2", "L3", "L4"})
     for part in ("a" * 64, "b" * 64, "A warning.", "not a medical device", "Genant"):
         assert part in text
 
