@@ -126,18 +126,24 @@ def broken(path: Path, how: str) -> Iterator[dict[str, Any]]:
             loss = None if kind == "none" else (kind, part)
             mask = sampled(column[level], pose, spacing, loss, rng)
             now = {**whole_column, level: measured(mask, direction(level, {**centres, level: centroid(mask)}))}
-            judged = losses({other: each for other, each in now.items() if is_whole(each)}).get(level)
+            column_now = {other: each for other, each in now.items() if is_whole(each)}
+            judged = losses(column_now).get(level)
             truth = column[level].heights if loss is None else true_heights(column[level], *loss)
             by_truth = losses({**exact, level: known(truth)})[level]
-            # The grade that exact heights would get in the column as it was measured: what the norm makes wrong.
-            by_norm = losses({**{other: each for other, each in now.items() if is_whole(each)}, level: known(truth)})
+            # What the norm makes wrong, and what the heights do: the loss that exact heights would have in the column
+            # as it was measured, and that measured heights would have in the exact column.
+            by_norm = losses({**column_now, level: known(truth)})[level]
+            by_heights = losses({**exact, level: now[level]}).get(level) if is_whole(now[level]) else None
             yield {
                 **{"case": path.name.split(".")[0], "level": level, "slice_mm": thick, "kind": kind},
                 **{"losses": how, "loss": round(part, 3)},
                 **result(now[level], judged, truth),
-                **{"grade_of_loss": grade_of(part), "grade_of_true_heights": by_truth.grade},
+                # The largest loss against the body as it was, where heights are read: at one side it is less there.
+                "grade_of_loss": grade_of(float((1 - truth / column[level].heights).max())),
+                "grade_of_true_heights": by_truth.grade,
                 "loss_of_true_heights": round(by_truth.part, 3),
-                "loss_by_measured_norm": round(by_norm[level].part, 3),
+                "loss_by_measured_norm": round(by_norm.part, 3),
+                "loss_by_measured_heights": None if by_heights is None else round(by_heights.part, 3),
             }
 
 
@@ -211,6 +217,11 @@ def statistics(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "right_by_measured_norm": share(
             grade_of(row["loss_by_measured_norm"]) == row["grade_of_true_heights"] for row in judged
         ),
+        "right_by_measured_heights": share(
+            grade_of(row["loss_by_measured_heights"]) == row["grade_of_true_heights"] for row in judged
+        ),
+        # What nothing that measures a body after its loss can be better than, unless it knows more of the person.
+        "exact_right_by_loss": share(row["grade_of_true_heights"] == row["grade_of_loss"] for row in judged),
     }
 
 

@@ -17,9 +17,10 @@ from segmamba.io.dicom_index import find_series, read_series
 from segmamba.io.dicom_results import write_dicom
 from segmamba.io.labelmap import write_labelmap
 from segmamba.io.volume import Geometry
+from segmamba.measurements.vertebrae import flat
 from segmamba.models.manifest import load_manifest
 from segmamba.request import Request
-from segmamba_mrml.measurements import CHECK, NAME, TABLE_ROLE, measure, measurements_table
+from segmamba_mrml.measurements import CHECK, COLUMNS, NAME, TABLE_ROLE, measure, measurements_table
 from segmamba_mrml.renumber import renumber
 from segmamba_mrml.reports import REPORT_ATTRIBUTE, read_report
 from segmamba_mrml.segment import SegmentationCase
@@ -84,6 +85,11 @@ def test_table_has_a_row_for_each_vertebra_and_is_linked_to_its_segmentation(a_r
     assert column_of(table, "Anterior height (mm)") == pytest.approx([22, 22], abs=1.5)
     assert column_of(table, "Posterior height (mm)") == pytest.approx([26, 26], abs=1.5)
     assert column_of(table, "Trabecular density (HU)") == pytest.approx([TRABECULAR_HU] * 2, abs=3)
+    # Digit by digit what the report, its page and the CSV say.
+    rows = [flat(row) for row in measure(node)]
+    for title, key in COLUMNS.items():
+        shown = [None if np.isnan(value) else value for value in column_of(table, title)]
+        assert shown == [row[key] for row in rows], title
     first, last = column_of(table, "Sagittal angle (deg)")
     assert first == pytest.approx(0, abs=1.5) and np.isnan(last)
     assert column_of(table, CHECK) == ["", ""]

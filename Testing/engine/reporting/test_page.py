@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from helpers.measured_spine import Vertebra, painted, turned
 
 from segmamba.errors import InstallationError, OutputError
+from segmamba.io.dicom_sr import numbers
 from segmamba.io.volume import Geometry
 from segmamba.measurements.bone_density import calibrated
 from segmamba.measurements.vertebrae import masks_of, measure_spine, write_table
@@ -27,6 +29,7 @@ from segmamba.spine.levels import L1
 MODEL = load_manifest().default("vertebrae")
 GRID = Geometry((110, 130, 170), (1.0, 1.0, 1.0), (-55.3, -40.2, -100.1), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 BROKEN = L1 + 1
+NOT_IN_SR = {"value", "right_mm", "anterior_mm", "superior_mm"}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,12 @@ def test_every_number_of_page_and_table_is_the_report_s(case: Case, text: str, t
                     "–" if value is None else str(value)
                 )
                 assert line[key] == ("" if value is None else str(value))
+    # Of the SR, and after JSON.
+    for row, line in zip(json.loads(json.dumps(rows)), lines, strict=True):
+        coded = {name: str(value) for name, value, _unit in numbers(row)}
+        # The place is in the CSV alone.
+        counted = {name for name, cell in line.items() if name not in NOT_IN_SR and re.fullmatch(r"-?[\d.]+", cell)}
+        assert counted == set(coded) and all(line[name] == number for name, number in coded.items())
     single = Cells(text).single
     for curve in case.report["curves"]:
         assert single.get(curve["name"]) == (None if curve["angle_deg"] is None else str(curve["angle_deg"]))
