@@ -101,12 +101,15 @@ def vertebra_picture(row: Mapping[str, Any], volume: Volume, labels: np.ndarray,
     """Return the SVG of a vertebra, sagittal and coronal along its own axes, with the points that were measured."""
     points = points_lps(row)
     centre, up, back, left = axes_of(points)
-    mask = labels == row["value"]
     parts = []
     for number, (across, places, letters) in enumerate(((back, (0, 1, 2), "AP"), (left, (4, 1, 3), "RL"))):
         index = index_of(section(centre, up, across), volume.geometry.affine)
-        image = ndimage.map_coordinates(volume.array, index, np.float32, order=1, cval=float(volume.array.min()))
-        inside = ndimage.map_coordinates(mask.view(np.uint8), index, np.float32, order=1)
+        # Only what lies around the section: a volume has a thousand times as many voxels.
+        box = _around(index, labels.shape)
+        index = index - np.array([part.start for part in box])[:, None, None]
+        image = ndimage.map_coordinates(volume.array[box], index, np.float32, order=1, cval=window[0])
+        mask = (labels[box] == row["value"]).view(np.uint8)
+        inside = ndimage.map_coordinates(mask, index, np.float32, order=1)
         drawn = [section_outline(inside, OUTLINE)]
         for place in places:
             ends = section_pixels((points[place] - centre) @ np.stack([across, -up], axis=1))
@@ -138,6 +141,14 @@ def index_of(points: np.ndarray, to_lps: np.ndarray) -> np.ndarray:
     to_index = np.linalg.inv(to_lps)
     index: np.ndarray = np.moveaxis(points @ to_index[:3, :3].T + to_index[:3, 3], -1, 0)[::-1]
     return index
+
+
+def _around(index: np.ndarray, shape: Sequence[int]) -> tuple[slice, ...]:
+    """Return the box of an array of a shape that indices (z, y, x; rows; columns) are in, at least one voxel."""
+    first = np.floor(index.min(axis=(1, 2))).astype(int)
+    last = np.ceil(index.max(axis=(1, 2))).astype(int) + 1
+    ends = zip(first.tolist(), last.tolist(), shape, strict=True)
+    return tuple(slice(min(max(a, 0), size - 1), min(max(b, 1), size)) for a, b, size in ends)
 
 
 def section_pixels(points: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.measured_spine import Vertebra, painted, turned
+from PIL import Image
+from scipy import ndimage
 
 from segmamba.errors import InstallationError, OutputError
 from segmamba.io.dicom_sr import numbers
@@ -20,6 +24,7 @@ from segmamba.measurements.bone_density import calibrated
 from segmamba.measurements.vertebrae import masks_of, measure_spine, write_table
 from segmamba.models.manifest import load_manifest
 from segmamba.reporting import page as paging
+from segmamba.reporting import page_pictures
 from segmamba.reporting import report as reporting
 from segmamba.reporting.look_first import look_first
 from segmamba.reporting.page import BELOW, CALIBRATED, VERTEBRAE, Case, page, write_page
@@ -189,6 +194,23 @@ def test_measured_points_lie_on_the_body(case: Case) -> None:
     right, anterior, superior = np.mean(row["height_points_ras_mm"], axis=(0, 1))
     # The body, L2, lies at LPS (0, 0, 17).
     assert (right, anterior, superior) == pytest.approx((0, 0, 17), abs=1.5)
+
+
+def test_a_section_beyond_the_image_is_dark_there_and_else_the_image(case: Case) -> None:
+    shift = (40.0, 0.0, 0.0)
+    row = case.report["measurements"][0]
+    moved = {**row, "height_points_ras_mm": (np.array(row["height_points_ras_mm"]) + shift).tolist()}
+    window = (-100.0, 300.0)
+    pictures = re.findall(r"base64,([^\"]+)", paging.vertebra_picture(moved, case.volume, case.labels, window))
+    coronal = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[1]))))
+    centre, up, _back, left = page_pictures.axes_of(page_pictures.points_lps(moved))
+    index = page_pictures.index_of(page_pictures.section(centre, up, left), case.volume.geometry.affine)
+    whole = ndimage.map_coordinates(case.volume.array, index, np.float32, order=1, cval=window[0])
+    expected = np.clip((whole - window[0]) * 255 / 400, 0, 255)
+    assert (expected == 0).any() and (expected > 0).any()
+    assert np.abs(coronal - expected).max() <= 1
+    far = {**row, "height_points_ras_mm": (np.array(row["height_points_ras_mm"]) + 900).tolist()}
+    assert "base64" in paging.vertebra_picture(far, case.volume, case.labels, window)
 
 
 def test_an_empty_result_has_a_page(case: Case) -> None:
