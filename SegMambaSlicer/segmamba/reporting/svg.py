@@ -1,7 +1,6 @@
 """Pictures of pages as SVG: slices are PNGs inside of them, and what is drawn on these stays sharp at any size.
 
-A page's pictures are part of its HTML, so that they scale with the window, print as lines, and take a hundredth of
-matplotlib's time.
+A page's pictures are part of its HTML, so that they scale with the window, print as lines, and need no drawing library.
 """
 
 from __future__ import annotations
