@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,7 @@ def _grid(panel: Panel, scale: Scale, at: Sequence[float], height: float) -> lis
     lines = [np.array([(scale.first, y), (scale.last, y)]) for y in at]
     lines += [np.array([(scale(tick), TOP), (scale(tick), bottom)]) for tick in scale.ticks]
     zero = [np.array([(scale(0), TOP), (scale(0), bottom)])] if scale.low < 0 < scale.high else []
-    style = {"font_size": SIZE, "text_anchor": "middle"}
+    style: dict[str, Any] = {"font_size": SIZE, "text_anchor": "middle"}
     return [
         path(lines, GRID, stroke_width=1),
         path([np.array([(scale.first, TOP), (scale.first, bottom), (scale.last, bottom)]), *zero], FAINT),

@@ -31,12 +31,17 @@ def element(tag: str, content: str = "", **attributes: Any) -> str:
 def picture(size: tuple[float, float], title: str, parts: Iterable[str], background: str = BACKGROUND) -> str:
     """Return a picture of a size in pixels, which a page may show at any other; ``title`` says what is on it."""
     width, height = size
-    # Attributes of SVG have capitals, which keyword arguments keep.
+    ground = element("rect", width=width, height=height, fill=background)
     return element(
         "svg",
-        element("rect", width=width, height=height, fill=background) + "".join(parts),
-        **{"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {_written(width)} {_written(height)}"},
-        **{"role": "img", "aria-label": title, "font-family": FONT, "width": width, "height": height},
+        ground + "".join(parts),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {_written(width)} {_written(height)}",
+        role="img",
+        aria_label=title,
+        font_family=FONT,
+        width=width,
+        height=height,
     )
 
 
@@ -53,8 +58,7 @@ def slice_image(image: np.ndarray, window: tuple[float, float], box: tuple[float
     Image.fromarray(grey).save(stream, format="png", compress_level=6)
     left, top, width, height = box
     address = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
-    place = {"x": left, "y": top, "width": width, "height": height}
-    return element("image", **place, preserveAspectRatio="none", href=address)
+    return element("image", x=left, y=top, width=width, height=height, preserveAspectRatio="none", href=address)
 
 
 def outline(mask: np.ndarray, columns: np.ndarray, rows: np.ndarray, colour: str, **style: Any) -> str:
@@ -75,7 +79,7 @@ def outline(mask: np.ndarray, columns: np.ndarray, rows: np.ndarray, colour: str
 def path(lines: Sequence[np.ndarray], colour: str, **style: Any) -> str:
     """Return lines, each (n, 2) pixels to the right and down."""
     shapes = "".join(f"M{' '.join(map(_point, line))}" for line in lines)
-    given = {"stroke_width": 1.4, "stroke_linejoin": "round", **style}
+    given: dict[str, Any] = {"stroke_width": 1.4, "stroke_linejoin": "round", **style}
     return element("path", d=shapes, fill="none", stroke=colour, **given)
 
 
@@ -87,8 +91,10 @@ def point(at: Sequence[float] | np.ndarray, colour: str, radius: float = 3.5, ti
 
 def text(said: str, at: Sequence[float] | np.ndarray, colour: str, rim: str = "", **style: Any) -> str:
     """Return a line of text, its middle height at a place; ``rim`` is the colour around its letters."""
-    around = {"stroke": rim, "stroke_width": 3, "paint_order": "stroke", "stroke_linejoin": "round"} if rim else {}
-    given = {"font_size": 14, "dominant_baseline": "central", **around, **style}
+    around: dict[str, Any] = (
+        {"stroke": rim, "stroke_width": 3, "paint_order": "stroke", "stroke_linejoin": "round"} if rim else {}
+    )
+    given: dict[str, Any] = {"font_size": 14, "dominant_baseline": "central", **around, **style}
     return element("text", escape(said), x=at[0], y=at[1], fill=colour, **given)
 
 
