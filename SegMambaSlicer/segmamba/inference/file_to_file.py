@@ -64,6 +64,7 @@ def segment_file(
     request: Request,
     progress: Callable[[str, float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    draw: Callable[[previewing.Picture], bytes] = previewing.draw,
 ) -> dict[str, Any]:
     """Segment a file and write what was asked for; the one call behind the command line, the worker and the panel.
 
@@ -75,6 +76,8 @@ def segment_file(
         that is done.
     cancelled : callable, optional
         Asked between stages and between windows, never once writing has begun.
+    draw : callable
+        Draws the preview: here, or in another process.
 
     Returns
     -------
@@ -88,7 +91,7 @@ def segment_file(
         Of the kind that fits; then no file was written, or at most whole ones.
     """
     try:
-        return _segment_file(request, progress or (lambda stage, fraction: None), cancelled or (lambda: False))
+        return _segment_file(request, progress or (lambda stage, fraction: None), cancelled or (lambda: False), draw)
     except SegMambaError:
         raise
     except Exception as error:
@@ -108,7 +111,10 @@ def requested_model(request: Request) -> Model:
 
 
 def _segment_file(
-    request: Request, progress: Callable[[str, float], None], cancelled: Callable[[], bool]
+    request: Request,
+    progress: Callable[[str, float], None],
+    cancelled: Callable[[], bool],
+    draw: Callable[[previewing.Picture], bytes],
 ) -> dict[str, Any]:
     model, files = _checked(request)
     root = Path(request.manifest).parent if request.manifest else None
@@ -133,7 +139,8 @@ def _segment_file(
     picture = None
     if request.preview:
         certain = not reporting.numbering_doubt(result.report)
-        picture = previewing.render(volume, result.grid_labels, result.model, Path(request.input).name, certain=certain)
+        name = Path(request.input).name
+        picture = draw(previewing.compose(volume, result.grid_labels, result.model, name, certain=certain))
     noted = _write_labels(request, result, volume)
     if result.isotropic is not None:
         fine = result.isotropic

@@ -60,15 +60,17 @@ def column_picture(plane: Plane, structures: Sequence[Label], flagged: set[int],
     extent = np.array([plane.right[-1] - left, plane.down[-1] - top]) + pixel_mm / 2
     scale = float((np.array(COLUMN_SIZE) / extent).min())
     width, height = (extent * scale).tolist()
-    columns, rows = (plane.right - left) * scale, (plane.down - top) * scale
     parts = [slice_image(plane.image, window, (0, 0, width, height))]
     for label in structures:
-        mask = plane.masks.get(label.value)
+        found = plane.sections.get(label.value)
         colour = FLAGGED if label.value in flagged else OUTLINE
-        drawn = "" if mask is None else outline(mask, columns, rows, colour)
-        if mask is None or not drawn:
+        if found is None:
             continue
-        inside = np.nonzero(mask > 0.5)
+        columns, rows = (found.right - left) * scale, (found.down - top) * scale
+        drawn = outline(found.mask, columns, rows, colour)
+        if not drawn:
+            continue
+        inside = np.nonzero(found.mask > 0.5)
         row = int(np.median(inside[0]))
         # In front of the body, or inside of it where the image ends.
         x = columns[inside[1][np.abs(inside[0] - row) <= 3].min()] - NAME_GAP_MM * scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,17 +54,44 @@ FILL, OUTLINE_WIDTH = 0.22, 1.3
 BRIGHTNESS = 0.7
 
 
-def render(
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What a preview shows; small, so that another process can draw it.
+
+    Attributes
+    ----------
+    planes : list of Plane
+    window : tuple of float
+        Intensities shown as black and as white.
+    structures : tuple of Label
+        Those that may be outlined, with their names and colours.
+    title, subtitle : str
+    empty : bool
+        Whether nothing was found; the picture says so.
+    certain : bool
+        Whether the vertebral levels are certain; if not, the picture says so.
+    """
+
+    planes: list[Plane]
+    window: tuple[float, float]
+    structures: tuple[Label, ...]
+    title: str
+    subtitle: str
+    empty: bool
+    certain: bool
+
+
+def compose(
     volume: Volume,
     labels: np.ndarray,
     model: Model,
     case: str,
     reference: np.ndarray | None = None,
     certain: bool = True,
-) -> bytes:
-    """Draw three planes through a segmentation as a PNG.
+) -> Picture:
+    """Return three planes through a segmentation, and what is written beside them.
 
-    For an empty segmentation, the planes pass through the volume's centre, and the picture says so.
+    For an empty segmentation, the planes pass through the volume's centre.
 
     Parameters
     ----------
@@ -76,28 +104,48 @@ def render(
     reference : ndarray of uint8, optional
         Reference labels on the same grid, drawn as white dashed outlines without names.
     certain : bool
-        Whether the vertebral levels are certain; if not, the picture says so.
+        Whether the vertebral levels are certain.
     """
     planes = choose_planes(volume, labels, reference)
-    sizes = [_panel_size(plane) for plane in planes]
+    subtitle = f"{model.title}, version {model.version}"
+    for clause in filter(None, (model.preprocessing.estimated, model.caution)):
+        subtitle += f"; {clause}"
+    empty = not any(plane.sections for plane in planes) and not labels.any()
+    return Picture(planes, display_window(model, planes), tuple(model.labels), case, subtitle, empty, certain)
+
+
+def draw(picture: Picture) -> bytes:
+    """Draw a preview as a PNG."""
+    sizes = [_panel_size(plane) for plane in picture.planes]
     height = max(size[1] for size in sizes)
-    width = sum(size[0] for size in sizes) + len(planes) * (2 * EDGE + NAME_WIDTH)
+    width = sum(size[0] for size in sizes) + len(picture.planes) * (2 * EDGE + NAME_WIDTH)
     figure = _figure(width, height + HEADER + FOOTER)
-    _write_titles(figure, case, model, empty=not labels.any(), certain=certain)
-    window = display_window(model, planes)
+    _write_titles(figure, picture)
     left = EDGE
-    for plane, (panel_width, panel_height) in zip(planes, sizes, strict=True):
+    for plane, (panel_width, panel_height) in zip(picture.planes, sizes, strict=True):
         bottom = FOOTER + height - panel_height
         page = height + HEADER + FOOTER
         axes = figure.add_axes((left / width, bottom / page, panel_width / width, panel_height / page))
-        _draw_plane(axes, plane, window)
-        _draw_structures(axes, plane, model.labels, panel_height)
-        for mask in plane.references.values():
-            draw_outline(axes, mask, TEXT, (plane.right, plane.down), linewidths=1, linestyles="--")
+        _draw_plane(axes, plane, picture.window)
+        _draw_structures(axes, plane, picture.structures, panel_height)
+        for known in plane.references.values():
+            draw_outline(axes, known.mask, TEXT, (known.right, known.down), linewidths=1, linestyles="--")
         left += panel_width + 2 * EDGE + NAME_WIDTH
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=PIXELS_PER_INCH, facecolor=BACKGROUND)
     return stream.getvalue()
+
+
+def render(
+    volume: Volume,
+    labels: np.ndarray,
+    model: Model,
+    case: str,
+    reference: np.ndarray | None = None,
+    certain: bool = True,
+) -> bytes:
+    """Draw three planes through a segmentation as a PNG; parameters as for `compose`."""
+    return draw(compose(volume, labels, model, case, reference, certain))
 
 
 def write_png(path: str | Path, picture: bytes) -> None:
@@ -169,18 +217,16 @@ def _panel_size(plane: Plane) -> tuple[float, float]:
     return width, width / aspect
 
 
-def _write_titles(figure: Figure, case: str, model: Model, empty: bool, certain: bool) -> None:
+def _write_titles(figure: Figure, picture: Picture) -> None:
     width, height = figure.get_size_inches()
     left, top = EDGE / width, 1 - 0.3 / height
-    figure.text(left, top, case, color=TEXT, fontsize=14, fontweight="bold", va="center", parse_math=False)
-    subtitle = f"{model.title}, version {model.version}"
-    for clause in filter(None, (model.preprocessing.estimated, model.caution)):
-        subtitle += f"; {clause}"
-    figure.text(left, 1 - 0.58 / height, subtitle, color=FAINT, fontsize=9.5, va="center", parse_math=False)
+    figure.text(left, top, picture.title, color=TEXT, fontsize=14, fontweight="bold", va="center", parse_math=False)
+    low = 1 - 0.58 / height
+    figure.text(left, low, picture.subtitle, color=FAINT, fontsize=9.5, va="center", parse_math=False)
     figure.text(left, 0.22 / height, FOOTNOTE, color=WARNING, fontsize=9.5, va="center")
-    if empty:
+    if picture.empty:
         figure.text(0.5, top, "No structure was found", color=WARNING, fontsize=14, ha="center", va="center")
-    elif not certain:
+    elif not picture.certain:
         style: dict[str, Any] = {"color": WARNING, "fontsize": 11, "fontweight": "bold", "ha": "right", "va": "center"}
         figure.text(1 - left, 0.22 / height, UNCERTAIN, **style)
 
@@ -222,17 +268,17 @@ def _draw_structures(axes: Axes, plane: Plane, labels: Sequence[Label], panel_he
     """Draw outlines, and names to the right of the plane, each with a line to its structure."""
     named = []
     for label in labels:
-        mask = plane.masks.get(label.value)
+        found = plane.sections.get(label.value)
         color = tuple(part / 255 for part in label.color)
-        if mask is None or not draw_outline(
-            axes, mask, color, (plane.right, plane.down), fill=FILL, linewidths=OUTLINE_WIDTH
+        if found is None or not draw_outline(
+            axes, found.mask, color, (found.right, found.down), fill=FILL, linewidths=OUTLINE_WIDTH
         ):
             continue
-        rows, columns = np.nonzero(mask > 0.5)
+        rows, columns = np.nonzero(found.mask > 0.5)
         row = int(np.median(rows))
         nearest = rows == rows[np.abs(rows - row).argmin()]
         bright = tuple(1 - BRIGHTNESS * (1 - part) for part in color)
-        named.append((float(plane.down[row]), float(plane.right[columns[nearest].max()]), label.name, bright))
+        named.append((float(found.down[row]), float(found.right[columns[nearest].max()]), label.name, bright))
     named.sort()
     bottom, top = axes.get_ylim()
     left, right = axes.get_xlim()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import ndimage
 
-from segmamba.io.volume import Geometry, Volume
-from segmamba.utils.arrays import label_boxes
+from segmamba.io.volume import Geometry, Volume, corners
+from segmamba.utils.arrays import LabelBox, label_boxes
 
 MARGIN_MM = 35.0
 # Pixels of a plane along its longer side, more than a page shows.
@@ -48,6 +48,23 @@ SAGITTAL = View("Sagittal", across=0, right=1, down=2, down_sign=-1, edges="APSI
 
 
 @dataclass(frozen=True, eq=False)
+class Section:
+    """A structure in a plane: the part of the pixels around it.
+
+    Attributes
+    ----------
+    mask : ndarray
+        The fraction of a pixel that it fills, 0 to 1, shape (rows, columns).
+    right, down : ndarray
+        Coordinates of these columns and rows in the plane, mm, ascending.
+    """
+
+    mask: np.ndarray
+    right: np.ndarray
+    down: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Plane:
     """A plane sampled on pixels that are square up to rounding.
 
@@ -60,8 +77,8 @@ class Plane:
         Coordinates of the columns and of the rows in the plane, mm, ascending.
     image : ndarray
         Intensities, shape (rows, columns).
-    masks : dict
-        For each label value in the plane, the fraction of a pixel that it fills, 0 to 1, shape (rows, columns).
+    sections : dict
+        For each label value in the plane, the structure's `Section`.
     references : dict
         The same for a reference segmentation, if there is one.
     """
@@ -71,8 +88,8 @@ class Plane:
     right: np.ndarray
     down: np.ndarray
     image: np.ndarray
-    masks: dict[int, np.ndarray]
-    references: dict[int, np.ndarray] = field(default_factory=dict)
+    sections: dict[int, Section]
+    references: dict[int, Section] = field(default_factory=dict)
 
 
 def labelled_points(labels: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +97,7 @@ def labelled_points(labels: np.ndarray, geometry: Geometry) -> tuple[np.ndarray,
     flat = np.flatnonzero(labels)
     flat = flat[:: max(1, flat.size // MOST_POINTS)]
     index = np.stack(np.unravel_index(flat, labels.shape)[::-1], axis=1)
-    matrix = geometry.affine
-    return index @ matrix[:3, :3].T + matrix[:3, 3], labels.ravel()[flat]
+    return _in_patient(index, geometry), labels.ravel()[flat]
 
 
 def best_slice_position(view: View, points: np.ndarray, values: np.ndarray, geometry: Geometry) -> float:
@@ -142,8 +158,9 @@ def resample_plane(
     index = index[::-1]
     lowest = float(volume.array.min())
     image = ndimage.map_coordinates(volume.array, index, np.float32, order=1, cval=lowest)
-    references = {} if reference is None else _masks(reference, index)
-    return Plane(view, position, right, down, image, _masks(labels, index), references)
+    plane = Plane(view, position, right, down, image, {})
+    references = {} if reference is None else _sections(reference, index, plane, volume.geometry)
+    return replace(plane, sections=_sections(labels, index, plane, volume.geometry), references=references)
 
 
 def display_box(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
@@ -151,10 +168,8 @@ def display_box(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.
 
     Without points it is the box of the whole volume.
     """
-    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners[:, :3] = corners[:, :3] * np.array(geometry.size) - 0.5
-    corners = (corners @ geometry.affine.T)[:, :3]
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    ends = _in_patient(corners(np.full(3, -0.5), np.array(geometry.size) - 0.5)[:, :3], geometry)
+    low, high = ends.min(axis=0), ends.max(axis=0)
     if len(points):
         low = np.maximum(low, points.min(axis=0) - MARGIN_MM)
         high = np.minimum(high, points.max(axis=0) + MARGIN_MM)
@@ -167,19 +182,45 @@ def _centres(first: float, last: float, pixel: float) -> np.ndarray:
     return (edges[:-1] + edges[1:]) / 2
 
 
+def _in_patient(index: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Return the LPS positions (n, 3), mm, of indices (n, 3) along x, y and z."""
+    return index @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
+
+
 def _voxel_extent(geometry: Geometry) -> np.ndarray:
     """Return the extent of a voxel along each LPS axis, mm."""
     return np.abs(geometry.affine[:3, :3]).sum(axis=1)
 
 
-def _masks(labels: np.ndarray, index: np.ndarray) -> dict[int, np.ndarray]:
+def _sections(labels: np.ndarray, index: np.ndarray, plane: Plane, geometry: Geometry) -> dict[int, Section]:
+    """Return the structures in a plane whose pixels lie at ``index`` (z, y, x; rows; columns) of the labels."""
     found = np.unique(ndimage.map_coordinates(labels, index, order=0))
-    boxes = label_boxes(labels)
-    return {int(value): _mask(labels, int(value), boxes[int(value)], index) for value in found if value}
+    boxes = label_boxes(labels) if found.any() else {}
+    sections = {}
+    for value in found[found > 0].tolist():
+        rows, columns = _pixels_around(boxes[value], plane, geometry)
+        mask = _interpolated(labels, value, boxes[value], index[:, rows, columns])
+        sections[value] = Section(mask, plane.right[columns], plane.down[rows])
+    return sections
 
 
-def _mask(labels: np.ndarray, value: int, box: tuple[slice, slice, slice], index: np.ndarray) -> np.ndarray:
+def _pixels_around(box: LabelBox, plane: Plane, geometry: Geometry) -> tuple[slice, slice]:
+    """Return the rows and columns of a plane in which voxels of a box, and those beside it, can show."""
+    low, high = (np.array(ends[::-1]) for ends in zip(*((part.start - 1, part.stop) for part in box), strict=True))
+    ends = _in_patient(corners(low, high)[:, :3], geometry)
+    slices = []
+    for centres, places in (
+        (plane.down, plane.view.down_sign * ends[:, plane.view.down]),
+        (plane.right, ends[:, plane.view.right]),
+    ):
+        first, last = np.searchsorted(centres, (places.min(), places.max()))
+        # One pixel more on each side, so that an outline closes.
+        slices.append(slice(max(0, int(first) - 1), int(last) + 1))
+    return slices[0], slices[1]
+
+
+def _interpolated(labels: np.ndarray, value: int, box: LabelBox, index: np.ndarray) -> np.ndarray:
     # Linear interpolation gives outlines that follow the surface, not the voxels.
     inside = np.pad((labels[box] == value).astype(np.float32), 1)
     start = np.array([part.start - 1 for part in box])
-    return ndimage.map_coordinates(inside, index - start[:, None, None], order=1)
+    return ndimage.map_coordinates(inside, index - start[:, None, None], np.float32, order=1)

@@ -16,13 +16,17 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, BinaryIO
 
 from segmamba import __version__
 from segmamba.errors import Cancelled, SegMambaError
 from segmamba.inference.file_to_file import segment_file
+from segmamba.reporting.drawing_process import DrawingProcess
+from segmamba.reporting.preview import Picture, draw
 from segmamba.request import Request
 from segmamba.utils.child import take_input
+from segmamba.utils.parallel import FEW, processors
 from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 from segmamba.worker.stations import DEPTH, STATIONS, Stations
 
@@ -174,7 +178,15 @@ def _throttled(job: str, send: Callable[[Message], None]) -> Callable[[str, floa
     return progress
 
 
-def main(segment: Segment = segment_file) -> None:
+def drawing(preload: bool) -> Callable[[Picture], bytes]:
+    """Return what draws previews: for an engine of a batch a process of its own, where there is a processor for it.
+
+    The networks of the next case would wait for Python's lock, which matplotlib holds for most of a second.
+    """
+    return DrawingProcess().draw if preload and processors() > FEW else draw
+
+
+def main(segment: Segment | None = None) -> None:
     """Serve on standard input and output; whatever else writes to standard output is led to standard error."""
     # A crash is told in the log: the launcher that Slicer has instead of Python hides the signal.
     faulthandler.enable()
@@ -190,8 +202,9 @@ def main(segment: Segment = segment_file) -> None:
             channel.flush()
 
     sys.setswitchinterval(SWITCH_SECONDS)
-    if PRELOAD in sys.argv:
+    preload = PRELOAD in sys.argv
+    if preload:
         importlib.import_module("segmamba.inference.pipeline")
-    serve(Inbox(take_input()), send, segment)
+    serve(Inbox(take_input()), send, segment or partial(segment_file, draw=drawing(preload)))
     # Not through the interpreter's clean-up: on some systems GPU libraries hang in it.
     os._exit(0)

@@ -345,7 +345,7 @@ def test_a_crop_whose_numbers_are_left_open_is_scored_after_the_best_shift(
 
 def test_pictures_show_the_reference_also_where_nothing_was_found() -> None:
     planes = choose_planes(phantom(), 0 * REFERENCE.array, REFERENCE.array)
-    assert all(plane.masks == {} for plane in planes)
+    assert all(plane.sections == {} for plane in planes)
     assert [len(plane.references) for plane in planes] == [1, 3, 3]
     without, with_reference = (
         render(phantom(), REFERENCE.array, spine_model(), "x", r) for r in (None, REFERENCE.array)

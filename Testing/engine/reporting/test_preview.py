@@ -12,14 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from segmamba.io.volume import Geometry, Volume
+from segmamba.models.manifest import Model
 from segmamba.reporting import preview
-from segmamba.reporting.preview import choose_planes, display_window, render, spread_apart
+from segmamba.reporting.preview import choose_planes, compose, display_window, render, spread_apart
 from segmamba.reporting.slice_planes import AXIAL, CORONAL, SAGITTAL, Plane, best_slice_position, labelled_points
 
 
 def outlined_area(plane: Plane, value: int) -> float:
     pixel = (plane.right[1] - plane.right[0]) * (plane.down[1] - plane.down[0])
-    return float(np.count_nonzero(plane.masks[value] > 0.5) * pixel)
+    return float(np.count_nonzero(plane.sections[value].mask > 0.5) * pixel)
+
+
+def titles(model: Model, certain: bool = True) -> list[str]:
+    figure = Figure()
+    preview._write_titles(figure, compose(phantom(), true_labels(STRAIGHT), model, "case", certain=certain))
+    return [text.get_text() for text in figure.texts]
 
 
 @pytest.mark.parametrize("geometry", [STRAIGHT, OBLIQUE, ANISOTROPIC], ids=["straight", "oblique", "anisotropic"])
@@ -31,8 +38,9 @@ def test_the_planes_are_those_of_the_patient_whatever_the_grid(geometry: Geometr
     # The vertebrae are ellipsoids with half axes of 28, 21 and 13 mm.
     assert outlined_area(axial, 21) == pytest.approx(np.pi * 28 * 21, rel=0.1)
     for plane in (coronal, sagittal):
-        assert set(plane.masks) == set(VERTEBRAE)
-        first, middle, last = (float(plane.down[np.nonzero(plane.masks[value] > 0.5)[0]].mean()) for value in VERTEBRAE)
+        assert set(plane.sections) == set(VERTEBRAE)
+        sections = [plane.sections[value] for value in VERTEBRAE]
+        first, middle, last = (float(each.down[np.nonzero(each.mask > 0.5)[0]].mean()) for each in sections)
         # Head up: L1 is above L2 is above L3, 27 mm from centre to centre.
         assert middle - first == pytest.approx(27, abs=2)
         assert last - middle == pytest.approx(27, abs=2)
@@ -91,27 +99,17 @@ def test_a_picture_is_drawn_in_the_colours_of_the_structures() -> None:
 
 
 def test_a_picture_says_what_of_the_model_is_an_estimate() -> None:
-    texts = []
-    for estimated in ("the figures are an estimate", None):
-        figure = Figure()
-        preview._write_titles(figure, "case", spine_model(estimated=estimated), empty=False, certain=True)
-        texts.append(" ".join(text.get_text() for text in figure.texts))
+    texts = [" ".join(titles(spine_model(estimated=each))) for each in ("the figures are an estimate", None)]
     assert "the figures are an estimate" in texts[0] and "estimate" not in texts[1]
 
 
 def test_a_picture_says_what_has_to_be_said_with_each_result() -> None:
-    figure = Figure()
     model = replace(spine_model(), entry={"caution": "its tumours were synthetic"})
-    preview._write_titles(figure, "case", model, empty=False, certain=True)
-    assert "its tumours were synthetic" in " ".join(text.get_text() for text in figure.texts)
+    assert "its tumours were synthetic" in " ".join(titles(model))
 
 
 def test_a_picture_says_that_numbers_are_not_certain() -> None:
-    texts = []
-    for certain in (True, False):
-        figure = Figure()
-        preview._write_titles(figure, "case", spine_model(), empty=False, certain=certain)
-        texts.append([text.get_text() for text in figure.texts])
+    texts = [titles(spine_model(), certain=each) for each in (True, False)]
     assert texts[1] == [*texts[0], "Vertebral levels are uncertain"]
     pictures = [render(phantom(), true_labels(STRAIGHT), spine_model(), "x", certain=each) for each in (True, False)]
     assert pictures[0] != pictures[1]
@@ -128,7 +126,7 @@ def test_odd_shapes_are_drawn_too(size: tuple[int, int, int]) -> None:
 def test_an_empty_segmentation_still_gives_a_picture() -> None:
     empty = np.zeros(STRAIGHT.size[::-1], dtype=np.uint8)
     planes = choose_planes(phantom(), empty)
-    assert all(plane.masks == {} for plane in planes)
+    assert all(plane.sections == {} for plane in planes)
     assert render(phantom(), empty, spine_model(), "empty").startswith(b"\x89PNG")
 
 

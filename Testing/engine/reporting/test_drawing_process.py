@@ -1,0 +1,83 @@
+"""Previews drawn in another process: the same ones, whatever becomes of that process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from helpers.phantoms import STRAIGHT, phantom, spine_model, true_labels
+from matplotlib.image import imread
+
+from segmamba.reporting import drawing_process, slice_planes
+from segmamba.reporting.drawing_process import DrawingProcess, serve
+from segmamba.reporting.preview import Picture, compose, draw
+from segmamba.worker import server
+
+
+@pytest.fixture(scope="module")
+def picture() -> Iterator[Picture]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slice_planes, "LONGEST_SIDE", 60)
+        yield compose(phantom(), true_labels(STRAIGHT), spine_model(), "case")
+
+
+@pytest.fixture(scope="module")
+def here(picture: Picture) -> bytes:
+    return draw(picture)
+
+
+def pixels(picture: bytes) -> np.ndarray:
+    return np.asarray(imread(io.BytesIO(picture), format="png"))
+
+
+def test_one_process_draws_all_pictures_a_killed_one_loses_none_and_it_ends_with_its_input(
+    picture: Picture, here: bytes
+) -> None:
+    process = DrawingProcess()
+    try:
+        assert (pixels(process.draw(picture)) == pixels(here)).all()
+        first = process._child
+        assert first is not None
+        process.draw(picture)
+        assert process._child is first
+        first.kill()
+        first.wait()
+        assert (pixels(process.draw(picture)) == pixels(here)).all()
+        assert process._child is None
+        assert (pixels(process.draw(picture)) == pixels(here)).all()
+        second = process._child
+        assert second is not None and second is not first
+        assert second.stdin is not None
+        second.stdin.close()
+        assert second.wait(30) == 0
+    finally:
+        process.end()
+
+
+@pytest.mark.parametrize(
+    "code", ["raise SystemExit(3)", "print('no picture')", "import pickle, os; os.write(1, pickle.dumps(3))"]
+)
+def test_a_process_that_does_not_draw_costs_no_picture(
+    code: str, picture: Picture, here: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing_process, "COMMAND", (drawing_process.COMMAND[0], "-S", "-c", code))
+    process = DrawingProcess()
+    assert (pixels(process.draw(picture)) == pixels(here)).all()
+    assert process._child is None
+
+
+def test_it_draws_until_no_more_comes(picture: Picture, here: bytes) -> None:
+    import pickle
+
+    answers = io.BytesIO()
+    serve(io.BytesIO(2 * pickle.dumps(picture)), answers)
+    answers.seek(0)
+    assert [(pixels(pickle.load(answers)) == pixels(here)).all() for _ in range(2)] == [True, True]
+
+
+def test_an_engine_of_a_batch_has_one_where_there_is_a_processor_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for processors, preload, own in ((16, True, True), (16, False, False), (2, True, False)):
+        monkeypatch.setattr(server, "processors", lambda count=processors: count)
+        assert (server.drawing(preload) is draw) is not own
