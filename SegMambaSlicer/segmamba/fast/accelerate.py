@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segmamba.fast import kernels
+from segmamba.fast.compiling import compile_at_once
 from segmamba.fast.segmamba_v2 import FastSegMambaV2
 from segmamba.fast.segmamba_v2_paper import FastSegMambaV2Paper
 from segmamba.fast.spine_mamba import FastSpineMamba
@@ -85,11 +86,15 @@ class FastNetwork:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
-        image = image.to(self.dtype)
+        if not (self.graphs and image.device.type == "cuda"):
+            return self.run(image)
         with self._precision(image.device):
-            if self.graphs and image.device.type == "cuda":
-                return self._replay(image)
-            return self.forward(image)
+            return self._replay(image.to(self.dtype))
+
+    def run(self, image: Tensor) -> Tensor:
+        """Return logits without recording or replaying anything."""
+        with self._precision(image.device):
+            return self.forward(image.to(self.dtype))
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Autocast for the layers that are not replaced: their norms and scans stay in float32."""
@@ -150,11 +155,12 @@ def accelerate(
 
 
 def fast_network(
-    network: nn.Module, device: torch.device, dtype: torch.dtype, window: Sequence[int]
+    network: nn.Module, device: torch.device, dtype: torch.dtype, window: Sequence[int], batch: int = 1
 ) -> tuple[FastNetwork | None, tuple[str, ...]]:
     """Return the fast form of a network on a CUDA device, or None if there is none, and warnings.
 
-    It is made once for its weights, and compared with the network on one ``window`` (channels, z, y, x) of noise.
+    It is made once for its weights: its kernels are compiled for a ``batch`` of windows (channels, z, y, x), and it is
+    compared with the network on one window of noise.
     There is a warning if the kernels are not available, or if their output differs.
     """
     if device.type != "cuda" or dtype == torch.float32 or type(network) not in FAST:
@@ -169,6 +175,7 @@ def fast_network(
         forget(network)
         with _capturing.excluded():  # it compiles and loads kernels
             fast = accelerate(network, dtype, device=device)
+            compile_at_once(fast.run, [(1, *_half(window)), (batch, *window)], device)
             known = _fast_networks[network] = state, fast if agrees(network, fast, window, device) else None
     if known[1] is None:
         sentence = "The fast kernels give different results on this GPU: the network ran with PyTorch's own operations."
@@ -186,7 +193,7 @@ def agrees(network: nn.Module, fast: FastNetwork, window: Sequence[int], device:
     try:
         with torch.autocast(device.type, fast.dtype, enabled=fast.dtype != torch.float32):
             expected = copy.deepcopy(network).to(device)(noise).float()
-        answer = FastNetwork(fast.forward, fast.dtype, graphs=False)(noise).float()
+        answer = fast.run(noise).float()
         difference = float((answer - expected).norm() / expected.norm())
     except torch.OutOfMemoryError:
         return True

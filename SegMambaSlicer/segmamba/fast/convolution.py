@@ -12,6 +12,7 @@ from segmamba.fast.kernels import specialize
 from segmamba.fast.maps import FeatureMap, empty_map
 from segmamba.fast.march import launch_march
 from segmamba.fast.tiles import choose_tiles
+from segmamba.scan.launching import launch
 
 
 def convolve(
@@ -101,7 +102,8 @@ def transposed_convolve(x: FeatureMap, convolution: TransposedConv, out: Feature
         columns = min(128, max(16, 1 << (out_channels - 1).bit_length()))
         rows, block = 128, 32 if channels % 32 == 0 else 16
         grid = (8 * -(-out_channels // columns), -(-depth * height * width // rows), x.batch)
-        conv_kernels.double_kernel[grid](
+        launch(
+            conv_kernels.double_kernel, grid,
             x.start(), convolution.pack_gemm(block), out.start(), depth, height, width, *x.strides, *out.strides,
             *specialize(channels, x.stored, out_channels, out.stored), rows, columns, block,
             num_warps=8 if columns == 128 else 4, num_stages=3,
@@ -123,8 +125,19 @@ def depthwise(x: FeatureMap, weight: Tensor) -> FeatureMap:
         taps = weight.flatten(1).t().contiguous()
         depth, height, width = x.size
         grid = (-(-depth * height * width // 32), -(-x.channels // 64), x.batch)
-        conv_kernels.depthwise_kernel[grid](
-            x.start(1), taps, target.data, depth, height, width, *x.strides, *specialize(x.channels, x.stored), 32, 64
+        launch(
+            conv_kernels.depthwise_kernel,
+            grid,
+            x.start(1),
+            taps,
+            target.data,
+            depth,
+            height,
+            width,
+            *x.strides,
+            *specialize(x.channels, x.stored),
+            32,
+            64,
         )
         return target
 

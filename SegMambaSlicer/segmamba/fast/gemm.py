@@ -10,6 +10,7 @@ from segmamba.fast.conv_weights import Convolution
 from segmamba.fast.kernels import specialize
 from segmamba.fast.maps import FeatureMap
 from segmamba.fast.tiles import FULL, Tiles, fitting_stages
+from segmamba.scan.launching import launch
 
 
 def launch_gemm(
@@ -30,7 +31,8 @@ def launch_gemm(
     result = torch.empty((x.batch, blocks, 2, out), dtype=torch.float32, device=device) if sums else None
     partial = torch.empty((x.batch, splits, voxels, out), dtype=torch.float32, device=device) if splits > 1 else None
     unused = weights
-    conv_kernels.gemm_kernel[(across, blocks, x.batch * splits)](
+    launch(
+        conv_kernels.gemm_kernel, (across, blocks, x.batch * splits),
         x.start(convolution.margin), weights, convolution.bias, target.start(),
         unused if partial is None else partial, unused if result is None else result,
         depth, height, width, *x.strides, *target.strides, 1, steps,
@@ -43,7 +45,16 @@ def launch_gemm(
     rows = 32
     blocks = -(-voxels // rows)
     result = torch.empty((x.batch, blocks, 2, out), dtype=torch.float32, device=device)
-    conv_kernels.add_parts_kernel[(-(-out // 64), blocks, x.batch)](
-        partial, target.start(), result, voxels, *specialize(out), splits, rows, 64
+    launch(
+        conv_kernels.add_parts_kernel,
+        (-(-out // 64), blocks, x.batch),
+        partial,
+        target.start(),
+        result,
+        voxels,
+        *specialize(out),
+        splits,
+        rows,
+        64,
     )
     return result

@@ -10,6 +10,7 @@ from segmamba.fast.conv_weights import Convolution, column_blocks
 from segmamba.fast.kernels import specialize
 from segmamba.fast.maps import FeatureMap
 from segmamba.fast.tiles import FULL, TILE_X, Tiles, fitting_stages
+from segmamba.scan.launching import launch
 
 
 def launch_march(
@@ -31,7 +32,8 @@ def launch_march(
     result = None
     if sums and tiles.sums:
         result = torch.empty((x.batch, runs * plane_tiles * edge, 2, out), dtype=torch.float32, device=x.data.device)
-    conv_kernels.march_kernel[(out // group, plane_tiles, x.batch * runs)](
+    launch(
+        conv_kernels.march_kernel, (out // group, plane_tiles, x.batch * runs),
         x.start(convolution.margin), weights, target.start(), weights if result is None else result,
         depth, height, width, segment, weights.shape[2] // tiles.depth, *x.strides, *target.strides,
         *specialize(channels, x.stored, out, target.stored), group, edge, dilation,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from segmamba.fast import kernels
 from segmamba.fast.kernels import specialize
 from segmamba.fast.maps import FeatureMap
+from segmamba.scan.launching import launch
 
 APPLY_ROWS = 64
 # Voxels that a program sums at a time, how many times at most, and programs that fill a GPU.
@@ -29,8 +30,16 @@ def channel_sums(x: FeatureMap) -> Tensor:
         turns = max(1, min(SUM_TURNS, voxels * across * x.batch // (SUM_ROWS * FULL)))
         parts = -(-voxels // (SUM_ROWS * turns))
         sums = torch.empty((x.batch, parts, 2, x.channels), dtype=torch.float32, device=x.data.device)
-        norm_kernels.sums_kernel[(parts, across, x.batch)](
-            x.start(x.border), sums, voxels, turns, *specialize(x.channels, x.stored), columns, SUM_ROWS
+        launch(
+            norm_kernels.sums_kernel,
+            (parts, across, x.batch),
+            x.start(x.border),
+            sums,
+            voxels,
+            turns,
+            *specialize(x.channels, x.stored),
+            columns,
+            SUM_ROWS,
         )
         return sums
 
@@ -56,7 +65,9 @@ def finish(
     def kernel() -> Tensor:
         norm_kernels = kernels.triton_kernels()[1]  # type: ignore[index]
         factors = torch.empty((x.batch, 2, x.channels), dtype=torch.float32, device=device)
-        norm_kernels.finish_kernel[(-(-x.channels // FINISH_COLUMNS), x.batch)](
+        launch(
+            norm_kernels.finish_kernel,
+            (-(-x.channels // FINISH_COLUMNS), x.batch),
             parts,
             weight,
             bias,
@@ -111,7 +122,8 @@ def apply(
         columns = min(64, max(16, 1 << (x.channels - 1).bit_length()))
         unused = x.data
         grid = (-(-voxels // APPLY_ROWS) * -(-x.channels // columns), depth + 2 * border, x.batch)
-        norm_kernels.apply_kernel[grid](
+        launch(
+            norm_kernels.apply_kernel, grid,
             x.start(), unused if first.factors is None else first.factors,
             other.map.start(), unused if other.factors is None else other.factors, added.start(), out.start(),
             depth, height, width, border, *x.strides, *other.map.strides, *added.strides, *out.strides,

@@ -175,7 +175,7 @@ class _Step:
 def _steps(device: torch.device, dtype: torch.dtype, patch: Sequence[int]) -> list[_Step]:
     """Return what to try in turn."""
     window = tuple(patch)
-    batch = _windows_at_a_time(device, window)
+    batch = windows_at_a_time(device, window)
     steps = [_Step(device, device, dtype, window, batch)]
     if device.type != "cpu":
         cpu = torch.device("cpu")
@@ -198,7 +198,7 @@ def _steps(device: torch.device, dtype: torch.dtype, patch: Sequence[int]) -> li
     return steps
 
 
-def _windows_at_a_time(device: torch.device, window: Sequence[int]) -> int:
+def windows_at_a_time(device: torch.device, window: Sequence[int]) -> int:
     """Return how many windows run at a time: on a GPU as many as fill it and fit into its free memory."""
     if device.type != "cuda":
         return 1
@@ -241,7 +241,7 @@ class _WindowRun:
     @classmethod
     def prepare(cls, network: torch.nn.Module, step: _Step, channels: int, flip_axes: Sequence[int]) -> _WindowRun:
         """Bring a network to its device, in its fast form where there is one."""
-        fast, warnings = fast_network(network, step.compute, step.dtype, (channels, *step.window))
+        fast, warnings = fast_network(network, step.compute, step.dtype, (channels, *step.window), step.batch)
         if fast is None:
             network.to(step.compute)
         return cls(network, fast, step, step.dtype, flip_axes, list(warnings))

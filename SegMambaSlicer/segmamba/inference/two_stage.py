@@ -22,7 +22,7 @@ from segmamba.inference.level_anchors import LevelAnchor
 from segmamba.inference.model_grid import FAST_SCALE, Box, ModelGrid, with_coarser_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import network_input, padding_values
-from segmamba.inference.sliding_window import identity, predict, with_room
+from segmamba.inference.sliding_window import identity, predict, windows_at_a_time, with_room
 from segmamba.inference.windows import Windows, fitted_patch
 from segmamba.io.modality import CT
 from segmamba.io.volume import Volume
@@ -126,7 +126,8 @@ def _prepared_beside(network: torch.nn.Module, stage: Model, context: RunContext
     def prepare() -> None:
         # What goes wrong here does so again, and is handled, where the network runs.
         with suppress(Exception), torch.cuda.device(place):
-            fast_network(network, place, context.dtype, (len(stage.preprocessing.normalization), *stage.patch))
+            window = (len(stage.preprocessing.normalization), *stage.patch)
+            fast_network(network, place, context.dtype, window, windows_at_a_time(place, stage.patch))
 
     thread = Thread(target=prepare, name="second network", daemon=True)
     thread.start()

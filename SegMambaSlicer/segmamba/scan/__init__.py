@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("torch", "triton", "mamba_ssm")
 ENVIRONMENT_VARIABLE = "SEGMAMBA_SCAN"
+# Of the networks' scans.
+STATES = 16
 _override: str | None = None
 _functions: dict[str, Callable[..., Tensor]] = {"torch": torch_scan.selective_scan}
 
@@ -131,13 +133,16 @@ def _load(name: str) -> None:
 
 @cache
 def _runs_on_cuda(name: str) -> bool:
-    """Try a tiny scan once: Triton can be importable and still lack the C compiler or the GPU that it needs."""
+    """Try a tiny scan once: Triton can be importable and still lack the C compiler or the GPU that it needs.
+
+    It has as many states as the networks' scans, which take the same kernel then.
+    """
     if name not in available_backends():
         return False
-    tokens = torch.ones(1, 1, 4, device="cuda")
+    tokens, maps = torch.ones(1, 1, 4, device="cuda"), torch.ones(1, STATES, 4, device="cuda")
     try:
         _load(name)
-        _functions[name](tokens, tokens, -tokens[0, :, :1], tokens, tokens, tokens[0, 0, :1])
+        _functions[name](tokens, tokens, -maps[:, :, 0], maps, maps, tokens[0, 0, :1])
     except Exception as error:
         logger.warning("The scan backend '%s' does not work here and is left out: %s", name, error)
         return False

@@ -17,6 +17,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found]
 from torch import Tensor
 
 from segmamba.errors import ModelError
+from segmamba.scan.launching import launch
 
 CHUNK = 64
 # Programs of the last backward kernel: enough to fill a large GPU, few enough that the partial sums stay small.
@@ -29,7 +30,8 @@ def _follow(decay_first, state_first, decay_then, state_then):  # type: ignore[n
     return decay_first * decay_then, decay_then * state_first + state_then
 
 
-@triton.jit
+# Compiled once for lengths that are multiples of 16, and once for others.
+@triton.jit(do_not_specialize=("channels", "chunks"))
 def _forward_kernel(  # type: ignore[no-untyped-def]
     x, delta, A, B, C, D, y, starts, channels, length, chunks, STATES: tl.constexpr, N: tl.constexpr, T: tl.constexpr
 ):
@@ -149,7 +151,8 @@ def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) 
     starts = x.new_empty((batch, channels, chunks, states), dtype=torch.float32)
     with torch.cuda.device_of(x):
         # Two warps: a scan over time within them is a third faster than over four.
-        _forward_kernel[(batch * channels,)](
+        launch(
+            _forward_kernel, (batch * channels,),
             x, delta, A, B, C, D, y, starts, channels, length, chunks, states, triton.next_power_of_2(states), CHUNK,
             num_warps=2,
         )  # fmt: skip

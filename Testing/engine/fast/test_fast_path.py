@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_it_is_held_against_the_plain_one_on_windows_as_they_come(name: str, mon
     asked: list[tuple[int, ...]] = []
     monkeypatch.setattr(
         "segmamba.inference.sliding_window.fast_network",
-        lambda plain, device, dtype, window: (asked.append(window), ()),
+        lambda plain, device, dtype, window, batch: (asked.append(window), ()),
     )
     predict(network(name), image(name, 32, 32, 32)[0], Windows(WINDOW), RunContext(CPU, torch.float32))
     assert asked == [window_of(name)]
@@ -131,12 +132,16 @@ def test_it_is_held_against_the_plain_one_on_windows_as_they_come(name: str, mon
 def test_one_that_gives_other_answers_is_not_used_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["segmamba.fast.accelerate"]
     monkeypatch.setattr(kernels, "missing", lambda device: "")
-    monkeypatch.setattr(module, "accelerate", lambda *arguments, **keywords: object())
+    monkeypatch.setattr(module, "accelerate", lambda *arguments, **keywords: FastNetwork(len, torch.float16, False))
     monkeypatch.setattr(module, "agrees", lambda *arguments: False)
+    compiled: list[Any] = []
+    monkeypatch.setattr(module, "compile_at_once", lambda forward, shapes, device: compiled.extend(shapes))
     plain = network("release")
     for _ in range(2):
-        fast, (warning,) = fast_network(plain, torch.device("cuda"), torch.float16, window_of("release"))
+        fast, (warning,) = fast_network(plain, torch.device("cuda"), torch.float16, (1, 64, 32, 32), 3)
         assert fast is None
+        # For the half of a window that it is compared on, and for the windows that run at a time.
+        assert compiled == [(1, 1, 32, 32, 32), (3, 1, 64, 32, 32)]
         assert warning.startswith("The fast kernels give different results on this GPU")
     forget(plain)
 

@@ -100,7 +100,7 @@ def run(
 def test_every_step_of_the_way_down_is_tried_in_order_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu, half = torch.device("cuda:1"), torch.device("cpu"), torch.float16
     asked: list[object] = []
-    monkeypatch.setattr(sliding_window, "_windows_at_a_time", lambda *given: asked.append(given) or 2)
+    monkeypatch.setattr(sliding_window, "windows_at_a_time", lambda *given: asked.append(given) or 2)
     monkeypatch.setattr(sliding_window, "cpu_precision", lambda: "bfloat16")
     window = (128, 96, 40)
     step, short = sliding_window._Step, "cuda:1 ran out of memory"
@@ -119,7 +119,7 @@ def test_every_step_of_the_way_down_is_tried_in_order_and_told(monkeypatch: pyte
         step(cpu, cpu, torch.bfloat16, window, 1, f"{short}: the network ran on the CPU."),
     ]
     assert asked == [(gpu, window)]
-    monkeypatch.setattr(sliding_window, "_windows_at_a_time", lambda *given: 1)
+    monkeypatch.setattr(sliding_window, "windows_at_a_time", lambda *given: 1)
     smallest = sliding_window._steps(gpu, half, (32, 32, 32))
     assert [one.sentence[len(short) :] for one in smallest] == [
         "",
@@ -139,15 +139,15 @@ def test_as_many_windows_as_fill_a_gpu_and_fit_into_its_memory_run_at_a_time(
     gpu = torch.device("cuda:1")
     free = {gpu: int(free_gib * 2**30)}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 2**40))
-    assert sliding_window._windows_at_a_time(gpu, window) == count
-    assert sliding_window._windows_at_a_time(torch.device("cpu"), window) == 1
+    assert sliding_window.windows_at_a_time(gpu, window) == count
+    assert sliding_window.windows_at_a_time(torch.device("cpu"), window) == 1
 
 
 def test_windows_that_do_not_all_fit_into_a_gpu_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, window = torch.device("cuda"), (96, 96, 96)
     needed = 96**3 * sliding_window.BYTES_PER_VOXEL / sliding_window.WINDOW_SHARE
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(3.5 * needed), 2**40))
-    assert sliding_window._windows_at_a_time(gpu, window) == 3
+    assert sliding_window.windows_at_a_time(gpu, window) == 3
 
 
 @pytest.mark.parametrize(
