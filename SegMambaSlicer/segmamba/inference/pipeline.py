@@ -187,14 +187,16 @@ def _segment(
         boxes = label_boxes(labels)
         if fine is not None:
             fine = _finished(fine, labels, volume, model, options)
-        if model.task == VERTEBRAE_TASK:
-            measured, doubt = _measured(labels, volume, wanted, boxes)
-            findings = {**findings, **calibrated(measured, options.density_calibration)}
-            if doubt:
-                findings, warnings = _doubted(findings), (*warnings, doubt)
+        with ThreadPoolExecutor(1) as beside:
+            sizes = beside.submit(reporting.measure_segments, labels, confidence, volume.geometry, wanted, boxes)
+            if model.task == VERTEBRAE_TASK:
+                measured, doubt = _measured(labels, volume, wanted, boxes)
+                findings = {**findings, **calibrated(measured, options.density_calibration)}
+                if doubt:
+                    findings, warnings = _doubted(findings), (*warnings, doubt)
+            segments = sizes.result()
     if engine.device.kind == "cuda":
         release_memory()
-    segments = reporting.measure_segments(labels, confidence, volume.geometry, wanted, boxes)
     run = describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings)), "notes": notes}
     report = describe(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
     if fine is not None:
