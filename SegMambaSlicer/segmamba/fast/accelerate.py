@@ -175,8 +175,9 @@ def fast_network(
         forget(network)
         with _capturing.excluded():  # it compiles and loads kernels
             fast = accelerate(network, dtype, device=device)
-            compile_at_once(fast.run, [(1, *_half(window)), (batch, *window)], device)
-            known = _fast_networks[network] = state, fast if agrees(network, fast, window, device) else None
+            compiled = compile_at_once(fast.run, [(1, *_half(window)), (batch, *window)], device)
+            known = _fast_networks[network] = state, fast if agrees(network, fast, window, device, compiled) else None
+            compiled()
     if known[1] is None:
         sentence = "The fast kernels give different results on this GPU: the network ran with PyTorch's own operations."
         return None, (sentence,)
@@ -184,15 +185,23 @@ def fast_network(
 
 
 @torch.no_grad()
-def agrees(network: nn.Module, fast: FastNetwork, window: Sequence[int], device: torch.device) -> bool:
+def agrees(
+    network: nn.Module,
+    fast: FastNetwork,
+    window: Sequence[int],
+    device: torch.device,
+    ready: Callable[[], None] = lambda: None,
+) -> bool:
     """Say whether a fast network has the output of the network on noise; True if memory does not suffice.
 
-    ``window`` is (channels, z, y, x); a half of it is looked at. A copy of ``network`` runs on ``device``.
+    ``window`` is (channels, z, y, x); a half of it is looked at. A copy of ``network`` runs on ``device`` first, then
+    ``ready`` waits for the kernels of the fast one.
     """
     noise = torch.randn((1, *_half(window)), generator=torch.Generator().manual_seed(0)).to(device)
     try:
         with torch.autocast(device.type, fast.dtype, enabled=fast.dtype != torch.float32):
             expected = copy.deepcopy(network).to(device)(noise).float()
+        ready()
         answer = fast.run(noise).float()
         difference = float((answer - expected).norm() / expected.norm())
     except torch.OutOfMemoryError:

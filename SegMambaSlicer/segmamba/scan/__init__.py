@@ -14,6 +14,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 
@@ -139,9 +140,11 @@ def _runs_on_cuda(name: str) -> bool:
     """
     if name not in available_backends():
         return False
-    tokens, maps = torch.ones(1, 1, 4, device="cuda"), torch.ones(1, STATES, 4, device="cuda")
+    with ThreadPoolExecutor(1) as beside:
+        loading = beside.submit(_load, name)  # takes a second, in which CUDA starts
+        tokens, maps = torch.ones(1, 1, 4, device="cuda"), torch.ones(1, STATES, 4, device="cuda")
     try:
-        _load(name)
+        loading.result()
         _functions[name](tokens, tokens, -maps[:, :, 0], maps, maps, tokens[0, 0, :1])
     except Exception as error:
         logger.warning("The scan backend '%s' does not work here and is left out: %s", name, error)

@@ -80,7 +80,8 @@ def test_launches_are_told_apart_by_what_is_compiled_for_and_by_nothing_else() -
 
 
 def test_kernels_are_compiled_at_the_same_time_and_once_for_two_networks() -> None:
-    ours = [Kernel(together=threading.Barrier(1)) for _ in range(3)]
+    together = threading.Barrier(2)
+    ours = [Kernel(together=together), Kernel(together=together), Kernel()]
 
     def forward(image: torch.Tensor) -> torch.Tensor:
         for kernel in ours:
@@ -88,8 +89,8 @@ def test_kernels_are_compiled_at_the_same_time_and_once_for_two_networks() -> No
         return image
 
     with ThreadPoolExecutor(2) as networks:
-        for done in [networks.submit(compile_at_once, forward, [(1, 8), (2, 8)], CPU) for _ in range(2)]:
-            done.result()
+        for begun in [networks.submit(compile_at_once, forward, [(1, 8), (2, 8)], CPU) for _ in range(2)]:
+            begun.result()()
     assert [len(kernel.compiled) for kernel in ours] == [1, 1, 1]
     assert not any(kernel.ran for kernel in ours)
 
@@ -107,7 +108,7 @@ def test_what_cannot_be_compiled_or_listed_is_left_to_the_real_pass() -> None:
         launch(good, (1,), image, 16, 2)
         raise RuntimeError("out of memory")
 
-    compile_at_once(forward, [(1, 8)], CPU)
+    compile_at_once(forward, [(1, 8)], CPU)()
     assert len(good.compiled) == 1
 
 

@@ -118,6 +118,20 @@ def test_it_is_held_against_the_plain_one_on_half_a_window_which_takes_half_the_
     assert seen == [(1, 1, 32, 32, 32), (1, 1, 32, 32, 32)]
 
 
+def test_the_plain_network_runs_while_kernels_are_compiled() -> None:
+    plain, order = network("release, narrow"), []
+    plain.register_forward_hook(lambda *given: order.append("plain"))
+    good = accelerate(plain, torch.float32, graphs=False)
+
+    def noted(image: torch.Tensor) -> torch.Tensor:
+        order.append("fast")
+        return good.forward(image)
+
+    fast = FastNetwork(noted, torch.float32, graphs=False)
+    assert agrees(plain, fast, (1, 32, 32, 32), CPU, lambda: order.append("compiled"))
+    assert order == ["plain", "compiled", "fast"]
+
+
 @pytest.mark.parametrize("name", ["release", "spine"])
 def test_it_is_held_against_the_plain_one_on_windows_as_they_come(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
@@ -135,7 +149,12 @@ def test_one_that_gives_other_answers_is_not_used_and_the_report_says_so(monkeyp
     monkeypatch.setattr(module, "accelerate", lambda *arguments, **keywords: FastNetwork(len, torch.float16, False))
     monkeypatch.setattr(module, "agrees", lambda *arguments: False)
     compiled: list[Any] = []
-    monkeypatch.setattr(module, "compile_at_once", lambda forward, shapes, device: compiled.extend(shapes))
+
+    def begin(forward: Any, shapes: Any, device: Any) -> Any:
+        compiled.extend(shapes)
+        return lambda: None
+
+    monkeypatch.setattr(module, "compile_at_once", begin)
     plain = network("release")
     for _ in range(2):
         fast, (warning,) = fast_network(plain, torch.device("cuda"), torch.float16, (1, 64, 32, 32), 3)
