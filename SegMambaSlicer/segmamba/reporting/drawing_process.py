@@ -1,4 +1,4 @@
-"""Previews drawn in a process of their own: matplotlib holds Python's lock nearly all the time that it draws.
+"""Previews drawn in processes of their own: matplotlib holds Python's lock nearly all the time that it draws.
 
 ``python -m segmamba.reporting.drawing_process`` draws what `DrawingProcess` sends it, until its input ends.
 """
@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import pickle
+import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,23 @@ logger = logging.getLogger(__name__)
 # The folder that this package lies in.
 PACKAGES = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "segmamba.reporting.drawing_process")
+
+
+class DrawingProcesses:
+    """Some drawing processes, each of which starts when all others are drawing; any thread may draw."""
+
+    def __init__(self, most: int) -> None:
+        self._idle: queue.LifoQueue[DrawingProcess] = queue.LifoQueue()
+        for _ in range(most):
+            self._idle.put(DrawingProcess())
+
+    def draw(self, picture: Picture) -> bytes:
+        """Draw a preview as a PNG."""
+        process = self._idle.get()
+        try:
+            return process.draw(picture)
+        finally:
+            self._idle.put(process)
 
 
 class DrawingProcess:
@@ -52,7 +70,8 @@ class DrawingProcess:
         assert given is not None and taken is not None
         pickle.dump(picture, given, pickle.HIGHEST_PROTOCOL)
         given.flush()
-        answer = pickle.load(taken)  # nosec B301: it is our own child's
+        # It is from our own child, as what that reads is from us.
+        answer = pickle.load(taken)  # nosec B301
         if not isinstance(answer, bytes):
             raise ValueError("it did not answer with a picture")
         return answer
@@ -74,7 +93,7 @@ def serve(given: BinaryIO, taken: BinaryIO) -> None:
     """Draw the pictures that come in, until no more come."""
     while True:
         try:
-            picture = pickle.load(given)  # nosec B301: it is our own parent's
+            picture = pickle.load(given)  # nosec B301
         except EOFError:
             return
         pickle.dump(draw(picture), taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ from segmamba.utils.arrays import bounding_box, grown_box
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+# matplotlib is not made for threads: they draw one after the other.
+DRAWING = threading.RLock()
 
 
 def show_slice(

@@ -13,7 +13,7 @@ import numpy as np
 from segmamba.io.volume import Volume
 from segmamba.labels import Label
 from segmamba.models.manifest import Model
-from segmamba.reporting.overlay import draw_outline, show_slice
+from segmamba.reporting.overlay import DRAWING, draw_outline, show_slice
 from segmamba.reporting.slice_planes import (
     AXIAL,
     CORONAL,
@@ -116,6 +116,11 @@ def compose(
 
 def draw(picture: Picture) -> bytes:
     """Draw a preview as a PNG."""
+    with DRAWING:
+        return _drawn(picture)
+
+
+def _drawn(picture: Picture) -> bytes:
     sizes = [_panel_size(plane) for plane in picture.planes]
     height = max(size[1] for size in sizes)
     width = sum(size[0] for size in sizes) + len(picture.planes) * (2 * EDGE + NAME_WIDTH)

@@ -22,13 +22,13 @@ from typing import Any, BinaryIO
 from segmamba import __version__
 from segmamba.errors import Cancelled, SegMambaError
 from segmamba.inference.file_to_file import segment_file
-from segmamba.reporting.drawing_process import DrawingProcess
+from segmamba.reporting.drawing_process import DrawingProcesses
 from segmamba.reporting.preview import Picture, draw
 from segmamba.request import Request
 from segmamba.utils.child import take_input
 from segmamba.utils.parallel import FEW, processors
 from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
-from segmamba.worker.stations import DEPTH, STATIONS, Stations
+from segmamba.worker.stations import DEPTH, STATIONS, WRITERS, Stations
 
 # Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
 LAST_SECONDS = 5.0
@@ -179,11 +179,11 @@ def _throttled(job: str, send: Callable[[Message], None]) -> Callable[[str, floa
 
 
 def drawing(preload: bool) -> Callable[[Picture], bytes]:
-    """Return what draws previews: for an engine of a batch a process of its own, where there is a processor for it.
+    """Return what draws previews: for an engine of a batch processes of their own, where there are processors for them.
 
     The networks of the next case would wait for Python's lock, which matplotlib holds for most of a second.
     """
-    return DrawingProcess().draw if preload and processors() > FEW else draw
+    return DrawingProcesses(WRITERS).draw if preload and processors() > FEW else draw
 
 
 def main(segment: Segment | None = None) -> None:

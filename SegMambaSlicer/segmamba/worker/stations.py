@@ -10,7 +10,9 @@ from segmamba.utils.memory import current_memory, peak_memory, system_memory
 
 # Where a job is in each of its stages (`segmamba.inference.file_to_file.segment_file`).
 STATIONS = {"read": 0, "load": 1, "preprocess": 1, "predict": 1, "postprocess": 2, "write": 3}
-DEPTH = 4
+# Two are written at a time: drawing the preview of one takes longer than the networks of the next.
+WRITING, WRITERS = STATIONS["write"], 2
+DEPTH = max(STATIONS.values()) + WRITERS
 # Seconds between two looks at the wish to cancel and at the free memory.
 POLL = 0.1
 
@@ -21,7 +23,7 @@ def process_memory() -> tuple[int, int]:
 
 
 class Stations:
-    """The way of jobs through a worker: each station has one job at a time, and none overtakes another.
+    """The way of jobs through a worker: a station has one job at a time, the last one two, and none overtakes another.
 
     The first job goes alone: it shows how much memory a job takes, and on a GPU it compiles and records. Another one
     begins only where there is memory for as many such jobs.
@@ -65,7 +67,7 @@ class Stations:
 
     def _free(self, job: str, station: int) -> bool:
         others = [place for other, place in self._places.items() if other != job]
-        if station in others:
+        if others.count(station) >= (WRITERS if station == WRITING else 1):
             return False
         if job in self._places or not others:
             return True

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from helpers.phantoms import STRAIGHT, phantom, spine_model, true_labels
 from matplotlib.image import imread
 
-from segmamba.reporting import drawing_process, slice_planes
-from segmamba.reporting.drawing_process import DrawingProcess, serve
+from segmamba.reporting import drawing_process, preview, slice_planes
+from segmamba.reporting.drawing_process import DrawingProcess, DrawingProcesses, serve
+from segmamba.reporting.overlay import DRAWING
 from segmamba.reporting.preview import Picture, compose, draw
 from segmamba.worker import server
 
@@ -66,6 +69,40 @@ def test_a_process_that_does_not_draw_costs_no_picture(
     process = DrawingProcess()
     assert (pixels(process.draw(picture)) == pixels(here)).all()
     assert process._child is None
+
+
+def test_as_many_processes_draw_at_a_time_as_may_and_no_more_start_than_are_needed(
+    picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[DrawingProcess] = []
+    both = threading.Barrier(2)
+
+    def drawn(process: DrawingProcess, given: Picture) -> bytes:
+        used.append(process)
+        if len(used) > 3:
+            both.wait(30)
+        return b""
+
+    monkeypatch.setattr(DrawingProcess, "draw", drawn)
+    processes = DrawingProcesses(2)
+    for _ in range(3):
+        processes.draw(picture)
+    assert len(set(used)) == 1
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(processes.draw, [picture] * 2))
+    assert len(set(used[3:])) == 2
+
+
+def test_matplotlib_draws_in_one_thread_at_a_time(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[bool] = []
+
+    def drawn(given: Picture) -> bytes:
+        alone.append(DRAWING._is_owned())
+        return b""
+
+    monkeypatch.setattr(preview, "_drawn", drawn)
+    draw(picture)
+    assert alone == [True]
 
 
 def test_it_draws_until_no_more_comes(picture: Picture, here: bytes) -> None:

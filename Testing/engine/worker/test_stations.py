@@ -18,7 +18,7 @@ from segmamba.batch.engine import Engine
 from segmamba.errors import Cancelled, WorkerError
 from segmamba.request import Request
 from segmamba.worker.client import WorkerProcess
-from segmamba.worker.stations import Stations, process_memory
+from segmamba.worker.stations import STATIONS, Stations, process_memory
 
 
 def never() -> bool:
@@ -57,6 +57,22 @@ def test_the_first_job_goes_alone_and_the_next_ones_follow_each_other_station_by
     stations.leave("b", True)
     follower.join(10)
     assert not follower.is_alive()
+
+
+def test_two_jobs_are_written_at_a_time_and_the_third_waits_where_it_is() -> None:
+    stations = Stations(lambda: (1, 10))
+    stations.enter("first", "read", never)
+    stations.leave("first", True)
+    for job in "ab":
+        for stage in STATIONS:
+            stations.enter(job, stage, never)
+    for stage in ("read", "predict", "postprocess"):
+        stations.enter("c", stage, never)
+    with pytest.raises(Cancelled):
+        stations.enter("c", "write", lambda: True)
+    # The one that came later may be done first.
+    stations.leave("b", True)
+    stations.enter("c", "write", never)
 
 
 def test_a_job_waits_where_memory_does_not_suffice_for_one_more() -> None:
