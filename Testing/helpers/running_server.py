@@ -35,7 +35,11 @@ class RunningServer:
 
     def files(self) -> list[Path]:
         """Return all files of its jobs."""
-        return [path for path in self.folder.rglob("jobs/**/*") if path.is_file()]
+        while True:
+            try:
+                return [path for path in self.folder.rglob("jobs/**/*") if path.is_file()]
+            except FileNotFoundError:  # a job was removed meanwhile
+                continue
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from helpers import many_cases
 from helpers.batch_runs import start_run
 from helpers.quick_engine import QuickEngine, SlowEngine, quick_run, write_inputs
 from helpers.repository import HELPERS, PACKAGES
+from helpers.warm_child import cold_children
 from pyarrow import parquet
 
 from segmamba.batch import cluster, engine, local
@@ -264,7 +265,8 @@ def test_the_end_of_a_local_pool_ends_its_engines_wherever_they_are(tmp_path: Pa
             call()
         return True
 
-    with local.local_pool(2, "cpu") as workers:
+    # A forked one could not be told from others of its kind.
+    with cold_children(), local.local_pool(2, "cpu") as workers:
         # One starts or has started, the other may not even have a process yet.
         begun = [workers.submit(ended, lambda one=one: one.run(Request("", ""))) for one in workers.engines]
         deadline = time.monotonic() + 60

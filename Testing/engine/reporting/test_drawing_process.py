@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,16 @@ from helpers.phantoms import STRAIGHT, phantom, spine_model, true_labels
 from matplotlib.image import imread
 
 from segmamba.reporting import drawing_process, preview, slice_planes
-from segmamba.reporting.drawing_process import DrawingProcess, DrawingProcesses, serve
+from segmamba.reporting.drawing_process import (
+    LENGTH,
+    DrawingProcess,
+    DrawingProcesses,
+    packed,
+    received,
+    send,
+    serve,
+    unpacked,
+)
 from segmamba.reporting.overlay import DRAWING
 from segmamba.reporting.preview import Picture, compose, draw
 from segmamba.worker import server
@@ -60,7 +70,13 @@ def test_one_process_draws_all_pictures_a_killed_one_loses_none_and_it_ends_with
 
 
 @pytest.mark.parametrize(
-    "code", ["raise SystemExit(3)", "print('no picture')", "import pickle, os; os.write(1, pickle.dumps(3))"]
+    "code",
+    [
+        "raise SystemExit(3)",
+        "print('no picture')",
+        f"import os; os.write(1, {LENGTH.pack(10)!r} + b'no picture')",
+        f"import os; os.write(1, {LENGTH.pack(10)!r} + b'cut')",
+    ],
 )
 def test_a_process_that_does_not_draw_costs_no_picture(
     code: str, picture: Picture, here: bytes, monkeypatch: pytest.MonkeyPatch
@@ -106,12 +122,29 @@ def test_matplotlib_draws_in_one_thread_at_a_time(picture: Picture, monkeypatch:
 
 
 def test_it_draws_until_no_more_comes(picture: Picture, here: bytes) -> None:
-    import pickle
-
-    answers = io.BytesIO()
-    serve(io.BytesIO(2 * pickle.dumps(picture)), answers)
+    given, answers = io.BytesIO(), io.BytesIO()
+    for _ in range(2):
+        send(packed(picture), given)
+    given.seek(0)
+    serve(given, answers)
     answers.seek(0)
-    assert [(pixels(pickle.load(answers)) == pixels(here)).all() for _ in range(2)] == [True, True]
+    assert [(pixels(received(answers)) == pixels(here)).all() for _ in range(2)] == [True, True]
+
+
+def test_a_picture_with_a_reference_is_the_same_when_it_is_unpacked(picture: Picture) -> None:
+    known = [replace(plane, references=plane.sections) for plane in picture.planes]
+    given = replace(picture, planes=known, certain=False)
+    taken = unpacked(packed(given))
+    for name in ("window", "structures", "title", "subtitle", "empty", "certain"):
+        assert getattr(taken, name) == getattr(given, name)
+    for ours, theirs in zip(taken.planes, known, strict=True):
+        assert (ours.view, ours.position) == (theirs.view, theirs.position)
+        assert theirs.sections and list(ours.sections) == list(theirs.sections) == list(ours.references)
+        pairs = [(ours, theirs), *((ours.references[n], section) for n, section in theirs.sections.items())]
+        for one, other in pairs:
+            for name, array in vars(other).items():
+                if isinstance(array, np.ndarray):
+                    assert np.array_equal(vars(one)[name], array)
 
 
 def test_an_engine_of_a_batch_has_one_where_there_is_a_processor_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
