@@ -101,6 +101,13 @@ def test_an_anchor_that_would_leave_vertebrae_without_a_level_is_refused() -> No
         anchored(column, {11: C2})
 
 
+def test_an_anchor_that_leaves_a_single_vertebra_without_a_level_is_taken() -> None:
+    # What lies above C1 may be a part of the skull.
+    column = seen(list(range(C1, 7)), list(range(C1, 7)))
+    assert label_observations(column).levels[0] == C1
+    assert anchored(column, {1: C1}).levels.tolist() == [0, *range(C1, 6)]
+
+
 @pytest.fixture(scope="module")
 def loin() -> tuple[Column, dict[int, np.ndarray]]:
     """Four vertebrae whose network is one level off, without a sacrum, and their true centroids."""
