@@ -89,5 +89,8 @@ def suppress_below_margin(probabilities: Tensor, channel: int, high: float) -> n
         elsewhere = part.to(slab.device)
         slab[channel].masked_fill_(elsewhere, 0.0)
         slab /= torch.where(elsewhere, slab.sum(dim=0), 1.0)
-    sizes: np.ndarray = np.bincount(components.ravel(), minlength=len(peaks))
+    box = bounding_box(components)
+    if box is None:
+        return np.zeros(0, np.int64)
+    sizes: np.ndarray = np.bincount(components[box].ravel(), minlength=len(peaks))
     return sizes[1:][peaks[1:] < high]

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import queue
 import struct
 import subprocess
@@ -25,7 +24,7 @@ import numpy as np
 from segmamba.labels import Code, Label
 from segmamba.reporting.preview import Picture, draw
 from segmamba.reporting.slice_planes import Plane, Section, View
-from segmamba.utils.child import NO_WINDOW, take_input
+from segmamba.utils.child import NO_WINDOW, take_input, take_output
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,8 @@ class DrawingProcess:
 
     def _drawn(self, picture: Picture) -> bytes:
         if self._child is None:
-            # From another folder Python might import a user's numpy.py.
+            # Not a `Child`: it belongs to the engine's process group, which is ended as a whole. From another folder
+            # Python might import a user's numpy.py.
             self._child = subprocess.Popen(
                 COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=PACKAGES, creationflags=NO_WINDOW
             )
@@ -180,6 +180,5 @@ def _label(entry: dict[str, Any]) -> Label:
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    answers = take_output()
     serve(take_input(), answers)

@@ -197,6 +197,14 @@ def take_input() -> BinaryIO:
     return os.fdopen(taken, "rb")
 
 
+def take_output() -> BinaryIO:
+    """Return standard output, for a child process's own messages; whatever else writes there goes to standard error."""
+    taken = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return taken
+
+
 def call_at_end_of_input(stop: Callable[[], None], last_seconds: float) -> None:
     """In a child process: call ``stop`` when standard input ends, and end the process if it then does not.
 

@@ -25,7 +25,7 @@ from segmamba.inference.file_to_file import segment_file
 from segmamba.reporting.drawing_process import DrawingProcesses
 from segmamba.reporting.preview import Picture, draw
 from segmamba.request import Request
-from segmamba.utils.child import take_input
+from segmamba.utils.child import take_input, take_output
 from segmamba.utils.parallel import FEW, processors
 from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
 from segmamba.worker.stations import DEPTH, STATIONS, WRITERS, Stations
@@ -190,9 +190,7 @@ def main(segment: Segment | None = None) -> None:
     """Serve on standard input and output; whatever else writes to standard output is led to standard error."""
     # A crash is told in the log: the launcher that Slicer has instead of Python hides the signal.
     faulthandler.enable()
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
+    channel = take_output()
     lock = threading.Lock()
 
     def send(message: Message) -> None:
