@@ -329,6 +329,8 @@ class Jobs:
 def private_folder(parent: Path | None) -> Iterator[Path]:
     """Give an empty folder for a server's files, which is deleted at the end, and delete those of servers that died.
 
+    A parent that is not there yet is made, and stays.
+
     Raises
     ------
     OutputError
@@ -336,6 +338,7 @@ def private_folder(parent: Path | None) -> Iterator[Path]:
     """
     place = parent or Path(tempfile.gettempdir())
     try:
+        place.mkdir(parents=True, exist_ok=True)
         for left in place.glob(f"{PREFIX}*"):
             with contextlib.suppress(Timeout, OSError):
                 lock = FileLock(left / LOCK, timeout=0)

@@ -343,6 +343,15 @@ def test_a_server_deletes_its_files_at_its_end_and_those_of_one_that_was_killed(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_server_makes_the_folder_it_is_given_or_says_why_not(tmp_path: Path) -> None:
+    with private_folder(tmp_path / "new" / "jobs") as folder:
+        assert folder.is_dir()
+    assert list((tmp_path / "new" / "jobs").iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="choose one with --folder"), private_folder(tmp_path / "file" / "jobs"):
+        pass
+
+
 def test_the_token_is_made_once_and_is_for_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEGMAMBA_SERVER_TOKEN", raising=False)
     file = tmp_path / "deep" / "token"
