@@ -301,7 +301,7 @@ def canal_of(reference: Volume, level: int) -> tuple[tuple[slice, ...], np.ndarr
     for number in range(bone.shape[axis]):
         index: list[Any] = [slice(None)] * 3
         index[axis] = number
-        canal[tuple(index)] = _enclosed(bone[tuple(index)], steps)
+        canal[tuple(index)] = enclosed(bone[tuple(index)], steps)
     # What joins the vertebra's own planes, and not a hole beside it.
     own = [part for number, part in enumerate(boxes[level]) if number != axis]
     shown = np.ones(canal.shape, bool)
@@ -313,7 +313,7 @@ def canal_of(reference: Volume, level: int) -> tuple[tuple[slice, ...], np.ndarr
     return box, canal & shown
 
 
-def _enclosed(plane: np.ndarray, steps: Sequence[float]) -> np.ndarray:
+def enclosed(plane: np.ndarray, steps: Sequence[float]) -> np.ndarray:
     """Return what bone encloses in a plane, once gaps of up to `GAP_MM` in it are closed."""
     if not plane.any():
         return plane
@@ -482,10 +482,10 @@ def differences(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> di
             before, after = (means(each["levels"].values()) for each in (row, others[row["case"]]))
             for measure in before:
                 pairs.setdefault(kind, {}).setdefault(measure, []).append((before[measure], after[measure]))
-    return {kind: {measure: _paired(some) for measure, some in by.items()} for kind, by in pairs.items()}
+    return {kind: {measure: paired(some) for measure, some in by.items()} for kind, by in pairs.items()}
 
 
-def _paired(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+def paired(pairs: list[tuple[float, float]]) -> dict[str, Any]:
     values = np.array(pairs)
     gains = values[:, 1] - values[:, 0]
     rng = np.random.default_rng(0)
