@@ -90,7 +90,7 @@ CANAL_WEIGHT = 4.0
 # Cross-entropy against soft Dice: most points of a patch are easy.
 ENTROPY_WEIGHT = 10.0
 ARMS = {"image": False, "shape": True}
-BATCH, RATE, DECAY, WARMUP = 8, 1e-3, 1e-2, 0.03
+BATCH, RATE, DECAY, WARMUP = 4, 1e-3, 1e-2, 0.03
 SAVE_SECONDS = 60.0
 # The likelihood of the reference is measured this near to its surface.
 NEAR_MM = 4.0
