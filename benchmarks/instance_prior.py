@@ -2,9 +2,9 @@
 
 ``python benchmarks/instance_prior.py make ANATOMIES PATCHES [--part K/N] [--seconds S] [--count C]`` paints samples of
 tissue label maps, many of them degraded, runs the bundled fine network over them, and keeps each vertebra in its frame.
-``... train PATCHES NETS [--minutes M] [--iterations I] [--seeds 0,1,2]`` trains two arms at once, step by step: "shape"
-sees the fitted shape and the mean canal, for "image" these channels are zero; else all is the same. It goes on from
-where it was stopped.
+``... train PATCHES NETS [--minutes M] [--iterations I] [--seeds 0,1,2] [--arms image shape]`` trains two arms at once,
+step by step: "shape" sees the fitted shape and the mean canal, for "image" these channels are zero; else all is the
+same. It goes on from where it was stopped.
 ``... answers CASES ANSWERS [--part K/N]`` keeps what the bundled model finds in the cases of `degraded.py make` and
 ``paint``; ``... measure CASES ANSWERS --nets NETS --results FOLDER [--part K/N]`` compares it, and what each network
 makes of it, with the references on their grids, as `degraded.py measure` does.
@@ -114,6 +114,7 @@ def main() -> None:
         command.add_argument("--iterations", type=int, default=10**6, help="steps at most")
         command.add_argument("--batch", type=int, default=BATCH)
         command.add_argument("--seeds", default="0,1,2")
+        command.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
         command.add_argument("--nets", type=Path, help="folder of trained networks")
         command.add_argument("--results", type=Path, default=Path())
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -284,7 +285,7 @@ def _train(options: argparse.Namespace) -> None:
     options.second.mkdir(parents=True, exist_ok=True)
     runs = {}
     for seed in map(int, options.seeds.split(",")):
-        for arm in ARMS:
+        for arm in options.arms:
             torch.manual_seed(seed)
             network = Refiner().to(device)
             optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
@@ -310,11 +311,11 @@ def _train(options: argparse.Namespace) -> None:
             picked = torch.randint(count, (options.batch,), generator=draw)
             mirrored = bool(torch.rand(1, generator=draw) < 0.5)
             batch = batch_of(pool, picked.to(device), mirrored)
-            for arm, with_shape in ARMS.items():
+            for arm in options.arms:
                 network, optimizer = runs[arm, seed]
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                losses = _step(network, batch, with_shape)
+                losses = _step(network, batch, ARMS[arm])
                 optimizer.zero_grad(set_to_none=True)
                 losses[0].backward()
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -552,7 +553,7 @@ def _report(options: argparse.Namespace) -> None:
 def table_of(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Give the lines of a table: means over vertebrae, then seeds, then people; differences with their intervals.
 
-    "degraded" is the mean of a person's degraded kinds.
+    "degraded" is the mean of a person's degraded kinds. An arm that was not trained has no figures.
     """
     by: dict[tuple[str, str], dict[str, dict[str, list[dict[str, float]]]]] = {}
     for row in rows:
@@ -563,16 +564,20 @@ def table_of(rows: list[dict[str, Any]]) -> Iterator[str]:
         arm = row["variant"].split("-")[0]
         for each in (kind, *(() if kind == "clean" else ("degraded",))):
             by.setdefault((row["set"], each), {}).setdefault(person, {}).setdefault(arm, []).append(figures)
+    trained = [arm for arm in ARMS if any(arm in arms for people in by.values() for arms in people.values())]
     for (name, kind), people in sorted(by.items()):
-        whole = [arms for arms in people.values() if {BASE, *ARMS} <= set(arms)]
+        whole = [arms for arms in people.values() if {BASE, *trained} <= set(arms)]
         if not whole:
             continue
         for measure in ("dice", "matched_assd_mm", "canal", "nll"):
             values = {
-                arm: [float(np.mean([one[measure] for one in arms[arm]])) for arms in whole] for arm in (BASE, *ARMS)
+                arm: [float(np.mean([one[measure] for one in arms[arm]])) for arms in whole] for arm in (BASE, *trained)
             }
-            cells = [f"{np.mean(values[arm]):.4f}" for arm in (BASE, *ARMS)]
+            cells = [f"{np.mean(values[arm]):.4f}" if arm in values else "" for arm in (BASE, *ARMS)]
             for first, second in (("image", "shape"), (BASE, "image"), (BASE, "shape")):
+                if first not in values or second not in values:
+                    cells.append("")
+                    continue
                 row = paired(list(zip(values[first], values[second], strict=True)))
                 low, high = row["interval"]
                 cells.append(f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f})")
