@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
 from segmamba.utils.arrays import grown_box, label_boxes
 from segmamba.utils.parallel import at_once
+from segmamba.utils.runs import runs_of
 
 HOLE_MM3 = 500.0
 # The structuring element of components that also touch at edges and corners.
@@ -92,20 +95,13 @@ def _small_components(labels: np.ndarray, smallest: float) -> tuple[list[Compone
 
     def small(value: int) -> list[tuple[int, int, tuple[slice, ...], np.ndarray]]:
         box = boxes[value]
-        numbered, count = connected_components(labels[box] == value, corners=True)
-        if count < 2 and np.count_nonzero(numbered) >= smallest:
-            return []
-        sizes = np.bincount(numbered.ravel())
-        return [
-            (
-                int(sizes[number]),
-                value,
-                tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, inner, strict=True)),
-                numbered[inner] == number,
-            )
-            for number, inner in enumerate(ndimage.find_objects(numbered.astype(np.int32, copy=False)), start=1)
-            if sizes[number] < smallest
-        ]
+        runs = runs_of(labels[box] == value, corners=True)
+        found = []
+        for voxels in runs.each(runs.sizes < smallest):
+            place, mask = _mask_of(voxels, [part.stop - part.start for part in box])
+            shifted = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, place, strict=True))
+            found.append((len(voxels), value, shifted, mask))
+        return found
 
     components = [component for found in at_once(small, boxes).values() for component in found]
     components.sort(key=lambda component: component[:2])
@@ -119,22 +115,26 @@ def fill_holes(labels: np.ndarray, largest: float) -> None:
     """Fill background holes of at most ``largest`` voxels that one label encloses, in place."""
     boxes = label_boxes(labels)
 
-    def small_holes(value: int) -> np.ndarray | None:
-        mask = labels[boxes[value]] == value
-        # The components of what is not the label: those that reach the border of its box are no holes.
-        around, count = connected_components(~mask)
-        hole = np.ones(count + 1, bool)
-        hole[0] = False
-        for axis in range(3):
-            for end in (0, -1):
-                hole[around.take(end, axis=axis)] = False
-        if not hole.any():
-            return None
-        inside = hole[around]
-        hole &= np.bincount(around[inside], minlength=count + 1) <= largest
-        return hole[around] if hole.any() else None
+    def small_holes(value: int) -> np.ndarray:
+        part = labels[boxes[value]]
+        around = runs_of(part != value)
+        holes = around.sizes <= largest
+        # What reaches the border of the label's box is no hole.
+        border = np.ones(part.shape, bool)
+        border[1:-1, 1:-1, 1:-1] = False
+        holes[around.numbers(np.flatnonzero(border & (part != value)))] = False
+        return around.voxels(holes)
 
     for value, holes in at_once(small_holes, boxes).items():
-        if holes is not None:
-            part = labels[boxes[value]]
-            part[holes & (part == 0)] = value
+        part = labels[boxes[value]]
+        inside = np.unravel_index(holes, part.shape)
+        part[inside] = np.where(part[inside] == 0, value, part[inside])
+
+
+def _mask_of(voxels: np.ndarray, shape: Sequence[int]) -> Component:
+    """Return the bounding box of voxels, given as flat indices of an array of a shape, and their mask within it."""
+    places = np.unravel_index(voxels, tuple(shape))
+    box = tuple(slice(int(place.min()), int(place.max()) + 1) for place in places)
+    mask = np.zeros([part.stop - part.start for part in box], bool)
+    mask[tuple(place - part.start for place, part in zip(places, box, strict=True))] = True
+    return box, mask

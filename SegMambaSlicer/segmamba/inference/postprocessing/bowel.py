@@ -8,6 +8,7 @@ import numpy as np
 
 from segmamba.io.volume import Volume
 from segmamba.utils.morphology import HOLE_MM3, connected_components, fill_holes, merge_small_components
+from segmamba.utils.runs import runs_of
 
 # No tumour synthesised for training is smaller (`segmamba.training.colorectal`), so a smaller one means nothing.
 SMALLEST_TUMOUR_MM3 = 200.0
@@ -68,9 +69,15 @@ def without_lung(labels: np.ndarray, hounsfield: np.ndarray, spacing: Sequence[f
     lungs = [n for n in large if np.median(values[air == n]) > LUNG_HU]
     if not lungs:
         return labels.copy()
-    components, count = connected_components(labels > 0, corners=True)
-    seen = components[coarse]
-    inside = np.bincount(seen[np.isin(air, lungs)], minlength=count + 1)
-    dropped = inside > 0.5 * np.bincount(seen.ravel(), minlength=count + 1)
-    dropped[0] = False
-    return np.where(dropped[components], np.uint8(0), labels)
+    runs = runs_of(labels > 0, corners=True)
+    # Each labelled voxel of the coarse grid says which component it is of.
+    positions = np.ogrid[tuple(slice(0, size, step.step) for size, step in zip(labels.shape, coarse, strict=True))]
+    voxels = np.ravel_multi_index(tuple(positions), labels.shape)
+    seen = labels[coarse] > 0
+    total, inside = (
+        np.bincount(runs.numbers(voxels[chosen]), minlength=len(runs.sizes))
+        for chosen in (seen, seen & np.isin(air, lungs))
+    )
+    kept = labels.copy(order="C")
+    kept.reshape(-1)[runs.voxels(inside > 0.5 * total)] = 0
+    return kept
