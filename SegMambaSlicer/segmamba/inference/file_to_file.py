@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import secrets
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from segmamba.inference.pipeline import Result
     from segmamba.io.volume import Volume
 
+# What needs PyTorch.
+PIPELINE = "segmamba.inference.pipeline"
 # The first two are PyTorch's, the third is ITK's.
 SIGNS_OF_NO_MEMORY = ("not enough memory", "out of memory", "Failed to allocate memory")
 # How the errors of a GPU, its libraries or its driver begin; running out of memory is recognised before.
@@ -121,6 +126,7 @@ def _segment_file(
     # A worker with other jobs may wait in here.
     progress("read", 0.0)
     started = time.perf_counter()
+    _import_beside()
     volume = _read(files, request, model)
     read_seconds = time.perf_counter() - started
     progress("read", 1.0)
@@ -172,6 +178,20 @@ def _segment_file(
         reporting.write_report(request.report, report)
     progress("write", 1.0)
     return report
+
+
+def _import_beside() -> None:
+    """Begin to import PyTorch, which takes a new process as long as reading a CT: that unpacks outside Python's lock.
+
+    What goes wrong here does so again where it is imported next.
+    """
+
+    def begin() -> None:
+        with contextlib.suppress(Exception):
+            importlib.import_module(PIPELINE)
+
+    if PIPELINE not in sys.modules:
+        threading.Thread(target=begin, name="imports", daemon=True).start()
 
 
 def _checked(request: Request) -> tuple[Model, tuple[str, ...]]:
