@@ -84,7 +84,8 @@ def read(path: Path) -> Volume:
     Returns
     -------
     Volume
-        In the data type of the file; rescaled values as float32, or float64 where the file has that. They may be NaN.
+        In the data type of the file; rescaled values as int16 where that holds them, else as float32, or float64 where
+        the file has that. They may be NaN.
         Its axes may be at other than right angles.
 
     Raises
@@ -272,13 +273,17 @@ def _voxels(stored: Path, path: Path, offset: int, dtype: np.dtype, size: tuple[
 
 
 def _rescaled(raw: np.ndarray, header: Nifti1Header) -> np.ndarray:
-    """Return voxels with the header's slope and intercept applied, in the type that ITK gives them."""
+    """Return voxels with the header's slope and intercept applied.
+
+    Whole numbers that stay such, as Hounsfield units mostly are, are int16 where they fit into it, which is half of the
+    memory. Others have the type that ITK gives them.
+    """
     slope, intercept = (float(header[name]) for name in ("scl_slope", "scl_inter"))
     slope = slope if math.isfinite(slope) and slope else 1.0
     intercept = intercept if math.isfinite(intercept) else 0.0
     if (slope, intercept) == (1.0, 0.0):
         return raw
-    result = np.empty(raw.shape, raw.dtype if raw.dtype == np.float64 else np.float32)
+    result = np.empty(raw.shape, _rescaled_type(raw, slope, intercept))
 
     def rescale(first: int) -> None:
         with np.errstate(all="ignore"):  # what becomes infinite is refused with the values
@@ -287,6 +292,15 @@ def _rescaled(raw: np.ndarray, header: Nifti1Header) -> np.ndarray:
 
     at_once(rescale, range(0, len(raw), PLANES))
     return result
+
+
+def _rescaled_type(raw: np.ndarray, slope: float, intercept: float) -> np.dtype[Any]:
+    if raw.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
+        ends = [float(end) * slope + intercept for end in (raw.min(), raw.max())]
+        whole = np.iinfo(np.int16)
+        if whole.min <= min(ends) and max(ends) <= whole.max:
+            return np.dtype(np.int16)
+    return raw.dtype if raw.dtype == np.float64 else np.dtype(np.float32)
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:

@@ -80,12 +80,25 @@ def test_the_unit_of_length_is_taken_as_itk_takes_it(unit: int, codes: tuple[int
 @pytest.mark.parametrize(
     "kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
 )
-def test_values_and_their_type_are_those_of_itk(kind: str, pair: tuple[float, float], tmp_path: Path) -> None:
+def test_values_are_those_of_itk_and_in_its_type_or_a_smaller_one(
+    kind: str, pair: tuple[float, float], tmp_path: Path
+) -> None:
     path = written(tmp_path / "ct.nii", nibabel.Nifti1Image(values(kind), np.eye(4), dtype=kind), (SLOPE, "f", pair))
     expected = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     array = read_volume(path).array
-    assert array.dtype == expected.dtype
+    whole = "int" in kind and pair in ((0, 5), (2, 0), (1, -1024))
+    assert array.dtype == (np.int16 if whole else expected.dtype)
     np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize(("stored", "kind"), [(-31744, np.int16), (-31745, np.float32)])
+def test_whole_numbers_beyond_16_bits_are_kept_as_floating_ones(stored: int, kind: type, tmp_path: Path) -> None:
+    array = values("int16")
+    array[0, 0, 0] = stored
+    path = written(tmp_path / "ct.nii", nibabel.Nifti1Image(array, np.eye(4), dtype="int16"), (SLOPE, "f", (1, -1024)))
+    found = read_volume(path).array
+    assert found.dtype == kind
+    assert found.min() == stored - 1024
 
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.hdr", "ct.img"])
