@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -149,30 +149,40 @@ def _direction(orientation: str) -> np.ndarray:
 
 
 def _box_above(volume: Volume, threshold: float) -> tuple[slice, slice, slice]:
-    mask: np.ndarray = volume.array > threshold
-    if not mask.any():
+    margins = [math.ceil(CROP_MARGIN_MM / spacing - ROUNDING) for spacing in reversed(volume.geometry.spacing)]
+    box = _box(volume.array.shape, lambda plane: bool((volume.array[plane] > threshold).any()), margins)
+    if box is None:
         raise InputError(
             f"The volume holds nothing above {threshold:g}, so there is no body in it: check that it is a CT in "
             "Hounsfield units."
         )
-    return _box(mask, [math.ceil(CROP_MARGIN_MM / spacing - ROUNDING) for spacing in reversed(volume.geometry.spacing)])
+    return box
 
 
 def _box_of_nonzero(volume: Volume) -> tuple[slice, slice, slice]:
-    mask: np.ndarray = np.any([array != 0 for array in volume.channels or (volume.array,)], axis=0)
-    if not mask.any():
+    channels = volume.channels or (volume.array,)
+    box = _box(volume.array.shape, lambda plane: any(bool(array[plane].any()) for array in channels), (0, 0, 0))
+    if box is None:
         raise InputError("The volume holds nothing but zeros: check that it is the right volume.")
-    return _box(mask, (0, 0, 0))
+    return box
 
 
-def _box(mask: np.ndarray, margins: Sequence[int]) -> tuple[slice, slice, slice]:
-    """Return the box around a mask, grown by so many voxels along z, y, x where the volume has them."""
-    in_plane = np.any(mask, axis=0)
-    profiles = (np.any(mask, axis=(1, 2)), np.any(in_plane, axis=1), np.any(in_plane, axis=0))
-    box = []
-    for profile, margin in zip(profiles, margins, strict=True):
-        inside = np.flatnonzero(profile)
-        box.append(slice(max(0, int(inside[0]) - margin), min(profile.size, int(inside[-1]) + 1 + margin)))
+def _box(
+    shape: Sequence[int], holds_any: Callable[[tuple[slice | int, ...]], bool], margins: Sequence[int]
+) -> tuple[slice, slice, slice] | None:
+    """Return the box around what is looked for, grown by so many voxels along z, y, x where the volume has them.
+
+    Planes are looked at from the ends inwards, as a patient fills most of a volume. None where none holds any.
+    """
+    box: list[slice] = []
+    for axis, (length, margin) in enumerate(zip(shape, margins, strict=True)):
+        before = (slice(None),) * axis
+        planes: list[tuple[slice | int, ...]] = [(*before, number) for number in range(length)]
+        first = next((number for number, plane in enumerate(planes) if holds_any(plane)), None)
+        if first is None:
+            return None
+        last = next(number for number in reversed(range(length)) if holds_any(planes[number]))
+        box.append(slice(max(0, first - margin), min(length, last + 1 + margin)))
     return box[0], box[1], box[2]
 
 

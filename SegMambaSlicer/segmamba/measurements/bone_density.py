@@ -55,7 +55,9 @@ NO_UNITS = "The density calibration was not used: this image is {}, which has no
 CONTRAST, NO_CONTRAST, NOT_ASSESSED = "contrast", "no contrast seen", "not assessed"
 
 
-def bone_density(densities: Mapping[int, float], bodies: Mapping[int, Body], volume: Volume) -> dict[str, Any]:
+def bone_density(
+    densities: Mapping[int, float], bodies: Mapping[int, Body], volume: Volume, scanner: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the density of a column, and the phase of its CT.
 
     Parameters
@@ -65,6 +67,8 @@ def bone_density(densities: Mapping[int, float], bodies: Mapping[int, Body], vol
     bodies : mapping of int to Body
     volume : Volume
         A CT.
+    scanner : mapping
+        Its `scanner_check`.
 
     Returns
     -------
@@ -85,7 +89,7 @@ def bone_density(densities: Mapping[int, float], bodies: Mapping[int, Body], vol
         "l1_hu": densities.get(L1),
         "phase": phase,
         "aorta_hu": aorta,
-        **scanner_check(volume),
+        **scanner,
         "calibration": None,
         **dict.fromkeys(CALIBRATED.values()),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from segmamba.io.modality import CT, resolve_modality
 from segmamba.io.volume import Geometry, Volume, corners
 from segmamba.labels import Label
 from segmamba.measurements.alignment import BETWEEN, Plates, between, curves, plates_of, sacral_plate
-from segmamba.measurements.bone_density import bone_density
+from segmamba.measurements.bone_density import bone_density, scanner_check
 from segmamba.measurements.end_plates import end_plates
 from segmamba.measurements.fractures import GAP, LARGEST_TORN, OTHER_LEVEL, TORN, UNCERTAIN, Loss, is_graded, losses
 from segmamba.measurements.heights import PLACES, Heights, heights_of
@@ -189,7 +190,9 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
             "note": note,
         }
 
-    rows = list(at_once(row_of, centres, most=FEW).values())
+    with ThreadPoolExecutor(1) as beside:
+        scanner = beside.submit(scanner_check, volume) if is_ct else None
+        rows = list(at_once(row_of, centres, most=FEW).values())
     plates = _with_sacrum(planes, bodies, masks)
     torn = {level for level in heights if heights[level].torn > LARGEST_TORN}
     found = losses({level: heights[level] for level in heights if level not in implants | torn})
@@ -203,7 +206,7 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
         if level in bodies and below in bodies and is_next(level, below):
             row["sagittal_angle_deg"], row["coronal_angle_deg"] = angles(bodies[level], bodies[below])
     densities = {row["value"]: row["trabecular_hu"] for row in rows if row["trabecular_hu"] is not None}
-    bone = bone_density(densities, bodies, volume) if is_ct else None
+    bone = bone_density(densities, bodies, volume, scanner.result()) if scanner is not None else None
     return {"measurements": rows, "curves": curves(plates), "bone": bone}
 
 
