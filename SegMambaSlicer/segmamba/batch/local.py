@@ -1,4 +1,4 @@
-"""The workers of a batch on one computer: threads, each with an engine process of its own, by default one per GPU."""
+"""The workers of a batch on one computer: threads, each with an engine process of its own, by default as GPUs allow."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from segmamba.batch.outcome import Row
 from segmamba.batch.plan import Plan
 from segmamba.batch.pool import POLL
 from segmamba.errors import InputError
+from segmamba.utils.memory import system_memory
 from segmamba.utils.parallel import processors
 from segmamba.worker.client import worker_environment
 from segmamba.worker.stations import DEPTH
 
+# Seconds that nvidia-smi has to answer.
+PATIENCE = 10.0
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = "OMP_NUM_THREADS"
+# Engines that share a GPU: while the Python of one computes, the networks of the other run. Each needs so many
+# processors, so much main memory for the cases on their way in it, and so much of the GPU.
+SHARING, CORES, MAIN_MEMORY, GPU_MEMORY = 2, 6, 12 * 2**30, 12 * 2**30
 
 
 class LocalPool:
@@ -92,7 +98,7 @@ def local_pool(workers: int | None, device: str, do: DoCase = do_case) -> Iterat
     Parameters
     ----------
     workers : int or None
-        How many; None is one per GPU, or one where there is no GPU.
+        How many; None is `default_workers`.
     device : str
         What the cases run on, as in `segmamba.request.Options`.
     do : callable
@@ -108,7 +114,7 @@ def local_pool(workers: int | None, device: str, do: DoCase = do_case) -> Iterat
     # Asking torch takes seconds: only where there may be GPUs and it is open which to use.
     asked = device in ("auto", "cuda") and shutil.which("nvidia-smi") is not None
     gpus = count_gpus() if asked else 0
-    count = workers or max(1, gpus)
+    count = workers or default_workers(gpus)
     pool = LocalPool([engine.Engine(engine_environment(number, count, gpus)) for number in range(count)], do)
     try:
         yield pool
@@ -118,11 +124,31 @@ def local_pool(workers: int | None, device: str, do: DoCase = do_case) -> Iterat
 
 def engine_environment(number: int, count: int, gpus: int) -> dict[str, str]:
     """Return the environment variables of one of ``count`` engines: its GPU, or its share of the processors."""
-    if gpus:
-        return {VISIBLE: gpu_of(number, gpus)}
-    if count > 1 and THREADS not in os.environ:
-        return {THREADS: str(max(1, processors() // count))}
-    return {}
+    share = {THREADS: str(max(1, processors() // count))} if count > max(1, gpus) and THREADS not in os.environ else {}
+    return share | ({VISIBLE: gpu_of(number, gpus)} if gpus else {})
+
+
+def default_workers(gpus: int) -> int:
+    """Return how many engines a computer gets: two for each of its GPUs where there is room, one without a GPU."""
+    many = SHARING * gpus
+    if (
+        gpus
+        and processors() >= many * CORES
+        and system_memory()[0] >= many * MAIN_MEMORY
+        and smallest_gpu() >= SHARING * GPU_MEMORY
+    ):
+        return many
+    return max(1, gpus)
+
+
+def smallest_gpu() -> int:
+    """Return the bytes of the smallest GPU of the computer; 0 where nvidia-smi does not tell."""
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE)
+        return min((int(line) for line in done.stdout.split("\n") if line.strip()), default=0) * 2**20
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return 0
 
 
 def gpu_of(number: int, gpus: int) -> str:

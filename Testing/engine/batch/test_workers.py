@@ -292,6 +292,37 @@ def test_local_engines_share_the_processors_that_the_process_may_use(
     assert [environment.get(local.THREADS) for environment in environments] == [threads] * workers
 
 
+@pytest.mark.parametrize(
+    ("gpus", "cores", "main", "gpu", "engines"),
+    [
+        (1, 16, 64, 80, 2),
+        (2, 16, 64, 80, 2),
+        (2, 32, 64, 80, 4),
+        (1, 8, 64, 80, 1),
+        (1, 16, 16, 80, 1),
+        (1, 16, 64, 12, 1),
+        (0, 16, 64, 0, 1),
+    ],
+)
+def test_two_engines_share_a_gpu_where_there_is_room(
+    gpus: int, cores: int, main: int, gpu: int, engines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "processors", lambda: cores)
+    monkeypatch.setattr(local, "system_memory", lambda: (main * 2**30, main * 2**30))
+    monkeypatch.setattr(local, "smallest_gpu", lambda: gpu * 2**30)
+    monkeypatch.delenv(local.THREADS, raising=False)
+    assert local.default_workers(gpus) == engines
+    shared = [local.engine_environment(number, engines, gpus) for number in range(engines)]
+    assert {environment.get(local.THREADS) for environment in shared} == {
+        str(cores // engines) if engines > max(1, gpus) else None
+    }
+
+
+def test_a_computer_without_nvidia_smi_has_no_gpu_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert local.smallest_gpu() == 0
+
+
 def test_each_worker_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(local.VISIBLE, raising=False)
     assert [local.gpu_of(number, 2) for number in range(3)] == ["0", "1", "0"]
