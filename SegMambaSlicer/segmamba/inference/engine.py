@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +40,16 @@ def prepare(model: Model, options: Options, checkpoint: Path | None, root: Path 
     """Choose a device and load a model's network; parameters and errors as for `segment`."""
     device, warnings = device_for(model, options)
     scan.set_backend(None if options.scan_backend == "auto" else options.scan_backend)
-    backend = scan.chosen_backend(device.name)
-    if checkpoint is None:
-        found = store.installed(model, root)
-        model, path, digest = store.configured(model, found), found.path, store.verify(found)
-    else:
-        path, digest = checkpoint, store.sha256(checkpoint)
-    network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
-    return Engine(model, device, backend, path, digest, network, warnings)
+    with ThreadPoolExecutor(1) as beside:
+        # The first use of a GPU takes seconds, in the driver and outside of Python's lock.
+        backend = beside.submit(scan.chosen_backend, device.name)
+        if checkpoint is None:
+            found = store.installed(model, root)
+            model, path, digest = store.configured(model, found), found.path, store.verify(found)
+        else:
+            path, digest = checkpoint, store.sha256(checkpoint)
+        network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
+    return Engine(model, device, backend.result(), path, digest, network, warnings)
 
 
 def device_for(model: Model, options: Options) -> tuple[Device, tuple[str, ...]]:
