@@ -2,7 +2,8 @@
 
 ``python benchmarks/waiting.py CHEST_CT.nii.gz [--lumbar CT MR] [--device cuda] [--steps files batch first]``
 
-- *files*: the chest CT by both bundled models and lumbar crops by that of vertebrae, in a warm process: medians of 5.
+- *files*: the chest CT by both bundled models and lumbar crops by that of vertebrae, in a worker that is warm, as the
+  panel and a batch have it: medians of 5.
 - *batch*: ``segmamba batch`` over 20 copies of the chest CT, with previews: the mean of a case once all stations of the
   engine are busy, and the median that a case spent in each stage.
 - *first*: ``segmamba segment`` of the chest CT in a new process, with an empty cache of kernels and with a full one.
@@ -20,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,22 +32,22 @@ os.environ.update(ENVIRONMENT | os.environ)
 from timing import keep  # noqa: E402
 
 from segmamba.inference.device import choose_device  # noqa: E402
-from segmamba.inference.file_to_file import segment_file  # noqa: E402
 from segmamba.request import Options, Request  # noqa: E402
+from segmamba.worker.client import WorkerProcess  # noqa: E402
 
 VERTEBRAE, COLORECTAL = "spinemamba", "segmamba-v2-colorectal"
 Row = dict[str, Any]
 Say = Callable[[Row], None]
 
 
-def warm(path: Path, model: str, device: str, runs: int, kept: Path) -> Row:
-    """Return the median of the stages' times, and of the whole, of runs in a warm process; keep the labels."""
+def warm(path: Path, model: str, worker: WorkerProcess, device: str, runs: int, kept: Path) -> Row:
+    """Return the median of the stages' times, and of the whole, of runs in a warm worker; keep the labels."""
     output = kept / f"{path.name.split('.')[0]}-{model}.nii.gz"
     request = Request(str(path), str(output), model=model, overwrite=True, options=Options(device=device))
     times = []
     for number in range(runs + 1):
         begun = time.perf_counter()
-        stages = segment_file(request)["timings_s"]
+        stages = worker.run(request)["timings_s"]
         if number:
             times.append({**stages, "clock": time.perf_counter() - begun})
     medians = {stage: round(median(run[stage] for run in times), 3) for stage in times[0]}
@@ -124,13 +124,10 @@ def main() -> None:
         if "batch" in given.steps:
             say(batch(given.ct, given.device, given.cases, given.workers, folder))
         if "files" in given.steps:
-            run = partial(warm, device=given.device, runs=given.runs, kept=kept)
-            for path, model in (
-                (given.ct, VERTEBRAE),
-                (given.ct, COLORECTAL),
-                *((each, VERTEBRAE) for each in given.lumbar),
-            ):
-                say(run(path, model))
+            cases = [(given.ct, VERTEBRAE), (given.ct, COLORECTAL), *((each, VERTEBRAE) for each in given.lumbar)]
+            with WorkerProcess() as worker:
+                for path, model in cases:
+                    say(warm(path, model, worker, given.device, given.runs, kept))
     keep(rows, f"waiting {choose_device(given.device).title}")
 
 

@@ -49,7 +49,10 @@ def add_command(commands: Any) -> None:
     text = "address or file of a Dask scheduler whose workers segment the cases (default: this computer)"
     parser.add_argument("--scheduler", metavar="ADDRESS|FILE", help=text)
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="number of local workers (default: one per GPU, or one without a GPU)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of local workers (default: two per GPU where there is room, else one; one without a GPU)",
     )
     parser.add_argument(
         "--retries",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
 from segmamba.utils.morphology import filled
@@ -161,13 +162,19 @@ def resampled(
 
     Both corners and the step are mm from the centre along the axes.
     """
-    shape = tuple((np.ceil((high - low) / step).astype(int) + 1).tolist())
     to_index = np.linalg.inv(mask.to_lps)
-    # The axes of arrays are z, y, x.
-    matrix = (to_index[:3, :3] @ axes.T)[::-1] * step
-    first = (to_index @ [*(centre + low @ axes), 1.0])[2::-1]
-    soft: np.ndarray = ndimage.affine_transform(
-        mask.array.view(np.uint8), matrix, first, shape, np.float32, order=1, mode="grid-constant"
+    # Of background around the mask, on which it ends evenly. A sample's axes are x, y, z: left, posterior, superior.
+    matrix = (to_index[:3, :3] @ axes.T)[:, ::-1] * step
+    first = (to_index @ [*(centre + low @ axes), 1.0])[:3] + 1
+    resample = sitk.ResampleImageFilter()
+    resample.SetTransform(sitk.AffineTransform(matrix.ravel().tolist(), first.tolist()))
+    resample.SetSize((np.ceil((high - low) / step).astype(int) + 1)[::-1].tolist())
+    resample.SetInterpolator(sitk.sitkLinear)
+    resample.SetOutputPixelType(sitk.sitkFloat32)
+    # Other vertebrae are sampled in other threads.
+    resample.SetNumberOfWorkUnits(1)
+    soft: np.ndarray = sitk.GetArrayFromImage(
+        resample.Execute(sitk.GetImageFromArray(np.pad(mask.array.view(np.uint8), 1)))
     )
     return soft
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from helpers.phantoms import (
     AIR,
@@ -30,7 +31,14 @@ from scipy import ndimage
 
 from segmamba.errors import InputError, ModelError
 from segmamba.inference.model_grid import Box, ModelGrid
-from segmamba.inference.preprocess import normalise, padding_values, resample_to_model, resolve
+from segmamba.inference.preprocess import (
+    _by_itk,
+    normalise,
+    oblique_resample,
+    padding_values,
+    resample_to_model,
+    resolve,
+)
 from segmamba.inference.resample_back import resample_to_input
 from segmamba.io.modality import check_modality, modality_warning, model_for_modality, resolve_modality
 from segmamba.io.volume import Geometry, Volume
@@ -241,6 +249,16 @@ def test_fine_stripes_average_out_on_a_coarse_grid() -> None:
         Volume(array, fine), spine_model(normalization=(IntensityNormalization("clip", 0.0, 400.0, 0.0, 1.0),))
     )
     np.testing.assert_allclose(image[0][:, :, 2:-2], 200, atol=5)
+
+
+@pytest.mark.parametrize("variances", [(0.0, 0.0, 0.0), (0.5, 1.0, 0.0)])
+def test_what_a_gpu_makes_of_an_oblique_volume_is_what_itk_makes_of_it(variances: tuple[float, ...]) -> None:
+    values = torch.rand(OBLIQUE.size[::-1], generator=torch.Generator().manual_seed(0)) * 2000 - 1000
+    given = values, OBLIQUE, np.array(variances), STRAIGHT, -1000.0
+    found = oblique_resample(*given)
+    expected = _by_itk(values, OBLIQUE, STRAIGHT, (sitk.sitkLinear, -1000.0), np.array(variances))
+    assert (expected == -1000).any()
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
 
 
 def test_a_filler_value_outside_the_scanner_looks_like_air() -> None:
