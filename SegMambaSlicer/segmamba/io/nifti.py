@@ -283,7 +283,9 @@ def _rescaled(raw: np.ndarray, header: Nifti1Header) -> np.ndarray:
     intercept = intercept if math.isfinite(intercept) else 0.0
     if (slope, intercept) == (1.0, 0.0):
         return raw
-    result = np.empty(raw.shape, _rescaled_type(raw, slope, intercept))
+    kind = _rescaled_type(raw, slope, intercept)
+    # In their own place where they fit into it: each plane is read before it is written.
+    result = raw if kind == raw.dtype else np.empty(raw.shape, kind)
 
     def rescale(first: int) -> None:
         with np.errstate(all="ignore"):  # what becomes infinite is refused with the values
