@@ -53,7 +53,7 @@ def infer_modality(array: np.ndarray) -> str:
     what lies beside an MR with -1000 or -1024.
     """
     values = _sample(array)
-    found, counts = np.unique(values, return_counts=True)
+    found, counts = _counted(values)
     most = found[counts.argmax()]
     if most < DARKEST_TISSUE and len(found) > FEWEST_VALUES:
         values = values[values != most]
@@ -96,6 +96,17 @@ def _sample(array: np.ndarray) -> np.ndarray:
     step = max(1, array.size // VALUES_LOOKED_AT) | 1
     sampled: np.ndarray = array.ravel()[::step]
     return sampled
+
+
+def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what values there are, from the lowest up, and how often each is there."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
+        return np.unique(values, return_counts=True)
+    # Sorting takes ten times as long.
+    lowest = int(values.min())
+    counts = np.bincount(values.astype(np.int64) - lowest)
+    found = np.flatnonzero(counts)
+    return found + lowest, counts[found]
 
 
 def _doubt_of_hounsfield_units(array: np.ndarray) -> str | None:

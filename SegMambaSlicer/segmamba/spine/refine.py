@@ -214,7 +214,7 @@ def _split(labels: np.ndarray, spacing_mm: float, model: ShapeModel, check: Call
     """Cut masks of two vertebrae, if both halves fit better than the whole and the level above or below is free."""
     refined = labels
     frames = column_frames(labels, spacing_mm)
-    sizes = np.bincount(labels.ravel(), minlength=T13 + 1)
+    sizes = np.bincount(labels[labels > 0], minlength=T13 + 1)
     levels = list(frames)
     for index, level in enumerate(levels):
         check()

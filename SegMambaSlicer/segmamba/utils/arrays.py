@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from scipy import ndimage
 
 from segmamba.errors import InputError
 
@@ -30,13 +29,24 @@ def label_boxes(labels: np.ndarray) -> dict[int, LabelBox]:
     around = bounding_box(labels)
     if around is None:
         return {}
-    # Most of a volume has no label: what has is searched alone.
-    boxes = {
-        value: tuple(slice(a.start + b.start, a.stop + b.start) for a, b in zip(box, around, strict=True))
-        for value, box in enumerate(ndimage.find_objects(labels[around]), start=1)
-        if box is not None
-    }
-    return {value: (box[0], box[1], box[2]) for value, box in boxes.items()}
+    # Most of a volume has no label: what has is searched alone, run of equal voxels by run.
+    part = labels[around]
+    flat = np.ascontiguousarray(part).reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    first, last = np.r_[0, changes + 1], np.r_[changes, flat.size - 1]
+    first, last = (ends[flat[first] > 0] for ends in (first, last))
+    order = np.argsort(flat[first], kind="stable")
+    first, last = first[order], last[order]
+    values, groups = np.unique(flat[first], return_index=True)
+    low, high = (np.stack(np.unravel_index(ends, part.shape)) for ends in (first, last))
+    # A run that goes on in the next line or plane reaches from one end of it to the other.
+    for axis, length in ((1, part.shape[1]), (2, part.shape[2])):
+        over = (low[:axis] != high[:axis]).any(axis=0)
+        low[axis, over], high[axis, over] = 0, length - 1
+    start = np.array([side.start for side in around])[:, None]
+    low, high = np.minimum.reduceat(low, groups, axis=1) + start, np.maximum.reduceat(high, groups, axis=1) + start + 1
+    boxes = zip(values.tolist(), low.T.tolist(), high.T.tolist(), strict=True)
+    return {value: (slice(a[0], b[0]), slice(a[1], b[1]), slice(a[2], b[2])) for value, a, b in boxes}
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
