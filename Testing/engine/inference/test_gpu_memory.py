@@ -1,4 +1,4 @@
-"""What networks take of a GPU's memory: as much as was forecast, on a card with room and on one without."""
+"""What networks take of a GPU's memory: not more than was forecast, on a card with room and on one without."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def peak_gib(model: Model, told: Forecast, room: float = 1.0) -> tuple[float, Ne
 
 @pytest.mark.parametrize("name", ["spinemamba", "segmamba-v2-colorectal"])
 @pytest.mark.parametrize("room", ["a whole card", "little more than the forecast"])
-def test_the_forecast_of_gpu_memory_holds(name: str, room: str) -> None:
+def test_a_network_allocates_no_more_than_the_forecast_and_needs_little_more(name: str, room: str) -> None:
     model = load_manifest().model(name)
     told = forecast(soft_tissue(*CHEST), model, Options())
     total = torch.cuda.get_device_properties(GPU).total_memory
@@ -75,7 +75,7 @@ def test_the_forecast_of_gpu_memory_holds(name: str, room: str) -> None:
     print(f"{name}, {room}: {peak:.2f} GiB, forecast {expected:.2f}, {peak / expected - 1:+.0%}; {output.warnings}")
     assert output.device.type == "cuda"
     assert not any("main memory" in warning for warning in output.warnings)
-    assert peak == pytest.approx(expected, rel=0.2)
+    assert peak <= expected
 
 
 def test_the_released_network_takes_two_and_a_half_gibibytes_for_a_large_ct() -> None:
