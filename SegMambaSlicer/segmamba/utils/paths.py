@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import stat
+import zlib
 from pathlib import Path
 
 from segmamba.errors import InputError, OutputError, SegMambaError
@@ -96,7 +97,7 @@ def _extension_by_content(path: Path) -> str | None:
     try:
         with gzip.open(path, "rb") as stream:
             beginning = stream.read(HEADER)
-    except (EOFError, OSError):
+    except (EOFError, OSError, zlib.error):
         return None
     # Of the kinds that are known here only NIfTI is packed as a whole.
     return PACKED if _extension(beginning) == ".nii" else None

@@ -70,6 +70,14 @@ def truncated(name: str) -> Callable[[Path], Path]:
     return cut
 
 
+def damaged_at_once(folder: Path) -> Path:
+    path = saved(folder / "ct.nii.gz", sitk.GetImageFromArray(noise(20, 20, 20)))
+    content = bytearray(path.read_bytes())
+    content[10] = 0x07  # the last block, of a type that deflate does not have
+    path.write_bytes(content)
+    return path
+
+
 def damaged_inside(folder: Path) -> Path:
     path = saved(folder / "ct.nii.gz", sitk.GetImageFromArray(noise(20, 20, 20)))
     content = bytearray(path.read_bytes())
@@ -246,6 +254,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty": (empty, r"is empty \(0 bytes\)"),
     "truncated gzip": (truncated("ct.nii.gz"), "truncated or damaged: copy"),
     "damaged gzip that ends as it should": (damaged_inside, "truncated or damaged: copy"),
+    "gzip that is damaged at its beginning": (damaged_at_once, "truncated or damaged: copy"),
     "truncated NIfTI": (truncated("ct.nii"), "is truncated: copy"),
     "truncated NRRD": (truncated("ct.nrrd"), "incomplete or damaged, copy"),
     "truncated MetaImage": (truncated("ct.mha"), "incomplete or damaged, copy"),
