@@ -57,7 +57,8 @@ class Tally:
         """Call a function with an input in it and note how it ended: by its return, or by a typed sentence."""
         started = time.monotonic()
         try:
-            end = "silence" if function() == b"" else "taken"
+            answer = function()
+            end = "silence" if isinstance(answer, bytes) and not answer else "taken"
         except (SegMambaError, Interrupted) as error:
             end = type(error).__name__
             if isinstance(error, SegMambaError) and (
@@ -148,13 +149,14 @@ def fuzz_dicom(samples: Samples, folder: Path, draw: random.Random, count: int, 
         with tempfile.TemporaryDirectory(dir=folder) as name:
             for number, content in enumerate(files):
                 Path(name, f"{number:03d}.dcm").write_bytes(content)
-            tally.call("DICOM", b"".join(files), lambda name=name: _quietly(lambda: read_volume(name)))
+            tally.call("DICOM", b"".join(files), lambda name=name: quietly(read_volume, name))
 
 
-def _quietly(function: Callable[[], Any]) -> Any:
+def quietly(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """Call a function without the warnings of libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return function()
+        return function(*arguments, **more)
 
 
 def fuzz_service(server: RunningServer, samples: Samples, draw: random.Random, count: int, tally: Tally) -> None:
@@ -301,7 +303,7 @@ def fuzz_pacs(samples: Samples, folder: Path, draw: random.Random, count: int, t
     with answering(answer) as address:
         archive = Archive(address, Access())
         archive._client.set_http_retry_params(retry=False)
-        dataset = _quietly(lambda: _read(samples.series[0]))
+        dataset = quietly(_read, samples.series[0])
         for number in range(count):
             with tempfile.TemporaryDirectory(dir=folder) as name:
                 place = Path(name)
@@ -313,7 +315,7 @@ def fuzz_pacs(samples: Samples, folder: Path, draw: random.Random, count: int, t
                     ("store", lambda: archive.store(dataset)),
                 ]
                 kind, function = asked[number % len(asked)]
-                tally.call(f"PACS {kind}", now, lambda function=function: _quietly(function))
+                tally.call(f"PACS {kind}", now, lambda function=function: quietly(function))
 
 
 def _fetch(archive: Archive, place: Path) -> None:
