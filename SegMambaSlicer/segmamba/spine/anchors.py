@@ -88,14 +88,13 @@ def set_levels_beyond(found: Anchored, anchors: Sequence[Anchor], extended: Colu
         new vertebrae than to the instance that has the anchor's level, that instance gets the next level.
     """
     old, kept = found.column, np.flatnonzero(found.column.numbering.levels)
-    above = int(len(extended.levels) > len(old.levels) and extended.levels[0] != old.levels[0])
     moved = list(anchors)
     for number, (anchor, owner) in enumerate(zip(anchors, found.owners, strict=True)):
         for end, step in ((0, -1), (-1, 1)):
             if owner is None or owner != kept[end] or extended.levels[end] == old.levels[end]:
                 continue
-            own, beyond = (above, 0) if end == 0 else (-2, -1)
-            distances = np.linalg.norm(extended.centres[[own, beyond]] - anchor.point, axis=1)
+            own_and_beyond = [1, 0] if end == 0 else [-2, -1]
+            distances = np.linalg.norm(extended.centres[own_and_beyond] - anchor.point, axis=1)
             level = next_level(anchor.level, -step)
             if distances[1] < distances[0] and level is not None:
                 moved[number] = Anchor(level, anchor.point, anchor.by_person)

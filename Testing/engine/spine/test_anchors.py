@@ -184,7 +184,21 @@ def test_an_anchor_on_a_vertebra_that_only_the_fine_pass_finds_is_for_that_one(l
     assert _extended(moved.column, 0, -1, centres[21], centres[21]).levels[0] == 21
     near = Anchor(21, centres[21])
     assert set_levels_beyond(found, [near], extended) is found
+    # As near to one as to the other.
+    halfway = _extended(found.column, 0, -1, np.array([20.0, 0, 0]), np.array([26.0, 0, 0]))
+    assert set_levels_beyond(found, [Anchor(21, np.array([23.0, 0, 0]))], halfway) is found
     assert isinstance(found, Anchored)
+
+
+def test_an_anchor_below_the_last_vertebra_is_for_the_one_that_only_the_fine_pass_finds(loin) -> None:
+    column, centres = loin
+    step = np.array([34.0, 0, 0])
+    anchor = Anchor(24, centres[24] - 0.35 * step)
+    found = set_levels(column, [anchor], SPACING)
+    assert found.column.levels[-1] == 24
+    extended = _extended(found.column, -1, 1, centres[24] + 0.2 * step, centres[24] - 0.5 * step)
+    assert set_levels_beyond(found, [anchor], extended).column.levels.tolist() == [20, 21, 22, 23]
+    assert set_levels_beyond(found, [Anchor(24, centres[24])], extended) is found
 
 
 def test_without_a_vertebra_no_anchor_holds() -> None:

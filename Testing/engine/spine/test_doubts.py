@@ -263,6 +263,10 @@ def test_levels_that_the_network_gives_no_probability_are_doubted(share: float, 
     assert found(levels, evidence=np.log(shares), sacrum=False) == expected
 
 
+def test_a_network_that_is_sure_of_the_levels_is_no_doubt() -> None:
+    assert found(LOIN, evidence=evidence_of(LOIN, 1 - 1e-5)) == []
+
+
 @pytest.mark.parametrize(
     ("levels", "claims", "count"),
     [
@@ -279,6 +283,12 @@ def test_lumbar_vertebrae_are_counted_between_ends_that_the_network_is_sure_of(
 ) -> None:
     assert found(levels, claims) == ([f"there may be {count} lumbar vertebrae"] if count else [])
     assert found(levels, evidence=evidence_of(claims, 0.74)) == []
+
+
+def test_the_last_one_that_the_network_is_sure_of_may_be_l4() -> None:
+    evidence = evidence_of([18, 20, 21, 22, 23, 24])
+    evidence[-1] = np.log(1 / SACRUM)
+    assert found([19, 20, 21, 22, 23, 24], evidence=evidence) == ["there may be four lumbar vertebrae"]
 
 
 def test_a_person_outweighs_all_but_places_sacrum_and_sizes() -> None:
