@@ -12,13 +12,9 @@ import random
 import socket
 import tempfile
 import threading
-import time
-import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,79 +22,23 @@ from urllib.parse import urlsplit
 
 import SimpleITK as sitk
 
+from helpers.damage import SOON, Tally, damaged, quietly
 from helpers.dicom_files import write_slices
 from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.running_server import TOKEN, RunningServer
-from segmamba.errors import ERRORS_BY_NAME, SegMambaError
+from segmamba.errors import ERRORS_BY_NAME
 from segmamba.io.read import read_volume
 from segmamba.io.volume import to_image
 from segmamba.pacs.archive import Access, Archive
-from segmamba.remote.client import Body, Client, Interrupted
+from segmamba.remote.client import Body, Client
 from segmamba.request import Options
 from segmamba.server.uploads import CHECKS
 
-# Seconds that any of these may take.
-SOON = 60.0
 # Seconds in which an answer to a whole request is expected; to a part of one there may be none.
 BRIEFLY = 1.0
 LIMIT = 1 << 24
 # Statuses with which a server may say no; 500 is an error that nobody thought of.
 REFUSALS = {400, 401, 404, 405, 408, 409, 411, 413, 422, 429, 503, 507}
-
-
-@dataclass
-class Tally:
-    """How the inputs ended, by kind, and what must not be."""
-
-    ends: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def call(self, kind: str, given: bytes, function: Callable[[], Any]) -> None:
-        """Call a function with an input in it and note how it ended: by its return, or by a typed sentence."""
-        started = time.monotonic()
-        try:
-            answer = function()
-            end = "silence" if isinstance(answer, bytes) and not answer else "taken"
-        except (SegMambaError, Interrupted) as error:
-            end = type(error).__name__
-            if isinstance(error, SegMambaError) and (
-                type(error) is SegMambaError or not str(error).endswith(".") or "\n" in str(error)
-            ):
-                self.wrong.append(f"{kind}: no sentence: {error!r}: {digest(given)}")
-        except Exception as error:
-            end = "wrong"
-            self.wrong.append(f"{kind}: {error!r}: {digest(given)}")
-        self.ends[f"{kind}: {end}"] += 1
-        if time.monotonic() - started > SOON:
-            self.wrong.append(f"{kind}: it took {time.monotonic() - started:.0f} s: {digest(given)}")
-
-
-def digest(content: bytes) -> str:
-    """Return the beginning of an input and what tells it from others."""
-    return f"{content[:60]!r}, {len(content)} bytes, {hashlib.sha256(content).hexdigest()[:8]}"
-
-
-def damaged(content: bytes, draw: random.Random) -> bytes:
-    """Return bytes with some of them changed, lost, doubled or cut; or others altogether."""
-    changed = bytearray(content)
-    kind = draw.randrange(7)
-    if kind == 0 or not changed:
-        return draw.randbytes(draw.choice((0, 1, 7, 400, 5000)))
-    # Headers are where it hurts.
-    end = min(len(changed), draw.choice((64, 512, len(changed))))
-    place = draw.randrange(end)
-    if kind == 1:
-        del changed[place:]
-    elif kind == 2:
-        del changed[place : place + draw.randrange(1, 40)]
-    elif kind == 3:
-        changed[place:place] = changed[place : place + draw.randrange(1, 40)]
-    elif kind == 4:
-        changed[place : place + 8] = draw.choice((b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7, b"-1\n", b"1e999"))
-    else:
-        for _number in range(draw.choice((1, 3, 20))):
-            changed[draw.randrange(end)] = draw.randrange(256)
-    return bytes(changed)
 
 
 class Samples:
@@ -150,13 +90,6 @@ def fuzz_dicom(samples: Samples, folder: Path, draw: random.Random, count: int, 
             for number, content in enumerate(files):
                 Path(name, f"{number:03d}.dcm").write_bytes(content)
             tally.call("DICOM", b"".join(files), lambda name=name: quietly(read_volume, name))
-
-
-def quietly(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-    """Call a function without the warnings of libraries."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return function(*arguments, **more)
 
 
 def fuzz_service(server: RunningServer, samples: Samples, draw: random.Random, count: int, tally: Tally) -> None:

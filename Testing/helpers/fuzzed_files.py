@@ -25,8 +25,8 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
 from helpers import brain, bright_bone
+from helpers.damage import Tally, damaged, quietly
 from helpers.dicom_files import write_frames, write_slices
-from helpers.fuzzed import Tally, damaged, quietly
 from helpers.phantoms import dice, grid_around_patient, phantom, rotation, true_labels
 from segmamba.batch.cases import find_cases
 from segmamba.batch.channels import cases_of_channels

@@ -70,19 +70,18 @@ def truncated(name: str) -> Callable[[Path], Path]:
     return cut
 
 
-def damaged_at_once(folder: Path) -> Path:
-    path = saved(folder / "ct.nii.gz", sitk.GetImageFromArray(noise(20, 20, 20)))
-    content = bytearray(path.read_bytes())
-    content[10] = 0x07  # the last block, of a type that deflate does not have
-    path.write_bytes(content)
-    return path
-
-
 def damaged_inside(folder: Path) -> Path:
     path = saved(folder / "ct.nii.gz", sitk.GetImageFromArray(noise(20, 20, 20)))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
+    return path
+
+
+def damaged_at_once(folder: Path) -> Path:
+    path = damaged_inside(folder)
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + b"\x07" + content[11:])  # a block of a type that deflate does not have
     return path
 
 
