@@ -13,14 +13,14 @@ from segmamba.fast.march import launch_march
 from segmamba.fast.tiles import Tiles
 
 TOLERANCE = 1e-3
-# Input and output channels, edge, dilation, stride, size, and tiles: every way a kernel is used.
+# Images, input and output channels, edge, dilation, stride, size, and tiles: every way a kernel is used.
 CONVOLUTIONS = [
-    (8, 48, 3, 1, 1, (4, 9, 17), Tiles(True, 128, 48, 32, 4, 2, True)),
-    (24, 32, 3, 2, 1, (5, 6, 7), Tiles(True, 128, 16, 32, 4, 2, True)),
-    (8, 16, 5, 1, 1, (3, 8, 8), Tiles(True, 128, 16, 64, 4, 2, False)),
-    (1, 16, 3, 1, 1, (6, 6, 6), Tiles(False, 64, 16, 32, 4, 2)),
-    (16, 24, 3, 1, 2, (6, 8, 7), Tiles(False, 64, 16, 32, 4, 2)),
-    (64, 24, 3, 2, 1, (4, 4, 4), Tiles(False, 64, 32, 16, 4, 2)),
+    (2, 8, 48, 3, 1, 1, (3, 8, 17), Tiles(True, 128, 48, 32, 4, 2, True)),
+    (1, 24, 32, 3, 2, 1, (5, 6, 7), Tiles(True, 128, 16, 32, 4, 2, True)),
+    (1, 8, 16, 5, 1, 1, (3, 8, 8), Tiles(True, 128, 16, 64, 4, 2, False)),
+    (2, 1, 16, 3, 1, 1, (6, 6, 6), Tiles(False, 64, 16, 32, 4, 2)),
+    (2, 16, 24, 3, 1, 2, (6, 8, 7), Tiles(False, 64, 16, 32, 4, 2)),
+    (1, 64, 24, 3, 2, 1, (4, 4, 4), Tiles(False, 64, 32, 16, 4, 2)),
 ]
 
 
@@ -40,14 +40,14 @@ def in_a_wider_buffer(feature: maps.FeatureMap) -> maps.FeatureMap:
 
 def check_convolutions(device: str) -> None:
     torch.manual_seed(0)
-    for channels, out, edge, dilation, stride, size, tiles in CONVOLUTIONS:
+    for batch, channels, out, edge, dilation, stride, size, tiles in CONVOLUTIONS:
         margin = dilation * (edge // 2)
         layer = nn.Conv3d(channels, out, edge, stride, margin, dilation, bias=False).half()
-        volume = torch.randn(2, channels, *size).half()
+        volume = torch.randn(batch, channels, *size).half()
         x = in_a_wider_buffer(maps.as_map(volume.to(device), margin))
         packed = Convolution.of(layer.to(device))
         expected = functional.conv3d(volume.double(), layer.weight.cpu().double(), None, stride, margin, dilation)
-        made = maps.empty_map(x.data, 2, expected.shape[2:], out)
+        made = maps.empty_map(x.data, batch, expected.shape[2:], out)
         made.data.fill_(float("nan"))
         launch = launch_march if tiles.march else launch_gemm
         sums = launch(x, packed, made, tiles, True)

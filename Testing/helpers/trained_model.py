@@ -44,7 +44,7 @@ def write_two_stage_run(run: Path) -> Path:
     from segmamba.networks import build_network
     from segmamba.networks.checkpoint import save_safetensors
 
-    stage = {"in_channels": 1, "features": [8, 8, 8, 16, 16], "depths": [1, 1], "shape_prior": False}
+    stage = {"in_channels": 1, "features": [4, 8, 8, 16, 16], "depths": [1, 1], "shape_prior": False}
     arguments = {"coarse": stage | {"out_channels": 33}, "fine": stage | {"out_channels": 6}}
     vertebrae = load_manifest().default("vertebrae")
     label_set = json.loads((resource_root() / MANIFEST_NAME).read_text(encoding="utf-8"))["label_sets"]["vertebrae"]

@@ -25,7 +25,11 @@ from segmamba.utils.child import Child
 from segmamba.worker import client
 
 IMPORTED = [
+    "jinja2",
+    "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "nibabel",
+    "segmamba.batch.run",
     "segmamba.cli.main",
     "segmamba.inference.pipeline",
     "segmamba.models.import_checkpoint",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 
 import numpy as np
@@ -56,7 +58,7 @@ def test_hole_is_filled_and_loose_piece_goes_and_all_else_stays(a_column, an_edi
 def test_column_under_a_transform_is_refined_as_it_lies_in_the_patient(columns, an_edit, a_linear_transform):
     """A column that is stored turned by 30 degrees, and upright again under its transform."""
     column = columns["straight"]
-    stored = Column("straight")
+    stored = copy.copy(column)
     stored.matrix = np.linalg.inv(world_of(a_linear_transform)) @ column.matrix
     node, volume_node, _hole, _piece = an_edit(stored)
     for each in (node, volume_node):
@@ -79,9 +81,15 @@ def test_clean_mask_is_not_touched(columns, a_slicer_scene, vertebrae):
     assert image.GetMTime() == before
 
 
+@functools.cache
+def on_the_patient_s_axes(column):
+    """Return the grid along the patient's axes, and a column's labels on it."""
+    grid, shape = patient_grid(column.to_lps, np.zeros(3), np.array(column.labels.shape[::-1]) - 1)
+    return grid, sampled(column.labels, column.to_lps, grid, shape)
+
+
 def test_labels_go_to_the_patient_s_axes_and_back_within_a_voxel(a_column):
-    grid, shape = patient_grid(a_column.to_lps, np.zeros(3), np.array(a_column.labels.shape[::-1]) - 1)
-    there = sampled(a_column.labels, a_column.to_lps, grid, shape)
+    grid, there = on_the_patient_s_axes(a_column)
     places = np.argwhere(there == L1)[:, ::-1] @ grid[:3, :3].T + grid[:3, 3]
     expected = a_column.places[a_column.labels == L1]
     voxel = np.abs(a_column.matrix[:3, :3]).sum(axis=1)
@@ -93,14 +101,13 @@ def test_labels_go_to_the_patient_s_axes_and_back_within_a_voxel(a_column):
     assert len(wrong) < 0.05 * a_column.labels.size
     # Where they differ there is a surface, at most a voxel of both grids away.
     reach = np.linalg.norm(a_column.matrix[:3, :3], axis=0).max() + SPACING_MM
-    for place in wrong[:: max(1, len(wrong) // 50)]:
+    for place in wrong[:: max(1, len(wrong) // 12)]:
         near = np.linalg.norm(a_column.places - place, axis=-1) <= reach
         assert len(np.unique(a_column.labels[near])) > 1
 
 
 def test_only_what_changed_on_the_other_grid_comes_back(a_column):
-    grid, shape = patient_grid(a_column.to_lps, np.zeros(3), np.array(a_column.labels.shape[::-1]) - 1)
-    there = sampled(a_column.labels, a_column.to_lps, grid, shape)
+    grid, there = on_the_patient_s_axes(a_column)
     back = resample_changes(a_column.labels, a_column.to_lps, there, there, grid, L1)
     np.testing.assert_array_equal(back, a_column.labels)
 

@@ -232,7 +232,7 @@ def test_a_data_set_of_two_channels_and_regions_becomes_a_model_that_runs(
     path = tmp_path / "run" / "plan.json"
     plan = json.loads(path.read_text())
     assert plan["regions"] == {"whole": [1, 2], "core": [2]}
-    changes = {"arguments": TINY, "iterations": 20, "warmup": 2, "learning_rate": 0.01, "ema": 0.8, "batch": 1}
+    changes = {"arguments": TINY, "iterations": 14, "warmup": 2, "learning_rate": 0.01, "ema": 0.7, "batch": 2}
     plan["patch"] = [16, 16, 16]
     plan["recipe"] |= changes | {"log_every": 8}
     path.write_text(json.dumps(plan))

@@ -23,7 +23,7 @@ from segmamba.training.dataset.task import DatasetTask
 from segmamba.training.dataset.train import Order, plan_training
 from segmamba.training.loop import Run
 
-TINY = {"in_channels": 1, "out_channels": 2, "features": [8, 8, 8, 16, 16], "depths": [1, 1], "shape_prior": False}
+TINY = {"in_channels": 1, "out_channels": 2, "features": [4, 8, 8, 16, 16], "depths": [1, 1], "shape_prior": False}
 RECIPE = Recipe(
     architecture="one_convolution",
     arguments={"in_channels": 1, "out_channels": 2},
