@@ -22,7 +22,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENGINE, TESTS = REPOSITORY / "SegMambaSlicer" / "segmamba", REPOSITORY / "Testing" / "engine"
-# Files, and the tests that are theirs.
+# Files and the tests that are theirs, from these two folders.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "levels": {
         "spine/hmm.py": ("spine/test_hmm.py", "spine/test_anchors.py"),
@@ -44,6 +44,10 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "inference/windows.py": ("inference/test_windows.py",),
         "inference/blending.py": ("inference/test_windows.py", "inference/test_sliding_window.py"),
         "inference/sliding_window.py": ("inference/test_sliding_window.py", "inference/test_windows.py"),
+    },
+    "panel": {
+        "../SegMambaSlicerLib/messages.py": ("../module/test_messages.py",),
+        "../segmamba_mrml/renumber.py": ("../mrml/test_renumber.py",),
     },
     "shapes": {
         "networks/shape_prior.py": ("networks/test_shape_prior.py",),
@@ -124,7 +128,7 @@ def mutant(path: Path, number: int) -> tuple[ast.Module, str]:
     old = holder if index is None else holder[index]
     new = changed(old)
     assert new is not None
-    said = f"{path.relative_to(ENGINE)}:{old.lineno}: {ast.unparse(old)} -> {ast.unparse(new)}"  # type: ignore[attr-defined]
+    said = f"{path.relative_to(ENGINE.parent)}:{old.lineno}: {ast.unparse(old)} -> {ast.unparse(new)}"  # type: ignore[attr-defined]
     if index is None:
         setattr(parent, name, new)
     else:
@@ -169,8 +173,9 @@ def main() -> None:
     chosen = random.Random(options.seed).sample(found, min(options.count or len(found), len(found)))
     unnoticed = []
     for name, number in chosen:
-        tree, said = mutant(ENGINE / name, number)
-        if not notices(ENGINE / name, tree, files[name]):
+        path = (ENGINE / name).resolve()
+        tree, said = mutant(path, number)
+        if not notices(path, tree, files[name]):
             unnoticed.append(said)
             print(said, file=sys.stderr, flush=True)
     noticed = len(chosen) - len(unnoticed)
