@@ -139,6 +139,17 @@ def test_segments_to_look_at_are_flagged(texts):
     for probability, flags in ((0.9, []), (0.89, ["level uncertain"])):
         assert texts.segmentFlags(row, {"levels": {"20": probability}}) == flags
     assert texts.segmentFlags(row, {"levels": {"19": 0.1}}) == []
+    assert texts.segmentFlags(row, earlier=True) == ["earlier run"]
+
+
+def test_a_level_that_was_set_is_flagged_with_who_set_it(texts):
+    row = {"value": 20, "name": "L1 vertebra"}
+    anchor = {"level": "L1", "set_by": "person", "used": True}
+    said = {"person": ["level set by you"], "segmentation": ["level from another segmentation"]}
+    for who, flags in said.items():
+        assert texts.segmentFlags(row, {"anchors": [anchor | {"set_by": who}]}) == flags
+    for other in ({"used": False}, {"level": "L2"}):
+        assert texts.segmentFlags(row, {"anchors": [anchor | other]}) == []
 
 
 @pytest.mark.parametrize(
