@@ -316,6 +316,8 @@ def _stack(
     name: str, positions: np.ndarray, orientation: np.ndarray, spacing: np.ndarray, shape: Sequence[int]
 ) -> _Stack:
     """Return how slices with these positions (n, 3) lie, in order; see `Slice` for the others."""
+    if not np.isfinite(positions).all():
+        raise InputError(f"{name} has slices whose positions are not numbers: export the series again.")
     along_x, along_y = orientation / np.linalg.norm(orientation, axis=1, keepdims=True)
     normal = np.cross(along_x, along_y)
     normal /= np.linalg.norm(normal)

@@ -78,6 +78,15 @@ def test_a_tilted_gantry_is_resampled_with_a_note(tmp_path: Path) -> None:
     assert volume.array.shape == (10, 14, 9)
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_position_that_is_not_a_number_is_a_sentence(tmp_path: Path, axis: int) -> None:
+    positions = np.array([(GEOMETRY.affine @ [0, 0, k, 1])[:3] for k in range(10)])
+    positions[6, axis] = np.nan
+    write_frames(tmp_path / "enhanced.dcm", some_ct(), GEOMETRY, range(10), positions=positions)
+    with pytest.raises(InputError, match="positions are not numbers: export"):
+        read_series(only(tmp_path))
+
+
 def test_slices_shifted_in_the_middle_of_a_series_are_a_sentence(tmp_path: Path) -> None:
     aside = GEOMETRY.affine @ [4, 0, 4, 1]
     shifted = Geometry((9, 8, 2), GEOMETRY.spacing, tuple(aside[:3].tolist()), GEOMETRY.direction)
