@@ -263,6 +263,15 @@ def test_levels_that_the_network_gives_no_probability_are_doubted(share: float, 
     assert found(levels, evidence=np.log(shares), sacrum=False) == expected
 
 
+def test_a_shift_that_leaves_half_of_the_column_outside_of_the_spine_is_no_doubt() -> None:
+    shares = np.full((3, SACRUM), 0.02)
+    shares[[0, 1, 2], [0, 1, 2]] = 0.1
+    shares[1, 0] = shares[2, 1] = 0.5
+    assert found([1, 2], evidence=np.log(shares[:2]), sacrum=False) == []
+    doubt = ["the vertebrae look like those of other levels"]
+    assert found([1, 2, 3], evidence=np.log(shares), sacrum=False) == doubt
+
+
 def test_a_network_that_is_sure_of_the_levels_is_no_doubt() -> None:
     assert found(LOIN, evidence=evidence_of(LOIN, 1 - 1e-5)) == []
 
