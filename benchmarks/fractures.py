@@ -27,12 +27,12 @@ from scipy.spatial.transform import Rotation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Testing"))
 
-from helpers.broken_spine import KINDS, sampled, true_heights, whole  # noqa: E402
+from helpers.broken_spine import KINDS, Whole, sampled, true_heights, true_points, whole  # noqa: E402
 
 from segmamba.evaluation.names import OWN_IDS  # noqa: E402
 from segmamba.evaluation.references import read_reference  # noqa: E402
 from segmamba.io.modality import MR  # noqa: E402
-from segmamba.measurements.end_plates import end_plates  # noqa: E402
+from segmamba.measurements.end_plates import NO, end_plates  # noqa: E402
 from segmamba.measurements.fractures import LARGEST_TORN, Loss, is_graded, losses  # noqa: E402
 from segmamba.measurements.heights import FLOOR_MM, PLACES, Heights, heights_of  # noqa: E402
 from segmamba.measurements.vertebrae import centroid, direction, mask_in_box, measure_labels  # noqa: E402
@@ -52,6 +52,9 @@ LOSSES = (0.225, 0.325, 0.5)
 # Uniform losses reach from 0 to this; each vertebra is broken so often, each time in a kind that is drawn.
 LARGEST_LOSS, DRAWS = 0.6, 1
 HOW = ("hard", "uniform")
+# An observer knows how a plate is broken: one prior of `segmamba.measurements.end_plates.PRIORS` for each kind.
+KNOWN = {"middle": (0.3, NO, 4.0), "anterior rim": (0.3, 5.0, NO)}
+UNBENT = (0.3, NO, NO)
 PARTS = {"T4 to T8": range(11, 16), "T9 to T12": range(16, 20), "lumbar": range(20, 25)}
 LARGEST_TILT_DEG = 15.0
 SPLITS = ("held-out", "looked-at")
@@ -107,6 +110,22 @@ def measured(mask: Mask, up: np.ndarray) -> Heights | None:
     return None if body is None or plates is None else heights_of(body, plates, mask)
 
 
+def observed(vertebra: Whole, pose: np.ndarray, mask: Mask, up: np.ndarray, loss: tuple[str, float] | None) -> Heights:
+    """Return the heights that an observer reads who knows how the plates are broken, and above which points to read.
+
+    He does not know the body as it was before. His heights are between the plates that explain the mask best.
+    """
+    body = find_body(mask, up)
+    plates = None if body is None else end_plates(body, mask, (KNOWN.get(loss[0] if loss else "", UNBENT),))
+    if body is None or plates is None:
+        return known(np.full(len(PLACES), np.nan))
+    places_lps = (vertebra.body.centre + true_points(vertebra, loss) @ vertebra.body.axes) @ pose.T
+    local = (places_lps - body.centre) @ body.axes.T
+    for side, plate in enumerate(plates):
+        local[:, side, 0] = plate.height(local[:, side, 1], local[:, side, 2])
+    return known(np.linalg.norm(local[:, 0] - local[:, 1], axis=1))
+
+
 def broken(path: Path, how: str) -> Iterator[dict[str, Any]]:
     """Break vertebrae of a column, one at a time, and yield what is measured and graded."""
     rng = np.random.default_rng(sum(path.name.encode()))
@@ -125,7 +144,8 @@ def broken(path: Path, how: str) -> Iterator[dict[str, Any]]:
         for level, kind, part in drawn_losses(sound, how, rng):
             loss = None if kind == "none" else (kind, part)
             mask = sampled(column[level], pose, spacing, loss, rng)
-            now = {**whole_column, level: measured(mask, direction(level, {**centres, level: centroid(mask)}))}
+            up = direction(level, {**centres, level: centroid(mask)})
+            now = {**whole_column, level: measured(mask, up)}
             column_now = {other: each for other, each in now.items() if is_whole(each)}
             judged = losses(column_now).get(level)
             truth = column[level].heights if loss is None else true_heights(column[level], *loss)
@@ -134,6 +154,7 @@ def broken(path: Path, how: str) -> Iterator[dict[str, Any]]:
             # as it was measured, and that measured heights would have in the exact column.
             by_norm = losses({**column_now, level: known(truth)})[level]
             by_heights = losses({**exact, level: now[level]}).get(level) if is_whole(now[level]) else None
+            by_observer = losses({**exact, level: observed(column[level], pose, mask, up, loss)}).get(level)
             yield {
                 **{"case": path.name.split(".")[0], "level": level, "slice_mm": thick, "kind": kind},
                 **{"losses": how, "loss": round(part, 3)},
@@ -143,6 +164,7 @@ def broken(path: Path, how: str) -> Iterator[dict[str, Any]]:
                 "grade_of_true_heights": by_truth.grade,
                 "loss_of_true_heights": round(by_truth.part, 3),
                 "loss_by_measured_norm": round(by_norm.part, 3),
+                "loss_by_observer": None if by_observer is None else round(by_observer.part, 3),
                 "loss_by_measured_heights": None if by_heights is None else round(by_heights.part, 3),
             }
 
@@ -190,7 +212,8 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for kind in sorted({row["kind"] for row in chosen}):
             yield {"slice_mm": thick, "kind": kind, **statistics([row for row in chosen if row["kind"] == kind])}
         for name, levels in PARTS.items():
-            yield {"slice_mm": thick, "part": name, **statistics([row for row in chosen if row["level"] in levels])}
+            if some := [row for row in chosen if row["level"] in levels and row["errors_mm"]]:
+                yield {"slice_mm": thick, "part": name, **statistics(some)}
 
 
 def statistics(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -198,6 +221,9 @@ def statistics(rows: list[dict[str, Any]]) -> dict[str, Any]:
     errors = np.array([row["errors_mm"] for row in measured_rows])
     sds = np.array([row["sd_mm"] for row in measured_rows])
     judged = [row for row in rows if row["grade"] is not None and row["grade_of_true_heights"] is not None]
+    # Also those that are not judged.
+    seen = [row for row in rows if row["loss_by_observer"] is not None]
+    observer_off = [row["loss_by_observer"] - row["loss_of_true_heights"] for row in seen]
     off = [row["loss_found"] - row["loss_of_true_heights"] for row in judged]
     return {
         "n": len(rows),
@@ -220,6 +246,8 @@ def statistics(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "right_by_measured_heights": share(
             grade_of(row["loss_by_measured_heights"]) == row["grade_of_true_heights"] for row in judged
         ),
+        "right_by_observer": share(grade_of(row["loss_by_observer"]) == row["grade_of_true_heights"] for row in seen),
+        "observer_error_sd": round(float(np.std(observer_off)), 3) if observer_off else None,
         # What nothing that measures a body after its loss can be better than, unless it knows more of the person.
         "exact_right_by_loss": share(row["grade_of_true_heights"] == row["grade_of_loss"] for row in judged),
     }

@@ -87,10 +87,17 @@ def whole(mask: Mask, up: np.ndarray) -> Whole | None:
 
 
 def true_heights(vertebra: Whole, kind: str, part: float) -> np.ndarray:
-    """Return the heights of a vertebra after a loss: each of its points goes where its bone goes."""
-    upper, lower = (_after(vertebra, vertebra.points[:, side], kind, part) for side in range(2))
-    heights: np.ndarray = np.linalg.norm(upper - lower, axis=1)
+    """Return the heights of a vertebra after a loss."""
+    points = true_points(vertebra, (kind, part))
+    heights: np.ndarray = np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
     return heights
+
+
+def true_points(vertebra: Whole, loss: tuple[str, float] | None) -> np.ndarray:
+    """Return `Whole.points` after a loss: each goes where its bone goes."""
+    if loss is None:
+        return vertebra.points
+    return np.stack([_after(vertebra, vertebra.points[:, side], *loss) for side in range(2)], axis=1)
 
 
 def sampled(

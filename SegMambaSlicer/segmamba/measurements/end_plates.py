@@ -4,7 +4,9 @@ A label map says of each line of voxels only between which two of them a plate l
 The surface is the most probable one under these intervals, by a Gaussian process whose likelihood is the probability of
 the interval (censored regression), solved by Newton's method in a basis of a quadratic and of radial functions. Where
 the plate crosses slices, the edges of the steps place it far more exactly than a slice is thick; where it lies along a
-slice, the standard deviation says that nothing does. The construction is our own.
+slice, the standard deviation says that nothing does. A fracture bends a plate more sharply than a sound one is bent, at
+its front or in a hollow: surfaces with and without such a bend are averaged, each by how well it explains the voxels.
+The construction is our own.
 """
 
 from __future__ import annotations
@@ -32,9 +34,16 @@ NOISE_MM, ALIKE_MM2 = 0.4, 40.0
 # A point further than so many standard deviations beyond its interval counts less and less (Huber): a spur, a gap.
 HUBER = 2.0
 # Prior standard deviations, mm, of a plate's height, slopes and curvatures, where depth and width reach from -1 to 1,
-# and of what a quadratic does not explain, with its length.
-POLYNOMIAL_SD = np.array([8.0, 6.0, 6.0, 2.0, 2.0, 2.0])
-LOCAL_SDS, LOCAL_LENGTH = (0.3, 1.0, 3.0), 0.4
+# and the length of what a quadratic does not explain.
+POLYNOMIAL_SD = np.array([64.0, 36.0, 36.0, 4.0, 4.0, 4.0])
+LOCAL_LENGTH = 0.4
+# A plate that is broken at its front is bent there, in this part of half the depth.
+BENT = 0.5
+# The surfaces that are averaged, by prior standard deviations, mm: of what a quadratic does not explain, of a bend at
+# the front, and of a hollow. `NO` stands for 0, which has no inverse.
+NO = 1e-3
+Priors = Sequence[Sequence[float]]
+PRIORS: Priors = ((0.3, NO, NO), (1.0, NO, NO), (3.0, NO, NO), (0.3, 5.0, NO), (0.3, NO, 4.0))
 # The centres of the radial functions, along depth and width alike, and all of them.
 ALONG = np.linspace(-1, 1, 5)
 CENTRES = np.stack(np.meshgrid(ALONG, ALONG, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -44,7 +53,9 @@ NEWTON_STEPS, CONVERGED = 15, 1e-2
 # A surface is not fitted to fewer lines.
 FEWEST_LINES = 12
 # Voxels so far on the wrong side of the surface are ragged, mm.
-RAGGED_MM = 1.5
+RAGGED_MM = 1.0
+# A plate's lines of voxels begin and end at these percentiles of their depth: single ones lie on a wall.
+SPAN = (2, 98)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +72,18 @@ class Surface:
         Theirs.
     ragged : float
         The part of lines of voxels that end far off the surface.
+    sign : int
+        1 for the upper plate of a body, -1 for the lower one.
+    span : ndarray (2,)
+        Where its lines of voxels begin and end in the middle third of the width, mm posterior of the body's centre.
     """
 
     scale: np.ndarray
     weights: np.ndarray
     covariance: np.ndarray
     ragged: float
+    sign: int
+    span: np.ndarray
 
     def height(self, back: ArrayLike, left: ArrayLike) -> np.ndarray:
         """Return the height above the body's centre, mm, at points given in mm posterior and left of it."""
@@ -97,7 +114,7 @@ class _Exits:
     area: float
 
 
-def end_plates(body: Body, mask: Mask) -> tuple[Surface, Surface] | None:
+def end_plates(body: Body, mask: Mask, priors: Priors = PRIORS) -> tuple[Surface, Surface] | None:
     """Return the upper and the lower end plate of a body; None where too little of one is there.
 
     Parameters
@@ -105,12 +122,14 @@ def end_plates(body: Body, mask: Mask) -> tuple[Surface, Surface] | None:
     body : Body
     mask : Mask
         That the body was found in.
+    priors : sequence of sequence of float
+        As `PRIORS`.
     """
     outline = _outline(body)
     exits = [_exits(body, mask, outline, sign) for sign in SIGNS]
     if min(np.count_nonzero(each.above) for each in exits) < FEWEST_LINES:
         return None
-    upper, lower = _fits(exits, body.size[1:] / 2)
+    upper, lower = _fits(exits, body.size[1:] / 2, priors)
     return upper, lower
 
 
@@ -175,7 +194,9 @@ def _basis(places: np.ndarray) -> np.ndarray:
     # A normal law of two coordinates is the product of those of each.
     laws = np.exp(-((places[..., None] - ALONG) ** 2) / (2 * LOCAL_LENGTH**2))
     local = (laws[..., 0, :, None] * laws[..., 1, None, :]).reshape(*deep.shape, len(CENTRES)) @ WHITENED
-    return np.concatenate([np.stack(quadratic, axis=-1) * POLYNOMIAL_SD, local], axis=-1)
+    front = np.maximum((BENT - 1 - deep) / BENT, 0)
+    hollow = ((1 - np.clip(deep, -1, 1) ** 2) * (1 - np.clip(wide, -1, 1) ** 2)) ** 2
+    return np.concatenate([np.stack([*quadratic, front, hollow], axis=-1), local], axis=-1)
 
 
 def _whitened() -> np.ndarray:
@@ -189,21 +210,29 @@ def _whitened() -> np.ndarray:
 WHITENED = _whitened()
 
 
-def _fits(exits: Sequence[_Exits], scale: np.ndarray) -> list[Surface]:
-    """Return the most probable surface of each plate; how uneven it is, is what explains its voxels best."""
+def _fits(exits: Sequence[_Exits], scale: np.ndarray, priors: Priors) -> list[Surface]:
+    """Return the surface of each plate: the mean of the most probable ones under each prior, by their evidence."""
     lines = _Lines.of(exits, scale)
-    factors = np.stack([np.r_[POLYNOMIAL_SD, np.full(len(CENTRES), local)] for local in LOCAL_SDS])
+    factors = np.stack([np.r_[POLYNOMIAL_SD, bends, np.full(len(CENTRES), local)] for local, *bends in priors])
     evidence, weights, covariances = _newton(lines, factors)
+    probable = np.exp(evidence - evidence.max(axis=1, keepdims=True))
+    probable /= probable.sum(axis=1, keepdims=True)
     surfaces = []
-    for plate, best in enumerate(evidence.argmax(axis=1)):
+    for plate, share in enumerate(probable):
+        mean = share @ weights[plate]
+        apart = weights[plate] - mean
+        covariance = np.einsum("s,sij->ij", share, covariances[plate]) + _squares(apart, share)
         count = len(exits[plate].inner)
         inside, outside = (
-            lines.towards[plate, side] * (lines.basis[plate, side] @ weights[plate, best] - lines.heights[plate, side])
+            lines.towards[plate, side] * (lines.basis[plate, side] @ mean - lines.heights[plate, side])
             for side in range(2)
         )
         off = np.maximum(-inside[:count], np.where(exits[plate].above, -outside[:count], 0))
         ragged = float((off > RAGGED_MM).mean())
-        surfaces.append(Surface(scale, weights[plate, best], covariances[plate, best], ragged))
+        depth, aside = exits[plate].inner[:, 1:].T
+        middle = depth[np.abs(aside) <= scale[1] / 3]
+        span = np.percentile(middle if len(middle) else depth, SPAN)
+        surfaces.append(Surface(scale, mean, covariance, ragged, SIGNS[plate], span))
     return surfaces
 
 
@@ -227,7 +256,7 @@ class _Lines:
     @classmethod
     def of(cls, exits: Sequence[_Exits], scale: np.ndarray) -> _Lines:
         most = max(len(each.inner) for each in exits)
-        basis = np.zeros((len(exits), 2, most, len(POLYNOMIAL_SD) + len(CENTRES)))
+        basis = np.zeros((len(exits), 2, most, len(POLYNOMIAL_SD) + len(PRIORS[0]) - 1 + len(CENTRES)))
         heights, shares = np.zeros((2, len(exits), 2, most))
         # The inner voxel lies below an upper plate and the outer one above it.
         towards = np.broadcast_to(np.multiply.outer(SIGNS, (1, -1))[:, :, None], heights.shape)

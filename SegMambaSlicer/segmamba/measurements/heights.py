@@ -14,6 +14,7 @@ import numpy as np
 
 from segmamba.measurements.end_plates import Surface
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, resampled
+from segmamba.utils.morphology import connected_components
 
 # Where the end plates are read: parts of the depth from the front, and of the width from the right. The sides are not
 # read at the walls: processes of L5 and heads of ribs begin there.
@@ -25,6 +26,8 @@ PLACES = {
     "right": (0.5, 0.15),
 }
 CORNER_PASSES = 3
+# So far beyond its lines of voxels a plate may go on to rise, mm: the rims of bones do not.
+RISING_MM = 2.0
 # Standard deviation of a height of a perfect mask: where the walls are, and what the smooth surface does not follow.
 FLOOR_MM = 0.25
 # Standard deviation of a wall's position where it meets a plate, mm.
@@ -49,7 +52,7 @@ class Heights:
     points : ndarray (5, 2, 3)
         The points on the upper and on the lower end plate, LPS mm.
     torn : float
-        The part of the body that the mask does not fill, or that is ragged, see `torn`.
+        The part of the body that the mask does not fill, that is ragged, or that is a piece of its own, see `torn`.
     """
 
     mm: np.ndarray
@@ -80,7 +83,10 @@ def heights_of(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> Heigh
 
 
 def torn(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> float:
-    """Return the part of a body that its mask does not fill, or the part of a plate that is ragged if that is more."""
+    """Return the largest of: the part of a body that is not filled, that of a plate that is ragged, and the pieces.
+
+    The last is the size of the second largest piece of the mask, as a part of the largest one.
+    """
     # No body is much narrower than it is deep: what seems so has holes at its sides.
     half = np.array([body.size[1], max(body.size[1], body.size[2])]) / 2 * WHOLE
     low, high = plates[1].height(*CENTRE) + WITHIN_MM, plates[0].height(*CENTRE) - WITHIN_MM
@@ -91,12 +97,20 @@ def torn(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> float:
     upper, lower = (plate.height(depth[:, None], width) for plate in plates)
     between = inner & (up[:, None, None] <= upper - WITHIN_MM) & (up[:, None, None] >= lower + WITHIN_MM)
     empty = 1 - float((filled[between] >= 0.5).mean()) if between.any() else 0.0
-    return max(empty, *(plate.ragged for plate in plates))
+    pieces, count = connected_components(mask.array, corners=True)
+    sizes = np.sort(np.bincount(pieces.ravel())[1:]) if count > 1 else np.array([0, 1])
+    return max(empty, *(plate.ragged for plate in plates), float(sizes[-2] / sizes[-1]))
 
 
 def corners_of(body: Body, plate: Surface) -> tuple[float, float]:
-    """Return where an end plate meets the front and the back wall, mm posterior of the body's centre."""
+    """Return where an end plate meets the front and the back wall, mm posterior of the body's centre.
+
+    Beside a deep hollow plate and wall rise without end: there the corner is where the bone ends.
+    """
     corners = np.array([-0.5, 0.5]) * body.size[1]
     for _ in range(CORNER_PASSES):
         corners = body.walls[:, 0] + body.walls[:, 1] * plate.height(corners, 0.0)
-    return float(corners[0]), float(corners[1])
+    ends = np.clip(corners, plate.span[0] - RISING_MM, plate.span[1] + RISING_MM)
+    rises = plate.sign * (plate.height(corners, 0.0) - plate.height(ends, 0.0)) > 0
+    front, back = np.where(rises, ends, corners)
+    return float(front), float(back)

@@ -22,6 +22,11 @@ FINE_PASSES = 2
 MARGIN_MM = 8.0
 # End plates are kept this far beyond the median of the walls.
 BEYOND_WALL_MM = 6.0
+# Lines to the walls begin at this part of the way there, and this far from the end plates: rims are rounded, mm.
+WALL_FROM, RIM_MM = 0.55, 2.0
+# A wall's points have noise, mm, that so many of them share; its slope is a normal value with this standard deviation.
+WALL_NOISE_MM, WALL_ALIKE, WALL_SLOPE_SD = 0.5, 8, 0.15
+FEWEST_WALL_LINES, WALL_PASSES = 5, 3
 # Half the thickness of the sagittal section: the canal is wider at every level.
 SECTION_MM = 4.0
 # A component of the section below this part of the largest one cannot be the body.
@@ -305,24 +310,41 @@ def _body(grid: _Grid, box: np.ndarray) -> Body:
 
 
 def _walls(grid: _Grid, box: np.ndarray) -> np.ndarray:
-    """Return the lines of the front and of the back wall, see `Body.walls`, in the middle third of the width."""
+    """Return the lines of the front and of the back wall, see `Body.walls`, in the middle third of the width.
+
+    Each follows all of its wall: a body with a deep hollow is much lower in its middle than at its walls.
+    """
     middle, half = box.mean(axis=0), (box[1] - box[0]) / 2
     up, depth, width = (grid.coordinates(axis) - middle[axis] for axis in range(3))
-    rows = np.flatnonzero(np.abs(up) <= half[0] / 2)
-    columns = np.flatnonzero(np.abs(width) <= half[2] / 3)
-    lines = (grid.soft[rows][:, :, columns] >= 0.5).transpose(0, 2, 1).reshape(len(rows) * len(columns), -1)
-    heights = np.repeat(up[rows], len(columns))
-    start = int(np.abs(depth).argmin())
+    solid = grid.soft[:, :, np.abs(width) <= half[2] / 3] >= 0.5
+    waist = int(np.abs(up).argmin())
     found = []
-    for ahead, sign in ((lines[:, start::-1], -1), (lines[:, start:], 1)):
+    for sign in (-1, 1):
+        start = int(np.abs(depth - sign * WALL_FROM * half[1]).argmin())
+        above, below = (np.median(_run(solid[waist::step, start].T)) for step in (1, -1))
+        rows = np.flatnonzero((up >= up[waist] - below + RIM_MM) & (up <= up[waist] + above - RIM_MM))
+        lines = solid[rows, start:] if sign > 0 else solid[rows, start::-1]
+        ahead = lines.transpose(0, 2, 1).reshape(-1, lines.shape[1])
         within = ahead[:, 0]
         # The wall is half a sample beyond the last one inside.
         at = depth[start] + sign * grid.step * (_run(ahead) + 0.5)
         # A line that ends at a vein's foramen, or goes on in the arch, is none of the wall.
         near = np.abs(at - np.median(at)) <= BEYOND_WALL_MM / 2 if within.any() else np.zeros(0, bool)
-        if np.count_nonzero(near) < 2 or np.ptp(heights[within][near]) < half[0] / 2:
+        if np.count_nonzero(near) < FEWEST_WALL_LINES:
             found.append([sign * half[1], 0.0])
-            continue
-        slope, offset = np.polyfit(heights[within][near], at[near], 1)
-        found.append([offset, slope])
+        else:
+            found.append(_wall_line(np.repeat(up[rows], lines.shape[2])[within][near], at[near]))
     return np.array(found)
+
+
+def _wall_line(heights: np.ndarray, at: np.ndarray) -> list[float]:
+    """Return offset and slope of the line through points of a wall; few rows say little of its slope."""
+    design = np.stack([np.ones_like(heights), heights], axis=1)
+    prior = np.diag([0.0, (WALL_NOISE_MM / WALL_SLOPE_SD) ** 2])
+    share = np.full(len(at), min(1.0, 1 / WALL_ALIKE))
+    line = np.zeros(2)
+    for step in range(WALL_PASSES):
+        # Points further than a millimetre off count less and less.
+        shares = share / np.maximum(1, np.abs(at - design @ line)) if step else share
+        line = np.linalg.solve(design.T * shares @ design + prior, design.T * shares @ at)
+    return [float(value) for value in line]

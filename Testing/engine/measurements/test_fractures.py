@@ -88,6 +88,11 @@ def test_heights_and_grade_of_a_known_loss(kind: str, column: dict[int, Whole], 
     assert loss.shape == {**shapes, "left": "lateral wedge", "crush": "crush"}[kind]
 
 
+def test_rims_beside_a_deep_hollow_stay_at_the_bone(column: dict[int, Whole]) -> None:
+    found = measured(sampled(column[BROKEN], POSE, FINE, ("middle", 0.65)))
+    assert found.mm == pytest.approx(true_heights(column[BROKEN], "middle", 0.65), abs=1.2)
+
+
 def test_grades_are_those_of_genant() -> None:
     assert [grade_of(part) for part in (-0.1, 0.19, 0.2, 0.24, 0.25, 0.39, 0.4, 0.9)] == [0, 0, 1, 1, 2, 2, 3, 3]
 
@@ -195,3 +200,12 @@ def test_a_torn_mask_is_not_judged_and_expects_nothing(masks: dict[int, Mask], h
     rows = {row["value"]: row for row in measure(torn, in_volume(torn, modality="MR"), named(torn))}
     assert rows[BROKEN]["not_judged"] == TORN and rows[BROKEN]["fracture_grade"] is None
     assert [rows[level]["fracture_grade"] for level in LEVELS if level != BROKEN] == [0] * (len(LEVELS) - 1)
+
+
+def test_a_mask_in_pieces_is_torn(masks: dict[int, Mask]) -> None:
+    whole_mask = masks[BROKEN]
+    side = int(np.cbrt(1.5 * LARGEST_TORN * np.count_nonzero(whole_mask.array))) + 1
+    # A block behind the vertebra, two voxels away from it.
+    array = np.pad(whole_mask.array, ((0, 0), (0, side + 3), (0, 0)))
+    array[:side, -side:, -side:] = True
+    assert measured(Mask(array, whole_mask.to_lps)).torn > LARGEST_TORN > measured(whole_mask).torn
