@@ -85,7 +85,8 @@ def heights_of(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> Heigh
 def torn(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> float:
     """Return the largest of: the part of a body that is not filled, that of a plate that is ragged, and the pieces.
 
-    The last is the size of the second largest piece of the mask, as a part of the largest one.
+    The last is the size of the second largest piece of the body, as a part of the largest one. An arch that is apart
+    from its body, as in lysis or where slices are thick, tears nothing.
     """
     # No body is much narrower than it is deep: what seems so has holes at its sides.
     half = np.array([body.size[1], max(body.size[1], body.size[2])]) / 2 * WHOLE
@@ -96,8 +97,9 @@ def torn(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> float:
     inner = (depth[:, None] / half[0]) ** 2 + (width / half[1]) ** 2 <= 1
     upper, lower = (plate.height(depth[:, None], width) for plate in plates)
     between = inner & (up[:, None, None] <= upper - WITHIN_MM) & (up[:, None, None] >= lower + WITHIN_MM)
-    empty = 1 - float((filled[between] >= 0.5).mean()) if between.any() else 0.0
-    pieces, count = connected_components(mask.array, corners=True)
+    solid = filled >= 0.5
+    empty = 1 - float(solid[between].mean()) if between.any() else 0.0
+    pieces, count = connected_components(solid & inner, corners=True)
     sizes = np.sort(np.bincount(pieces.ravel())[1:]) if count > 1 else np.array([0, 1])
     return max(empty, *(plate.ragged for plate in plates), float(sizes[-2] / sizes[-1]))
 

@@ -22,6 +22,7 @@ from segmamba.models.resources import SHAPES, resource_root
 from segmamba.spine.grades import grade_of
 from segmamba.spine.levels import DISTANCES_MM, L1, L4, L5, L6, ORDER, T12, T13, level_name
 from segmamba.spine.shape_model import load_shapes, region_of
+from segmamba.utils.morphology import connected_components
 
 LEVELS = tuple(range(T12, L4 + 1))
 BROKEN, T4 = L1, 11
@@ -202,10 +203,20 @@ def test_a_torn_mask_is_not_judged_and_expects_nothing(masks: dict[int, Mask], h
     assert [rows[level]["fracture_grade"] for level in LEVELS if level != BROKEN] == [0] * (len(LEVELS) - 1)
 
 
-def test_a_mask_in_pieces_is_torn(masks: dict[int, Mask]) -> None:
+def test_a_body_in_pieces_is_torn_and_an_arch_that_is_apart_is_not(masks: dict[int, Mask]) -> None:
     whole_mask = masks[BROKEN]
-    side = int(np.cbrt(1.5 * LARGEST_TORN * np.count_nonzero(whole_mask.array))) + 1
-    # A block behind the vertebra, two voxels away from it.
-    array = np.pad(whole_mask.array, ((0, 0), (0, side + 3), (0, 0)))
-    array[:side, -side:, -side:] = True
-    assert measured(Mask(array, whole_mask.to_lps)).torn > LARGEST_TORN > measured(whole_mask).torn
+    body = find_body(whole_mask, POSE @ UP)
+    assert body is not None
+    places = np.argwhere(whole_mask.array)
+    lps = places[:, ::-1] @ whole_mask.to_lps[:3, :3].T + whole_mask.to_lps[:3, 3]
+    up, back, _ = ((lps - body.centre) @ body.axes.T).T
+
+    def without(gap: np.ndarray) -> Mask:
+        array = whole_mask.array.copy()
+        array[tuple(places[gap].T)] = False
+        return Mask(array, whole_mask.to_lps)
+
+    cracked = without((np.abs(up) < 1.5) & (back < body.size[1] / 2))
+    apart = without(np.abs(back - body.size[1] / 2 - 4) < 1.5)
+    assert connected_components(apart.array, corners=True)[1] > 1
+    assert measured(cracked).torn > LARGEST_TORN > max(measured(apart).torn, measured(whole_mask).torn)
