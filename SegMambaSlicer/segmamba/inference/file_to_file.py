@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,8 @@ def _segment_file(
     # A worker with other jobs may wait in here.
     progress("read", 0.0)
     started = time.perf_counter()
-    _import_beside()
-    volume = _read(files, request, model)
+    with _importing_beside():
+        volume = _read(files, request, model)
     read_seconds = time.perf_counter() - started
     progress("read", 1.0)
 
@@ -180,18 +180,27 @@ def _segment_file(
     return report
 
 
-def _import_beside() -> None:
-    """Begin to import PyTorch, which takes a new process as long as reading a CT: that unpacks outside Python's lock.
+@contextlib.contextmanager
+def _importing_beside() -> Iterator[None]:
+    """Import PyTorch, which takes a new process as long as reading a CT: that unpacks outside Python's lock.
 
-    What goes wrong here does so again where it is imported next.
+    What goes wrong here does so again where it is imported next. That has to wait for this thread: while an import
+    fails in another one, it ends in an error that does not name the missing package.
     """
 
     def begin() -> None:
         with contextlib.suppress(Exception):
             importlib.import_module(PIPELINE)
 
-    if PIPELINE not in sys.modules:
-        threading.Thread(target=begin, name="imports", daemon=True).start()
+    if PIPELINE in sys.modules:
+        yield
+        return
+    thread = threading.Thread(target=begin, name="imports")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _checked(request: Request) -> tuple[Model, tuple[str, ...]]:
