@@ -54,9 +54,8 @@ OTHER_LEVEL = "Fractures are graded from T4 to L5: there is no norm for this lev
 UNCERTAIN = "The mask or the rest of the column is too uncertain to judge a loss of height."
 GAP = "An end plate has a gap."
 TORN = "The mask of the body is torn or ragged."
-# A body of which a larger part is torn or ragged is not judged: 97 % of the vertebrae of real label maps are less so
-# (`python benchmarks/fractures.py columns`).
-LARGEST_TORN = 0.10
+# A body of which a larger part is torn or ragged is not judged.
+LARGEST_TORN = 0.15
 
 
 @dataclass(frozen=True)
