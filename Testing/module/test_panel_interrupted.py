@@ -134,11 +134,11 @@ def test_closing_the_scene_stops_the_run_and_the_worker(panel, a_ct, a_slow_mode
 
 
 @pytest.mark.slow
-def test_reloading_the_module_ends_the_worker(the_module, panel, a_ct, segment):
+def test_reloading_the_module_ends_the_worker(the_module, panel, a_ct, segment, wait_until):
     segment()
     python = behind(panel.logic._worker)
     the_module.module.unload()
-    assert not is_alive(python)
+    wait_until(lambda: not is_alive(python))
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_reload_in_mid_run_stops_it_and_the_new_panel_runs(
     python = behind(panel.logic._worker)
     slicer.util.reloadScriptedModule("SegMambaSlicer")
     a_slicer_host.process_events()
-    assert not is_alive(python)
+    wait_until(lambda: not is_alive(python))
     assert panel.job is None
     again = slicer.modules.SegMambaSlicerWidget
     again.useManifest(a_quick_model)
