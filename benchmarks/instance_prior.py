@@ -54,7 +54,7 @@ from segmamba.inference.context import RunContext
 from segmamba.inference.engine import prepare
 from segmamba.inference.isotropic import isotropic_labels
 from segmamba.inference.prediction import Prediction
-from segmamba.inference.preprocess import intensity_range, normalise, resample_without_aliasing, resolve
+from segmamba.inference.preprocess import network_channels
 from segmamba.inference.two_stage import label_probabilities, predict_two_stage
 from segmamba.io.modality import CT, model_for_modality, resolve_modality
 from segmamba.io.read import read_volume
@@ -466,16 +466,6 @@ def _prediction(kept: Mapping[str, Any], device: torch.device) -> Prediction:
     return Prediction(probabilities, values, kept["grid"], ())
 
 
-def network_image(volume: Volume, model: Model, geometry: Geometry, device: torch.device) -> Tensor:
-    """Return what a network gets of a volume on a grid: (channels, z, y, x)."""
-    given = model.preprocessing
-    low, high = intensity_range(given)
-    fill = min(max(given.fill_value, low), high)
-    array = torch.from_numpy(volume.array.astype(np.float32)).to(device)
-    values = resample_without_aliasing(array.clamp(low, high), volume.geometry, geometry, fill)
-    return torch.stack([normalise(values, resolve(channel, values)) for channel in given.normalization])
-
-
 @torch.no_grad()
 def _refined(
     base: Prediction,
@@ -490,7 +480,8 @@ def _refined(
     spacing = geometry.spacing[0]
     labels = np.array(base.label_values, np.uint8)[base.probabilities.argmax(dim=0).cpu().numpy()]
     classes = vertebrae_in(base.label_values)
-    image = network_image(volume, model, geometry, device)
+    values = torch.from_numpy(volume.array.astype(np.float32)).to(device)
+    image = torch.stack(network_channels(values, volume.geometry, model.preprocessing, geometry))
     # By its smallest part a vertebra may have lost its class.
     fits = {level: fit for level, fit in fits_of(labels, spacing, shapes, device).items() if level in classes}
     if not fits:

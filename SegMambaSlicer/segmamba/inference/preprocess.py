@@ -90,7 +90,7 @@ def network_input(
             [
                 channel
                 for values, preprocessing in parts
-                for channel in _network_channels(values.to(place), cropped, preprocessing, grid.geometry)
+                for channel in network_channels(values.to(place), cropped, preprocessing, grid.geometry)
             ]
         )
 
@@ -127,10 +127,10 @@ def preprocessing_of(model: Model, number: int) -> Preprocessing:
     )
 
 
-def _network_channels(
+def network_channels(
     values: torch.Tensor, source: Geometry, preprocessing: Preprocessing, geometry: Geometry
 ) -> list[torch.Tensor]:
-    """Return the channels that a network gets of one volume, on its grid."""
+    """Return the channels (z, y, x), float32, that a network gets of one volume, on its grid and the same device."""
     import torch
 
     low, high = intensity_range(preprocessing)

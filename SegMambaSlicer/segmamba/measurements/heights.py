@@ -14,7 +14,7 @@ import numpy as np
 
 from segmamba.measurements.end_plates import Surface
 from segmamba.measurements.vertebral_body import FINE_MM, Body, Mask, resampled
-from segmamba.utils.morphology import connected_components
+from segmamba.utils.runs import runs_of
 
 # Where the end plates are read: parts of the depth from the front, and of the width from the right. The sides are not
 # read at the walls: processes of L5 and heads of ribs begin there.
@@ -99,9 +99,9 @@ def torn(body: Body, plates: tuple[Surface, Surface], mask: Mask) -> float:
     between = inner & (up[:, None, None] <= upper - WITHIN_MM) & (up[:, None, None] >= lower + WITHIN_MM)
     solid = filled >= 0.5
     empty = 1 - float(solid[between].mean()) if between.any() else 0.0
-    pieces, count = connected_components(solid & inner, corners=True)
-    sizes = np.sort(np.bincount(pieces.ravel())[1:]) if count > 1 else np.array([0, 1])
-    return max(empty, *(plate.ragged for plate in plates), float(sizes[-2] / sizes[-1]))
+    sizes = np.sort(runs_of(solid & inner, corners=True).sizes)
+    piece = float(sizes[-2] / sizes[-1]) if len(sizes) > 1 else 0.0
+    return max(empty, *(plate.ragged for plate in plates), piece)
 
 
 def corners_of(body: Body, plate: Surface) -> tuple[float, float]:

@@ -20,11 +20,7 @@ from segmamba.models.manifest import Manifest, load_manifest
 from segmamba.models.record import RECORD_NAME
 from segmamba.networks import build_network
 
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
-    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "store"))
+pytestmark = pytest.mark.usefixtures("models")
 
 
 @pytest.fixture

@@ -28,14 +28,9 @@ from segmamba.networks import build_network, checkpoint
 from segmamba.networks.checkpoint import load_state_dict, save_safetensors, write_safetensors
 from segmamba.networks.identify import differences, expected_shapes, identify
 
+pytestmark = pytest.mark.usefixtures("models")
+
 NORMALIZATION = NormalizationParameters(-100.0, 200.0, 50.0, 40.0)
-
-
-@pytest.fixture(autouse=True)
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
-    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "store"))
-    return tmp_path / "store"
 
 
 @pytest.fixture

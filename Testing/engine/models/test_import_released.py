@@ -31,14 +31,9 @@ from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict
 from segmamba.networks.quantization import INT8_ROWS
 
+pytestmark = pytest.mark.usefixtures("models")
+
 OFFICIAL, BRATS = "segmamba-v2-colorectal-official", "segmamba-v2-brats2023-official"
-
-
-@pytest.fixture(autouse=True)
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
-    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "store"))
-    return tmp_path / "store"
 
 
 @pytest.fixture

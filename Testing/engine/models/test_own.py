@@ -18,11 +18,7 @@ from segmamba.models.library import load_models
 from segmamba.models.manifest import load_manifest
 from segmamba.models.own import find_description, import_own
 
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
-    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "store"))
+pytestmark = pytest.mark.usefixtures("models")
 
 
 @pytest.mark.parametrize("place", ["", "fold-0", "fold-0/model", "fold-0/model/model.json"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.repository import REPOSITORY
+from scipy import ndimage
 
 from segmamba.io.volume import Geometry
 from segmamba.models.resources import SHAPES, resource_root
@@ -52,8 +53,6 @@ def test_a_mask_in_its_frame_and_back_is_itself_within_a_voxel(patches: ModuleTy
     assert there.shape == (1, *patches.SIZE)
     whole = tuple(slice(0, n) for n in mask.shape)
     back = patches.from_frame(there, frame(), HALF, whole, SPACING)[0].numpy() > 0.5
-    from scipy import ndimage
-
     own = mask.numpy()
     assert not (back & ~ndimage.binary_dilation(own)).any()
     assert not (ndimage.binary_erosion(own) & ~back).any()
