@@ -59,6 +59,7 @@ REFINEMENT_STEPS = {
     "remove": _("removed: not shaped like a vertebra"),
     "trim": _("trimmed to the shape of a vertebra"),
     "close": _("gaps closed"),
+    "redraw": _("drawn again by the shapes of vertebrae"),
     "edit": _("cleaned after an edit"),
 }
 # What the command line puts before its errors, and the lines that say what it did.
@@ -336,13 +337,15 @@ def numberingText(report: Mapping[str, Any]) -> str:
 
 def refinementText(changes: Sequence[Mapping[str, Any]], level: str) -> str:
     """Return what refinement did to a level, by the report's list of changes; empty where it did nothing."""
-    lines = [
-        f"{REFINEMENT_STEPS.get(change['step'], change['step'])}: {changeText(change)}"
-        for change in changes
-        if change["level"] == level
-    ]
+    lines = [f"{_stepText(change)}: {changeText(change)}" for change in changes if change["level"] == level]
     title = _("Refinement of {level}").format(level=level)
     return f"{title}\n{bulletList(lines)}" if lines else ""
+
+
+def _stepText(change: Mapping[str, Any]) -> str:
+    """Return what a step of the refinement does, and why it was done where the report says so."""
+    step = REFINEMENT_STEPS.get(change["step"], change["step"])
+    return f"{step} ({change['reason']})" if "reason" in change else step
 
 
 def changeText(change: Mapping[str, Any]) -> str:

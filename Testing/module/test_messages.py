@@ -189,9 +189,12 @@ def test_unusual_levels_are_said_even_where_they_are_certain(texts):
 def test_steps_of_the_refinement_are_said_in_words(texts):
     from segmamba.spine.refine import STEPS
 
-    assert set(STEPS) <= set(texts.REFINEMENT_STEPS)
+    assert {*STEPS, "redraw"} <= set(texts.REFINEMENT_STEPS)
     change = {"step": "split", "level": "L1", "added_ml": 0.0, "removed_ml": 20.0}
     assert texts.refinementText([change], "L1") == "Refinement of L1\n• separated from its neighbour: -20 mL"
+    drawn = {"step": "redraw", "level": "L1", "added_ml": 1.0, "removed_ml": 0.0, "reason": "metal"}
+    expected = "Refinement of L1\n• drawn again by the shapes of vertebrae (metal): +1 mL"
+    assert texts.refinementText([drawn], "L1") == expected
     assert texts.changeText({"added_ml": 1.234, "removed_ml": 0.456}) == "+1.23 mL, -0.456 mL"
     assert texts.changeText({"added_ml": 0.0, "removed_ml": 0.0}) == "less than 0.001 mL"
     assert texts.refinementText([change], "L2") == texts.refinementText([], "L1") == ""

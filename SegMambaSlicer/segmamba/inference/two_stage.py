@@ -22,18 +22,19 @@ from segmamba.inference.level_anchors import LevelAnchor
 from segmamba.inference.model_grid import FAST_SCALE, Box, ModelGrid, with_coarser_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import network_input, padding_values
+from segmamba.inference.redraw import REDRAW, Seen, badly_shown, load_redrawing, redraw
 from segmamba.inference.sliding_window import identity, predict, windows_at_a_time, with_room
 from segmamba.inference.windows import Windows, fitted_patch
 from segmamba.io.modality import CT
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
-from segmamba.models.resources import SHAPES, resource_root
+from segmamba.models.resources import REDRAWING, SHAPES, resource_root
 from segmamba.networks.spine_mamba import LEVELS, MASK, OFFSET, OFFSET_UNIT_MM, RIB
 from segmamba.networks.two_stage import TwoStageSpineMamba
 from segmamba.spine.anchors import Anchored, set_levels, set_levels_beyond
 from segmamba.spine.decode import Column, decode
 from segmamba.spine.fine import cast_votes, decode_fine, recover_truncated_ends
-from segmamba.spine.fit_together import fit_together
+from segmamba.spine.fit_together import fits_on
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import refine
 from segmamba.spine.shape_model import load_shapes
@@ -88,6 +89,7 @@ def predict_two_stage(
         raise ModelError(f"The model '{model.id}' has no two stages: correct its manifest entry.")
     # Before the passes, which take minutes: a file that is missing is found at once.
     shapes = load_shapes(resource_root() / SHAPES) if refined and model.refinement else None
+    redrawing = load_redrawing(resource_root() / REDRAWING, shapes) if shapes and REDRAW in model.refinement else None
     with _prepared_beside(network.fine, _fine_model(model), context):
         column, coarse, warnings = _coarse_pass(network.coarse, volume, model, context.part(0.0, COARSE_SHARE), roi)
     found = _set_levels(column, coarse.grid, anchors)
@@ -99,15 +101,22 @@ def predict_two_stage(
     found, labels, fine = _fine_pass(network.fine, volume, model, fine_context, found, coarse.grid, anchors)
     mask, grid = fine.values[MASK], fine.ran.grid
     findings: dict[str, Any] = {"numbering": describe_numbering(found, anchors)}
+    check = context.check_cancelled
     if shapes is not None:
-        spacing, check = grid.geometry.spacing[0], context.check_cancelled
+        steps = [step for step in model.refinement if step != REDRAW]
 
         def refined_by(vertebra: torch.Tensor) -> tuple[np.ndarray, list[dict[str, Any]]]:
-            together = partial(fit_together, device=vertebra.device) if vertebra.is_cuda else None
-            return refine(labels, vertebra, spacing, shapes, model.refinement, check, together)
+            return refine(labels, vertebra, grid.geometry.spacing[0], shapes, steps, check, fits_on(vertebra.device))
 
         labels, findings["refinement"] = _with_room(refined_by, mask[1])
     probabilities, values = _with_room(partial(label_probabilities, labels), 1 - mask[0])
+    if redrawing is not None:
+        seen = Seen(fine.image, volume, grid.geometry, model.preprocessing.normalization)
+        reasons = badly_shown(labels, seen, redrawing)
+        if reasons:
+            drawn = partial(redraw, redrawing, reasons, labels, values, seen, check)
+            probabilities, changes = _with_room(drawn, probabilities)
+            findings["refinement"] += changes
     passes, warnings = (coarse, fine.ran), _with((*warnings, *fine.warnings), found)
     return Prediction(probabilities, values, replace(grid, roi=roi), passes, findings, warnings)
 
@@ -139,8 +148,9 @@ def _prepared_beside(network: torch.nn.Module, stage: Model, context: RunContext
 
 @dataclass(frozen=True, eq=False)
 class _StageOutput:
-    """What the network of a stage gives: probabilities of the mask, offsets in mm, and the rest as it is."""
+    """What the network of a stage gets and gives: probabilities of the mask, offsets in mm, and the rest as it is."""
 
+    image: torch.Tensor
     values: torch.Tensor
     ran: NetworkPass
     warnings: tuple[str, ...]
@@ -166,7 +176,7 @@ def _run_stage(
     output.values[MASK] = output.values[MASK].softmax(dim=0)
     output.values[OFFSET] *= OFFSET_UNIT_MM
     context.check_cancelled()
-    return _StageOutput(output.values, NetworkPass(grid, output.device, output.window), output.warnings)
+    return _StageOutput(image, output.values, NetworkPass(grid, output.device, output.window), output.warnings)
 
 
 def _next_context(context: RunContext, device: torch.device) -> RunContext:

@@ -12,6 +12,8 @@ from segmamba.errors import InstallationError
 MANIFEST_NAME = "weights_manifest.json"
 # The shape model of vertebrae, see `segmamba.spine.shape_model`.
 SHAPES = "Resources/Models/vertebra-shapes.safetensors"
+# What draws vertebrae again that the image shows badly, see `segmamba.inference.redraw`.
+REDRAWING = "Resources/Models/vertebra-redrawing.safetensors"
 
 
 def resource_root() -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from segmamba.spine.shape_model import (
     ROTATION_SD,
     TRANSLATION_SD,
     Fit,
+    FitTogether,
     ShapeModel,
     apply_pose,
     box_around,
@@ -40,6 +42,11 @@ Box = tuple[slice, ...]
 GROWTH = 1.25
 # Squared distances beyond those that count. It and its sums are exact, or far enough, in half precision.
 FAR = 30000.0
+
+
+def fits_on(device: torch.device) -> FitTogether | None:
+    """Return what fits a column at once on a GPU; None for a processor, where vertebrae are fitted one by one."""
+    return partial(fit_together, device=device) if device.type == "cuda" else None
 
 
 def fit_together(

@@ -94,7 +94,7 @@ def refine(
         elif step == "atlas":
             refined = separate_atlas(labels, spacing_mm, model, check, together)
         else:
-            fits = fits or _fits(labels, spacing_mm, model, check, together)
+            fits = fits or fit_column(labels, spacing_mm, model, check, together)
             if step == "remove":
                 refined = _remove(labels, fits)
             elif step == "trim":
@@ -254,14 +254,18 @@ def _centred(mask: np.ndarray, frame: Frame, spacing_mm: float) -> Frame:
     return Frame(np.argwhere(mask).mean(axis=0) * spacing_mm, frame.axes, frame.scale)
 
 
-def _fits(
+def fit_column(
     labels: np.ndarray,
     spacing_mm: float,
     model: ShapeModel,
     check: Callable[[], None],
     together: FitTogether | None,
+    levels: Collection[int] | None = None,
 ) -> dict[int, Fit]:
+    """Return the fits of vertebrae of a column, by level: of all, or of some. Parameters as for `refine`."""
     frames = column_frames(labels, spacing_mm)
+    if levels is not None:
+        frames = {level: frame for level, frame in frames.items() if level in levels}
     if together is not None:
         boxes = label_boxes(labels)
         masks = {level: (boxes[level], labels[boxes[level]] == level) for level in frames}

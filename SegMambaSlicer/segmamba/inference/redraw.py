@@ -1,0 +1,240 @@
+"""Vertebrae that the image shows badly are drawn again, each in its own frame, by a network that knows their shapes.
+
+Where the image shows the bone nothing is done: a shape prior has nothing to add there (Docs/experiments/degraded.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from segmamba.errors import ModelError
+from segmamba.io.modality import CT
+from segmamba.io.volume import Geometry, Volume
+from segmamba.models.model import IntensityNormalization
+from segmamba.networks.quantization import dequantize
+from segmamba.networks.vertebra_refiner import VertebraRefiner
+from segmamba.spine.fit_together import fits_on
+from segmamba.spine.frames import column_frames
+from segmamba.spine.levels import ORDER, level_name
+from segmamba.spine.refine import LEAST_DICE, differences, fit_column
+from segmamba.spine.shape_model import FURTHEST, ShapeModel, grid_points
+from segmamba.spine.vertebra_patch import (
+    CHANNELS,
+    as_modelled,
+    canal_patch,
+    changed,
+    channels,
+    half_extent,
+    patch_of,
+    share,
+    widths_along,
+)
+from segmamba.utils.arrays import label_boxes
+
+# The step's name in a model's list.
+REDRAW = "redraw"
+# What makes an image show bone badly: slices as thick as this, metal, contrast medium in the canal.
+THICK_MM = 4.0
+METAL_HU, METAL_ML, METAL_MM = 2500.0, 0.1, 10.0
+# Canals of vertebrae on CT have some 0 to 60 HU. They are looked at in the middle of a vertebra, this deep in the mean
+# canal, where this part of the places is no bone.
+CONTRAST_HU, MIDDLE_MM, DEEP_MM, FREE = 150.0, 8.0, 2.0, 0.5
+# Smaller masks are left alone: too little of a vertebra to place its frame. So are those that are not shaped like one,
+# and those of which the new one would have less than this Dice with the old one: the network refines, it does not find.
+SMALLEST_ML = 2.0
+LEAST_OVERLAP = 0.7
+CANALS = "canals"
+
+
+@dataclass(frozen=True, eq=False)
+class Redrawing:
+    """What draws vertebrae again.
+
+    Attributes
+    ----------
+    network : Module
+    canals : Tensor of float32
+        Shape (25, *GRID): signed distance in local mm to the canal that each level's mean shape encloses.
+    shapes : ShapeModel
+        That it was trained with.
+    """
+
+    network: VertebraRefiner
+    canals: Tensor
+    shapes: ShapeModel
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the network for whole images saw.
+
+    Attributes
+    ----------
+    image : Tensor
+        Shape (2, z, y, x): its input.
+    volume : Volume
+        As it was read.
+    geometry : Geometry
+        Of the input: an isotropic grid.
+    normalization : sequence of IntensityNormalization
+        Of the input's channels.
+    """
+
+    image: Tensor
+    volume: Volume
+    geometry: Geometry
+    normalization: Sequence[IntensityNormalization]
+
+
+def load_redrawing(path: str | os.PathLike[str], shapes: ShapeModel) -> Redrawing:
+    """Read what ``benchmarks/instance_prior.py export`` has written.
+
+    Raises
+    ------
+    ModelError
+        The file is missing or something else.
+    """
+    try:
+        stored = load_file(path)
+        canals = (stored.pop(CANALS).float() - 128) * (FURTHEST / 127)
+        network = VertebraRefiner(CHANNELS)
+        network.load_state_dict(dequantize(stored))
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{path} does not draw vertebrae ({error}): install the software again.") from error
+    return Redrawing(network.eval().requires_grad_(False), canals, shapes)
+
+
+def badly_shown(labels: np.ndarray, seen: Seen, redrawing: Redrawing) -> dict[int, str]:
+    """Return the vertebrae that an image shows badly, and why, in words for a report.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8
+        Shape (z, y, x): levels, on the grid of what was seen.
+    seen : Seen
+    redrawing : Redrawing
+    """
+    volume, spacing = seen.volume, seen.geometry.spacing[0]
+    large = {
+        level: box
+        for level, box in label_boxes(labels).items()
+        if level in ORDER and np.count_nonzero(labels[box] == level) * spacing**3 / 1000 >= SMALLEST_ML
+    }
+    thickest = max(volume.geometry.spacing)
+    if thickest >= THICK_MM:
+        return dict.fromkeys(large, f"slices of {thickest:.1f} mm")
+    if volume.modality != CT or not large:
+        return {}
+    found = dict.fromkeys(_beside_metal(large, volume, seen.geometry), "metal")
+    first = seen.normalization[0]
+    assert first.mean is not None and first.std is not None
+    threshold = (CONTRAST_HU - first.mean) / first.std
+    for level, frame in column_frames(labels, spacing).items():
+        if level in large and level not in found:
+            points = grid_points(half_extent(level, redrawing.shapes))
+            deep = (redrawing.canals[as_modelled(level) - 1] < -DEEP_MM).numpy() & (np.abs(points[..., 0]) < MIDDLE_MM)
+            places = np.rint(frame.to_world(points[deep]) / spacing).astype(int)
+            places = places[((places >= 0) & (places < labels.shape)).all(axis=1)]
+            free = places[labels[tuple(places.T)] == 0]
+            if len(free) > FREE * len(places):
+                values = seen.image[0][tuple(torch.from_numpy(free.T).to(seen.image.device))]
+                if float(values.median()) > threshold:
+                    found[level] = "contrast medium in the canal"
+    return found
+
+
+def _beside_metal(boxes: Mapping[int, Sequence[slice]], volume: Volume, geometry: Geometry) -> list[int]:
+    """Return the vertebrae with enough metal in their boxes, or near to these."""
+    metal = np.argwhere(volume.array > METAL_HU)
+    least = METAL_ML * 1000 / float(np.prod(volume.geometry.spacing))
+    if len(metal) < least:
+        return []
+    to_grid = np.linalg.inv(geometry.affine) @ volume.geometry.affine
+    places = (metal[:, ::-1] @ to_grid[:3, :3].T + to_grid[:3, 3])[:, ::-1]
+    margin = METAL_MM / geometry.spacing[0]
+    found = []
+    for level, box in boxes.items():
+        low, high = ([getattr(part, end) for part in box] for end in ("start", "stop"))
+        near = ((places >= np.subtract(low, margin)) & (places < np.add(high, margin))).all(axis=1)
+        if np.count_nonzero(near) >= least:
+            found.append(level)
+    return found
+
+
+def redraw(
+    redrawing: Redrawing,
+    reasons: Mapping[int, str],
+    labels: np.ndarray,
+    values: Sequence[int],
+    seen: Seen,
+    check: Callable[[], None],
+    probabilities: Tensor,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Draw vertebrae again.
+
+    Parameters
+    ----------
+    redrawing : Redrawing
+    reasons : mapping of int to str
+        Of each vertebra to draw why, see `badly_shown`.
+    labels : ndarray of uint8
+        Shape (z, y, x): levels.
+    values : sequence of int
+        Label value of each class.
+    seen : Seen
+    check : callable
+        Called between vertebrae; an exception that it raises ends the work.
+    probabilities : Tensor
+        Shape (classes, z, y, x), the background first; changed in place once all vertebrae are drawn. The work is done
+        where it is.
+
+    Returns
+    -------
+    tuple
+        The class probabilities, and what changed, as `segmamba.spine.refine.differences` tells it, with the ``reason``.
+    """
+    device, spacing, source = probabilities.device, seen.geometry.spacing[0], seen.volume.geometry
+    image, shapes = seen.image.to(device), redrawing.shapes
+    classes = {value: number for number, value in enumerate(values) if value in reasons}
+    fits = fit_column(labels, spacing, shapes, check, fits_on(device), classes)
+    fits = {level: fit for level, fit in fits.items() if fit.dice >= LEAST_DICE}
+    network = redrawing.network.to(device)
+    drawn = {}
+    for level, fit in fits.items():
+        check()
+        number, half = classes[level], half_extent(level, shapes)
+        given, distance = patch_of(image, probabilities, number, fit, half, spacing)
+        canal = canal_patch(redrawing.canals[as_modelled(level) - 1].to(device))
+        widths = torch.from_numpy(widths_along(fit.frame, source.spacing, source.direction)).float().to(device)
+        with torch.no_grad():
+            change = network(channels(given[None], distance[None], canal[None], widths[None]))[0]
+        own = changed(probabilities, number, change, fit, half, spacing)
+        if _overlap(own > 0.5, probabilities[number][fit.box] > 0.5) >= LEAST_OVERLAP:
+            drawn[level] = own
+    for level, own in drawn.items():
+        probabilities[classes[level]][fits[level].box] = own
+    after, table = labels.copy(), np.array(values, np.uint8)
+    for level in drawn:
+        share(probabilities, fits[level].box)
+    for level in drawn:
+        box = fits[level].box
+        after[box] = table[probabilities[(slice(None), *box)].argmax(dim=0).cpu().numpy()]
+    named = {level_name(level): reason for level, reason in reasons.items()}
+    found = differences(REDRAW, labels, after, spacing)
+    return probabilities, [
+        change | ({"reason": named[change["level"]]} if change["level"] in named else {}) for change in found
+    ]
+
+
+def _overlap(one: Tensor, other: Tensor) -> float:
+    """Return the Dice coefficient of two masks."""
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()).clamp(min=1))
