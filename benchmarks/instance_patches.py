@@ -37,8 +37,8 @@ def fits_of(labels: np.ndarray, spacing_mm: float, model: ShapeModel, device: to
 def canals(model: ShapeModel) -> np.ndarray:
     """Return the signed distance to the canal that each level's mean shape encloses, in local mm: (25, *GRID).
 
-    Planes that enclose none have that of the next one that does: the canal runs through. Clipped as the shapes are;
-    the furthest where a mean encloses nothing.
+    Planes that enclose none have that of the next one that does: the canal runs through. What does not lie where the
+    middle plane has its canal is another hole. Clipped as the shapes are; the furthest where a mean encloses nothing.
     """
     found = np.full((len(model.means), *GRID), FURTHEST, np.float32)
     for number, mean in enumerate(model.means):
@@ -51,6 +51,8 @@ def canals(model: ShapeModel) -> np.ndarray:
                 break
         else:
             continue
+        middle = canal[planes[np.abs(planes - SIZE[0] / 2).argmin()]]
+        planes = np.array([n for n in planes if (canal[n] & middle).sum() >= canal[n].sum() / 2])
         nearest = planes[np.abs(planes - np.arange(SIZE[0])[:, None]).argmin(axis=1)]
         canal = canal[nearest] & (fine >= 0)
         distance = ndimage.distance_transform_edt(~canal, sampling=steps)

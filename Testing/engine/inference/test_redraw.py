@@ -153,7 +153,8 @@ def redrawn(
     source = Volume(np.zeros((2, 2, 2), np.int16), grid((SPACING, SPACING, 7.0)), CT)
     seen = step.Seen(as_input(thick()), source, grid(), NORMALIZATION)
     check = more.get("check", lambda: None)
-    after, changes = step.redraw(redrawing, reasons, mask, values, seen, check, before.clone())
+    given = before.clone().to(more.get("device", "cpu"))
+    after, changes = step.redraw(redrawing, reasons, mask, values, seen, check, given)
     return before, after, values, changes
 
 
@@ -185,6 +186,18 @@ class _Says(torch.nn.Module):
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         return torch.full((1, *given.shape[2:]), self.change)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same(redrawing: step.Redrawing) -> None:
+    mask, bone = seen()
+    reasons = dict.fromkeys((T12, L1, L2), "metal")
+    here = redrawn(redrawing, reasons, mask, bone)[1].argmax(dim=0)
+    there = redrawn(redrawing, reasons, mask, bone, device="cuda")[1]
+    redrawing.network.cpu()
+    assert there.is_cuda
+    assert float((there.argmax(dim=0).cpu() == here).float().mean()) > 0.9995
 
 
 def test_a_network_that_would_draw_another_shape_is_not_believed(redrawing: step.Redrawing) -> None:
