@@ -129,11 +129,12 @@ def badly_shown(labels: np.ndarray, seen: Seen, redrawing: Redrawing) -> dict[in
         for level, box in label_boxes(labels).items()
         if level in ORDER and np.count_nonzero(labels[box] == level) * spacing**3 / 1000 >= SMALLEST_ML
     }
+    # Of real MR it draws the bodies worse than the network that was trained on some.
+    if volume.modality != CT:
+        return {}
     thickest = max(volume.geometry.spacing)
     if thickest >= THICK_MM:
         return dict.fromkeys(large, f"slices of {thickest:.1f} mm")
-    if volume.modality != CT or not large:
-        return {}
     found = dict.fromkeys(_beside_metal(large, volume, seen.geometry), "metal")
     first = seen.normalization[0]
     assert first.mean is not None and first.std is not None

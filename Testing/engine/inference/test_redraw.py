@@ -75,10 +75,10 @@ def test_thin_slices_that_show_bone_are_left_alone(badly_shown: Any) -> None:
     assert badly_shown(noisy) == {}
 
 
-@pytest.mark.parametrize("modality", [CT, MR])
-def test_all_vertebrae_in_thick_slices_are_drawn_again(badly_shown: Any, modality: str) -> None:
-    volume = scan(modality, (4.5, SPACING, SPACING))
-    assert badly_shown(volume, np.zeros(labels().shape)) == dict.fromkeys((T12, L1, L2), "slices of 4.5 mm")
+def test_all_vertebrae_in_thick_slices_are_drawn_again_on_ct(badly_shown: Any) -> None:
+    spacing, nothing = (4.5, SPACING, SPACING), np.zeros(labels().shape)
+    assert badly_shown(scan(CT, spacing), nothing) == dict.fromkeys((T12, L1, L2), "slices of 4.5 mm")
+    assert badly_shown(scan(MR, spacing), nothing) == {}
 
 
 def test_a_vertebra_with_a_screw_is_drawn_again(badly_shown: Any) -> None:
