@@ -53,6 +53,8 @@ CONTRAST_HU, MIDDLE_MM, DEEP_MM, FREE = 150.0, 8.0, 2.0, 0.5
 SMALLEST_ML = 2.0
 LEAST_OVERLAP = 0.7
 CANALS = "canals"
+# More vertebrae than this are counted and not named.
+NAMED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +171,16 @@ def _beside_metal(boxes: Mapping[int, Sequence[slice]], volume: Volume, geometry
         if np.count_nonzero(near) >= least:
             found.append(level)
     return found
+
+
+def note(reasons: Mapping[int, str]) -> str:
+    """Return a sentence about vertebrae that were drawn again."""
+    parts = []
+    for reason in dict.fromkeys(reasons.values()):
+        names = [level_name(level) for level, own in reasons.items() if own == reason]
+        parts.append(f"{', '.join(names) if len(names) <= NAMED else f'{len(names)} vertebrae'} ({reason})")
+    shown = "; ".join(parts)
+    return f"The image shows bone badly: {shown}. There, masks were drawn with the shapes of vertebrae: check them."
 
 
 def redraw(

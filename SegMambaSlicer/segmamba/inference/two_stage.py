@@ -22,7 +22,7 @@ from segmamba.inference.level_anchors import LevelAnchor
 from segmamba.inference.model_grid import FAST_SCALE, Box, ModelGrid, with_coarser_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import network_input, padding_values
-from segmamba.inference.redraw import REDRAW, Seen, badly_shown, load_redrawing, redraw
+from segmamba.inference.redraw import REDRAW, Seen, badly_shown, load_redrawing, note, redraw
 from segmamba.inference.sliding_window import identity, predict, windows_at_a_time, with_room
 from segmamba.inference.windows import Windows, fitted_patch
 from segmamba.io.modality import CT
@@ -117,6 +117,7 @@ def predict_two_stage(
             drawn = partial(redraw, redrawing, reasons, labels, values, seen, check)
             probabilities, changes = _with_room(drawn, probabilities)
             findings["refinement"] += changes
+            warnings = (*warnings, note(reasons))
     passes, warnings = (coarse, fine.ran), _with((*warnings, *fine.warnings), found)
     return Prediction(probabilities, values, replace(grid, roi=roi), passes, findings, warnings)
 

@@ -248,6 +248,12 @@ def test_a_run_that_is_stopped_ends_between_vertebrae(redrawing: step.Redrawing)
         redrawn(redrawing, dict.fromkeys((T12, L1, L2), "metal"), mask, bone, check=check)
 
 
+def test_the_note_names_vertebrae_and_reasons() -> None:
+    told = step.note({T12: "metal", L1: "metal", L2: "contrast medium in the canal"})
+    assert told.startswith("The image shows bone badly: T12, L1 (metal); L2 (contrast medium in the canal). There, ")
+    assert "7 vertebrae (slices of 5.0 mm)" in step.note(dict.fromkeys(range(1, 8), "slices of 5.0 mm"))
+
+
 def test_another_file_is_told(tmp_path: Path, shapes: ShapeModel) -> None:
     with pytest.raises(ModelError, match="install the software again"):
         step.load_redrawing(tmp_path / "none.safetensors", shapes)

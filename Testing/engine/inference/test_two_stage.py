@@ -66,7 +66,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tiny.write_model(tmp_path_factory.mktemp("model"))
     found = load_manifest(path).model(tiny.MODEL_ID)
     preprocessing = replace(found.preprocessing, spacing=(2.0, 2.0, 2.0), crop_threshold=None, orientation="LPS")
-    fine = FineStage((1.25, 1.25, 1.25), (32, 32, 32), 0.3, ("pieces",))
+    fine = FineStage((1.25, 1.25, 1.25), (32, 32, 32), 0.3, ("pieces", "redraw"))
     return replace(found, preprocessing=preprocessing, fine=fine)
 
 
@@ -219,6 +219,28 @@ def test_a_fine_pass_that_draws_nothing_gives_an_empty_segmentation(prediction: 
 def test_refinement_is_reported_only_where_it_is_on(predict: Predict, prediction: Prediction) -> None:
     assert "refinement" not in prediction.findings
     assert isinstance(predict(refined=True).findings["refinement"], list)
+
+
+def test_vertebrae_that_the_image_shows_badly_are_drawn_again(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = {"step": "redraw", "level": "L4", "reason": "metal"}
+
+    def redraw(*given: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        *_, reasons, labels, values, seen, check, probabilities = given
+        assert reasons == {23: "metal"} and set(np.unique(labels)) == set(values) == {0, 22, 23, 24}
+        assert seen.image.shape[1:] == labels.shape == probabilities.shape[1:]
+        probabilities[values.index(23)] = 0
+        return probabilities, [change]
+
+    monkeypatch.setattr(two_stage, "badly_shown", lambda labels, seen, redrawing: {23: "metal"})
+    monkeypatch.setattr(two_stage, "redraw", redraw)
+    found = predict(refined=True)
+    assert change in found.findings["refinement"]
+    assert any("L4 (metal)" in warning for warning in found.warnings)
+    assert set(np.unique(labels_of(found))) == {0, 22, 24}
+    # Without refinement nothing is drawn again.
+    assert set(np.unique(labels_of(predict()))) == {0, 22, 23, 24}
 
 
 def test_after_a_first_pass_that_ended_on_the_processor_the_second_one_starts_there(
