@@ -19,7 +19,8 @@ import SimpleITK as sitk
 
 from segmamba.errors import InputError, OutputError
 from segmamba.inference.channels import in_order
-from segmamba.inference.file_to_file import isotropic_path, requested_model
+from segmamba.inference.file_to_file import requested_model
+from segmamba.inference.outputs import isotropic_path
 from segmamba.io.stored_grid import labels_as_stored, resampled
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from segmamba.errors import InputError, ModelError
 from segmamba.models.library import load_models
 from segmamba.models.manifest import Model
+from segmamba.reporting import PAGE_PACKAGES
 from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.atomic import check_output
 from segmamba_mrml.application import needed_packages
@@ -42,11 +46,7 @@ def write_spine_page(segmentation_node: Any, path: str | os.PathLike[str], volum
         A package is missing.
     """
     check_output(path, (".html",))
-    with needed_packages():
-        import contourpy  # noqa: F401
-        import jinja2  # noqa: F401
-        import PIL  # noqa: F401
-
+    with _packages():
         from segmamba.measurements.vertebrae import labels_of
         from segmamba.reporting.page import Case, page, write_page
     spine = measured_spine(segmentation_node, volume_node)
@@ -78,11 +78,7 @@ def write_comparison_page(first_node: Any, second_node: Any, path: str | os.Path
     if first_node is second_node:
         raise InputError(f"'{first_node.GetName()}' cannot be compared with itself: choose another segmentation.")
     check_output(path, (".html",))
-    with needed_packages():
-        import contourpy  # noqa: F401
-        import jinja2  # noqa: F401
-        import PIL  # noqa: F401
-
+    with _packages():
         from segmamba.measurements.comparison import Exam, compare
         from segmamba.reporting.comparison_page import comparison_page, comparison_result
         from segmamba.reporting.page import write_page
@@ -92,6 +88,15 @@ def write_comparison_page(first_node: Any, second_node: Any, path: str | os.Path
     result = comparison_result(compare(first, second), described)
     write_page(os.fspath(path), comparison_page(result, (first, second), (spines[0].volume, spines[1].volume)))
     return result
+
+
+@contextlib.contextmanager
+def _packages() -> Iterator[None]:
+    """Raise InstallationError where a package that pages are made with, or that this block imports, is missing."""
+    with needed_packages():
+        for module in PAGE_PACKAGES.values():
+            import_module(module)
+        yield
 
 
 def _described(node: Any) -> dict[str, Any]:

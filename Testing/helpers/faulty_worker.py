@@ -86,7 +86,8 @@ def segment(
         progress("predict", (window + 1) / WINDOWS)
     report = {"timings_s": {}, "summary": "done", "run": {"warnings": [], "notes": []}}
     labels = labels_of(volume.array)
-    return SimpleNamespace(labels=labels, report=report, model=model, geometry=volume.geometry, isotropic=None)
+    nothing = {"isotropic": None, "answer": None}
+    return SimpleNamespace(labels=labels, report=report, model=model, geometry=volume.geometry, **nothing)
 
 
 if __name__ == "__main__":

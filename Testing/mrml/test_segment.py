@@ -18,8 +18,9 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from segmamba.errors import Cancelled, InputError, ModelError, OutputError
 from segmamba.evaluation.perturbations import resampled
-from segmamba.inference.file_to_file import isotropic_path, segment_file
+from segmamba.inference.file_to_file import segment_file
 from segmamba.inference.model_grid import cropped_geometry, isotropic_geometry
+from segmamba.inference.outputs import isotropic_path
 from segmamba.io.labelmap import write_labelmap
 from segmamba.io.read import read_volume
 from segmamba.io.volume import Volume

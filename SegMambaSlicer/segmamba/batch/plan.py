@@ -9,7 +9,8 @@ from typing import Any
 from segmamba.batch.fingerprint import digest_of, file_digest
 from segmamba.batch.layout import PAGE, PREVIEW
 from segmamba.errors import InputError
-from segmamba.inference.file_to_file import also_paths, requested_model
+from segmamba.inference.file_to_file import requested_model
+from segmamba.inference.outputs import also_paths
 from segmamba.io.dicom_results import DICOM_EXTENSIONS, kind_of
 from segmamba.models import store
 from segmamba.models.manifest import Model, chosen_labels

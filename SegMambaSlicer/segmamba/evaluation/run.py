@@ -16,7 +16,7 @@ from segmamba.evaluation.statistics import MEASURES, eligible, grouped, mean_wit
 from segmamba.io.modality import CT, check_modality, resolve_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
-from segmamba.reporting.preview import render, write_png
+from segmamba.reporting.preview import compose, draw, write_png
 from segmamba.reporting.report import describe_software
 from segmamba.request import Options
 from segmamba.spine.levels import C1, C2, SACRUM
@@ -254,6 +254,6 @@ def _result(
     if pictures is not None:
         title = f"{case.name}, {perturbed.name}: dashed is the reference"
         path = pictures / f"{case.name}-{perturbed.name.replace(' ', '-')}.png"
-        write_png(path, render(perturbed.image, labels, model, title, perturbed.reference.array))
+        write_png(path, draw(compose(perturbed.image, labels, model, title, perturbed.reference.array)))
         result["picture"] = path.name
     return result

@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +23,10 @@ from segmamba.errors import (
     package_problem,
 )
 from segmamba.inference.channels import check_files, in_order, joined
+from segmamba.inference.outputs import also_paths, check_outputs, isotropic_path
 from segmamba.io import dicom_choice
-from segmamba.io.channels_file import CHANNELS_EXTENSIONS
-from segmamba.io.dicom_headers import is_dicom
-from segmamba.io.dicom_results import DICOM_EXTENSIONS, check_sources, kind_of, write_dicom
-from segmamba.io.labelmap import LABELMAP_EXTENSIONS, SEGMENTATION_EXTENSION, write_labelmap
+from segmamba.io.dicom_results import kind_of, write_dicom
+from segmamba.io.labelmap import write_labelmap
 from segmamba.io.modality import check_modality, resolve_modality
 from segmamba.io.read import read_volume
 from segmamba.io.stored_grid import labels_as_stored
@@ -41,8 +39,6 @@ from segmamba.reporting import report as reporting
 from segmamba.reporting.page import Case, check_page, page, write_page
 from segmamba.request import Request
 from segmamba.tasks import VERTEBRAE_TASK
-from segmamba.utils.atomic import check_output
-from segmamba.utils.paths import check_input
 
 if TYPE_CHECKING:
     from segmamba.inference.final_answer import FinalAnswer
@@ -134,8 +130,7 @@ def _segment_file(
     from segmamba.inference import pipeline
 
     checkpoint = Path(request.checkpoint) if request.checkpoint else None
-    answers = request.probabilities or request.uncertainty
-    run = pipeline.segment_with_answer if answers else pipeline.segment
+    run = pipeline.segment_with_answer if request.probabilities or request.uncertainty else pipeline.segment
     result = run(volume, model, request.options, progress, cancelled, checkpoint, root)
     # From here on the job is not cancelled: whole files are written.
     if cancelled():
@@ -155,19 +150,12 @@ def _segment_file(
         previewing.write_png(request.preview, picture)
     if request.measurements:
         write_table(request.measurements, result.report["measurements"])
-    if answers and result.answer is not None:
+    if result.answer is not None:
         _write_answer(request, result.answer)
     now = time.perf_counter()
     timings = {"read": round(read_seconds, 3), **result.report["timings_s"], "write": round(now - writing, 3)}
     report = {
-        **result.report,
-        "input": request.input,
-        **_describe_channels(files, model),
-        "output": request.output,
-        **({"also": [str(path) for path in also_paths(request)]} if request.also else {}),
-        **_describe_isotropic(result, request),
-        **_describe_answer(result, request),
-        "preview": request.preview,
+        **_with_files(result, request, dict(zip((each.name for each in model.input_channels), files, strict=False))),
         "run": {**result.report["run"], "warnings": [*result.report["run"]["warnings"], *noted]},
         "timings_s": {**timings, "total": round(now - started, 3)},
     }
@@ -238,63 +226,20 @@ def _read(files: Sequence[str], request: Request, model: Model) -> Volume:
     return resolve_modality(volume, modality)
 
 
-def isotropic_path(output: str) -> Path:
-    """Return the file of the isotropic masks beside an output: ``NAME_iso`` with the same extension.
-
-    Beside a DICOM result, which lies on the voxels of the series, it is a ``.seg.nrrd``.
-    """
-    name, extension = _split(output)
-    return Path(output).with_name(f"{name}_iso{SEGMENTATION_EXTENSION if extension in DICOM_EXTENSIONS else extension}")
-
-
-def also_paths(request: Request) -> list[Path]:
-    """Return the files of further DICOM results, beside the output.
-
-    Raises
-    ------
-    OutputError
-        There is no such kind, or the output is of this kind.
-    """
-    output = Path(request.output)
-    paths = []
-    for ending in request.also or ():
-        extension = f".{ending.lower().lstrip('.')}"
-        path = output.with_name(_split(request.output)[0] + extension)
-        if extension not in DICOM_EXTENSIONS or path == output or path in paths:
-            known = ", ".join(each.lstrip(".") for each in DICOM_EXTENSIONS)
-            raise OutputError(f"'{ending}' is no further DICOM result: choose from {known}, each once.")
-        paths.append(path)
-    return paths
-
-
-def _split(output: str) -> tuple[str, str]:
-    """Return an output's name without its extension, and the extension in small letters."""
-    extensions = sorted((*LABELMAP_EXTENSIONS, *DICOM_EXTENSIONS), key=len, reverse=True)
-    extension = next(ending for ending in extensions if output.lower().endswith(ending))
-    return Path(output).name[: -len(extension)], extension
-
-
-def _describe_isotropic(result: Result, request: Request) -> dict[str, Any]:
-    """Return for the report where the isotropic masks are; nothing where none were asked for."""
-    if result.isotropic is None:
-        return {}
-    return {"isotropic": {**result.report["isotropic"], "output": str(isotropic_path(request.output))}}
-
-
-def _describe_answer(result: Result, request: Request) -> dict[str, Any]:
-    """Return for the report where the probabilities are, and what their channels are of; nothing without them."""
-    described: dict[str, Any] = {}
+def _with_files(result: Result, request: Request, channels: dict[str, str]) -> dict[str, Any]:
+    """Return a run's report with the files that were read and written; ``channels`` names those of each volume."""
+    files: dict[str, Any] = {"input": request.input, "output": request.output, "preview": request.preview}
+    if channels:
+        files["channels"] = channels
+    if request.also:
+        files["also"] = [str(path) for path in also_paths(request)]
+    if result.isotropic is not None:
+        files["isotropic"] = {**result.report["isotropic"], "output": str(isotropic_path(request.output))}
     if request.probabilities and result.answer is not None:
-        described["probabilities"] = {"output": request.probabilities, "channels": list(result.answer.names)}
+        files["probabilities"] = {"output": request.probabilities, "channels": list(result.answer.names)}
     if request.uncertainty:
-        described["uncertainty"] = {"output": request.uncertainty, "unit": "0.01 bit"}
-    return described
-
-
-def _describe_channels(files: Sequence[str], model: Model) -> dict[str, Any]:
-    """Return for the report which file was which channel; nothing of a model that takes one volume."""
-    names = [channel.name for channel in model.input_channels]
-    return {"channels": dict(zip(names, files, strict=True))} if names else {}
+        files["uncertainty"] = {"output": request.uncertainty, "unit": "0.01 bit"}
+    return {**result.report, **files}
 
 
 def _write_labels(request: Request, result: Result, volume: Volume) -> tuple[str, ...]:
@@ -342,58 +287,6 @@ def _kept_elsewhere(output: str, result: Result) -> Path | None:
             result.save(path)
             return path
     return None
-
-
-def check_outputs(request: Request) -> None:
-    """Find out before any work whether the input can be opened and the results can be written.
-
-    Raises
-    ------
-    SegMambaError
-        They cannot.
-    """
-    check_output(request.output, (*LABELMAP_EXTENSIONS, *DICOM_EXTENSIONS))
-    source = Path(request.input)
-    for file in (request.input, *(request.channels or {}).values()):
-        check_input(Path(file))
-    further = also_paths(request)
-    for dicom in (Path(request.output), *further):
-        if kind_of(dicom) is not None:
-            if not source.is_dir() and not is_dicom(source):
-                raise OutputError(f"{dicom} needs a DICOM series as input: choose another output format.")
-            check_sources(dicom_choice.find_files(source), str(dicom))
-    outputs = [Path(request.output), *further]
-    files = ((request.report, ".json"), (request.preview, ".png"), (request.measurements, ".csv"))
-    for path, extension in (*files, (request.page, ".html")):
-        if path is not None:
-            check_output(path, (extension,))
-            outputs.append(Path(path))
-    for path in filter(None, (request.probabilities, request.uncertainty)):
-        if path.lower().endswith(SEGMENTATION_EXTENSION):
-            raise OutputError(f"{path} would be a segmentation: give a name without .seg, such as .nrrd or .nii.gz.")
-    for path, extensions in (
-        (request.probabilities, CHANNELS_EXTENSIONS),
-        (request.uncertainty, LABELMAP_EXTENSIONS[1:]),
-    ):
-        if path is not None:
-            check_output(path, extensions)
-            outputs.append(Path(path))
-    if request.options.output_spacing is not None:
-        fine = isotropic_path(request.output)
-        check_output(fine, LABELMAP_EXTENSIONS)
-        outputs.append(fine)
-    if request.preview and find_spec("matplotlib") is None:
-        raise InstallationError(
-            "A preview needs matplotlib: install it with 'pip install matplotlib', or leave out --preview."
-        )
-    others = (request.manifest, request.checkpoint, request.options.levels_from)
-    given = (request.input, *(request.channels or {}).values(), *others)
-    inputs = [Path(path).resolve() for path in given if path]
-    for output in outputs:
-        if output.resolve() in inputs:
-            raise OutputError(f"{output} is an input: choose another name for the result.")
-        if output.exists() and not request.overwrite:
-            raise OutputError(f"{output} already exists: choose another name, or give --overwrite.")
 
 
 def _typed(error: Exception) -> SegMambaError:

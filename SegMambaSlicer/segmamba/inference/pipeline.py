@@ -160,12 +160,7 @@ def _segment(
     prediction = _predict(engine, volume, model, options, stages, anchors)
     passes, findings = prediction.passes, prediction.findings
     warnings = (*volume.notes, *engine.warnings, *doubts, *prediction.warnings)
-    about = [
-        modality_note(volume, engine.model),
-        calibration_note(volume, options.density_calibration),
-        rejected_note(findings.get("rejected"), model),
-    ]
-    notes = [note for note in about if note and note not in warnings]
+    notes = _notes(volume, engine.model, options, findings)
     with stages.stage("postprocess"):
         # A GPU interpolates what lies in main memory too, block by block.
         where = engine.device.name if engine.device.kind == "cuda" else None
@@ -197,7 +192,8 @@ def _segment(
             segments = sizes.result()
     if engine.device.kind == "cuda":
         release_memory()
-    run = describe_run(engine, model, options, passes) | {"warnings": list(dict.fromkeys(warnings)), "notes": notes}
+    said = {"warnings": list(dict.fromkeys(warnings)), "notes": [note for note in notes if note not in warnings]}
+    run = describe_run(engine, model, options, passes) | said
     report = describe(engine, volume, model, run, stages.timings) | {"segments": segments} | findings
     if fine is not None:
         report["isotropic"] = reporting.describe_grid(fine.geometry)
@@ -206,6 +202,16 @@ def _segment(
     if model.task == VERTEBRAE_TASK:
         report["look_first"] = look_first(report)
     return Result(own, report, model, geometry, labels, fine, answer)
+
+
+def _notes(volume: Volume, model: Model, options: Options, findings: Mapping[str, Any]) -> list[str]:
+    """Return what a user should know of a run that is no reason to doubt it."""
+    about = (
+        modality_note(volume, model),
+        calibration_note(volume, options.density_calibration),
+        rejected_note(findings.get("rejected"), model),
+    )
+    return [note for note in about if note]
 
 
 def _measured(

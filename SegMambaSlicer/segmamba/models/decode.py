@@ -37,6 +37,17 @@ def decode_label(entry: Mapping[str, Any]) -> Label:
     )
 
 
+def encode_label(label: Label) -> dict[str, Any]:
+    """Return the entry of a structure that `decode_label` reads."""
+    codes = {"category": label.category, "type": label.type, "region": label.region}
+    return {
+        "value": label.value,
+        "name": label.name,
+        "color": list(label.color),
+        **{name: [code.scheme, code.value, code.meaning] if code else None for name, code in codes.items()},
+    }
+
+
 def _triple(values: list[Any]) -> tuple[Any, Any, Any]:
     first, second, third = values
     return first, second, third

@@ -21,7 +21,8 @@ import SimpleITK as sitk
 
 from segmamba.errors import ERRORS_BY_NAME, Cancelled, ModelError, OutputError, WorkerError
 from segmamba.inference.channels import check_files, in_order
-from segmamba.inference.file_to_file import also_paths, check_outputs, isotropic_path, requested_model
+from segmamba.inference.file_to_file import requested_model
+from segmamba.inference.outputs import also_paths, check_outputs, isotropic_path
 from segmamba.io.dicom_choice import find_files
 from segmamba.io.dicom_headers import is_dicom
 from segmamba.io.dicom_results import DICOM_EXTENSIONS

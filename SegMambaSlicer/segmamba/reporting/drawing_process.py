@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from segmamba.labels import Code, Label
+from segmamba.models.decode import decode_label, encode_label
 from segmamba.reporting.preview import Picture, draw
 from segmamba.reporting.slice_planes import Plane, Section, View
 from segmamba.utils.child import NO_WINDOW, take_input, take_output
@@ -144,7 +144,7 @@ def packed(picture: Picture) -> bytes:
                     arrays[f"{len(planes)} {part} {name}"] = array
         values = {"sections": list(plane.sections), "references": list(plane.references)}
         planes.append({"view": asdict(plane.view), "position": plane.position, **values})
-    structures = [asdict(label) for label in picture.structures]
+    structures = [encode_label(label) for label in picture.structures]
     plain = {name: getattr(picture, name) for name in ("window", "title", "subtitle", "empty", "certain")}
     stream = io.BytesIO()
     text = json.dumps({"planes": planes, "structures": structures, **plain}, default=lambda number: number.item())
@@ -157,7 +157,7 @@ def unpacked(message: bytes) -> Picture:
     with np.load(io.BytesIO(message)) as arrays:
         text = json.loads(str(arrays["text"]))
         planes = [_plane(number, entry, arrays) for number, entry in enumerate(text.pop("planes"))]
-    structures = tuple(_label(entry) for entry in text.pop("structures"))
+    structures = tuple(decode_label(entry) for entry in text.pop("structures"))
     return Picture(planes, tuple(text.pop("window")), structures, **text)
 
 
@@ -170,13 +170,6 @@ def _plane(number: int, entry: dict[str, Any], arrays: Mapping[str, np.ndarray])
     right, down, image = (arrays[f"{number} plane {name}"] for name in ("right", "down", "image"))
     view, position = View(**entry["view"]), entry["position"]
     return Plane(view, position, right, down, image, sections("section"), sections("reference"))
-
-
-def _label(entry: dict[str, Any]) -> Label:
-    category, kind = Code(**entry["category"]), Code(**entry["type"])
-    region = Code(**entry["region"]) if entry["region"] else None
-    red, green, blue = entry["color"]
-    return Label(entry["value"], entry["name"], (red, green, blue), category, kind, region)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from segmamba.errors import InstallationError
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
-from segmamba.reporting import DISCLAIMER
+from segmamba.reporting import DISCLAIMER, PAGE_PACKAGES
 from segmamba.reporting.look_first import LOW_MG_CM3, SENSITIVE_HU, SPECIFIC_HU, grade_of_row, short
 from segmamba.reporting.page_pictures import column_picture, curve_picture, sagittal_plane, vertebra_picture
 from segmamba.reporting.preview import display_window
@@ -79,7 +79,7 @@ class Case:
 
 def check_page() -> None:
     """Raise InstallationError if a package that pages are made with is missing."""
-    for package, module in (("jinja2", "jinja2"), ("contourpy", "contourpy"), ("pillow", "PIL")):
+    for package, module in PAGE_PACKAGES.items():
         if find_spec(module) is None:
             raise InstallationError(
                 f"A report page needs {package}: install it with 'pip install {package}', or leave out --page."

@@ -141,18 +141,6 @@ def _drawn(picture: Picture) -> bytes:
     return stream.getvalue()
 
 
-def render(
-    volume: Volume,
-    labels: np.ndarray,
-    model: Model,
-    case: str,
-    reference: np.ndarray | None = None,
-    certain: bool = True,
-) -> bytes:
-    """Draw three planes through a segmentation as a PNG; parameters as for `compose`."""
-    return draw(compose(volume, labels, model, case, reference, certain))
-
-
 def write_png(path: str | Path, picture: bytes) -> None:
     """Write a picture, whole or not at all.
 

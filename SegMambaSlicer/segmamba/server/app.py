@@ -23,7 +23,8 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 
 from segmamba import __version__
 from segmamba.errors import InputError, ModelError, OutputError, SegMambaError
-from segmamba.inference.file_to_file import also_paths, requested_model
+from segmamba.inference.file_to_file import requested_model
+from segmamba.inference.outputs import also_paths
 from segmamba.io.dicom_results import DICOM_EXTENSIONS
 from segmamba.io.labelmap import LABELMAP_EXTENSIONS
 from segmamba.models.library import load_models

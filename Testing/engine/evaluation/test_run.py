@@ -23,7 +23,7 @@ from segmamba.evaluation.scores import ScoringConfig, best_shift, score
 from segmamba.evaluation.statistics import compare, grouped, mean_with_interval
 from segmamba.evaluation.tables import to_markdown, worst_first
 from segmamba.io.volume import Volume, to_image
-from segmamba.reporting.preview import choose_planes, render
+from segmamba.reporting.preview import choose_planes, compose, draw
 
 CONFIG = ScoringConfig(WHOLE, {label.value: label.name for label in spine_labels()})
 ALL_ELIGIBLE = {20: None, 21: None, 22: None}
@@ -348,6 +348,6 @@ def test_pictures_show_the_reference_also_where_nothing_was_found() -> None:
     assert all(plane.sections == {} for plane in planes)
     assert [len(plane.references) for plane in planes] == [1, 3, 3]
     without, with_reference = (
-        render(phantom(), REFERENCE.array, spine_model(), "x", r) for r in (None, REFERENCE.array)
+        draw(compose(phantom(), REFERENCE.array, spine_model(), "x", r)) for r in (None, REFERENCE.array)
     )
     assert without != with_reference

@@ -17,9 +17,10 @@ from segmamba.errors import InputError, OutputError
 from segmamba.evaluation.metrics import surface_distances
 from segmamba.evaluation.perturbations import resampled
 from segmamba.inference import pipeline
-from segmamba.inference.file_to_file import isotropic_path, segment_file
+from segmamba.inference.file_to_file import segment_file
 from segmamba.inference.forecast import forecast, isotropic_voxels, main_memory
 from segmamba.inference.model_grid import isotropic_geometry, isotropic_spacing
+from segmamba.inference.outputs import isotropic_path
 from segmamba.io.read import read_image
 from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.models.manifest import load_manifest

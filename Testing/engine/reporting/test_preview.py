@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import Model
 from segmamba.reporting import preview
-from segmamba.reporting.preview import choose_planes, compose, display_window, render, spread_apart
+from segmamba.reporting.preview import choose_planes, compose, display_window, draw, spread_apart
 from segmamba.reporting.slice_planes import AXIAL, CORONAL, SAGITTAL, Plane, best_slice_position, labelled_points
 
 
@@ -91,7 +91,8 @@ def test_names_are_moved_apart_and_stay_in_order() -> None:
 
 def test_a_picture_is_drawn_in_the_colours_of_the_structures() -> None:
     model = spine_model()
-    picture = imread(io.BytesIO(render(phantom(), true_labels(STRAIGHT), model, "case & $name_1$")), format="png")
+    composed = compose(phantom(), true_labels(STRAIGHT), model, "case & $name_1$")
+    picture = imread(io.BytesIO(draw(composed)), format="png")
     assert picture.shape[1] > picture.shape[0] > 500
     for label in model.labels:
         distance = np.abs(picture[..., :3] * 255 - label.color).max(axis=-1)
@@ -111,7 +112,8 @@ def test_a_picture_says_what_has_to_be_said_with_each_result() -> None:
 def test_a_picture_says_that_numbers_are_not_certain() -> None:
     texts = [titles(spine_model(), certain=each) for each in (True, False)]
     assert texts[1] == [*texts[0], "Vertebral levels are uncertain"]
-    pictures = [render(phantom(), true_labels(STRAIGHT), spine_model(), "x", certain=each) for each in (True, False)]
+    composed = compose(phantom(), true_labels(STRAIGHT), spine_model(), "x")
+    pictures = [draw(replace(composed, certain=each)) for each in (True, False)]
     assert pictures[0] != pictures[1]
 
 
@@ -120,14 +122,14 @@ def test_odd_shapes_are_drawn_too(size: tuple[int, int, int]) -> None:
     geometry = Geometry(size, (1.0, 1.0, 5.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     labels = np.zeros(size[::-1], dtype=np.uint8)
     labels[:1, :2, :1] = 20
-    assert render(Volume(labels.astype(np.int16), geometry), labels, spine_model(), "odd").startswith(b"\x89PNG")
+    assert draw(compose(Volume(labels.astype(np.int16), geometry), labels, spine_model(), "odd")).startswith(b"\x89PNG")
 
 
 def test_an_empty_segmentation_still_gives_a_picture() -> None:
     empty = np.zeros(STRAIGHT.size[::-1], dtype=np.uint8)
     planes = choose_planes(phantom(), empty)
     assert all(plane.sections == {} for plane in planes)
-    assert render(phantom(), empty, spine_model(), "empty").startswith(b"\x89PNG")
+    assert draw(compose(phantom(), empty, spine_model(), "empty")).startswith(b"\x89PNG")
 
 
 def test_the_window_is_the_models_narrowest_and_else_of_percentiles() -> None:

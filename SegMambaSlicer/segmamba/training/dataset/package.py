@@ -15,6 +15,7 @@ from typing import Any
 
 import segmamba
 from segmamba.errors import OutputError
+from segmamba.models.decode import encode_label
 from segmamba.models.library import DESCRIPTION
 from segmamba.models.manifest import SCHEMA_VERSION, load_manifest
 from segmamba.networks.checkpoint import load_state_dict
@@ -101,14 +102,21 @@ def label_set(plan: Plan) -> list[dict[str, Any]]:
         }
         same = known.get(name.casefold())
         if same is not None:
-            entry |= {
-                "color": list(same.color),
-                "category": [*asdict(same.category).values()],
-                "type": [*asdict(same.type).values()],
-                "region": [*asdict(same.region).values()] if same.region else None,
-            }
+            entry = encode_label(same) | {"value": value, "name": name}
         entries.append(entry)
     return entries
+
+
+def file_entry(weights: Path) -> dict[str, Any]:
+    """Return a manifest's entry of weights that were trained here."""
+    return {
+        "name": WEIGHTS,
+        "size": weights.stat().st_size,
+        "sha256": file_sha256(weights),
+        "bundled": None,
+        "urls": [],
+        "note": None,
+    }
 
 
 def _entry(
@@ -120,11 +128,11 @@ def _entry(
     memory: float | None,
 ) -> dict[str, Any]:
     parameters = sum(value.numel() for value in load_state_dict(weights).values())
-    digest = file_sha256(weights)
+    file = file_entry(weights)
     structures = ", ".join(list(plan.labels)[:3]) + (", ..." if len(plan.labels) > 3 else "")
     entry = {
         "id": name,
-        "version": digest[:8],
+        "version": file["sha256"][:8],
         "title": f"{plan.dataset}: {structures} (trained here)",
         "task": name,
         "architecture": plan.recipe.architecture,
@@ -141,14 +149,7 @@ def _entry(
         "parameters": parameters,
         "memory_gib": memory,
         "main_memory_gib": None,
-        "file": {
-            "name": WEIGHTS,
-            "size": weights.stat().st_size,
-            "sha256": digest,
-            "bundled": None,
-            "urls": [],
-            "note": None,
-        },
+        "file": file,
         "origin": f"trained on {plan.dataset}, fold {results.fold}, with SegMambaSlicer {segmamba.__version__}",
         "licence": None,
         "citation": None,

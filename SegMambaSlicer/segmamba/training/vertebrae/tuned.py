@@ -22,7 +22,7 @@ from segmamba.io.volume import Volume
 from segmamba.labels import Code, Label
 from segmamba.models.library import DESCRIPTION
 from segmamba.models.manifest import SCHEMA_VERSION, Model
-from segmamba.reporting.preview import render, write_png
+from segmamba.reporting.preview import compose, draw, write_png
 from segmamba.request import Options
 from segmamba.training.dataset.layout import Case
 from segmamba.training.dataset.package import (
@@ -33,6 +33,7 @@ from segmamba.training.dataset.package import (
     accuracy_lines,
     card_text,
     dice_rows,
+    file_entry,
     held_out,
     limits_of,
     model_id,
@@ -144,7 +145,8 @@ def measure(cases: Sequence[Case], plan: TuningPlan, model: Model, weights: Path
         mean = sum(scores[case.name].values()) / len(rows)
         if mean < lowest:
             lowest = mean
-            worst = render(image, found, model, f"{case.name}, Dice {mean:.2f}: dashed is the reference", known)
+            title = f"{case.name}, Dice {mean:.2f}: dashed is the reference"
+            worst = draw(compose(image, found, model, title, known))
     return Measured(scores, levels, worst)
 
 
@@ -166,23 +168,16 @@ def _entry(
     name: str, plan: TuningPlan, model: Model, results: FoldResults, folds: list[FoldResults], weights: Path
 ) -> dict[str, Any]:
     """Return the entry of the model that it came from, with what is new."""
-    digest = file_sha256(weights)
+    file = file_entry(weights)
     base = {key: value for key, value in model.entry.items() if key not in ("compared", "limits")}
     parts = "vertebral bodies" if plan.bodies else "vertebrae"
     entry = base | {
         "id": name,
-        "version": digest[:8],
+        "version": file["sha256"][:8],
         "title": f"{plan.dataset}: {parts} on {plan.modality} ('{model.id}', trained on here)",
         "modalities": [plan.modality],
         "label_set": name,
-        "file": {
-            "name": WEIGHTS,
-            "size": weights.stat().st_size,
-            "sha256": digest,
-            "bundled": None,
-            "urls": [],
-            "note": None,
-        },
+        "file": file,
         "origin": f"'{model.id}' {model.version}, trained on {plan.dataset}, fold {results.fold}, with SegMambaSlicer "
         f"{segmamba.__version__}",
         "training_data": f"{model.entry.get('training_data') or model.id}; then {counted(results.training, 'case')} of "
