@@ -74,9 +74,9 @@ class CaseProgress:
     machine : bool
         Print each row as a JSON line on standard output.
     quiet : bool
-        Show nothing but that.
-    stream : text stream
-        Gets what is for people.
+        Show nothing but that and failed cases.
+    stream : text stream, optional
+        Gets what is for people; by default standard error.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class CaseProgress:
         Number of cases by status.
     """
 
-    def __init__(self, total: int, machine: bool, quiet: bool, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, total: int, machine: bool, quiet: bool, stream: TextIO | None = None) -> None:
         from tqdm import tqdm
 
         from segmamba.batch.outcome import DONE, FAILED, SKIPPED
@@ -93,10 +93,11 @@ class CaseProgress:
         self.counts: Counter[str] = Counter()
         self._total = total
         self._machine = machine
-        self._stream = stream
-        self._lines = not quiet and not stream.isatty()
+        self._stream = stream or sys.stderr
+        self._lines = not quiet and not self._stream.isatty()
         self._last_line = time.monotonic()
-        self._bar = tqdm(total=total, unit="case", file=stream, disable=quiet or self._lines, dynamic_ncols=True)
+        hidden = quiet or self._lines
+        self._bar = tqdm(total=total, unit="case", file=self._stream, disable=hidden, dynamic_ncols=True)
 
     def __enter__(self) -> CaseProgress:
         return self
@@ -124,7 +125,7 @@ class CaseProgress:
         return ", ".join(f"{self.counts[status]} {status}" for status in self._statuses)
 
     def _say(self, line: str) -> None:
-        if self._lines:
+        if self._bar.disable:
             print(line, file=self._stream, flush=True)
-        elif not self._bar.disable:
+        else:
             self._bar.write(line, file=self._stream)

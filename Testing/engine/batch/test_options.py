@@ -13,8 +13,9 @@ from pyarrow import parquet
 
 from segmamba.batch import engine
 from segmamba.batch.layout import CASES, PARQUET, RECORD
+from segmamba.cli.batch import SOME_FAILED
 from segmamba.cli.main import main
-from segmamba.errors import Cancelled, WorkerError
+from segmamba.errors import Cancelled, InputError, WorkerError
 from segmamba.request import Request
 from segmamba.worker.stations import DEPTH
 
@@ -39,6 +40,24 @@ def test_what_is_done_is_done_again_where_that_is_asked_for(
     for more, again in (([], True), ([], False), (["--overwrite"], True), ([], False)):
         assert main([*call, *more]) == 0
         assert [row["this_run"] for row in rows(tmp_path / "out")] == [again] * 3
+
+
+def test_quiet_runs_still_say_which_cases_failed_and_why(
+    call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = sorted((tmp_path / "in").iterdir())[1]
+
+    class Failing(QuickEngine):
+        def run(self, request: Request, alone: bool = False) -> dict[str, Any]:
+            if Path(request.input) == broken:
+                raise InputError("This one is no image.")
+            return super().run(request, alone)
+
+    monkeypatch.setattr(engine, "Engine", Failing)
+    assert main(call) == SOME_FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    (failed,) = (row for row in rows(tmp_path / "out") if row["status"] == "failed")
+    assert line == f"{failed['case']}: This one is no image."
 
 
 def test_results_of_another_version_are_done_again_and_that_is_said(
