@@ -30,6 +30,10 @@ class Struck(Exception):
     """A process was killed as it was meant to be."""
 
 
+class Said(SegMambaError):
+    """What a command said, a sentence a line, before it ended with another status than 0."""
+
+
 class Scene(Protocol):
     """What faults happen to."""
 
@@ -55,7 +59,8 @@ def fault(scene: Scene, kind: str, tally: Tally) -> None:
         tally.ends["killed"] += 1
     except SegMambaError as error:
         tally.ends[type(error).__name__] += 1
-        if type(error) is SegMambaError or not str(error).endswith(".") or "\n" in str(error):
+        said = str(error).splitlines() if isinstance(error, Said) else [str(error)]
+        if type(error) is SegMambaError or not said or not all(map(is_sentence, said)):
             tally.unclear_errors.append(f"{kind}: {error!r}")
     except Exception as error:
         tally.ends["another error"] += 1
@@ -67,6 +72,11 @@ def fault(scene: Scene, kind: str, tally: Tally) -> None:
         tally.next_runs_failed.append(f"after {kind}: {error!r}")
     else:
         tally.half_written += [f"after {kind}: {each}" for each in scene.wrong(complete=True)]
+
+
+def is_sentence(said: str) -> bool:
+    """Say whether an error says in one line what is wrong, and does so for something that was foreseen."""
+    return said.endswith(".") and "\n" not in said and "unexpected error" not in said
 
 
 def inject(

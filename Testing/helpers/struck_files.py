@@ -26,10 +26,10 @@ from helpers.orthanc import PASSWORD, USER, Pacs, orthanc
 from helpers.pacs_studies import write_studies
 from helpers.phantoms import grid_around_patient, phantom, rotation
 from helpers.quick_engine import EngineHere
-from helpers.strikes import cut, full_disk, killed, later, remove
+from helpers.strikes import Said, cut, full_disk, is_sentence, killed, later, remove
 from segmamba.batch import engine
 from segmamba.cli.main import main
-from segmamba.errors import InputError, SegMambaError
+from segmamba.errors import InputError
 from segmamba.inference.file_to_file import segment_file
 from segmamba.io.read import read_volume
 from segmamba.request import Request
@@ -37,12 +37,8 @@ from segmamba.request import Request
 KINDS_OF_RESULTS = ("SEG", "RTSTRUCT", "SR")
 
 
-class Said(SegMambaError):
-    """What a command said before it ended with another status than 0."""
-
-
 def command(*arguments: str) -> None:
-    """Run a command in this process; `Said` where it ends in a sentence."""
+    """Run a command in this process; `Said` where it ends in sentences."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(list(arguments))
@@ -307,7 +303,7 @@ class FromPacs:
         rows = self._out / "rows.jsonl"
         if rows.exists():
             errors = [json.loads(line)["error"] for line in rows.read_text(encoding="utf-8").splitlines()]
-            found += [f"no sentence: {error}" for error in errors if error and (error[-1] != "." or "\n" in error)]
+            found += [f"no sentence: {error}" for error in errors if error and not is_sentence(error)]
         return found
 
     def _run(self) -> None:

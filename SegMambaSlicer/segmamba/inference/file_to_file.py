@@ -17,6 +17,7 @@ from segmamba.errors import (
     Cancelled,
     DeviceError,
     DeviceLost,
+    InputError,
     InstallationError,
     OutputError,
     SegMambaError,
@@ -301,6 +302,10 @@ def _typed(error: Exception) -> SegMambaError:
             f"The GPU failed ({text[:200]}): try again; if it happens again, choose the device cpu or update the "
             "driver."
         )
+    if isinstance(error, OSError) and error.filename:
+        # What cannot be opened or written is found elsewhere: this one went away meanwhile.
+        reason = f"{error.filename} cannot be used ({error.strerror})"
+        return InputError(f"{reason}: check that it is still there, and its permissions.")
     kind = type(error).__name__
     return SegMambaError(
         f"The job ended in an unexpected error ({kind}: {text}): repeat it with SEGMAMBA_DEBUG=1 and report the log."

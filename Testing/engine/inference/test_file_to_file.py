@@ -17,7 +17,7 @@ from helpers.dicom_files import write_frames, write_slices
 from helpers.phantoms import dice, grid_around_patient, phantom, rotation, true_labels
 from helpers.stored_phantom import drawn, points_of, sheared
 
-from segmamba.errors import OutputError
+from segmamba.errors import InputError, OutputError
 from segmamba.inference import file_to_file
 from segmamba.inference.file_to_file import segment_file
 from segmamba.io.read import read_image
@@ -82,6 +82,18 @@ def test_what_reading_assumed_is_in_the_report(tmp_path: Path, request_of: Calla
     np.testing.assert_array_equal(written.get_sform(), source.get_sform())
     assert dice(np.asanyarray(written.dataobj).T == VALUE, labels > 0) > 0.85
     assert (tmp_path / "out.png").stat().st_size > 0
+
+
+def test_a_file_that_goes_away_meanwhile_is_named(
+    tmp_path: Path, request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(path: str) -> object:
+        Path(path).unlink()
+        return Path(path).stat()
+
+    monkeypatch.setattr(file_to_file, "read_volume", gone)
+    with pytest.raises(InputError, match=r"ct\.nii cannot be used \(No such file or directory\): check"):
+        segment_file(request_of(some_ct(tmp_path / "ct.nii"), "labels.nrrd"))
 
 
 def test_slices_at_two_distances_get_a_dicom_seg_on_themselves(
