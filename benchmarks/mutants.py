@@ -92,7 +92,7 @@ def changed(node: ast.AST) -> ast.AST | None:
         new.value += 1
     elif isinstance(new, ast.Constant) and isinstance(new.value, str) and new.value.isidentifier():
         new.value += "_"
-    elif isinstance(new, ast.Return) and new.value is not None:
+    elif isinstance(new, ast.Return) and new.value is not None and ast.unparse(new.value) != "None":
         new.value = ast.Constant(None)
     else:
         return None

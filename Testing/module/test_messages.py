@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.repository import PACKAGES
+
+from segmamba.inference.forecast import FINE_TIME, Forecast
 
 
 @pytest.fixture
@@ -48,7 +52,10 @@ def test_stages_make_up_a_whole_run(texts):
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(3, "a few seconds"), (22, "about 20 s"), (89, "about 90 s"), (100, "about 2 min"), (1800, "about 30 min")],
+    [
+        *((3, "a few seconds"), (10, "about 10 s"), (22, "about 20 s"), (89, "about 90 s")),
+        *((90, "about 2 min"), (100, "about 2 min"), (1800, "about 30 min")),
+    ],
 )
 def test_durations_are_rough(texts, seconds, expected):
     assert texts.duration(seconds) == expected
@@ -138,6 +145,8 @@ def test_segments_to_look_at_are_flagged(texts):
     assert texts.segmentFlags(bad) == ["low confidence", "cut off"]
     for probability, flags in ((0.9, []), (0.89, ["level uncertain"])):
         assert texts.segmentFlags(row, {"levels": {"20": probability}}) == flags
+    for confidence, flags in ((0.6, []), (0.59, ["low confidence"])):
+        assert texts.segmentFlags({"value": 20, "mean_confidence": confidence}) == flags
     assert texts.segmentFlags(row, {"levels": {"19": 0.1}}) == []
     assert texts.segmentFlags(row, earlier=True) == ["earlier run"]
 
@@ -205,6 +214,55 @@ def test_gravest_limit_is_said_and_the_others_are_counted(texts):
     assert texts.limitsText(["Not for MR."]) == "Limitations: Not for MR."
     assert texts.limitsText(["Not for MR.", "b", "c"]).endswith("Not for MR. (hover for 2 more)")
     assert texts.bulletList(["a", "b " * 60]).count("\n") == 2
+
+
+def test_tasks_have_names_also_those_of_models_of_ones_own(texts):
+    assert texts.taskTitle("vertebrae", "another") == "Vertebrae"
+    assert texts.taskTitle("own-liver", "Liver on MR") == "Liver on MR"
+    assert texts.taskTitle("own-liver") == "Own-liver"
+
+
+def test_a_command_shows_its_last_error_its_news_or_how_it_ended(texts):
+    lines = ["segmamba: error: Too early.", "FAIL  disk: It is full.", "Done."]
+    assert texts.commandOutcome(lines, 6) == "It is full."
+    assert texts.commandOutcome(["Installed: a", "12 %", "Note: b"], 0) == "Installed: a\nNote: b"
+    assert "was killed, most likely because memory ran out" in texts.commandOutcome(["12 %"], -9)
+    assert "crashed (SIGSEGV)" in texts.commandOutcome([], -11)
+    assert "status 3: press" in texts.commandOutcome([], 3)
+    assert "status 3 (Odd.): press" in texts.commandOutcome(["First.", "Odd."], 3)
+
+
+def test_a_missing_checkpoint_is_to_be_downloaded_or_where_nobody_offers_it_imported(texts, manifest):
+    model = manifest.default("vertebrae")
+    for urls, said in ((("https://x/y",), "download it"), ((), "import it")):
+        there = replace(model, file=replace(model.file, urls=urls, note="Ask its authors."))
+        sentence = texts.missingCheckpoint(there, Path("/models/a"))
+        assert f"{said} in the section Models below, or put its file at {Path('/models/a')}." in sentence
+        assert sentence.endswith("Ask its authors.")
+
+
+def test_a_forecast_names_windows_memory_and_time_as_far_as_they_are_known(texts):
+    run = Forecast((10, 20, 30), 2, 4.0, 0, 0, 0, 0)
+    gib = 2**30
+    known = texts.forecastText(run, 2 * gib, 8 * gib, 10.0)
+    assert known == "Forecast: grid 10 × 20 × 30, 2 windows, about 2.0 GiB of 8.0 GiB free memory, about 40 s."
+    one = texts.forecastText(replace(run, windows=1), 2 * gib, 0, None)
+    assert one == "Forecast: grid 10 × 20 × 30, 1 window, about 2.0 GiB of memory, time unknown until the first run."
+    assert texts.forecastText(run, 0, 0, 1.0, "a:1") == "Forecast: grid 10 × 20 × 30, 2 windows, on the server a:1."
+
+
+def test_the_time_of_a_window_is_that_of_all_work_flips_and_the_fine_stage_included(texts):
+    run = {"windows": 3, "work": 4.0, "tta_axes": [2]}
+    assert texts.secondsPerWindow({"run": run, "timings_s": {"predict": 16.0}}) == 2
+    assert texts.secondsPerWindow({"run": {"windows": 4, "tta_axes": []}, "timings_s": {"predict": 8.0}}) == 2
+    both = {**run, "fine": {"work": 8 / FINE_TIME}}
+    assert texts.secondsPerWindow({"run": both, "timings_s": {"predict": 16.0}}) == 1
+
+
+def test_levels_that_a_person_has_set_are_listed(texts):
+    assert texts.anchorsText([]) == ""
+    assert texts.anchorsText(["L5"]) == "L5 was set by you: this holds when you segment again."
+    assert texts.anchorsText(["T1", "T2", "L5"]).startswith("T1, T2 and L5 were set by you")
 
 
 def test_gpus_are_read_from_nvidia_smi_and_nonsense_is_not(the_module):
