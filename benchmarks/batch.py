@@ -4,7 +4,6 @@
 Dask cluster with 2 workers: run in peace; with workers killed by SIGKILL every few seconds; with the main process
 killed and started again. All must give the same 54 results, byte for byte.
 ``python benchmarks/batch.py memory``: memory of the main process over 1,000 cases whose engine does nothing but write.
-``python benchmarks/batch.py overhead FOLDER``: seconds of a run on a folder of volumes, against those of the engine.
 """
 
 from __future__ import annotations
@@ -106,30 +105,6 @@ def _cluster(folder: Path, run: object) -> dict[str, object]:
         return report | {"killed": killer.killed}
 
 
-def overhead(source: Path, folder: Path) -> dict[str, float]:
-    """Run the default model on a folder with one local worker; return the engine's seconds and all seconds."""
-    from helpers import many_cases
-
-    from segmamba.cli.main import main as segmamba
-
-    started = time.perf_counter()
-    segmamba(["batch", str(source), str(folder / "out"), "--task", "vertebrae", "--workers", "1", "--quiet"])
-    wall = time.perf_counter() - started
-    done = [row for row in many_cases.rows(folder / "out") if row["status"] == "done"]
-    engine = sum(row["timings_s"]["total"] for row in done)
-    # The first case waits for the engine to start, which happens once a worker.
-    beside = [row["seconds"] - row["timings_s"]["total"] for row in done[1:]]
-    return {
-        "cases": len(done),
-        "engine s": round(engine, 2),
-        "all s": round(wall, 2),
-        "beside the engine, a case, s": round(sum(beside) / len(beside), 3),
-        "once a run, s": round(wall - engine - sum(beside), 2),
-        "a case %": round(100 * sum(beside) / len(beside) * len(done) / engine, 2),
-        "all %": round(100 * (wall / engine - 1), 2),
-    }
-
-
 def memory(folder: Path) -> dict[str, object]:
     """Do many cases whose engine only writes; return the main process's memory along the way."""
     from unittest.mock import patch
@@ -163,14 +138,10 @@ def memory(folder: Path) -> dict[str, object]:
 def main() -> None:
     """Measure and print as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("chaos", "memory", "overhead"))
-    parser.add_argument("source", nargs="?", type=Path, help="for overhead: a folder of volumes")
+    parser.add_argument("what", choices=("chaos", "memory"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        if options.what == "overhead":
-            report: dict[str, object] = dict(overhead(options.source, Path(name)))
-        else:
-            report = {"chaos": chaos, "memory": memory}[options.what](Path(name))
+        report = {"chaos": chaos, "memory": memory}[options.what](Path(name))
     print(json.dumps(report, indent=1))
 
 
