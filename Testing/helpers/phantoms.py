@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -140,3 +141,11 @@ def spine_model(orientation: str = "LPS", **preprocessing: object) -> Model:
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
     return 2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second))
+
+
+def write_pair(folder: Path) -> None:
+    """Write ct.nii.gz and labels.nii.gz: three vertebrae with little around them."""
+    near = Geometry((48, 36, 44), (1.5, 1.5, 2.0), (-30.0, -22.0, 56.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    volume = phantom(near)
+    sitk.WriteImage(to_image(volume.array, near), str(folder / "ct.nii.gz"))
+    sitk.WriteImage(to_image(true_labels(near), near), str(folder / "labels.nii.gz"))

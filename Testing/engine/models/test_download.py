@@ -6,12 +6,10 @@ import contextlib
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -21,36 +19,14 @@ from helpers.own_time import PATIENCE
 from helpers.repository import PACKAGES
 from helpers.served_model import CONTENT, HALF, NAME, PART, files_of, folder_of, start_fetch, write_manifest
 
-from segmamba.cli.main import main
 from segmamba.errors import Cancelled, ModelError, OutputError
 from segmamba.models import download, store
 from segmamba.models import install as installing
 from segmamba.models.download import fetch
 from segmamba.models.manifest import Model, load_manifest
-from segmamba.models.record import RECORD_NAME, read_record
+from segmamba.models.record import RECORD_NAME
 
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "SEGMAMBA_MIRROR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("SEGMAMBA_SHARED_MODELS", raising=False)
-    monkeypatch.setenv("SEGMAMBA_MODELS", str(tmp_path / "store"))
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as server:
-        server.files["/a"] = Served(CONTENT)
-        server.files["/b"] = Served(CONTENT)
-        yield server
-
-
-@pytest.fixture
-def a_model(server: FileServer, tmp_path: Path) -> Model:
-    """A model with the two addresses of the server."""
-    return load_manifest(write_manifest(tmp_path, f"{server.url}/a", f"{server.url}/b")).models[0]
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 def test_fetched_model_is_verified_recorded_and_not_fetched_again(a_model: Model, server: FileServer) -> None:
@@ -336,61 +312,6 @@ def test_model_without_known_hash_or_address_says_what_to_do(a_model: Model, tmp
     nowhere = load_manifest(write_manifest(tmp_path / "no")).models[0]
     with pytest.raises(ModelError, match="has no address.*SEGMAMBA_MIRROR"):
         fetch(nowhere)
-
-
-def test_shared_store_is_used_as_it_is_and_never_changed(
-    a_model: Model, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    fetch(a_model)
-    shared = tmp_path / "shared"
-    store.models_folder().rename(shared)
-    monkeypatch.setenv("SEGMAMBA_SHARED_MODELS", str(shared))
-    for path in (shared, shared / a_model.id):
-        path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        found = fetch(a_model)
-        assert (found.place, found.path.parent.parent) == (store.SHARED, shared)
-        assert len(server.requests) == 1
-        with pytest.raises(ModelError, match="shared folder stay"):
-            installing.remove(a_model)
-        manifest = str(tmp_path / "manifest.json")
-        assert main(["models", "path", a_model.id, "--manifest", manifest]) == 0
-        assert capsys.readouterr().out.strip() == str(shared / a_model.id / NAME)
-    finally:
-        for path in (shared, shared / a_model.id):
-            path.chmod(0o700)
-
-
-def test_removed_model_leaves_nothing_and_says_how_much_it_was(a_model: Model, tmp_path: Path, capsys) -> None:
-    fetch(a_model)
-    manifest = str(tmp_path / "manifest.json")
-    assert main(["models", "--manifest", manifest, "remove", a_model.id]) == 0
-    assert "0.3 MB" in capsys.readouterr().out
-    assert not folder_of(a_model).exists()
-    assert main(["models", "--manifest", manifest, "remove", a_model.id]) == ModelError.exit_code
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        '{"version": 2}',
-        '{"version": 3}',
-        '{"version": 2, "file": "../x", "size": 1, "sha256": "", "origin": ""}',
-        '{"version": 1, "file": "x", "size": 1, "sha256": "", "origin": "", "source_sha256": null, "channels": null}',
-    ],
-)
-def test_damaged_newer_or_older_record_is_a_sentence_and_fetch_mends_it(a_model: Model, text: str) -> None:
-    fetch(a_model)
-    record = folder_of(a_model) / RECORD_NAME
-    record.write_text(text)
-    with pytest.raises(
-        ModelError, match="damaged|update|older version of SegMambaSlicer: import or fetch the model again"
-    ):
-        store.find(a_model)
-    fetch(a_model)
-    assert read_record(record) is not None
 
 
 def test_store_and_downloads_need_no_torch() -> None:

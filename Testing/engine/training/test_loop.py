@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
-from helpers import small_spine, tiny
-from helpers.phantoms import phantom, true_labels
+from helpers import phantoms, small_spine, tiny
 from helpers.voxel_networks import OneConvolution
 from helpers.warm_child import warm_context
 
 from segmamba import scan
 from segmamba.cli.main import main
 from segmamba.errors import InputError, ModelError, OutputError
-from segmamba.io.volume import Geometry, Volume, to_image
-from segmamba.models.manifest import IntensityNormalization, load_manifest
+from segmamba.models.manifest import IntensityNormalization
 from segmamba.networks import build_network
 from segmamba.networks.checkpoint import load_state_dict, load_weights
 from segmamba.training import loop, sample_source, tasks
@@ -35,8 +32,6 @@ from segmamba.training.vertebrae.samples import Shares, VertebraSynthesizer
 from segmamba.training.vertebrae.tissue_maps import load_anatomies
 
 CPU = torch.device("cpu")
-# The phantom's three vertebrae with little around them.
-NEAR = Geometry((48, 36, 44), (1.5, 1.5, 2.0), (-30.0, -22.0, 56.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tissue label maps, an evaluation case, and a configuration that was run once."""
     folder = tmp_path_factory.mktemp("training")
     prepare(small_spine.write_subjects(folder / "labels"), folder / "maps", variants=1)
-    volume = phantom(NEAR)
-    labels = true_labels(volume.geometry)
-    sitk.WriteImage(to_image(volume.array, volume.geometry), str(folder / "ct.nii.gz"))
-    sitk.WriteImage(to_image(labels, volume.geometry), str(folder / "labels.nii.gz"))
+    phantoms.write_pair(folder)
     (folder / "cases").mkdir()
     arguments = [str(folder / "ct.nii.gz"), str(folder / "labels.nii.gz"), "spinemamba"]
     assert evaluation.main([*arguments, str(folder / "cases" / "phantom.npz")]) == 0
@@ -348,44 +340,6 @@ def test_the_rate_decays_with_the_time_where_it_is_limited(config: Config) -> No
         rates.append(run.learning_rate())
     assert rates == pytest.approx([1.0, 0.5, 0.005])
     assert run.task.is_over(run)
-
-
-def test_an_evaluation_case_lies_on_the_models_grid_in_hounsfield_units(folder: Path) -> None:
-    with np.load(folder / "cases" / "phantom.npz") as case:
-        image, labels = case["image"], case["labels"]
-    assert image.shape == labels.shape
-    assert (image.dtype, labels.dtype) == (np.int16, np.uint8)
-    assert np.median(image[labels > 0]) == 500
-    voxels = {20: 28.0 * 21.0 * 13.0, 22: 28.0 * 21.0 * 13.0}
-    for value, radii in voxels.items():
-        assert (labels == value).sum() * 2.0**3 == pytest.approx(4 / 3 * math.pi * radii, rel=0.03)
-
-
-def test_an_mr_image_makes_no_evaluation_case() -> None:
-    volume = phantom()
-    mr = Volume(volume.array - volume.array.min(), volume.geometry)
-    with pytest.raises(InputError, match="choose a CT"):
-        evaluation.evaluation_case(mr, Volume(true_labels(volume.geometry), volume.geometry), load_manifest().models[0])
-
-
-def test_labels_that_do_not_belong_to_the_image_are_refused() -> None:
-    volume = phantom()
-    model = load_manifest().model("spinemamba")
-    labels = true_labels(volume.geometry)
-    elsewhere = Volume(labels, replace(volume.geometry, origin=(5000.0, 0.0, 0.0)))
-    with pytest.raises(InputError, match="No label lies on the image"):
-        evaluation.evaluation_case(volume, elsewhere, model)
-    with pytest.raises(InputError, match="values from 0 to 26"):
-        evaluation.evaluation_case(volume, Volume(2 * labels, volume.geometry), model)
-
-
-def test_a_bad_evaluation_case_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = str(folder / "never.npz")
-    assert evaluation.main([str(folder / "ct.nii.gz"), "nowhere.nii", "spinemamba", case]) == 3
-    assert evaluation.main([str(folder / "ct.nii.gz"), str(folder / "labels.nii.gz"), "x", case]) == 4
-    assert evaluation.main([str(folder / "ct.nii.gz"), str(folder / "labels.nii.gz"), "spinemamba", "a.txt"]) == 6
-    assert capsys.readouterr().err.count("\n") == 3
-    assert not Path(case).exists()
 
 
 @pytest.mark.gpu
