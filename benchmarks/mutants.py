@@ -47,7 +47,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "panel": {
         "../SegMambaSlicerLib/messages.py": ("../module/test_messages.py",),
-        "../segmamba_mrml/renumber.py": ("../mrml/test_renumber.py",),
+        "../segmamba_mrml/renumber.py": ("../mrml/test_renumber.py", "../mrml/test_anchors.py"),
     },
     "shapes": {
         "networks/shape_prior.py": ("networks/test_shape_prior.py",),
