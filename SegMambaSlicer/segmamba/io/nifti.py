@@ -286,11 +286,16 @@ def _rescaled(raw: np.ndarray, header: Nifti1Header) -> np.ndarray:
     kind = _rescaled_type(raw, slope, intercept)
     # In their own place where they fit into it: each plane is read before it is written.
     result = raw if kind == raw.dtype else np.empty(raw.shape, kind)
+    # Whole numbers whose results are known to fit need no floating point.
+    shifted = kind == np.int16 and slope == 1.0 and raw.dtype.itemsize <= 2
 
     def rescale(first: int) -> None:
         with np.errstate(all="ignore"):  # what becomes infinite is refused with the values
             for plane, into in zip(raw[first : first + PLANES], result[first : first + PLANES], strict=True):
-                into[...] = plane.astype(np.float64) * slope + intercept
+                if shifted:
+                    np.add(plane, int(intercept), out=into, dtype=np.int32, casting="unsafe")
+                else:
+                    into[...] = plane.astype(np.float64) * slope + intercept
 
     at_once(rescale, range(0, len(raw), PLANES))
     return result

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
-from segmamba.utils.morphology import connected_components
+from segmamba.utils.runs import runs_of
 
 # A component of a label below this is small; an arch without pedicles is larger.
 SMALL_COMPONENT_MM3 = 1000.0
@@ -29,16 +28,18 @@ def extract_column(mask: np.ndarray, index_to_lps: np.ndarray) -> np.ndarray:
     index_to_lps : ndarray
         4x4 matrix from voxel index (x, y, z, 1) to LPS millimetres.
     """
-    components, count = connected_components(mask, corners=True)
-    if count < 2:
+    runs = runs_of(mask, corners=True)
+    if len(runs.sizes) < 2:
         return mask
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    largest = int(sizes.argmax())
+    largest = int(runs.sizes.argmax())
     voxel_volume = abs(float(np.linalg.det(index_to_lps[:3, :3])))
-    candidates = [n for n in np.flatnonzero(sizes * voxel_volume >= COLUMN_COMPONENT_MM3).tolist() if n != largest]
-    boxes = ndimage.find_objects(components.astype(np.int32, copy=False))
-    layers = {n: _layers(components[boxes[n - 1]] == n, boxes[n - 1], index_to_lps) for n in [largest, *candidates]}
+    large = np.flatnonzero(runs.sizes * voxel_volume >= COLUMN_COMPONENT_MM3).tolist()
+    candidates = [n for n in large if n != largest]
+    numbers = np.arange(len(runs.sizes))
+    layers = {
+        n: _layers(np.unravel_index(runs.voxels(numbers == n), mask.shape), index_to_lps)
+        for n in [largest, *candidates]
+    }
     kept = [largest]
     while candidates:
         trunk = np.concatenate([layers[n] for n in kept])
@@ -47,15 +48,17 @@ def extract_column(mask: np.ndarray, index_to_lps: np.ndarray) -> np.ndarray:
         x, y, z = np.average(layers[nearest][:, :3], axis=0, weights=layers[nearest][:, 3])
         if np.hypot(*(np.array([x, y]) - _course(trunk, z))) <= OFF_COURSE_MM:
             kept.append(nearest)
-    chosen = np.zeros(count + 1, dtype=bool)
-    chosen[kept] = True
-    return chosen[components]
+    column = mask.copy()
+    column.reshape(-1)[runs.voxels(~np.isin(numbers, kept))] = False
+    return column
 
 
-def _layers(mask: np.ndarray, box: tuple[slice, ...], index_to_lps: np.ndarray) -> np.ndarray:
-    """Return the centre (LPS millimetres) and the voxel count of each layer of a component: shape (layers, 4)."""
-    indices = np.argwhere(mask)[:, ::-1] + [part.start for part in reversed(box)]
-    positions = indices @ index_to_lps[:3, :3].T + index_to_lps[:3, 3]
+def _layers(voxels: tuple[np.ndarray, ...], index_to_lps: np.ndarray) -> np.ndarray:
+    """Return the centre (LPS millimetres) and the voxel count of each layer of a component: shape (layers, 4).
+
+    ``voxels`` are its indices along z, y and x.
+    """
+    positions = np.stack(voxels[::-1], axis=1) @ index_to_lps[:3, :3].T + index_to_lps[:3, 3]
     layer = np.floor(positions[:, 2] / LAYER_MM).astype(int)
     layer -= layer.min()
     counts = np.bincount(layer)

@@ -20,6 +20,7 @@ from segmamba.spine.shape_model import Fit, FitTogether, ShapeModel, fit, fit_on
 from segmamba.utils.arrays import bounding_box, grown_box, in_main_memory, label_boxes
 from segmamba.utils.morphology import CONNECTIVITY_26, HOLE_MM3, fill_holes, merge_small_components
 from segmamba.utils.parallel import at_once
+from segmamba.utils.runs import runs_of
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +189,7 @@ def _merge_components(
     boxes = label_boxes(refined)
 
     def pieces(level: int) -> int:
-        return int(ndimage.label(refined[boxes[level]] == level, structure=CONNECTIVITY_26)[1])
+        return len(runs_of(refined[boxes[level]] == level, corners=True).sizes)
 
     for level, count in at_once(pieces, frames, check).items():
         if count > 1:

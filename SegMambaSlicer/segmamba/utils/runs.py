@@ -6,7 +6,7 @@ such as their sizes, is a question about runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,15 @@ class Runs:
         ends = np.flatnonzero(np.diff(self.component[own])) + 1
         for runs in np.split(own, ends) if len(own) else []:
             yield _counted(self.starts[runs], self.stops[runs] - self.starts[runs])
+
+    def at_border(self, shape: Sequence[int]) -> np.ndarray:
+        """Return which components reach the border of the mask, whose shape (z, y, x) this is."""
+        z, y, x = np.unravel_index(self.starts, tuple(shape))
+        ends = x + self.stops - self.starts
+        outer = (z == 0) | (z == shape[0] - 1) | (y == 0) | (y == shape[1] - 1) | (x == 0) | (ends == shape[2])
+        found = np.zeros(len(self.sizes), bool)
+        found[self.component[outer]] = True
+        return found
 
     def numbers(self, voxels: np.ndarray) -> np.ndarray:
         """Return the component of each of some voxels of the mask, given as flat indices."""

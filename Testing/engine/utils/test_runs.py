@@ -33,6 +33,17 @@ def test_the_voxels_of_chosen_components_come_together_and_one_by_one() -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_components_at_the_border_are_told_from_those_within(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = random.random(random.integers(1, 9, 3)) < 0.3
+    numbers, count = ndimage.label(mask)
+    inner = np.zeros(mask.shape, bool)
+    inner[1:-1, 1:-1, 1:-1] = True
+    expected = np.isin(np.arange(1, count + 1), numbers[~inner])
+    np.testing.assert_array_equal(runs_of(mask).at_border(mask.shape), expected)
+
+
 def test_a_mask_without_voxels_has_no_components() -> None:
     runs = runs_of(np.zeros((2, 3, 4), bool))
     assert not len(runs.sizes) and not list(runs.each(np.zeros(0, bool))) and not len(runs.voxels(np.zeros(0, bool)))
