@@ -23,6 +23,7 @@ from segmamba.spine.grades import GRADE_KEYS
 from segmamba.spine.levels import C2, L4, L6, ORDER, SACRUM, from_top, is_next
 from segmamba.utils.arrays import LabelBox, label_boxes, mean_index
 from segmamba.utils.csv_file import write_csv
+from segmamba.utils.morphology import further_inside
 from segmamba.utils.parallel import FEW, at_once
 
 # Density is measured at least this far from the surface of a body, inside its shell and the blur of thick slices; in
@@ -365,8 +366,8 @@ def _fracture_cells(loss: Loss | None, not_judged: str | None) -> dict[str, Any]
 def _core(body: Body, volume: Volume) -> np.ndarray:
     """Return the values of a volume inside a body, away from its surface, one each cubic mm."""
     shell = min(SHELL_MM, SHELL_PART * body.size[0], SHELL_PART * body.size[1])
-    depth = ndimage.distance_transform_edt(np.pad(body.inside, 1))[1:-1, 1:-1, 1:-1] * FINE_MM
-    index = _index(body.points(depth > shell), volume.geometry)[:, ::-1]
+    deep = further_inside(body.inside, shell / FINE_MM)
+    index = _index(body.points(deep), volume.geometry)[:, ::-1]
     values: np.ndarray = ndimage.map_coordinates(volume.array, index.T, np.float32, order=1, mode="nearest")
     return values
 

