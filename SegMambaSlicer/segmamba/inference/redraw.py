@@ -5,6 +5,7 @@ Where the image shows the bone nothing is done: a shape prior has nothing to add
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,20 +158,29 @@ def badly_shown(labels: np.ndarray, seen: Seen, redrawing: Redrawing) -> dict[in
 
 def _beside_metal(boxes: Mapping[int, Sequence[slice]], volume: Volume, geometry: Geometry) -> list[int]:
     """Return the vertebrae with enough metal in their boxes, or near to these."""
-    metal = np.argwhere(volume.array > METAL_HU)
+    margin = METAL_MM / geometry.spacing[0]
+    ends = {
+        level: np.array([[part.start - margin for part in box], [part.stop + margin for part in box]])
+        for level, box in boxes.items()
+    }
+    to_volume = np.linalg.inv(volume.geometry.affine) @ geometry.affine
+    around = np.array(
+        [np.min([each[0] for each in ends.values()], axis=0), np.max([each[1] for each in ends.values()], axis=0)]
+    )
+    corners = np.array(list(itertools.product(*around.T)))[:, ::-1] @ to_volume[:3, :3].T + to_volume[:3, 3]
+    low = np.maximum(0, np.floor(corners.min(axis=0)).astype(int))
+    x, y, z = (slice(a, max(a, int(b) + 1)) for a, b in zip(low.tolist(), np.ceil(corners.max(axis=0)), strict=True))
+    metal = np.argwhere(volume.array[z, y, x] > METAL_HU)[:, ::-1] + low
     least = METAL_ML * 1000 / float(np.prod(volume.geometry.spacing))
     if len(metal) < least:
         return []
-    to_grid = np.linalg.inv(geometry.affine) @ volume.geometry.affine
-    places = (metal[:, ::-1] @ to_grid[:3, :3].T + to_grid[:3, 3])[:, ::-1]
-    margin = METAL_MM / geometry.spacing[0]
-    found = []
-    for level, box in boxes.items():
-        low, high = ([getattr(part, end) for part in box] for end in ("start", "stop"))
-        near = ((places >= np.subtract(low, margin)) & (places < np.add(high, margin))).all(axis=1)
-        if np.count_nonzero(near) >= least:
-            found.append(level)
-    return found
+    to_grid = np.linalg.inv(to_volume)
+    places = (metal @ to_grid[:3, :3].T + to_grid[:3, 3])[:, ::-1]
+    return [
+        level
+        for level, (first, last) in ends.items()
+        if np.count_nonzero(((places >= first) & (places < last)).all(axis=1)) >= least
+    ]
 
 
 def note(reasons: Mapping[int, str]) -> str:
