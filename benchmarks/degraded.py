@@ -28,7 +28,7 @@ import argparse
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,13 @@ from segmamba.io.volume import Geometry, Volume, to_image
 from segmamba.spine.levels import ORDER, level_name
 from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.training.synthesis.scanner import gaussian_profile
+from segmamba.training.vertebrae.redraw.canals import enclosed
 from segmamba.utils.arrays import bounding_box, label_boxes
 
 SAGITTAL_MM = (4.0, 5.0)
 # Screws of titanium: half width and length in mm, their HU, and the HU of the streaks beside and between them.
 SCREW_MM, SCREW_LENGTH_MM, TITANIUM_HU, STREAK_HU, STREAK_MM = 2.75, 45.0, 3000.0, 700.0, 3.0
 CONTRAST_HU = (250.0, 600.0)
-# The canal is what vertebrae surround in axial planes, with gaps between laminae; smaller holes are not canal.
-SMALLEST_CANAL_MM2, GAP_MM = 60.0, 8.0
 # The surface distance of a vertebra that nothing found overlaps: about its height.
 MISSED_MM = 20.0
 CLEAN = "clean"
@@ -311,23 +310,6 @@ def canal_of(reference: Volume, level: int) -> tuple[tuple[slice, ...], np.ndarr
         inside = np.arange(box[number].start, box[number].stop)
         shown &= ((inside >= part.start) & (inside < part.stop))[tuple(place)]
     return box, canal & shown
-
-
-def enclosed(plane: np.ndarray, steps: Sequence[float]) -> np.ndarray:
-    """Return what bone encloses in a plane, once gaps of up to `GAP_MM` in it are closed."""
-    if not plane.any():
-        return plane
-    pad = [int(np.ceil(GAP_MM / step)) for step in steps]
-    padded = np.pad(plane, [(width, width) for width in pad])
-    grown = ndimage.distance_transform_edt(~padded, sampling=steps) <= GAP_MM / 2
-    closed = padded | (grown & (ndimage.distance_transform_edt(grown, sampling=steps) > GAP_MM / 2))
-    hole = (ndimage.binary_fill_holes(closed) & ~padded)[tuple(slice(width, -width) for width in pad)]
-    core = hole & ~closed[tuple(slice(width, -width) for width in pad)]
-    pieces, count = ndimage.label(hole)
-    sizes = np.bincount(pieces[core], minlength=count + 1) * steps[0] * steps[1]
-    sizes[0] = 0
-    canal: np.ndarray = (sizes >= SMALLEST_CANAL_MM2)[pieces]
-    return canal
 
 
 def canal_along(reference: Volume) -> np.ndarray:

@@ -103,8 +103,10 @@ def test_every_script_that_a_document_names_is_there_and_has_its_options() -> No
         text = document.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in re.findall(r"python (?:-m segmamba\.|benchmarks/)[^`\n]+", text):
             words = shlex.split(line, comments=True)
-            module = words[2].replace(".", "/") + ".py" if words[1] == "-m" else None
-            script = REPOSITORY / (f"SegMambaSlicer/{module}" if module else words[1])
+            module = words[2].replace(".", "/") if words[1] == "-m" else None
+            script = REPOSITORY / (f"SegMambaSlicer/{module}.py" if module else words[1])
+            if module and script.with_suffix("").is_dir():
+                script = script.with_suffix("") / "__main__.py"
             assert script.is_file(), f"{document.name}: {line}"
             source = script.read_text(encoding="utf-8")
             for word in words:

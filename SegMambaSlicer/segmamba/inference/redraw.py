@@ -99,7 +99,7 @@ class Seen:
 
 
 def load_redrawing(path: str | os.PathLike[str], shapes: ShapeModel) -> Redrawing:
-    """Read what ``benchmarks/instance_prior.py export`` has written.
+    """Read what ``python -m segmamba.training.vertebrae.redraw export`` has written.
 
     Raises
     ------

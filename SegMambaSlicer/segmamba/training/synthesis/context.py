@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class SamplingContext:
         For single values.
     generator : torch.Generator
         For fields, on the device.
+    slices_mm : ndarray
+        Shape (3,): how thick the slices along z, y and x are at least that samples were given since it was reset.
     """
 
     patch: tuple[int, int, int]
@@ -38,6 +40,11 @@ class SamplingContext:
     device: torch.device
     rng: np.random.Generator
     generator: torch.Generator
+    slices_mm: np.ndarray = field(default_factory=lambda: np.zeros(3))
+
+    def note_slices(self, axis: int, thickness: float) -> None:
+        """Keep that a sample was given slices of so many mm along an axis."""
+        self.slices_mm[axis] = max(self.slices_mm[axis], thickness)
 
     def noise(self) -> Tensor:
         """Return white noise (z, y, x) of standard deviation 1."""

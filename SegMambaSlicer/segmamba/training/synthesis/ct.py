@@ -123,9 +123,18 @@ def _with_table(image: Tensor, tissues: Tensor, context: SamplingContext) -> Ten
     return torch.where((tissues == AIR) & slab[:, None], context.rng.uniform(-700, 150), image)
 
 
-def random_slices(length: int, thickness: float, context: SamplingContext) -> np.ndarray:
-    """Return the matrix of slices of ``thickness`` mm that begin anywhere."""
-    return slice_matrix(length, context.spacing, thickness, -thickness * context.rng.random())
+def in_profiled_slices(image: Tensor, axis: int, thickness: float, context: SamplingContext) -> Tensor:
+    """Return a (z, y, x) image in slices of ``thickness`` mm that begin anywhere, with a slice profile."""
+    context.note_slices(axis, thickness)
+    matrix = slice_matrix(image.shape[axis], context.spacing, thickness, -thickness * context.rng.random())
+    return profiled_slices(image, axis, matrix)
+
+
+def in_averaged_slices(image: Tensor, axis: int, thickness: float, context: SamplingContext) -> Tensor:
+    """Return a (z, y, x) image averaged over slices of about ``thickness`` mm, at least two voxels."""
+    factor = max(2, round(thickness / context.spacing))
+    context.note_slices(axis, factor * context.spacing)
+    return thick_slices(image, axis, factor)
 
 
 def simulate_scanner(
@@ -137,10 +146,10 @@ def simulate_scanner(
     image = blur(image, rng.uniform(*KERNEL_MM) / context.spacing)
     chance = rng.random()
     if scanner.profiled_mm is not None:
-        image = profiled_slices(image, 0, random_slices(len(image), scanner.profiled_mm, context))
+        image = in_profiled_slices(image, 0, scanner.profiled_mm, context)
     elif chance < scanner.thick_share:
         axis = 0 if chance < scanner.thick_share - OTHER_PLANES else int(rng.integers(1, 3))
-        image = thick_slices(image, axis, max(2, round(rng.uniform(*scanner.slice_mm) / context.spacing)))
+        image = in_averaged_slices(image, axis, rng.uniform(*scanner.slice_mm), context)
     noise = np.exp(rng.uniform(*np.log(scanner.noise_hu)))
     grain = context.noise()
     if rng.random() < 0.6:

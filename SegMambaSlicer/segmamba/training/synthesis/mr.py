@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from segmamba.training.synthesis.context import SamplingContext
-from segmamba.training.synthesis.ct import fill_tissues, mix_intensities, random_slices
-from segmamba.training.synthesis.scanner import blur, profiled_slices, surface, thick_slices
+from segmamba.training.synthesis.ct import fill_tissues, in_averaged_slices, in_profiled_slices, mix_intensities
+from segmamba.training.synthesis.scanner import blur, surface
 from segmamba.training.synthesis.tissue_labels import AIR, BONES, BOWEL, CORD, DISC, FAT, OUTSIDE, VERTEBRAE
 from segmamba.training.synthesis.tissue_priors import mr_priors
 
@@ -50,7 +50,7 @@ def synthesize(tissues: Tensor, context: SamplingContext, degraded: bool = False
     image = torch.where(shell, image * rng.uniform(0.05, 0.8), image)
     if degraded:
         axis = int(rng.choice(PROFILED_AXES))
-        image = profiled_slices(image, axis, random_slices(image.shape[axis], rng.uniform(*PROFILED_MM), context))
+        image = in_profiled_slices(image, axis, rng.uniform(*PROFILED_MM), context)
     return _simulate_scanner(image, tissues, context)
 
 
@@ -114,7 +114,7 @@ def _simulate_scanner(image: Tensor, tissues: Tensor, context: SamplingContext, 
         image = blur(image, rng.uniform(*KERNEL_MM) / context.spacing)
     if rng.random() < THICK_CHANCE * strength:
         axis = int(rng.choice(SLICE_AXES))
-        image = thick_slices(image, axis, max(2, round(rng.uniform(*SLICE_MM) / context.spacing)))
+        image = in_averaged_slices(image, axis, rng.uniform(*SLICE_MM), context)
     noise = strength * np.exp(rng.uniform(np.log(0.005), np.log(0.08)))
     image = torch.sqrt((image + noise * context.noise()) ** 2 + (noise * context.noise()) ** 2)
     return image.masked_fill(tissues == OUTSIDE, 0.0)
