@@ -53,7 +53,8 @@ class Program:
         self._heard: queue.SimpleQueue[str | int] = queue.SimpleQueue()
         self._over = False
         self.child = Child(command, environment, one_stream=True)
-        threading.Thread(target=self._read, name="program", daemon=True).start()
+        # It knows nothing of the timer: what a thread is the last to hold is destroyed there, and a timer must not be.
+        threading.Thread(target=_read, args=(self.child, self._heard), name="program", daemon=True).start()
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.connect("timeout()", self._listen)
@@ -68,14 +69,6 @@ class Program:
         self._over = True
         self._timer.stop()
         self.child.end()
-
-    def _read(self) -> None:
-        with self.child.output as stream:
-            for raw in stream:
-                self._heard.put(raw.decode("utf-8", errors="replace").rstrip())
-        status = self.child.wait()
-        assert status is not None
-        self._heard.put(status)
 
     def _listen(self) -> None:
         try:
@@ -99,6 +92,16 @@ class Program:
             else:
                 self._over = True
                 self._onEnd(heard)
+
+
+def _read(child: Child, heard: queue.SimpleQueue[str | int]) -> None:
+    """Put the lines that a program writes into a queue, then its exit status."""
+    with child.output as stream:
+        for raw in stream:
+            heard.put(raw.decode("utf-8", errors="replace").rstrip())
+    status = child.wait()
+    assert status is not None
+    heard.put(status)
 
 
 def startCommand(arguments: list[str], onLine: Callable[[str], None], onEnd: Callable[[int], None]) -> Program:

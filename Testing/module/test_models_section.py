@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from types import SimpleNamespace
 
 import psutil
@@ -200,6 +201,15 @@ def test_leaving_the_module_ends_the_command_and_nothing_is_told_to_what_is_gone
     leave(the_module.module)
     assert psutil.wait_procs([python], PATIENCE)[0]
     a_slicer_host.process_events()
+
+
+def test_thread_that_reads_from_a_command_does_not_hold_its_timer(section, panel, click):
+    """A timer that a thread is the last to hold is destroyed there: Qt waits for Python, and Python for Qt."""
+    click(section.verifyButton)
+    program = panel.sections.checkpoints._program
+    (reader,) = [each for each in threading.enumerate() if program.child in getattr(each, "_args", ())]
+    assert reader.name == "program"
+    assert program not in (getattr(reader._target, "__self__", None), *reader._args)
 
 
 def test_killed_command_is_told_as_killed(section, panel, click, done, wait_until):
