@@ -65,7 +65,7 @@ def train(patches: Path, path: Path, shapes: ShapeModel, run: Run, device: torch
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     state_path, step, before = path.with_suffix(".state"), 0, 0.0
     if state_path.exists():
-        state = torch.load(state_path, map_location=device)
+        state = torch.load(state_path, map_location=device, weights_only=True)
         step, before = state["step"], state["seconds"]
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -113,7 +113,7 @@ def _save(network: VertebraRefiner, optimizer: torch.optim.Optimizer, state: dic
 
 def load_pool(folder: Path, shapes: ShapeModel, device: torch.device) -> dict[str, Tensor]:
     """Return all patches of a folder as they are stored, and the canals (25, *SIZE) of the levels."""
-    parts = [torch.load(path, map_location=device) for path in sorted(folder.glob("*.pt"))]
+    parts = [torch.load(path, map_location=device, weights_only=True) for path in sorted(folder.glob("*.pt"))]
     if not parts:
         raise InputError(f"There are no patches in {folder}: make some first.")
     pool = {name: torch.cat([part.pop(name) for part in parts]) for name in ("values", "widths", "level")}
@@ -206,7 +206,7 @@ def loss_of(logits: Tensor, bone: Tensor, canal: Tensor, seen: Tensor) -> tuple[
 
 def export(weights: Path, path: str | os.PathLike[str], shapes: ShapeModel, licence: str, training_data: str) -> None:
     """Write what `segmamba.inference.redraw.load_redrawing` reads: weights in 8 bits, and the canals."""
-    state = {name: value.float() for name, value in torch.load(weights, map_location="cpu").items()}
+    state = {name: value.float() for name, value in torch.load(weights, map_location="cpu", weights_only=True).items()}
     canal = torch.from_numpy(canals(shapes))
     stored = quantize_int8(state) | {CANALS: (canal * (127 / FURTHEST) + 128).round().to(torch.uint8)}
     metadata = {STORAGE: INT8_ROWS, "licence": licence, "training_data": training_data}
