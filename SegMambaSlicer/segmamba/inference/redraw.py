@@ -66,7 +66,7 @@ class Redrawing:
     ----------
     network : Module
     canals : Tensor of float32
-        Shape (25, *GRID): signed distance in local mm to the canal that each level's mean shape encloses.
+        Shape ``(25, *GRID)``: signed distance in local mm to the canal that each level's mean shape encloses.
     shapes : ShapeModel
         That it was trained with.
     """

@@ -46,7 +46,7 @@ def half_extent(level: int, model: ShapeModel) -> np.ndarray:
 def patch_of(
     image: Tensor, probabilities: Tensor, number: int, found: Fit, half: np.ndarray, spacing_mm: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what lies in a vertebra's frame: channels up to `SEEN` (5, *SIZE), and its fitted shape (*SIZE) in mm.
+    """Return what lies in a vertebra's frame: channels up to `SEEN` ``(5, *SIZE)``, and its fit in mm ``(*SIZE)``.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def _from_corner(frame: Frame, box: Sequence[slice], spacing_mm: float) -> Frame
 
 
 def in_frame(values: Tensor, frame: Frame, half: np.ndarray, spacing_mm: float, padding: str = "zeros") -> Tensor:
-    """Return values (c, z, y, x) of an isotropic grid at the points of a patch, linearly: (c, *SIZE).
+    """Return values (c, z, y, x) of an isotropic grid at the points of a patch, linearly: ``(c, *SIZE)``.
 
     ``padding`` as for `torch.nn.functional.grid_sample`.
     """
@@ -106,7 +106,7 @@ def in_frame(values: Tensor, frame: Frame, half: np.ndarray, spacing_mm: float, 
 def from_frame(
     values: Tensor, frame: Frame, half: np.ndarray, box: Sequence[slice], spacing_mm: float, padding: str = "zeros"
 ) -> Tensor:
-    """Return values (c, *SIZE) of a patch at the voxels of a box of an isotropic grid: (c, z, y, x)."""
+    """Return values ``(c, *SIZE)`` of a patch at the voxels of a box of an isotropic grid: (c, z, y, x)."""
     axes = [torch.arange(part.start, part.stop, dtype=torch.float32, device=values.device) for part in box]
     voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     turned = torch.as_tensor(frame.axes.T / frame.scale, dtype=torch.float32, device=values.device)
@@ -126,7 +126,7 @@ def _at(values: Tensor, places: Tensor, padding: str) -> Tensor:
 
 
 def canal_patch(canal: Tensor) -> Tensor:
-    """Return the signed distance to a mean canal, known at the model's grid (*GRID), at the points of a patch."""
+    """Return the signed distance to a mean canal, known at the model's grid ``(*GRID)``, at the points of a patch."""
     fine: Tensor = functional.interpolate(canal[None, None].float(), size=SIZE, mode="trilinear", align_corners=True)
     return fine[0, 0]
 
@@ -148,16 +148,16 @@ def logit(probability: Tensor) -> Tensor:
 
 
 def channels(given: Tensor, distance: Tensor, canal: Tensor, widths: Tensor) -> Tensor:
-    """Return the input of a network, (n, CHANNELS, *SIZE), from what patches hold.
+    """Return the input of a network, ``(n, CHANNELS, *SIZE)``, from what patches hold.
 
     Parameters
     ----------
-    given : Tensor (n, 5, *SIZE)
-        Channels up to `SEEN`.
-    distance, canal : Tensor (n, *SIZE)
-        Signed distances in mm to the fitted shape and to the mean canal.
-    widths : Tensor (n, 3)
-        Of the image's voxels along the frame's axes in mm.
+    given : Tensor
+        Shape ``(n, 5, *SIZE)``: channels up to `SEEN`.
+    distance, canal : Tensor
+        Shape ``(n, *SIZE)``: signed distances in mm to the fitted shape and to the mean canal.
+    widths : Tensor
+        Shape (n, 3): of the image's voxels along the frame's axes in mm.
     """
     wide = (widths / SLICE_MM).clamp(max=WIDEST)[:, :, None, None, None].expand(-1, -1, *SIZE)
     shape = torch.stack([distance, canal], dim=1).clamp(-FURTHEST, FURTHEST) / FURTHEST
@@ -167,7 +167,7 @@ def channels(given: Tensor, distance: Tensor, canal: Tensor, widths: Tensor) -> 
 def changed(
     probabilities: Tensor, number: int, change: Tensor, found: Fit, half: np.ndarray, spacing_mm: float
 ) -> Tensor:
-    """Return the probability of a vertebra in the box of its fit once a network has changed its logit (*SIZE).
+    """Return the probability of a vertebra in the box of its fit once a network has changed its logit ``(*SIZE)``.
 
     The other parameters are those of `patch_of`. What is not changed keeps its probability exactly.
     """

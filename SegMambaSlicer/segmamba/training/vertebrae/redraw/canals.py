@@ -17,7 +17,7 @@ WALLS_MM = (0.0, 1.0, 2.0, 3.0)
 
 
 def canals(model: ShapeModel) -> np.ndarray:
-    """Return the signed distance to the canal that each level's mean shape encloses, in local mm: (25, *GRID).
+    """Return the signed distance to the canal that each level's mean shape encloses, in local mm: ``(25, *GRID)``.
 
     Planes that enclose none have that of the next one that does: the canal runs through. What does not lie where the
     middle plane has its canal is another hole. Clipped as the shapes are; the furthest where a mean encloses nothing.

@@ -73,8 +73,8 @@ def patches_of_sample(
 ) -> list[dict[str, Tensor]]:
     """Paint a sample, segment it by a fine network, and return its vertebrae's patches in 8 bits.
 
-    Each has ``values`` (6, *SIZE): image (2), both logits, distance to the fitted shape, and a code (`BONE`, `CANAL`,
-    `IN_IMAGE`); ``widths`` (3,) of slices in mm along the frame's axes, and ``level``.
+    Each has ``values`` ``(6, *SIZE)``: image (2), both logits, distance to the fitted shape, and a code (`BONE`,
+    `CANAL`, `IN_IMAGE`); ``widths`` (3,) of slices in mm along the frame's axes, and ``level``.
     """
     image, tissues, centres = painted(anatomies, context, model)
     device = context.device

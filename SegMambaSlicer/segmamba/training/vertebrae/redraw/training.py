@@ -112,7 +112,7 @@ def _save(network: VertebraRefiner, optimizer: torch.optim.Optimizer, state: dic
 
 
 def load_pool(folder: Path, shapes: ShapeModel, device: torch.device) -> dict[str, Tensor]:
-    """Return all patches of a folder as they are stored, and the canals (25, *SIZE) of the levels."""
+    """Return all patches of a folder as they are stored, and the canals ``(25, *SIZE)`` of the levels."""
     parts = [torch.load(path, map_location=device, weights_only=True) for path in sorted(folder.glob("*.pt"))]
     if not parts:
         raise InputError(f"There are no patches in {folder}: make some first.")
