@@ -201,7 +201,7 @@ def refined(probabilities: Tensor, changes: Sequence[tuple[int, Fit, np.ndarray,
     for number, fit, half, change in changes:
         found[number][fit.box] = changed(probabilities, number, change, fit, half, spacing_mm)
     for _, fit, _, _ in changes:
-        share(found, fit.box)
+        share(found, fit.box, range(len(found)))
     return found
 
 

@@ -39,7 +39,7 @@ from segmamba.spine.vertebra_patch import (
     share,
     widths_along,
 )
-from segmamba.utils.arrays import label_boxes
+from segmamba.utils.arrays import grown_box, label_boxes
 
 # The step's name in a model's list.
 REDRAW = "redraw"
@@ -247,15 +247,21 @@ def redraw(
         probabilities[classes[level]][fits[level].box] = own
     after, table = labels.copy(), np.array(values, np.uint8)
     for level in drawn:
-        share(probabilities, fits[level].box)
-    for level in drawn:
         box = fits[level].box
-        after[box] = table[probabilities[(slice(None), *box)].argmax(dim=0).cpu().numpy()]
+        # Others have nothing there: bone belongs to a label that it touches, or was drawn near to it.
+        there = set(np.unique(labels[grown_box(box, labels.shape)]).tolist()) - {0}
+        there |= {other for other in drawn if _meet(fits[other].box, box)}
+        numbers = [0, *(number for number, value in enumerate(values) if value in there)]
+        after[box] = table[share(probabilities, box, numbers).cpu().numpy()]
     named = {level_name(level): reason for level, reason in reasons.items()}
     found = differences(REDRAW, labels, after, spacing)
     return probabilities, [
         change | ({"reason": named[change["level"]]} if change["level"] in named else {}) for change in found
     ]
+
+
+def _meet(one: Sequence[slice], other: Sequence[slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
 def _overlap(one: Tensor, other: Tensor) -> float:

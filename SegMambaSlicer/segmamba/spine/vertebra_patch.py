@@ -176,9 +176,17 @@ def changed(
     return torch.where(back.abs() > SMALLEST_CHANGE, torch.sigmoid(logit(own) + back).to(own.dtype), own)
 
 
-def share(probabilities: Tensor, box: Sequence[slice]) -> None:
-    """Make class probabilities add up to 1 in a box, in place: classes that have more give way alike."""
-    view = probabilities[(slice(None), *box)]
-    total = view[1:].sum(dim=0, dtype=torch.float32)
-    view[1:] /= total.clamp(min=1).to(view.dtype)
-    view[0] = (1 - total).clamp(min=0)
+def share(probabilities: Tensor, box: Sequence[slice], numbers: Sequence[int]) -> Tensor:
+    """Make class probabilities add up to 1 in a box, in place: classes that have more give way alike.
+
+    ``numbers`` are the classes that are there, the background's 0 first. Returns the number of each voxel's most
+    probable class (z, y, x), where the probabilities are.
+    """
+    view, some = probabilities[(slice(None), *box)], list(numbers)
+    part = view[some].float()
+    total = part[1:].sum(dim=0)
+    part[1:] /= total.clamp(min=1)
+    part[0] = (1 - total).clamp(min=0)
+    stored = part.to(view.dtype)
+    view[some] = stored
+    return torch.tensor(some, device=part.device)[stored.argmax(dim=0)]

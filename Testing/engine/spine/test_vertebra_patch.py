@@ -83,7 +83,7 @@ def answer() -> torch.Tensor:
 def changed(change: torch.Tensor) -> torch.Tensor:
     after = answer()
     after[1][fit_of().box] = patches.changed(answer(), 1, change, fit_of(), HALF, SPACING)
-    patches.share(after, fit_of().box)
+    patches.share(after, fit_of().box, range(3))
     return after
 
 
@@ -105,7 +105,8 @@ def test_a_change_adds_bone_of_one_vertebra_and_probabilities_sum_to_one() -> No
 def test_two_vertebrae_that_claim_a_voxel_share_it() -> None:
     given = torch.zeros((3, 48, 64, 64), dtype=torch.float16)
     given[1], given[2] = 0.9, 0.6
-    patches.share(given, fit_of().box)
+    most = patches.share(given, fit_of().box, range(3))
+    assert (most == 1).all()
     torch.testing.assert_close(given[:, 20, 30, 30].float(), torch.tensor([0.0, 0.6, 0.4]), atol=1e-3, rtol=0)
     torch.testing.assert_close(given[:, 0, 0, 0].float(), torch.tensor([0.0, 0.9, 0.6]), atol=1e-3, rtol=0)
 
