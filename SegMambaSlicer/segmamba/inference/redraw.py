@@ -25,7 +25,7 @@ from segmamba.networks.quantization import dequantize
 from segmamba.networks.vertebra_refiner import VertebraRefiner
 from segmamba.spine.fit_together import fits_on
 from segmamba.spine.frames import column_frames
-from segmamba.spine.levels import ORDER, level_name
+from segmamba.spine.levels import level_name
 from segmamba.spine.refine import LEAST_DICE, differences, fit_column
 from segmamba.spine.shape_model import FURTHEST, ShapeModel, grid_points
 from segmamba.spine.vertebra_patch import (
@@ -35,11 +35,12 @@ from segmamba.spine.vertebra_patch import (
     changed,
     channels,
     half_extent,
+    large_vertebrae,
     patch_of,
     share,
     widths_along,
 )
-from segmamba.utils.arrays import grown_box, label_boxes
+from segmamba.utils.arrays import grown_box
 
 # The step's name in a model's list.
 REDRAW = "redraw"
@@ -49,9 +50,8 @@ METAL_HU, METAL_ML, METAL_MM = 2500.0, 0.1, 10.0
 # Canals of vertebrae on CT have some 0 to 60 HU. They are looked at in the middle of a vertebra, this deep in the mean
 # canal, where this part of the places is no bone.
 CONTRAST_HU, MIDDLE_MM, DEEP_MM, FREE = 150.0, 8.0, 2.0, 0.5
-# Smaller masks are left alone: too little of a vertebra to place its frame. So are those that are not shaped like one,
-# and those of which the new one would have less than this Dice with the old one: the network refines, it does not find.
-SMALLEST_ML = 2.0
+# Masks are left alone that are not shaped like a vertebra, and those with which the new one would have less than this
+# Dice: the network refines, it does not find.
 LEAST_OVERLAP = 0.7
 CANALS = "canals"
 # More vertebrae than this are counted and not named.
@@ -127,13 +127,9 @@ def badly_shown(labels: np.ndarray, seen: Seen, redrawing: Redrawing) -> dict[in
     redrawing : Redrawing
     """
     volume, spacing = seen.volume, seen.geometry.spacing[0]
-    large = {
-        level: box
-        for level, box in label_boxes(labels).items()
-        if level in ORDER and np.count_nonzero(labels[box] == level) * spacing**3 / 1000 >= SMALLEST_ML
-    }
+    large = large_vertebrae(labels, spacing)
     # Of real MR it draws the bodies worse than the network that was trained on some.
-    if volume.modality != CT:
+    if volume.modality != CT or not large:
         return {}
     thickest = max(volume.geometry.spacing)
     if thickest >= THICK_MM:

@@ -16,11 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from segmamba.spine.frames import Frame
-from segmamba.spine.levels import T12, T13
+from segmamba.spine.levels import ORDER, T12, T13
 from segmamba.spine.shape_model import FURTHEST, GRID, Fit, ShapeModel, region_of
+from segmamba.utils.arrays import LabelBox, label_boxes
 
 # Points of a patch along the frame's axes: up, to posterior and to the left.
 SIZE = (2 * GRID[0], 2 * GRID[1], 2 * GRID[2])
+# Smaller masks are too little of a vertebra.
+SMALLEST_ML = 2.0
 # Logits are clipped here: beyond, the network for whole images is sure.
 SURE = 5.0
 # Changes of a logit below this are none.
@@ -36,6 +39,15 @@ CHANNELS = 10
 def as_modelled(level: int) -> int:
     """Return the level whose shape stands for one: the model has no T13."""
     return T12 if level == T13 else level
+
+
+def large_vertebrae(labels: np.ndarray, spacing_mm: float) -> dict[int, LabelBox]:
+    """Return the boxes of the vertebrae of a label map (z, y, x) that are large enough to place their frames."""
+    return {
+        level: box
+        for level, box in label_boxes(labels).items()
+        if level in ORDER and np.count_nonzero(labels[box] == level) * spacing_mm**3 / 1000 >= SMALLEST_ML
+    }
 
 
 def half_extent(level: int, model: ShapeModel) -> np.ndarray:

@@ -124,6 +124,13 @@ def test_a_sliver_of_a_vertebra_is_left_alone(badly_shown: Any) -> None:
     assert set(badly_shown(scan(CT, (SPACING, SPACING, 5.0)), np.zeros(few.shape), few)) == {T12, L1}
 
 
+def test_slivers_alone_and_no_vertebra_are_left_alone(badly_shown: Any) -> None:
+    few = np.zeros_like(labels())
+    assert badly_shown(scan(), mask=few) == {}
+    few[tuple(np.argwhere(labels() == L2)[:400].T)] = L2
+    assert badly_shown(scan(), mask=few) == {}
+
+
 @cache
 def thick() -> np.ndarray:
     """What slices of 7 mm show, in Hounsfield units: a cortex around spongy bone, in soft tissue."""

@@ -15,26 +15,33 @@ from segmamba.models.manifest import Model
 from segmamba.networks.spine_mamba import MASK, OFFSET, OFFSET_UNIT_MM
 from segmamba.spine.decode import SACRUM_CHANNEL
 from segmamba.spine.fine import cast_votes
-from segmamba.spine.fit_together import fit_together
-from segmamba.spine.frames import column_frames
+from segmamba.spine.fit_together import fits_on
 from segmamba.spine.instances import assign
 from segmamba.spine.levels import ORDER, SACRUM, from_top
+from segmamba.spine.refine import fit_column
 from segmamba.spine.shape_model import FURTHEST, Fit, ShapeModel
-from segmamba.spine.vertebra_patch import OTHERS, OWN, SEEN, as_modelled, half_extent, in_frame, patch_of
+from segmamba.spine.vertebra_patch import (
+    OTHERS,
+    OWN,
+    SEEN,
+    SMALLEST_ML,
+    as_modelled,
+    half_extent,
+    in_frame,
+    large_vertebrae,
+    patch_of,
+)
 from segmamba.training.synthesis import ct, mr
 from segmamba.training.synthesis.context import SamplingContext
 from segmamba.training.synthesis.elastic import choose_crop, cut_field_of_view, random_deformation
 from segmamba.training.synthesis.synthesizer import normalize
 from segmamba.training.synthesis.tissue_labels import CORD, VERTEBRAE
 from segmamba.training.vertebrae.tissue_maps import Anatomy
-from segmamba.utils.arrays import label_boxes
 
 # Samples: voxels and their size as the fine network sees them; parts that are MR, and degraded.
 PATCH, SPACING, MR_SHARE, DEGRADED_SHARE = (128, 96, 96), 1.25, 0.2, 0.75
 # Known centres of vertebrae are off by so much along each axis: those of the coarse pass are.
 CENTRE_MM = 1.5
-# Smaller masks, and smaller vertebrae, make no patch.
-SMALLEST_ML = 2.0
 # Patches are stored in 8 bits: steps in one unit of the image, of a logit and of a distance in mm.
 STEPS = {"image": 100.0, "logit": 25.0, "mm": 12.0}
 # What a voxel's code adds up from.
@@ -150,13 +157,8 @@ def segmented(mask: Tensor, offsets: Tensor, centres: Mapping[int, np.ndarray], 
 
 def fits_of(labels: np.ndarray, spacing_mm: float, model: ShapeModel, device: torch.device) -> dict[int, Fit]:
     """Return the fits of the shape model to all vertebrae of a label map (z, y, x) that are large enough."""
-    frames = column_frames(labels, spacing_mm)
-    masks = {}
-    for level, box in label_boxes(labels).items():
-        mask = labels[box] == level
-        if level in ORDER and mask.sum() * spacing_mm**3 / 1000 >= SMALLEST_ML:
-            masks[level] = (box, mask)
-    return fit_together(masks, labels.shape, model, {level: frames[level] for level in masks}, spacing_mm, device)
+    large = large_vertebrae(labels, spacing_mm)
+    return fit_column(labels, spacing_mm, model, lambda: None, fits_on(device), large)
 
 
 def vertebrae_in(values: tuple[int, ...]) -> dict[int, int]:
