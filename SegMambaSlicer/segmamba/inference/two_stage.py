@@ -328,7 +328,7 @@ def _spread(labels: torch.Tensor, bone: torch.Tensor) -> torch.Tensor:
         z, y, x = free
         beside = torch.stack([padded[z + dz, y + dy, x + dx] for dz, dy, dx in ring])
         often = (beside[:, None] == beside).sum(dim=0, dtype=torch.uint8) * (beside > 0)
-        nearest = beside.gather(0, often.argmax(dim=0, keepdim=True))[0]
+        nearest = beside.gather(0, often.max(dim=0, keepdim=True).indices)[0]
         spread[z - 1, y - 1, x - 1] = nearest
         free = free[:, nearest == 0]
     return spread

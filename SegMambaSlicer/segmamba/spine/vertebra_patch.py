@@ -201,4 +201,5 @@ def share(probabilities: Tensor, box: Sequence[slice], numbers: Sequence[int]) -
     part[0] = (1 - total).clamp(min=0)
     stored = part.to(view.dtype)
     view[some] = stored
-    return torch.tensor(some, device=part.device)[stored.argmax(dim=0)]
+    # A tenth of the time of `argmax` on a processor.
+    return torch.tensor(some, device=part.device)[stored.max(dim=0).indices]
