@@ -34,6 +34,7 @@ from segmamba.inference.engine import prepare
 from segmamba.inference.isotropic import isotropic_labels
 from segmamba.inference.prediction import Prediction
 from segmamba.inference.preprocess import network_channels
+from segmamba.inference.redraw import REDRAW
 from segmamba.inference.two_stage import label_probabilities, predict_two_stage
 from segmamba.io.modality import CT, model_for_modality, resolve_modality
 from segmamba.io.read import read_volume
@@ -94,7 +95,7 @@ def _answers(options: argparse.Namespace) -> None:
         start = time.perf_counter()
         volume = resolve_modality(read_volume(case.image), case.modality or "auto")
         engine = prepare(model, Options(device=options.device), None, None)
-        own = model_for_modality(volume, engine.model)
+        own = without_redrawing(model_for_modality(volume, engine.model))
         context = RunContext(torch.device(engine.device.name), engine.device.dtype)
         found = predict_two_stage(engine.network, volume, own, context, None, True, ())
         table = torch.tensor(found.label_values, dtype=torch.uint8)
@@ -103,6 +104,13 @@ def _answers(options: argparse.Namespace) -> None:
         kept = {"labels": labels, "bone": (1 - found.probabilities[0].float()).half().cpu(), "grid": found.grid}
         torch.save(kept, path)
         print(case.name, labels.shape, round(time.perf_counter() - start, 1), flush=True)
+
+
+def without_redrawing(model: Model) -> Model:
+    """Return a model whose refinement draws no vertebra again."""
+    assert model.fine is not None
+    steps = tuple(step for step in model.fine.refine if step != REDRAW)
+    return replace(model, fine=replace(model.fine, refine=steps))
 
 
 def _measure(options: argparse.Namespace) -> None:

@@ -217,7 +217,7 @@ def measure(
     gains, seconds = [], 0.0
     for truth, (labels, probability) in zip(maps, spoiled, strict=True):
         start = time.perf_counter()
-        refined, _ = refine(labels, probability, SPACING, model, steps)
+        refined, _, _ = refine(labels, probability, SPACING, model, steps)
         seconds += time.perf_counter() - start
         for level in whole_levels(truth, SMALLEST_ML, SPACING):
             if only and level not in only:

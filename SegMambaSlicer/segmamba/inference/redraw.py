@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from segmamba.spine.fit_together import fits_on
 from segmamba.spine.frames import column_frames
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import LEAST_DICE, differences, fit_column
-from segmamba.spine.shape_model import FURTHEST, ShapeModel, grid_points
+from segmamba.spine.shape_model import FURTHEST, Fit, ShapeModel, grid_points
 from segmamba.spine.vertebra_patch import (
     CHANNELS,
     as_modelled,
@@ -40,7 +40,7 @@ from segmamba.spine.vertebra_patch import (
     share,
     widths_along,
 )
-from segmamba.utils.arrays import grown_box
+from segmamba.utils.arrays import grown_box, label_boxes
 
 # The step's name in a model's list.
 REDRAW = "redraw"
@@ -53,6 +53,8 @@ CONTRAST_HU, MIDDLE_MM, DEEP_MM, FREE = 150.0, 8.0, 2.0, 0.5
 # Masks are left alone that are not shaped like a vertebra, and those with which the new one would have less than this
 # Dice: the network refines, it does not find.
 LEAST_OVERLAP = 0.7
+# Vertebrae at a time: PyTorch takes its slow convolution for a single one on a processor.
+AT_A_TIME = 2
 CANALS = "canals"
 # More vertebrae than this are counted and not named.
 NAMED = 4
@@ -78,10 +80,12 @@ class Redrawing:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What the network for whole images saw.
+    """What the network for whole images saw, and what was made of its answer.
 
     Attributes
     ----------
+    labels : ndarray of uint8
+        Shape (z, y, x): levels.
     image : Tensor
         Shape (2, z, y, x): its input.
     volume : Volume
@@ -90,12 +94,16 @@ class Seen:
         Of the input: an isotropic grid.
     normalization : sequence of IntensityNormalization
         Of the input's channels.
+    fits : mapping of int to Fit
+        Of the levels whose shapes are fitted already.
     """
 
+    labels: np.ndarray
     image: Tensor
     volume: Volume
     geometry: Geometry
     normalization: Sequence[IntensityNormalization]
+    fits: Mapping[int, Fit] = field(default_factory=dict)
 
 
 def load_redrawing(path: str | os.PathLike[str], shapes: ShapeModel) -> Redrawing:
@@ -116,17 +124,9 @@ def load_redrawing(path: str | os.PathLike[str], shapes: ShapeModel) -> Redrawin
     return Redrawing(network.eval().requires_grad_(False), canals, shapes)
 
 
-def badly_shown(labels: np.ndarray, seen: Seen, redrawing: Redrawing) -> dict[int, str]:
-    """Return the vertebrae that an image shows badly, and why, in words for a report.
-
-    Parameters
-    ----------
-    labels : ndarray of uint8
-        Shape (z, y, x): levels, on the grid of what was seen.
-    seen : Seen
-    redrawing : Redrawing
-    """
-    volume, spacing = seen.volume, seen.geometry.spacing[0]
+def badly_shown(seen: Seen, redrawing: Redrawing) -> dict[int, str]:
+    """Return the vertebrae that an image shows badly, and why, in words for a report."""
+    labels, volume, spacing = seen.labels, seen.volume, seen.geometry.spacing[0]
     large = large_vertebrae(labels, spacing)
     # Of real MR it draws the bodies worse than the network that was trained on some.
     if volume.modality != CT or not large:
@@ -192,7 +192,6 @@ def note(reasons: Mapping[int, str]) -> str:
 def redraw(
     redrawing: Redrawing,
     reasons: Mapping[int, str],
-    labels: np.ndarray,
     values: Sequence[int],
     seen: Seen,
     check: Callable[[], None],
@@ -205,8 +204,6 @@ def redraw(
     redrawing : Redrawing
     reasons : mapping of int to str
         Of each vertebra to draw why, see `badly_shown`.
-    labels : ndarray of uint8
-        Shape (z, y, x): levels.
     values : sequence of int
         Label value of each class.
     seen : Seen
@@ -221,31 +218,45 @@ def redraw(
     tuple
         The class probabilities, and what changed, as `segmamba.spine.refine.differences` tells it, with the ``reason``.
     """
-    device, spacing, source = probabilities.device, seen.geometry.spacing[0], seen.volume.geometry
+    device, spacing, labels = probabilities.device, seen.geometry.spacing[0], seen.labels
     image, shapes = seen.image.to(device), redrawing.shapes
     classes = {value: number for number, value in enumerate(values) if value in reasons}
-    fits = fit_column(labels, spacing, shapes, check, fits_on(device), classes)
+    fits = {level: fit for level, fit in seen.fits.items() if level in classes}
+    missing = set(classes) - set(fits)
+    if missing:
+        fits |= fit_column(labels, spacing, shapes, check, fits_on(device), missing)
     fits = {level: fit for level, fit in fits.items() if fit.dice >= LEAST_DICE}
+    levels = list(fits)
     network = redrawing.network.to(device)
-    drawn = {}
-    for level, fit in fits.items():
-        check()
-        number, half = classes[level], half_extent(level, shapes)
-        given, distance = patch_of(image, probabilities, number, fit, half, spacing)
+
+    def given(level: int) -> tuple[Tensor, ...]:
+        """Return the arguments of `channels` for a vertebra."""
+        fit, source = fits[level], seen.volume.geometry
+        own, distance = patch_of(image, probabilities, classes[level], fit, half_extent(level, shapes), spacing)
         canal = canal_patch(redrawing.canals[as_modelled(level) - 1].to(device))
-        widths = torch.from_numpy(widths_along(fit.frame, source.spacing, source.direction)).float().to(device)
+        widths = torch.from_numpy(widths_along(fit.frame, source.spacing, source.direction)).float()
+        return own, distance, canal, widths.to(device)
+
+    drawn = {}
+    for first in range(0, len(levels), AT_A_TIME):
+        check()
+        some = levels[first : first + AT_A_TIME]
+        patches = channels(*(torch.stack(part) for part in zip(*map(given, some), strict=True)))
         with torch.no_grad():
-            change = network(channels(given[None], distance[None], canal[None], widths[None]))[0]
-        own = changed(probabilities, number, change, fit, half, spacing)
-        if _overlap(own > 0.5, probabilities[number][fit.box] > 0.5) >= LEAST_OVERLAP:
-            drawn[level] = own
+            changes = network(patches)
+        for level, change in zip(some, changes, strict=True):
+            number, fit = classes[level], fits[level]
+            own = changed(probabilities, number, change, fit, half_extent(level, shapes), spacing)
+            if _overlap(own > 0.5, probabilities[number][fit.box] > 0.5) >= LEAST_OVERLAP:
+                drawn[level] = own
     for level, own in drawn.items():
         probabilities[classes[level]][fits[level].box] = own
-    after, table = labels.copy(), np.array(values, np.uint8)
+    after, table, boxes = labels.copy(), np.array(values, np.uint8), label_boxes(labels)
     for level in drawn:
         box = fits[level].box
         # Others have nothing there: bone belongs to a label that it touches, or was drawn near to it.
-        there = set(np.unique(labels[grown_box(box, labels.shape)]).tolist()) - {0}
+        around = grown_box(box, labels.shape)
+        there = {other for other, own in boxes.items() if _meet(own, around)}
         there |= {other for other in drawn if _meet(fits[other].box, box)}
         numbers = [0, *(number for number, value in enumerate(values) if value in there)]
         after[box] = table[share(probabilities, box, numbers).cpu().numpy()]

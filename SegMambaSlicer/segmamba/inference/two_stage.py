@@ -37,7 +37,7 @@ from segmamba.spine.fine import cast_votes, decode_fine, recover_truncated_ends
 from segmamba.spine.fit_together import fits_on
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import refine
-from segmamba.spine.shape_model import load_shapes
+from segmamba.spine.shape_model import Fit, load_shapes
 from segmamba.utils.arrays import in_main_memory
 
 Found = TypeVar("Found")
@@ -105,16 +105,16 @@ def predict_two_stage(
     if shapes is not None:
         steps = [step for step in model.refinement if step != REDRAW]
 
-        def refined_by(vertebra: torch.Tensor) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        def refined_by(vertebra: torch.Tensor) -> tuple[np.ndarray, list[dict[str, Any]], dict[int, Fit]]:
             return refine(labels, vertebra, grid.geometry.spacing[0], shapes, steps, check, fits_on(vertebra.device))
 
-        labels, findings["refinement"] = _with_room(refined_by, mask[1])
+        labels, findings["refinement"], fits = _with_room(refined_by, mask[1])
     probabilities, values = _with_room(partial(label_probabilities, labels), 1 - mask[0])
     if redrawing is not None:
-        seen = Seen(fine.image, volume, grid.geometry, model.preprocessing.normalization)
-        reasons = badly_shown(labels, seen, redrawing)
+        seen = Seen(labels, fine.image, volume, grid.geometry, model.preprocessing.normalization, fits)
+        reasons = badly_shown(seen, redrawing)
         if reasons:
-            drawn = partial(redraw, redrawing, reasons, labels, values, seen, check)
+            drawn = partial(redraw, redrawing, reasons, values, seen, check)
             probabilities, changes = _with_room(drawn, probabilities)
             findings["refinement"] += changes
             warnings = (*warnings, note(reasons))

@@ -52,7 +52,7 @@ def refine(
     steps: Collection[str] = ON,
     check: Callable[[], None] = lambda: None,
     together: FitTogether | None = None,
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
+) -> tuple[np.ndarray, list[dict[str, Any]], dict[int, Fit]]:
     """Make the masks of a column anatomically clean.
 
     Parameters
@@ -79,7 +79,8 @@ def refine(
     Returns
     -------
     tuple
-        The refined labels (z, y, x) and a list of the changes, see `differences`.
+        The refined labels (z, y, x), a list of the changes, see `differences`, and the fits of "remove", "trim" and
+        "close", by level; none without these.
     """
     unknown = set(steps) - set(STEPS)
     if unknown:
@@ -104,7 +105,7 @@ def refine(
                 refined = _close(labels, in_main_memory(vertebra > LEAST_PROBABILITY), fits)
         changes += differences(step, labels, refined, spacing_mm)
         labels = refined
-    return (labels.copy() if labels is given else labels), changes
+    return (labels.copy() if labels is given else labels), changes, fits
 
 
 def refine_one(

@@ -22,6 +22,7 @@ from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import load_manifest
 from segmamba.models.resources import REDRAWING, resource_root
 from segmamba.spine.levels import T13
+from segmamba.spine.refine import fit_column
 from segmamba.spine.shape_model import ShapeModel
 from segmamba.tasks import VERTEBRAE_TASK
 
@@ -61,7 +62,7 @@ def badly_shown(redrawing: step.Redrawing) -> Any:
     def found(volume: Volume, hu: np.ndarray | None = None, mask: np.ndarray | None = None) -> dict[int, str]:
         image = as_input(volume.array if hu is None else hu)
         given = labels() if mask is None else mask
-        return step.badly_shown(given, step.Seen(image, volume, grid(), NORMALIZATION), redrawing)
+        return step.badly_shown(step.Seen(given, image, volume, grid(), NORMALIZATION), redrawing)
 
     return found
 
@@ -160,10 +161,10 @@ def redrawn(
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...], list[dict[str, Any]]]:
     before, values = label_probabilities(mask, torch.from_numpy(bone).float())
     source = Volume(np.zeros((2, 2, 2), np.int16), grid((SPACING, SPACING, 7.0)), CT)
-    seen = step.Seen(as_input(thick()), source, grid(), NORMALIZATION)
+    seen = step.Seen(mask, as_input(thick()), source, grid(), NORMALIZATION, more.get("fits", {}))
     check = more.get("check", lambda: None)
     given = before.clone().to(more.get("device", "cpu"))
-    after, changes = step.redraw(redrawing, reasons, mask, values, seen, check, given)
+    after, changes = step.redraw(redrawing, reasons, values, seen, check, given)
     return before, after, values, changes
 
 
@@ -194,7 +195,7 @@ class _Says(torch.nn.Module):
         self.change = change
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
-        return torch.full((1, *given.shape[2:]), self.change)
+        return torch.full((len(given), *given.shape[2:]), self.change)
 
 
 @pytest.mark.gpu
@@ -233,6 +234,29 @@ def test_a_vertebra_that_is_not_asked_for_stays_as_it_is(redrawing: step.Redrawi
     assert torch.equal(after[top], before[top])
     assert "L2" in {change["level"] for change in changes}
     assert {change["level"]: change.get("reason") for change in changes}.get("L1") is None
+
+
+def test_fits_that_are_known_are_not_made_again(
+    redrawing: step.Redrawing, shapes: ShapeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, bone = seen()
+    reasons = dict.fromkeys((T12, L1), "metal")
+    expected = redrawn(redrawing, reasons, mask, bone)[1]
+    fits = fit_column(mask, SPACING, shapes, lambda: None, None)
+    monkeypatch.setattr(step, "fit_column", None)
+    assert torch.equal(redrawn(redrawing, reasons, mask, bone, fits=fits)[1], expected)
+    monkeypatch.setattr(step, "fit_column", lambda *given: {L1: fits[L1]} if given[-1] == {L1} else {})
+    assert torch.equal(redrawn(redrawing, reasons, mask, bone, fits={T12: fits[T12], L2: fits[L2]})[1], expected)
+
+
+def test_vertebrae_at_a_time_make_no_difference(redrawing: step.Redrawing, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, bone = seen()
+    reasons = dict.fromkeys((T12, L1, L2), "metal")
+    expected = redrawn(redrawing, reasons, mask, bone)[1]
+    monkeypatch.setattr(step, "AT_A_TIME", 1)
+    alone = redrawn(redrawing, reasons, mask, bone)[1]
+    torch.testing.assert_close(alone, expected, atol=2e-3, rtol=0)
+    assert float((alone.argmax(dim=0) == expected.argmax(dim=0)).float().mean()) > 0.9999
 
 
 def test_t13_has_the_shape_of_t12(redrawing: step.Redrawing) -> None:

@@ -227,13 +227,13 @@ def test_vertebrae_that_the_image_shows_badly_are_drawn_again(
     change = {"step": "redraw", "level": "L4", "reason": "metal"}
 
     def redraw(*given: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        *_, reasons, labels, values, seen, check, probabilities = given
-        assert reasons == {23: "metal"} and set(np.unique(labels)) == set(values) == {0, 22, 23, 24}
-        assert seen.image.shape[1:] == labels.shape == probabilities.shape[1:]
+        *_, reasons, values, seen, check, probabilities = given
+        assert reasons == {23: "metal"} and set(np.unique(seen.labels)) == set(values) == {0, 22, 23, 24}
+        assert seen.image.shape[1:] == seen.labels.shape == probabilities.shape[1:]
         probabilities[values.index(23)] = 0
         return probabilities, [change]
 
-    monkeypatch.setattr(two_stage, "badly_shown", lambda labels, seen, redrawing: {23: "metal"})
+    monkeypatch.setattr(two_stage, "badly_shown", lambda seen, redrawing: {23: "metal"})
     monkeypatch.setattr(two_stage, "redraw", redraw)
     found = predict(refined=True)
     assert change in found.findings["refinement"]

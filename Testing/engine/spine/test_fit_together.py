@@ -68,8 +68,8 @@ def test_a_column_is_refined_alike_with_its_fits_at_once(
 ) -> None:
     vertebra = torch.from_numpy(sure(column[-len(damaged) :])).to(device)
     together = partial(fit_together, device=torch.device(device))
-    one, changes = refine(damaged, vertebra, SPACING, shapes, together=together)
-    other, expected = refine(damaged, vertebra.cpu().numpy(), SPACING, shapes)
+    one, changes, _ = refine(damaged, vertebra, SPACING, shapes, together=together)
+    other, expected, _ = refine(damaged, vertebra.cpu().numpy(), SPACING, shapes)
     assert np.array_equal(one, other) and changes == expected
     assert any(change["step"] == "close" for change in changes)
 
