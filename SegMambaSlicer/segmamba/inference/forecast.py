@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from segmamba.inference.model_grid import Box, isotropic_spacing, model_grid, with_coarser_grid
-from segmamba.inference.windows import fitted_patch, window_count
+from segmamba.inference.windows import LARGEST_ON_GPU, fitted_patch, most_at_a_time, window_count
 from segmamba.io.modality import model_for_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
@@ -17,6 +17,8 @@ FLOAT = 4
 BASE_MEMORY = 0.35 * 2**30
 # CUDA's libraries and context.
 CUDA_MEMORY = 1.1 * 2**30
+# What each further window at a time takes on a GPU, as a part of what the first one takes.
+FURTHER_WINDOW = 0.5
 # Per voxel of the input, on top of the volume itself: what smoothing and resampling take (13 for an oblique volume).
 PREPARING = 9
 # What is made of the answer of the first of two stages, in channels of its size.
@@ -49,9 +51,12 @@ class Forecast:
     memory_beside_gpu : int
         The same where a CUDA GPU runs the networks.
     window_memory : int
-        Bytes that a window needs on a GPU; 0 where the manifest does not say.
+        Bytes of a GPU that a window needs; 0 where the manifest does not say.
     device_memory : int
-        Bytes for a window and for the answer on a GPU. With less, the answer is put together in main memory.
+        Bytes of a GPU for a window, the sum of windows and the answer. With less, the answer is put together in main
+        memory.
+    device_memory_with_room : int
+        The same for as many windows at a time as a GPU with room runs.
     """
 
     size: tuple[int, int, int]
@@ -61,6 +66,7 @@ class Forecast:
     memory_beside_gpu: int
     window_memory: int
     device_memory: int
+    device_memory_with_room: int
 
 
 def forecast(volume: Volume, model: Model, options: Options, input_voxels: int | None = None) -> Forecast:
@@ -98,6 +104,8 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     work = float(windows)
     if options.device == "cpu":
         windows, work = fitted, fitted * math.prod(on_cpu.patch) / math.prod(model.patch)
+    device_memory = window_memory + _answer_on_gpu(model, size) if window_memory else 0
+    further = FURTHER_WINDOW * (most_at_a_time(model.patch) - 1)
     return Forecast(
         size,
         flips * windows,
@@ -105,7 +113,8 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
         memory,
         beside_gpu,
         window_memory,
-        window_memory + _channel(model, size) * _answer(model) if window_memory else 0,
+        device_memory,
+        round(device_memory + further * window_memory),
     )
 
 
@@ -205,6 +214,13 @@ def fine_windows(size: tuple[int, int, int], model: Model, options: Options) -> 
 def _answer(model: Model) -> int:
     """Return the channels of the first network's answer."""
     return len(model.channel_values) if model.fine is None else model.arguments["coarse"]["out_channels"]
+
+
+def _answer_on_gpu(model: Model, size: tuple[int, int, int]) -> int:
+    """Return the bytes of a GPU for the sum of the windows, in a ring of a window's length, and for the answer."""
+    answer = _channel(model, size) * _answer(model)
+    length, width = max((max(pair), pair[1]) for pair in zip(size, reversed(model.patch), strict=True))
+    return answer * width // length + (answer if answer <= LARGEST_ON_GPU else 0)
 
 
 def _channel(model: Model, size: tuple[int, int, int]) -> int:

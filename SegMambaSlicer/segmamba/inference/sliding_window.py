@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -18,15 +19,11 @@ from segmamba.fast import FastNetwork, fast_network, forget, kernels, release_me
 from segmamba.inference.blending import Blender, WindowGrid
 from segmamba.inference.context import RunContext
 from segmamba.inference.device import cpu_precision
-from segmamba.inference.windows import Windows
+from segmamba.inference.windows import LARGEST_ON_GPU, Windows, most_at_a_time
 
-# Windows at a time on a GPU, in voxels: more give no speed.
-BATCH_VOXELS = 2 * 128**3
 # What a voxel of a window takes on a GPU at most, and the share of the free memory that the windows may take.
 BYTES_PER_VOXEL = 700
 WINDOW_SHARE = 0.5
-# Answers larger than this go from a GPU to main memory, slab by slab.
-LARGEST_ON_GPU = 2**30
 # A smaller window is this part of the model's, in steps of the networks' stride.
 SMALLER_WINDOW, WINDOW_STEP = 0.75, 32
 
@@ -137,24 +134,35 @@ def predict(
         if step.compute.type != device.type:
             scan.set_backend("torch")  # one that was chosen for the GPU may not run here
         try:
-            padded, inside = _pad(image, step.window, windows.pad_values)
-            run = _WindowRun.prepare(network, step, image.shape[0], windows.flip_axes)
-            grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
-            values = _blend(run, padded, grid, activation, context)[inside]
-            warnings += run.warnings
-            if run.fast is not None:
-                warnings += kernels.fallbacks.values()
-            return NetworkOutput(values, step.compute, tuple(dict.fromkeys(warnings)), step.window)
+            values, more = _attempt(network, image, windows, step, context, activation)
+            return NetworkOutput(values, step.compute, tuple(dict.fromkeys([*warnings, *more])), step.window)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Only here, with the error and so its frames gone, can their tensors be freed.
+        # Only here, with the error and so its frames gone, can their tensors and graphs be freed.
         if device.type == "cuda" and torch.cuda.is_available():
             forget(network)
+            gc.collect()  # frames that refer to each other
             release_memory()
     raise DeviceError(
         "There is not enough memory for this volume: close other programs, or give a region of interest (--roi)."
     )
+
+
+def _attempt(
+    network: torch.nn.Module,
+    image: torch.Tensor,
+    windows: Windows,
+    step: _Step,
+    context: RunContext,
+    activation: Activation,
+) -> tuple[torch.Tensor, list[str]]:
+    """Return what `predict` gives, and warnings, by one of its steps."""
+    padded, inside = _pad(image, step.window, windows.pad_values)
+    run = _WindowRun.prepare(network, step, image.shape[0], windows.flip_axes)
+    grid = WindowGrid.over(padded.shape[1:], step.window, windows.overlap)
+    values = _blend(run, padded, grid, activation, context)[inside]
+    return values, [*run.warnings, *(kernels.fallbacks.values() if run.fast is not None else ())]
 
 
 @dataclass(frozen=True)
@@ -203,9 +211,8 @@ def windows_at_a_time(device: torch.device, window: Sequence[int]) -> int:
     """Return how many windows run at a time: on a GPU as many as fill it and fit into its free memory."""
     if device.type != "cuda":
         return 1
-    voxels = math.prod(window)
-    fitting = int(torch.cuda.mem_get_info(device)[0] * WINDOW_SHARE) // (voxels * BYTES_PER_VOXEL)
-    return max(1, min(BATCH_VOXELS // voxels, fitting))
+    fitting = int(torch.cuda.mem_get_info(device)[0] * WINDOW_SHARE) // (math.prod(window) * BYTES_PER_VOXEL)
+    return max(1, min(most_at_a_time(window), fitting))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 STEP = 16
 # A larger window than a network's own, along an axis and in voxels.
 GROWTH, LARGEST = 1.5, 2.0
+# Windows at a time on a GPU, in voxels: more give no speed.
+BATCH_VOXELS = 2 * 128**3
+# Answers larger than this go from a GPU to main memory, slab by slab.
+LARGEST_ON_GPU = 2**30
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Windows:
     overlap: float = 0.5
     flip_axes: tuple[int, ...] = ()
     pad_values: tuple[float, ...] | None = None
+
+
+def most_at_a_time(window: Sequence[int]) -> int:
+    """Return how many windows fill a GPU."""
+    return max(1, BATCH_VOXELS // math.prod(window))
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
