@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -111,18 +112,23 @@ class FastNetwork:
         return answer
 
     def _capture(self, image: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        given = image.clone()
-        stream = torch.cuda.Stream()
+        given, stream = image.clone(), _capture_stream(image.device)
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with _capturing.excluded(), torch.cuda.stream(stream):
             self.forward(given)  # compiles the kernels, and finds those that do not work
         torch.cuda.current_stream().wait_stream(stream)
         release_memory()
         graph = torch.cuda.CUDAGraph()
         # Another case of a batch may use the GPU meanwhile, in a thread of its own, but not give memory back.
-        with _capturing.capture(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with _capturing.capture(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             answer = self.forward(given)
         return graph, given, answer
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that a GPU's graphs are captured on; one, as cuBLAS keeps 32 MiB for each that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 # Fast networks with the state of their weights; None if its output differed from the network's.

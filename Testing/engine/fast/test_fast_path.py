@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from helpers.repository import HELPERS, PACKAGES
 from torch import nn
 
-from segmamba.fast import FastNetwork, fast_network, forget, kernels
+from segmamba.fast import FastNetwork, fast_network, forget, kernels, release_memory
 from segmamba.fast.accelerate import accelerate, agrees
 from segmamba.fast.conv_weights import column_blocks
 from segmamba.fast.maps import as_map, as_volume
@@ -294,6 +295,18 @@ def test_the_fast_network_stays_near_float32_on_cuda(name: str, graphs: bool) ->
     # A second call gives the answer to what it is asked, not the first one's.
     assert relative_error(fast(volume.flip(2)), plain(volume.flip(2)).detach()) < 4e-3
     assert not kernels.fallbacks
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_graphs_that_are_gone_leave_no_memory_behind() -> None:
+    plain, volume, used = network("spine").cuda(), image("spine", *WINDOW).cuda(), []
+    for _ in range(4):
+        accelerate(plain)(volume)
+        gc.collect()
+        release_memory()
+        used.append(torch.cuda.memory_allocated())
+    assert used[-1] - used[0] < 2**20
 
 
 @pytest.mark.gpu
