@@ -28,6 +28,8 @@ FORBIDDEN = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "tempfile.mktemp"),
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "shelve.open", "yaml.load", "joblib.load"),
 }
+# What comes out of a pipe that only the engine and its own child have.
+MAY_UNPICKLE = "segmamba/utils/processes.py"
 # What talks to the network: downloads, a cluster, a PACS, a server and its clients.
 NETWORK = {
     *("socket", "http", "urllib", "requests", "urllib3", "ftplib", "smtplib", "distributed", "dask"),
@@ -59,7 +61,8 @@ def test_nothing_runs_code_or_a_shell_out_of_data() -> None:
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         loads_code = name == "torch.load" and keywords.get("weights_only") != "True"
         opened = any(keywords.get(word, "False") != "False" for word in ("shell", "allow_pickle"))
-        if name in FORBIDDEN or loads_code or opened:
+        own_pipe = name == "pickle.load" and file == MAY_UNPICKLE
+        if (name in FORBIDDEN and not own_pipe) or loads_code or opened:
             found.append(f"{file}:{node.lineno}: {name}")
     assert found == []
 

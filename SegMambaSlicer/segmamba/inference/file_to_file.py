@@ -40,6 +40,7 @@ from segmamba.reporting import report as reporting
 from segmamba.reporting.page import Case, check_page, page, write_page
 from segmamba.request import Request
 from segmamba.tasks import VERTEBRAE_TASK
+from segmamba.utils.processes import helper_processes
 
 if TYPE_CHECKING:
     from segmamba.inference.final_answer import FinalAnswer
@@ -66,7 +67,6 @@ def segment_file(
     request: Request,
     progress: Callable[[str, float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
-    draw: Callable[[previewing.Picture], bytes] = previewing.draw,
 ) -> dict[str, Any]:
     """Segment a file and write what was asked for; the one call behind the command line, the worker and the panel.
 
@@ -78,8 +78,6 @@ def segment_file(
         that is done.
     cancelled : callable, optional
         Asked between stages and between windows, never once writing has begun.
-    draw : callable
-        Draws the preview: here, or in another process.
 
     Returns
     -------
@@ -93,7 +91,7 @@ def segment_file(
         Of the kind that fits; then no file was written, or at most whole ones.
     """
     try:
-        return _segment_file(request, progress or (lambda stage, fraction: None), cancelled or (lambda: False), draw)
+        return _segment_file(request, progress or (lambda stage, fraction: None), cancelled or (lambda: False))
     except SegMambaError:
         raise
     except Exception as error:
@@ -116,7 +114,6 @@ def _segment_file(
     request: Request,
     progress: Callable[[str, float], None],
     cancelled: Callable[[], bool],
-    draw: Callable[[previewing.Picture], bytes],
 ) -> dict[str, Any]:
     model, files = _checked(request)
     root = Path(request.manifest).parent if request.manifest else None
@@ -142,7 +139,8 @@ def _segment_file(
     if request.preview:
         certain = not reporting.numbering_doubt(result.report)
         name = Path(request.input).name
-        picture = draw(previewing.compose(volume, result.grid_labels, result.model, name, certain=certain))
+        composed = previewing.compose(volume, result.grid_labels, result.model, name, certain=certain)
+        picture = helper_processes.call(previewing.draw, composed)
     noted = _write_labels(request, result, volume)
     if result.isotropic is not None:
         fine = result.isotropic

@@ -45,6 +45,7 @@ from segmamba.request import Options
 from segmamba.spine.orientation import orientation_doubt
 from segmamba.tasks import VERTEBRAE_TASK
 from segmamba.utils.arrays import LabelBox, bounding_box, label_boxes
+from segmamba.utils.processes import helper_processes
 
 Progress = Callable[[str, float], None]
 
@@ -155,6 +156,8 @@ def _segment(
     torch.backends.cudnn.deterministic = True
     with stages.stage("load"):
         engine = prepare(model, options, checkpoint, root)
+        if engine.device.kind == "cuda" and model.task == VERTEBRAE_TASK:
+            helper_processes.start()  # beside the networks on a processor, measuring takes hardly any time
         model = model_for_modality(volume, engine.model)
         doubts = tuple(filter(None, [modality_warning(volume, engine.model)]))
     prediction = _predict(engine, volume, model, options, stages, anchors)

@@ -25,6 +25,7 @@ from segmamba.utils.arrays import LabelBox, label_boxes, mean_index
 from segmamba.utils.csv_file import write_csv
 from segmamba.utils.morphology import further_inside
 from segmamba.utils.parallel import FEW, at_once
+from segmamba.utils.processes import helper_processes
 
 # Density is measured at least this far from the surface of a body, inside its shell and the blur of thick slices; in
 # small bodies at least this part of the height and of the depth.
@@ -168,12 +169,14 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
     def row_of(level: int) -> dict[str, Any]:
         mask = masks[level]
         at_border = not _within(_box_corners(mask), volume.geometry)
-        core = np.empty(0)
-        body, note = _body_of(level, mask, direction(level, centres), volume.geometry if at_border else None)
+        core, body, note = np.empty(0), None, _without_body(level, mask)
+        if note is None:
+            up, image = direction(level, centres), volume.geometry if at_border else None
+            body, note, plates = helper_processes.call(_measured_alone, mask, up, image)
+            if plates is not None:
+                planes[level], heights[level] = plates
         if body is not None:
-            bodies[level], surfaces = body, end_plates(body, mask)
-            if surfaces is not None:
-                planes[level], heights[level] = plates_of(body, surfaces), heights_of(body, surfaces, mask)
+            bodies[level] = body
             core = _core(body, volume) if is_ct else core
             if _ml(int(np.count_nonzero(core > IMPLANT_HU))) >= IMPLANT_ML:
                 implants.add(level)
@@ -257,18 +260,31 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return {column: cells[column] for column in COLUMNS}
 
 
-def _body_of(level: int, mask: Mask, up: np.ndarray, image: Geometry | None) -> tuple[Body | None, str | None]:
-    """Return a vertebra's body, or a sentence why there is none; ``image`` is given if the mask reaches its border."""
+def _without_body(level: int, mask: Mask) -> str | None:
+    """Return a sentence why a structure has no body that can be measured, None if it may have one."""
     if level <= C2:
-        return None, C1_C2
+        return C1_C2
     if level == SACRUM:
-        return None, SACRUM_FUSED
-    if volume_ml(mask) > LARGEST_ML:
-        return None, TOO_LARGE
+        return SACRUM_FUSED
+    return TOO_LARGE if volume_ml(mask) > LARGEST_ML else None
+
+
+def _measured_alone(
+    mask: Mask, up: np.ndarray, image: Geometry | None
+) -> tuple[Body | None, str | None, tuple[Plates, Heights] | None]:
+    """Return what takes most time, and of one vertebra alone: its body, a sentence why there is none, and its plates.
+
+    ``image`` is given if the mask reaches its border.
+    """
     body = find_body(mask, up)
     if image is not None and (body is None or not _within(body.points(body.inside), image)):
-        return None, TRUNCATED
-    return body, None if body is not None else INSEPARABLE
+        return None, TRUNCATED, None
+    if body is None:
+        return None, INSEPARABLE, None
+    surfaces = end_plates(body, mask)
+    if surfaces is None:
+        return body, None, None
+    return body, None, (plates_of(body, surfaces), heights_of(body, surfaces, mask))
 
 
 def volume_ml(mask: Mask) -> float:

@@ -16,19 +16,16 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, BinaryIO
 
 from segmamba import __version__
 from segmamba.errors import Cancelled, SegMambaError
 from segmamba.inference.file_to_file import segment_file
-from segmamba.reporting.drawing_process import DrawingProcesses
-from segmamba.reporting.preview import Picture, draw
 from segmamba.request import Request
 from segmamba.utils.child import take_input, take_output
-from segmamba.utils.parallel import FEW, processors
+from segmamba.utils.processes import helper_processes
 from segmamba.worker.protocol import PRELOAD, PROTOCOL_VERSION, decode, encode
-from segmamba.worker.stations import DEPTH, STATIONS, WRITERS, Stations
+from segmamba.worker.stations import DEPTH, STATIONS, Stations
 
 # Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
 LAST_SECONDS = 5.0
@@ -178,14 +175,6 @@ def _throttled(job: str, send: Callable[[Message], None]) -> Callable[[str, floa
     return progress
 
 
-def drawing(preload: bool) -> Callable[[Picture], bytes]:
-    """Return what draws previews: for an engine of a batch processes of their own, where there are processors for them.
-
-    The networks of the next case would wait for Python's lock, which matplotlib holds for most of a second.
-    """
-    return DrawingProcesses(WRITERS).draw if preload and processors() > FEW else draw
-
-
 def main(segment: Segment | None = None) -> None:
     """Serve on standard input and output; whatever else writes to standard output is led to standard error."""
     # A crash is told in the log: the launcher that Slicer has instead of Python hides the signal.
@@ -200,9 +189,11 @@ def main(segment: Segment | None = None) -> None:
             channel.flush()
 
     sys.setswitchinterval(SWITCH_SECONDS)
-    preload = PRELOAD in sys.argv
-    if preload:
+    helper_processes.allowed = True
+    if PRELOAD in sys.argv:
+        # An engine of a batch: the networks of the next case would wait for Python's lock while this one's are drawn.
+        helper_processes.start()
         importlib.import_module("segmamba.inference.pipeline")
-    serve(Inbox(take_input()), send, segment or partial(segment_file, draw=drawing(preload)))
+    serve(Inbox(take_input()), send, segment or segment_file)
     # Not through the interpreter's clean-up: on some systems GPU libraries hang in it.
     os._exit(0)

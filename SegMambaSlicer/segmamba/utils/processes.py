@@ -1,0 +1,142 @@
+"""Calls in child processes, for work that holds Python's lock: matplotlib's, and many small steps of numpy.
+
+``python -m segmamba.utils.processes`` makes the calls that its parent sends, until its input ends. Calls and answers
+are pickled: only these two processes have the pipes that they go through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import pickle
+import queue
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from segmamba.utils.child import NO_WINDOW, take_input, take_output
+from segmamba.utils.parallel import FEW, processors
+
+logger = logging.getLogger(__name__)
+
+# The folder that this package lies in.
+PACKAGES = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "segmamba.utils.processes")
+# What it imports before the first call: what is called for each case.
+FIRST = "segmamba.measurements.vertebrae"
+# What an answer begins with.
+ANSWER = "answer"
+
+Found = TypeVar("Found")
+
+
+class HelperProcesses:
+    """Child processes that make calls, each of any thread; where none were started, calls are made here.
+
+    Attributes
+    ----------
+    allowed : bool
+        Whether `start` may start some. An engine in a process of its own sets it: others would have them in the way.
+    """
+
+    def __init__(self) -> None:
+        self.allowed = False
+        self._idle: queue.LifoQueue[HelperProcess] | None = None
+
+    def start(self) -> None:
+        """Start some, where that is allowed and this process may use enough processors, if there are none yet."""
+        if self._idle is None and self.allowed and processors() > FEW:
+            idle: queue.LifoQueue[HelperProcess] = queue.LifoQueue()
+            for _ in range(FEW):
+                idle.put(HelperProcess())
+            self._idle = idle
+
+    def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
+        """Return what a function of a module gives, which must not depend on anything but its arguments."""
+        if self._idle is None:
+            return function(*arguments)
+        helper = self._idle.get()
+        try:
+            return helper.call(function, *arguments)
+        finally:
+            self._idle.put(helper)
+
+
+class HelperProcess:
+    """Makes calls in a child process, which ends with this one; one that fails is replaced with the next call."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = self._started()
+
+    def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
+        """Return what a function gives; it is called here where the child process does not answer."""
+        self._child = self._child or self._started()
+        if self._child is None:
+            return function(*arguments)
+        try:
+            answer: Found = _answered(self._child, function, arguments)
+            return answer
+        except Exception as error:
+            # It may have failed in any way, and what it sends may be anything. An error of the function comes again.
+            logger.warning("%s was called by the engine, as the process for it failed: %r", function.__name__, error)
+            self.end()
+            return function(*arguments)
+
+    def _started(self) -> subprocess.Popen[bytes] | None:
+        try:
+            # Not a `Child`: it belongs to the engine's process group, which is ended as a whole. From another folder
+            # Python might import a user's numpy.py.
+            return subprocess.Popen(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=PACKAGES, creationflags=NO_WINDOW
+            )
+        except OSError as error:
+            logger.warning("No process could be started beside the engine: %s", error)
+            return None
+
+    def end(self) -> None:
+        """End the child process, if there is one."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for stream in (child.stdin, child.stdout):
+            # What was not sent is not sent any more.
+            with contextlib.suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
+
+
+def serve(given: IO[bytes], taken: IO[bytes]) -> None:
+    """Make the calls that come in, until no more come."""
+    while True:
+        try:
+            function, arguments = pickle.load(given)
+        except EOFError:
+            return
+        _send((ANSWER, function(*arguments)), taken)
+
+
+def _answered(child: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    assert child.stdin is not None and child.stdout is not None
+    _send((function, arguments), child.stdin)
+    word, answer = pickle.load(child.stdout)
+    if word != ANSWER:
+        raise ValueError("it did not answer")
+    return answer
+
+
+def _send(message: tuple[Any, Any], stream: IO[bytes]) -> None:
+    pickle.dump(message, stream, pickle.HIGHEST_PROTOCOL)
+    stream.flush()
+
+
+# Those of this process.
+helper_processes = HelperProcesses()
+
+if __name__ == "__main__":
+    answers = take_output()
+    importlib.import_module(FIRST)
+    serve(take_input(), answers)

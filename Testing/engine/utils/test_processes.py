@@ -1,0 +1,152 @@
+"""Calls in child processes: the same answers, whatever becomes of those processes."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import operator
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from helpers.phantoms import STRAIGHT, phantom, spine_model, true_labels
+from matplotlib.image import imread
+
+from segmamba.measurements.vertebrae import measure_labels
+from segmamba.reporting import slice_planes
+from segmamba.reporting.preview import compose, draw
+from segmamba.utils import processes
+from segmamba.utils.parallel import FEW
+from segmamba.utils.processes import ANSWER, HelperProcess, HelperProcesses, helper_processes, serve
+
+
+@contextmanager
+def started() -> Iterator[list[int]]:
+    """Start this process's helpers, and yield the numbers of their processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "processors", lambda: 16)
+        patch.setattr(helper_processes, "allowed", True)
+        patch.setattr(helper_processes, "_idle", None)
+        helper_processes.start()
+        assert helper_processes._idle is not None
+        own = list(helper_processes._idle.queue)
+        try:
+            yield [helper._child.pid for helper in own if helper._child is not None]
+        finally:
+            for helper in own:
+                helper.end()
+
+
+def test_one_process_makes_all_calls_a_killed_one_loses_none_and_it_ends_with_its_input() -> None:
+    helper = HelperProcess()
+    try:
+        first = helper._child
+        assert first is not None
+        assert [helper.call(os.getpid) for _ in range(2)] == [first.pid] * 2
+        first.kill()
+        first.wait()
+        assert helper.call(os.getpid) == os.getpid()
+        assert helper._child is None
+        second = helper.call(os.getpid)
+        assert helper._child is not None and second == helper._child.pid != first.pid
+        assert helper._child.stdin is not None
+        helper._child.stdin.close()
+        assert helper._child.wait(30) == 0
+    finally:
+        helper.end()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise SystemExit(3)",
+        "print('no answer')",
+        f"import os; os.write(1, {pickle.dumps(('words', 1))!r})",
+        f"import os; os.write(1, {pickle.dumps((ANSWER, 'long' * 99))[:50]!r})",
+    ],
+)
+def test_a_process_that_does_not_answer_costs_no_call(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "COMMAND", (processes.COMMAND[0], "-S", "-c", code))
+    helper = HelperProcess()
+    assert helper.call(os.getpid) == os.getpid()
+    assert helper._child is None
+
+
+def test_where_no_process_can_be_started_calls_are_made_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(processes, "COMMAND", ("/no/such/program",))
+    with caplog.at_level(logging.WARNING):
+        assert HelperProcess().call(os.getpid) == os.getpid()
+    assert "No process could be started" in caplog.text
+
+
+def test_the_error_of_a_call_comes_as_if_it_were_made_here() -> None:
+    helper = HelperProcess()
+    try:
+        with pytest.raises(ValueError, match="math domain error"):
+            helper.call(math.sqrt, -1.0)
+    finally:
+        helper.end()
+
+
+def test_as_many_calls_are_made_at_a_time_as_there_are_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[HelperProcess] = []
+    all_of_them = threading.Barrier(FEW)
+
+    def called(helper: HelperProcess, *_: object) -> None:
+        used.append(helper)
+        if len(used) > 3:
+            all_of_them.wait(30)
+
+    monkeypatch.setattr(HelperProcess, "call", called)
+    with started():
+        for _ in range(3):
+            helper_processes.call(os.getpid)
+        assert len(set(used)) == 1
+        with ThreadPoolExecutor(FEW) as threads:
+            list(threads.map(helper_processes.call, [os.getpid] * FEW))
+    assert len(set(used[3:])) == FEW
+
+
+@pytest.mark.parametrize(("allowed", "count"), [(False, 16), (True, 4)])
+def test_none_are_started_in_other_programs_or_where_there_is_no_processor_for_them(
+    allowed: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "processors", lambda: count)
+    own = HelperProcesses()
+    own.allowed = allowed
+    own.start()
+    assert own._idle is None
+    assert own.call(os.getpid) == os.getpid()
+
+
+def test_calls_are_made_until_no_more_come() -> None:
+    given, answers = io.BytesIO(), io.BytesIO()
+    for number in (1, 2):
+        pickle.dump((operator.neg, (number,)), given)
+    given.seek(0)
+    serve(given, answers)
+    answers.seek(0)
+    assert [pickle.load(answers) for _ in range(2)] == [(ANSWER, -1), (ANSWER, -2)]
+
+
+def test_a_preview_and_measurements_are_the_same_from_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slice_planes, "LONGEST_SIDE", 60)
+    labels, model = true_labels(STRAIGHT), spine_model()
+    composed = compose(phantom(), labels, model, "case")
+    picture, rows = draw(composed), measure_labels(labels, phantom(), model.labels)
+    assert any(row["anterior_height_mm"] for row in rows)
+    with started() as pids:
+        assert helper_processes.call(os.getpid) in pids
+        assert measure_labels(labels, phantom(), model.labels) == rows
+        drawn = helper_processes.call(draw, composed)
+        assert helper_processes.call(os.getpid) in pids  # none had to be replaced
+    one, other = (np.asarray(imread(io.BytesIO(each), format="png")) for each in (picture, drawn))
+    assert (one == other).all()
