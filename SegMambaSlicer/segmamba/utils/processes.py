@@ -44,19 +44,27 @@ class HelperProcesses:
 
     def __init__(self) -> None:
         self.allowed = False
-        self._idle: queue.LifoQueue[HelperProcess] | None = None
+        self._all: list[HelperProcess] = []
+        self._idle: queue.LifoQueue[HelperProcess] = queue.LifoQueue()
 
     def start(self) -> None:
-        """Start some, where that is allowed and this process may use enough processors, if there are none yet."""
-        if self._idle is None and self.allowed and processors() > FEW:
-            idle: queue.LifoQueue[HelperProcess] = queue.LifoQueue()
-            for _ in range(FEW):
-                idle.put(HelperProcess())
-            self._idle = idle
+        """Start those that do not run, where it is allowed and this process may use enough processors."""
+        if not self._all and self.allowed and processors() > FEW:
+            # Each takes 150 MB, and with twice as many a chest CT took as long.
+            self._all = [HelperProcess() for _ in range(FEW)]
+            for helper in self._all:
+                self._idle.put(helper)
+        for helper in self._all:
+            helper.start()
+
+    def end(self) -> None:
+        """End all, while they make no calls: the next call, or `start`, starts them again."""
+        for helper in self._all:
+            helper.end()
 
     def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
         """Return what a function of a module gives, which must not depend on anything but its arguments."""
-        if self._idle is None:
+        if not self._all:
             return function(*arguments)
         helper = self._idle.get()
         try:
@@ -69,11 +77,24 @@ class HelperProcess:
     """Makes calls in a child process, which ends with this one; one that fails is replaced with the next call."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = self._started()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the child process, if there is none; it is ready for calls a second later."""
+        if self._child is not None:
+            return
+        try:
+            # Not a `Child`: it belongs to the engine's process group, which is ended as a whole. From another folder
+            # Python might import a user's numpy.py.
+            self._child = subprocess.Popen(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=PACKAGES, creationflags=NO_WINDOW
+            )
+        except OSError as error:
+            logger.warning("No process could be started beside the engine: %s", error)
 
     def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
         """Return what a function gives; it is called here where the child process does not answer."""
-        self._child = self._child or self._started()
+        self.start()
         if self._child is None:
             return function(*arguments)
         try:
@@ -84,17 +105,6 @@ class HelperProcess:
             logger.warning("%s was called by the engine, as the process for it failed: %r", function.__name__, error)
             self.end()
             return function(*arguments)
-
-    def _started(self) -> subprocess.Popen[bytes] | None:
-        try:
-            # Not a `Child`: it belongs to the engine's process group, which is ended as a whole. From another folder
-            # Python might import a user's numpy.py.
-            return subprocess.Popen(
-                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=PACKAGES, creationflags=NO_WINDOW
-            )
-        except OSError as error:
-            logger.warning("No process could be started beside the engine: %s", error)
-            return None
 
     def end(self) -> None:
         """End the child process, if there is one."""
@@ -113,7 +123,7 @@ def serve(given: IO[bytes], taken: IO[bytes]) -> None:
     """Make the calls that come in, until no more come."""
     while True:
         try:
-            function, arguments = pickle.load(given)
+            function, arguments = pickle.load(given)  # nosec B301: of the parent
         except EOFError:
             return
         _send((ANSWER, function(*arguments)), taken)
@@ -122,7 +132,7 @@ def serve(given: IO[bytes], taken: IO[bytes]) -> None:
 def _answered(child: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     assert child.stdin is not None and child.stdout is not None
     _send((function, arguments), child.stdin)
-    word, answer = pickle.load(child.stdout)
+    word, answer = pickle.load(child.stdout)  # nosec B301: of the child
     if word != ANSWER:
         raise ValueError("it did not answer")
     return answer

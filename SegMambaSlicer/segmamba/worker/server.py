@@ -30,7 +30,7 @@ from segmamba.worker.stations import DEPTH, STATIONS, Stations
 # Seconds that a job has to notice that the parent is gone; a window on a slow processor may take longer.
 LAST_SECONDS = 5.0
 PROGRESS_INTERVAL = 0.1
-# After so many seconds without a job, other programs get the GPU's memory.
+# After so many seconds without a job, other programs get the memory of the GPU and of helper processes.
 IDLE_SECONDS = 60.0
 
 # A case that comes back from the GPU, or from numpy, waits so long for Python's lock while others draw or measure, and
@@ -101,13 +101,14 @@ def serve(
 
 
 def _next(inbox: Inbox, idle_seconds: float, begun: list[Future[None]]) -> Message | None:
-    """Wait for the next job, None for the end; give the GPU's memory back where it does not come soon."""
+    """Wait for the next job, None for the end; give memory back where it does not come soon."""
     while True:
         try:
             message = inbox.jobs.get(timeout=idle_seconds)
         except queue.Empty:
             if all(job.done() for job in begun):
                 free_gpu()
+                helper_processes.end()
                 message = inbox.jobs.get()
             else:
                 continue

@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import pickle
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,21 +32,20 @@ def started() -> Iterator[list[int]]:
     """Start this process's helpers, and yield the numbers of their processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "processors", lambda: 16)
-        patch.setattr(helper_processes, "allowed", True)
-        patch.setattr(helper_processes, "_idle", None)
+        for name, value in (("allowed", True), ("_all", []), ("_idle", queue.LifoQueue())):
+            patch.setattr(helper_processes, name, value)
         helper_processes.start()
-        assert helper_processes._idle is not None
-        own = list(helper_processes._idle.queue)
         try:
-            yield [helper._child.pid for helper in own if helper._child is not None]
+            assert len(helper_processes._all) == FEW
+            yield [helper._child.pid for helper in helper_processes._all if helper._child is not None]
         finally:
-            for helper in own:
-                helper.end()
+            helper_processes.end()
 
 
 def test_one_process_makes_all_calls_a_killed_one_loses_none_and_it_ends_with_its_input() -> None:
     helper = HelperProcess()
     try:
+        helper.start()
         first = helper._child
         assert first is not None
         assert [helper.call(os.getpid) for _ in range(2)] == [first.pid] * 2
@@ -123,8 +123,16 @@ def test_none_are_started_in_other_programs_or_where_there_is_no_processor_for_t
     own = HelperProcesses()
     own.allowed = allowed
     own.start()
-    assert own._idle is None
+    assert own._all == []
     assert own.call(os.getpid) == os.getpid()
+
+
+def test_after_a_rest_the_next_call_starts_its_process_again() -> None:
+    with started() as before:
+        helper_processes.end()
+        assert all(helper._child is None for helper in helper_processes._all)
+        assert helper_processes.call(os.getpid) not in [os.getpid(), *before]
+        assert sum(helper._child is not None for helper in helper_processes._all) == 1
 
 
 def test_calls_are_made_until_no_more_come() -> None:

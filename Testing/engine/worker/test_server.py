@@ -218,9 +218,10 @@ def serve(lines: list[bytes], segment: worker_module.Segment) -> list[dict[str, 
     return sent
 
 
-def test_an_idle_worker_gives_the_gpu_s_memory_back_once_and_does_the_next_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_worker_gives_memory_back_once_and_does_the_next_job(monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[object] = []
     monkeypatch.setattr(worker_module, "free_gpu", lambda: happened.append("freed"))
+    monkeypatch.setattr(worker_module.helper_processes, "end", lambda: happened.append("ended"))
     reading, writing = os.pipe()
     inbox = worker_module.Inbox(os.fdopen(reading, "rb"), last_seconds=60)
 
@@ -232,7 +233,7 @@ def test_an_idle_worker_gives_the_gpu_s_memory_back_once_and_does_the_next_job(m
 
     serving = threading.Thread(target=worker_module.serve, args=(inbox, send, segment, 0.05))
     serving.start()
-    while "freed" not in happened:
+    while "ended" not in happened:
         time.sleep(0.01)
     # Time enough to do it again.
     time.sleep(0.5)
@@ -241,7 +242,7 @@ def test_an_idle_worker_gives_the_gpu_s_memory_back_once_and_does_the_next_job(m
         time.sleep(0.01)
     os.close(writing)
     serving.join()
-    assert happened[:3] == ["ready", "freed", "result"]
+    assert happened[:4] == ["ready", "freed", "ended", "result"]
 
 
 def test_jobs_that_nobody_waits_for_any_more_are_not_begun() -> None:
