@@ -15,7 +15,7 @@ from segmamba.spine.instances import Instances, find_instances
 from segmamba.spine.level_model import Observations, weight_of_column
 from segmamba.spine.levels import SACRUM, SACRUM_TOP_MM, distance_by_volume
 from segmamba.spine.nearest import nearest_labels
-from segmamba.utils.arrays import at_voxels, bounding_box, in_main_memory, indices_of, mean_index
+from segmamba.utils.arrays import bounding_box, in_main_memory, indices_of, mean_index, tensor_at_voxels
 from segmamba.utils.morphology import CONNECTIVITY_26
 from segmamba.utils.parallel import at_once
 
@@ -216,16 +216,19 @@ def mean_evidence(evidence: Values, vertebra: Values, instances: Instances) -> n
 
     It is the mean log-probability of each level, weighted by the voxels' probability of vertebra.
     """
+    import torch
+    from torch.nn import functional
+
+    if not len(instances.centres):
+        return np.zeros((0, len(evidence)))
     voxels = indices_of(instances.labels)
-    numbers = instances.labels[voxels]
-    weights = at_voxels(vertebra[None], voxels)[0].astype(float)
-    count = len(instances.centres)
-    total = np.bincount(numbers, weights, count + 1)[1:]
-    logits = at_voxels(evidence, voxels).astype(np.float32, copy=False)
-    logits -= logits.max(axis=0)
-    together = np.log(np.exp(logits).sum(axis=0))
-    means = [np.bincount(numbers, weights * (level - together), count + 1)[1:] / total for level in logits]
-    return np.stack(means, axis=1)
+    logits = tensor_at_voxels(evidence, voxels).float()
+    weights = tensor_at_voxels(vertebra[None], voxels).float()
+    numbers = torch.from_numpy(instances.labels[voxels].astype(np.int64)).to(weights.device)
+    # One product of matrices: sums of scattered values would depend on the order in which a GPU adds them.
+    shares = functional.one_hot(numbers - 1, len(instances.centres)) * weights[0, :, None]
+    means = (logits.log_softmax(dim=0) @ shares / shares.sum(dim=0)).T
+    return in_main_memory(means.double())
 
 
 def _volume_near(mask: np.ndarray, instances: Instances, spacing_mm: float) -> np.ndarray:
@@ -238,8 +241,7 @@ def _volume_near(mask: np.ndarray, instances: Instances, spacing_mm: float) -> n
     box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in inner)
     labels = instances.labels[box]
     ribs = np.argwhere(mask[box] & (labels == 0))
-    owners, distances = nearest_labels(labels, ribs)
-    near = owners[distances * spacing_mm <= RIB_NEAR_MM]
+    near = nearest_labels(labels, ribs, RIB_NEAR_MM / spacing_mm)
     return np.bincount(near, minlength=len(found) + 1)[1:] * spacing_mm**3 / 1000
 
 

@@ -40,8 +40,8 @@ def nearest_points(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray,
     return nearest, np.sqrt(((points - centres[nearest]) ** 2).sum(axis=1))
 
 
-def nearest_labels(labels: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest label of some voxels outside all labels, and its distance.
+def nearest_labels(labels: np.ndarray, voxels: np.ndarray, within: float) -> np.ndarray:
+    """Return the nearest label of some voxels outside all labels, as far as it is near.
 
     For few voxels: a distance map of the whole grid takes two to five times as long.
 
@@ -51,16 +51,18 @@ def nearest_labels(labels: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, 
         Shape (z, y, x), not all 0.
     voxels : ndarray of int
         Shape (n, 3): indices of voxels whose label is 0.
+    within : float
+        The largest distance, in voxels.
 
     Returns
     -------
-    owners : ndarray
-        Shape (n,): the labels; any of those at the same distance.
-    distances : ndarray
-        Shape (n,), in voxels.
+    ndarray
+        Shape (n,): the labels, any of those at the same distance; 0 where there is none within that distance.
     """
     inside = labels > 0
     # The nearest labelled voxel lies on the surface.
     surface = np.argwhere(inside & dilated(~inside))
-    distances, nearest = KDTree(surface).query(voxels)
-    return labels[tuple(surface[nearest].T)], distances
+    _, nearest = KDTree(surface, balanced_tree=False).query(voxels, distance_upper_bound=np.nextafter(within, np.inf))
+    # Beyond the last one is none.
+    owners = np.append(labels[tuple(surface.T)], 0)
+    return owners[nearest]

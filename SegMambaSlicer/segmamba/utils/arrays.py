@@ -118,10 +118,16 @@ def at_voxels(values: np.ndarray | torch.Tensor, voxels: tuple[np.ndarray, ...])
     """
     if isinstance(values, np.ndarray):
         return np.stack([channel[voxels] for channel in values])
+    return in_main_memory(tensor_at_voxels(values, voxels))
+
+
+def tensor_at_voxels(values: np.ndarray | torch.Tensor, voxels: tuple[np.ndarray, ...]) -> torch.Tensor:
+    """Return what `at_voxels` returns as a tensor, on a GPU where the values are on one."""
     import torch
 
-    flat = torch.from_numpy(np.ravel_multi_index(voxels, tuple(values.shape[1:]))).to(values.device)
-    return values.flatten(1)[:, flat].cpu().numpy()
+    given = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    flat = torch.from_numpy(np.ravel_multi_index(voxels, tuple(given.shape[1:]))).to(given.device)
+    return given.flatten(1)[:, flat]
 
 
 def as_labels(values: np.ndarray, highest: int, name: str) -> np.ndarray:

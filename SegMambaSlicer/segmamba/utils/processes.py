@@ -123,7 +123,7 @@ def serve(given: IO[bytes], taken: IO[bytes]) -> None:
     """Make the calls that come in, until no more come."""
     while True:
         try:
-            function, arguments = pickle.load(given)  # nosec B301: of the parent
+            function, arguments = pickle.load(given)  # nosec B301
         except EOFError:
             return
         _send((ANSWER, function(*arguments)), taken)
@@ -132,7 +132,7 @@ def serve(given: IO[bytes], taken: IO[bytes]) -> None:
 def _answered(child: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     assert child.stdin is not None and child.stdout is not None
     _send((function, arguments), child.stdin)
-    word, answer = pickle.load(child.stdout)  # nosec B301: of the child
+    word, answer = pickle.load(child.stdout)  # nosec B301
     if word != ANSWER:
         raise ValueError("it did not answer")
     return answer
