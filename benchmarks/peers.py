@@ -2,7 +2,7 @@
 
 ``python benchmarks/peers.py CT [--device cuda] [--runs 5]``      (the peers need ``pip install nnunetv2``)
 
-- *ours*: vertebrae by the bundled model, in a warm process.
+- *ours*: vertebrae by the bundled model, in a warm worker, as the panel and a batch have it.
 - *nnU-Net*: its own predictor (`nnUNetPredictor`), which resamples image and logits, with a plain U-Net of 26 classes
   at 1.5 mm, patch 128^3, half overlap, no mirroring.
 - *TotalSegmentator's way*: the image to 1.5 mm by cubic splines, the same predictor on that, and its labels back to the
@@ -36,8 +36,8 @@ from scipy import ndimage  # noqa: E402
 from timing import keep  # noqa: E402
 
 from segmamba.inference.device import choose_device  # noqa: E402
-from segmamba.inference.file_to_file import segment_file  # noqa: E402
 from segmamba.request import Options, Request  # noqa: E402
+from segmamba.worker.client import WorkerProcess  # noqa: E402
 
 CLASSES, SPACING_MM, PATCH = 26, 1.5, 128
 # The U-Net that nnU-Net plans for such images.
@@ -46,15 +46,15 @@ Seconds = dict[str, float]
 
 
 def ours(path: Path, device: str, runs: int) -> Seconds:
-    """Return the median of the stages' times, and of the whole, of runs in a warm process."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Return the median of the stages' times, and of the whole, of runs in a warm worker."""
+    with tempfile.TemporaryDirectory() as folder, WorkerProcess() as worker:
         request = Request(
             str(path), f"{folder}/labels.nii.gz", model="spinemamba", overwrite=True, options=Options(device=device)
         )
         times = []
         for number in range(runs + 1):
             begun = time.perf_counter()
-            stages = segment_file(request)["timings_s"]
+            stages = worker.run(request)["timings_s"]
             if number:
                 times.append({**stages, "total": time.perf_counter() - begun})
     return {stage: round(median(run[stage] for run in times), 3) for stage in times[0]}
