@@ -8,6 +8,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 import torch
 
@@ -25,7 +26,10 @@ from segmamba.utils.memory import gibibytes
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A network with its weights, and its device; the model has the normalization parameters of the import, if any."""
+    """A network with its weights, and its device; the model has the normalization parameters of the import, if any.
+
+    ``again`` says whether the network is the one of the last volume.
+    """
 
     model: Model
     device: Device
@@ -34,6 +38,11 @@ class Engine:
     digest: str
     network: torch.nn.Module
     warnings: tuple[str, ...]
+    again: bool = False
+
+
+# Those that some volume was prepared for.
+_networks: WeakSet[torch.nn.Module] = WeakSet()
 
 
 def prepare(model: Model, options: Options, checkpoint: Path | None, root: Path | None) -> Engine:
@@ -49,7 +58,9 @@ def prepare(model: Model, options: Options, checkpoint: Path | None, root: Path 
         else:
             path, digest = checkpoint, store.sha256(checkpoint)
         network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
-    return Engine(model, device, backend.result(), path, digest, network, warnings)
+    again = network in _networks
+    _networks.add(network)
+    return Engine(model, device, backend.result(), path, digest, network, warnings, again)
 
 
 def device_for(model: Model, options: Options) -> tuple[Device, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,30 @@ def test_the_same_run_gives_the_same_labels(
 ) -> None:
     again = segment(volume, model, manifest_path.parent, precision="float32")
     np.testing.assert_array_equal(again.labels, result.labels)
+
+
+@pytest.mark.parametrize(("kind", "starts"), [("cuda", [False, True, True]), ("cpu", [False] * 3)])
+def test_helpers_start_with_the_second_volume_on_a_gpu(
+    kind: str, starts: list[bool], volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[bool] = []
+    monkeypatch.setattr(engine, "_network", functools.cache(lambda *_: torch.nn.Identity()))
+    monkeypatch.setattr(pipeline.helper_processes, "start", lambda: happened.append(True))
+
+    def prepared(*given: Any) -> engine.Engine:
+        made = engine.prepare(*given)
+        return replace(made, device=replace(made.device, kind=kind))
+
+    def only_load(stage: str, _: float) -> None:
+        if stage != "load":
+            raise Cancelled()
+
+    monkeypatch.setattr(pipeline, "prepare", prepared)
+    for expected in starts:
+        happened.clear()
+        with pytest.raises(Cancelled):
+            pipeline.segment(volume, model, Options(device="cpu"), only_load, root=manifest_path.parent)
+        assert happened == [True] * expected
 
 
 def test_the_report_says_what_ran_on_what(result: pipeline.Result, model: Model) -> None:
