@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from segmamba.inference.level_anchors import LevelAnchor
 from segmamba.inference.model_grid import FAST_SCALE, Box, ModelGrid, with_coarser_grid
 from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import network_input, padding_values
-from segmamba.inference.redraw import REDRAW, Seen, badly_shown, load_redrawing, note, redraw
+from segmamba.inference.redraw import REDRAW, Redrawing, Seen, badly_shown, load_redrawing, note, redraw
 from segmamba.inference.sliding_window import identity, predict, windows_at_a_time, with_room
 from segmamba.inference.windows import Windows, fitted_patch
 from segmamba.io.modality import CT
@@ -37,7 +38,7 @@ from segmamba.spine.fine import cast_votes, decode_fine, recover_truncated_ends
 from segmamba.spine.fit_together import fits_on
 from segmamba.spine.levels import level_name
 from segmamba.spine.refine import refine
-from segmamba.spine.shape_model import Fit, load_shapes
+from segmamba.spine.shape_model import Fit, ShapeModel, load_shapes
 from segmamba.utils.arrays import in_main_memory
 
 Found = TypeVar("Found")
@@ -88,8 +89,9 @@ def predict_two_stage(
     if not isinstance(network, TwoStageSpineMamba) or model.fine is None:
         raise ModelError(f"The model '{model.id}' has no two stages: correct its manifest entry.")
     # Before the passes, which take minutes: a file that is missing is found at once.
-    shapes = load_shapes(resource_root() / SHAPES) if refined and model.refinement else None
-    redrawing = load_redrawing(resource_root() / REDRAWING, shapes) if shapes and REDRAW in model.refinement else None
+    root = resource_root()
+    shapes = _shapes(root / SHAPES) if refined and model.refinement else None
+    redrawing = _redrawing(root / REDRAWING, root / SHAPES) if shapes and REDRAW in model.refinement else None
     with _prepared_beside(network.fine, _fine_model(model), context):
         column, coarse, warnings = _coarse_pass(network.coarse, volume, model, context.part(0.0, COARSE_SHARE), roi)
     found = _set_levels(column, coarse.grid, anchors)
@@ -120,6 +122,17 @@ def predict_two_stage(
             warnings = (*warnings, note(reasons))
     passes, warnings = (coarse, fine.ran), _with((*warnings, *fine.warnings), found)
     return Prediction(probabilities, values, replace(grid, roi=roi), passes, findings, warnings)
+
+
+@lru_cache(maxsize=1)
+def _shapes(path: Path) -> ShapeModel:
+    """Return the shapes of vertebrae, which stay for the next volume."""
+    return load_shapes(path)
+
+
+@lru_cache(maxsize=1)
+def _redrawing(path: Path, shapes: Path) -> Redrawing:
+    return load_redrawing(path, _shapes(shapes))
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _centres(
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
     # Finer voxels would only take longer.
-    steps = np.maximum(1, (PLANE_MM / spacing).astype(int))
+    steps = np.maximum(1, np.rint(PLANE_MM / spacing)).astype(int)
 
     def measured(level: int) -> tuple[np.ndarray, np.ndarray | None] | None:
         box = boxes[level]
@@ -160,12 +160,14 @@ def _axial_plane(ct: np.ndarray, affine: np.ndarray, centroid: np.ndarray) -> tu
     ends = np.array([[x, y, z] for x in (0, size[0]) for y in (0, size[1]) for z in (0, size[2])]) - 0.5
     reach = ends @ affine[:3, :3].T + affine[:3, 3] - centroid
     low, high = np.floor(reach.min(axis=0) / PLANE_MM) - 1, np.ceil(reach.max(axis=0) / PLANE_MM) + 1
-    x, y = np.arange(low[0], high[0] + 1), np.arange(low[1], high[1] + 1)
-    points = np.stack([*np.broadcast_arrays(x * PLANE_MM, y[:, None] * PLANE_MM, 0.0)], axis=-1) + centroid
+    x, y = PLANE_MM * np.arange(low[0], high[0] + 1), PLANE_MM * np.arange(low[1], high[1] + 1)[:, None]
     inverse = np.linalg.inv(affine)
-    index = np.rint(points @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
-    within = ((index >= 0) & (index < size)).all(axis=-1)
+    first = inverse[:3, :3] @ centroid + inverse[:3, 3]
+    i, j, k = (
+        np.rint(start + along_x * x + along_y * y).astype(int)
+        for start, along_x, along_y in zip(first, *inverse[:3, :2].T, strict=True)
+    )
+    within = (i >= 0) & (i < size[0]) & (j >= 0) & (j < size[1]) & (k >= 0) & (k < size[2])
     values = np.full(within.shape, np.nan)  # float64, as a file may hold any number
-    i, j, k = index[within].T
-    values[within] = ct[k, j, i]
+    values[within] = ct[k[within], j[within], i[within]]
     return values, (int(-low[1]), int(-low[0]))

@@ -291,7 +291,7 @@ def test_a_run_can_be_cancelled_between_finding_and_refining(
         predict(cancelled=lambda: len(devices) == 1)
     assert devices == ["cpu"]
     steps: list[str] = []
-    monkeypatch.setattr(two_stage, "load_shapes", lambda _path: "shapes")
+    monkeypatch.setattr(two_stage, "_shapes", lambda _path: "shapes")
     monkeypatch.setattr(two_stage, "refine", lambda *arguments: steps.append("refine") or arguments[5]())
     with pytest.raises(Cancelled):
         predict(refined=True, cancelled=lambda: bool(steps))
