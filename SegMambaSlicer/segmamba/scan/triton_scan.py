@@ -141,8 +141,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
 INTERPRETED = not isinstance(_forward_kernel, triton.JITFunction)
 
 
-@torch.library.custom_op("segmamba::selective_scan", mutates_args=())
-def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
     """Return y and the chunks' start states (batch, channels, chunks, state)."""
     batch, channels, length = x.shape
     states = A.shape[1]
@@ -157,6 +156,10 @@ def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) 
             num_warps=2,
         )  # fmt: skip
     return y, starts
+
+
+# What torch.compile traces and autograd differentiates.
+_scan = torch.library.custom_op("segmamba::selective_scan", _forward, mutates_args=())
 
 
 @_scan.register_fake
@@ -222,4 +225,8 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     if x.device.type != "cuda" and not INTERPRETED:
         raise ModelError(f"The scan backend 'triton' runs on CUDA only, not on {x.device.type}: use 'torch' there.")
     x, delta, B, C = (value.contiguous() for value in (x, delta, B, C))
-    return _scan(x, delta, A.float().contiguous(), B, C, D.float().contiguous())[0]
+    inputs = (x, delta, A.float().contiguous(), B, C, D.float().contiguous())
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each.requires_grad for each in inputs)):
+        return _scan(*inputs)[0]
+    # The first call of an operator of our own imports PyTorch's compiler, which takes five seconds.
+    return _forward(*inputs)[0]

@@ -77,6 +77,26 @@ def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
     assert done.stdout.strip() == "all lengths match", done.stderr
 
 
+def test_a_triton_scan_without_gradients_does_not_import_pytorchs_compiler() -> None:
+    """It takes five seconds, which the first use of a GPU would wait for."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), str(HELPERS.parent)])
+    program = (
+        "import sys, torch\n"
+        "from helpers.scan_reference import scan_inputs\n"
+        "from segmamba.scan.triton_scan import selective_scan\n"
+        "inputs = scan_inputs(5)\n"
+        "plain = selective_scan(*inputs)\n"
+        "print('torch._dynamo' in sys.modules)\n"
+        "with_gradients = selective_scan(*(each.clone().requires_grad_() for each in inputs))\n"
+        "with_gradients.sum().backward()\n"
+        "print(torch.equal(plain, with_gradients))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
 def test_triton_refuses_cpu_tensors_in_a_clear_sentence() -> None:
     pytest.importorskip("triton")
     with pytest.raises(ModelError, match="runs on CUDA only, not on cpu: use 'torch' there"):
