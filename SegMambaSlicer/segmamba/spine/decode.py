@@ -18,6 +18,7 @@ from segmamba.spine.nearest import nearest_labels
 from segmamba.utils.arrays import bounding_box, in_main_memory, indices_of, mean_index, tensor_at_voxels
 from segmamba.utils.morphology import CONNECTIVITY_26
 from segmamba.utils.parallel import at_once
+from segmamba.utils.runs import runs_of
 
 if TYPE_CHECKING:
     import torch
@@ -247,12 +248,11 @@ def _volume_near(mask: np.ndarray, instances: Instances, spacing_mm: float) -> n
 
 def _whole_ribs(rib: Values, spacing_mm: float) -> np.ndarray:
     """Return a mask (z, y, x) of probable ribs without components that are too small for one and not truncated."""
-    components, _ = ndimage.label(in_main_memory(rib > PROBABLE), structure=CONNECTIVITY_26)
-    kept = np.bincount(components.ravel()) * spacing_mm**3 >= SMALLEST_RIB_ML * 1000
-    kept[_at_border(components)] = True
-    kept[0] = False
-    whole: np.ndarray = kept[components]
-    return whole
+    ribs = np.ascontiguousarray(in_main_memory(rib > PROBABLE))
+    runs = runs_of(ribs, corners=True)
+    small = runs.sizes * spacing_mm**3 < SMALLEST_RIB_ML * 1000
+    ribs.reshape(-1)[runs.voxels(small & ~runs.at_border(ribs.shape))] = False
+    return ribs
 
 
 def _is_above_most(sacrum: np.ndarray, instances: Instances) -> bool:
