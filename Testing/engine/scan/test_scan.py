@@ -60,11 +60,18 @@ def test_autocast_does_not_change_the_scan() -> None:
     assert torch.equal(inside, scan.selective_scan(*inputs))
 
 
-@pytest.mark.slow
-def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
+def interpreted(program: str) -> list[str]:
+    """Return the lines that a program writes where Triton's kernels run in its interpreter."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), str(HELPERS.parent)])
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
     # The interpreter is slow: three chunks of 64 steps have a first, a middle and a last one.
     program = (
         "from helpers.scan_reference import assert_matches_reference\n"
@@ -73,15 +80,11 @@ def test_triton_kernels_match_the_reference_in_the_interpreter() -> None:
         "    assert_matches_reference(selective_scan, length, channels=2)\n"
         "print('all lengths match')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "all lengths match", done.stderr
+    assert interpreted(program) == ["all lengths match"]
 
 
 def test_a_triton_scan_without_gradients_does_not_import_pytorchs_compiler() -> None:
     """It takes five seconds, which the first use of a GPU would wait for."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), str(HELPERS.parent)])
     program = (
         "import sys, torch\n"
         "from helpers.scan_reference import scan_inputs\n"
@@ -93,8 +96,7 @@ def test_a_triton_scan_without_gradients_does_not_import_pytorchs_compiler() -> 
         "with_gradients.sum().backward()\n"
         "print(torch.equal(plain, with_gradients))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "True"], done.stderr
+    assert interpreted(program) == ["False", "True"]
 
 
 def test_triton_refuses_cpu_tensors_in_a_clear_sentence() -> None:
