@@ -242,7 +242,7 @@ def test_a_missing_checkpoint_is_to_be_downloaded_or_where_nobody_offers_it_impo
 
 
 def test_a_forecast_names_windows_memory_and_time_as_far_as_they_are_known(texts):
-    run = Forecast((10, 20, 30), 2, 4.0, 0, 0, 0, 0)
+    run = Forecast((10, 20, 30), 2, 4.0, 0, 0, 0, 0, 0)
     gib = 2**30
     known = texts.forecastText(run, 2 * gib, 8 * gib, 10.0)
     assert known == "Forecast: grid 10 × 20 × 30, 2 windows, about 2.0 GiB of 8.0 GiB free memory, about 40 s."
