@@ -113,10 +113,12 @@ class FastNetwork:
 
     def _capture(self, image: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         given, stream = image.clone(), _capture_stream(image.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with _capturing.excluded(), torch.cuda.stream(stream):
-            self.forward(given)  # compiles the kernels, and finds those that do not work
-        torch.cuda.current_stream().wait_stream(stream)
+        current = torch.cuda.current_stream(image.device)
+        with _capturing.excluded():  # another thread may capture on the same stream
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                self.forward(given)  # compiles the kernels, and finds those that do not work
+            current.wait_stream(stream)
         release_memory()
         graph = torch.cuda.CUDAGraph()
         # Another case of a batch may use the GPU meanwhile, in a thread of its own, but not give memory back.
