@@ -5,6 +5,7 @@ Where the image shows the bone nothing is done: a shape prior has nothing to add
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -208,7 +209,7 @@ def redraw(
         Label value of each class.
     seen : Seen
     check : callable
-        Called between vertebrae; an exception that it raises ends the work.
+        Called between pairs of vertebrae; an exception that it raises ends the work.
     probabilities : Tensor
         Shape (classes, z, y, x), the background first; changed in place once all vertebrae are drawn. The work is done
         where it is.
@@ -227,7 +228,8 @@ def redraw(
         fits |= fit_column(labels, spacing, shapes, check, fits_on(device), missing)
     fits = {level: fit for level, fit in fits.items() if fit.dice >= LEAST_DICE}
     levels = list(fits)
-    network = redrawing.network.to(device)
+    # A copy: the network stays for the next volume, and would keep memory of the GPU.
+    network = copy.deepcopy(redrawing.network).to(device)
 
     def given(level: int) -> tuple[Tensor, ...]:
         """Return the arguments of `channels` for a vertebra."""
