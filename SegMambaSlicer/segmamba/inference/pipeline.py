@@ -156,9 +156,9 @@ def _segment(
     torch.backends.cudnn.deterministic = True
     with stages.stage("load"):
         engine = prepare(model, options, checkpoint, root)
-        if engine.again and engine.device.kind == "cuda" and model.task == VERTEBRAE_TASK:
+        if engine.again and engine.device.kind == "cuda":
             # The first volume is measured before they are ready; beside networks on a processor they save nothing.
-            helper_processes.start()
+            helper_processes.begin(ahead=model.task == VERTEBRAE_TASK)
         model = model_for_modality(volume, engine.model)
         doubts = tuple(filter(None, [modality_warning(volume, engine.model)]))
     prediction = _predict(engine, volume, model, options, stages, anchors)

@@ -27,19 +27,19 @@ PACKAGES = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "segmamba.utils.processes")
 # What it imports before the first call: what is called for each case.
 FIRST = "segmamba.measurements.vertebrae"
-# What an answer begins with.
-ANSWER = "answer"
+# What an answer begins with, and what says that a function had an error.
+ANSWER, ERROR = "answer", "error"
 
 Found = TypeVar("Found")
 
 
 class HelperProcesses:
-    """Child processes that make calls, each of any thread; where none were started, calls are made here.
+    """Child processes that make calls, each of any thread; before `begin` and after `end`, calls are made here.
 
     Attributes
     ----------
     allowed : bool
-        Whether `start` may start some. An engine in a process of its own sets it: others would have them in the way.
+        Whether `begin` does anything. An engine in a process of its own sets it: others would have them in the way.
     """
 
     def __init__(self) -> None:
@@ -47,30 +47,36 @@ class HelperProcesses:
         self._all: list[HelperProcess] = []
         self._idle: queue.LifoQueue[HelperProcess] = queue.LifoQueue()
 
-    def start(self) -> None:
-        """Start those that do not run, where it is allowed and this process may use enough processors."""
+    def begin(self, ahead: bool) -> None:
+        """From now on have calls made in child processes, where this process may use enough processors.
+
+        They start now (``ahead``), or each with its first call.
+        """
         if not self._all and self.allowed and processors() > FEW:
             # Each takes 150 MB, and with twice as many a chest CT took as long.
             self._all = [HelperProcess() for _ in range(FEW)]
             for helper in self._all:
                 self._idle.put(helper)
-        for helper in self._all:
-            helper.start()
+        if ahead:
+            for helper in self._all:
+                helper.start()
 
     def end(self) -> None:
-        """End all, while they make no calls: the next call, or `start`, starts them again."""
+        """End all, while they make no calls."""
         for helper in self._all:
             helper.end()
+        self._all, self._idle = [], queue.LifoQueue()
 
     def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
         """Return what a function of a module gives, which must not depend on anything but its arguments."""
         if not self._all:
             return function(*arguments)
-        helper = self._idle.get()
+        idle = self._idle
+        helper = idle.get()
         try:
             return helper.call(function, *arguments)
         finally:
-            self._idle.put(helper)
+            idle.put(helper)
 
 
 class HelperProcess:
@@ -98,13 +104,14 @@ class HelperProcess:
         if self._child is None:
             return function(*arguments)
         try:
-            answer: Found = _answered(self._child, function, arguments)
-            return answer
+            word, answer = _answered(self._child, function, arguments)
         except Exception as error:
-            # It may have failed in any way, and what it sends may be anything. An error of the function comes again.
+            # It may have failed in any way, and what it sends may be anything.
             logger.warning("%s was called by the engine, as the process for it failed: %r", function.__name__, error)
             self.end()
             return function(*arguments)
+        # An error of the function comes again, with all that belongs to it.
+        return answer if word == ANSWER else function(*arguments)
 
     def end(self) -> None:
         """End the child process, if there is one."""
@@ -126,16 +133,22 @@ def serve(given: IO[bytes], taken: IO[bytes]) -> None:
             function, arguments = pickle.load(given)  # nosec B301
         except EOFError:
             return
-        _send((ANSWER, function(*arguments)), taken)
+        try:
+            answer = ANSWER, function(*arguments)
+        except Exception as error:
+            answer = ERROR, repr(error)
+        _send(answer, taken)
 
 
-def _answered(child: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _answered(
+    child: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[str, Any]:
     assert child.stdin is not None and child.stdout is not None
     _send((function, arguments), child.stdin)
     word, answer = pickle.load(child.stdout)  # nosec B301
-    if word != ANSWER:
+    if word not in (ANSWER, ERROR):
         raise ValueError("it did not answer")
-    return answer
+    return word, answer
 
 
 def _send(message: tuple[Any, Any], stream: IO[bytes]) -> None:

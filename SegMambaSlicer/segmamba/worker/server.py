@@ -192,8 +192,6 @@ def main(segment: Segment | None = None) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     helper_processes.allowed = True
     if PRELOAD in sys.argv:
-        # An engine of a batch: the networks of the next case would wait for Python's lock while this one's are drawn.
-        helper_processes.start()
         importlib.import_module("segmamba.inference.pipeline")
     serve(Inbox(take_input()), send, segment or segment_file)
     # Not through the interpreter's clean-up: on some systems GPU libraries hang in it.

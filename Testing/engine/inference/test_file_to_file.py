@@ -23,6 +23,7 @@ from segmamba.inference.file_to_file import segment_file
 from segmamba.io.read import read_image
 from segmamba.io.stored_grid import StoredGrid
 from segmamba.io.volume import to_image
+from segmamba.reporting.preview import draw
 from segmamba.request import Options, Request
 
 __all__ = ["bright_bone"]
@@ -70,6 +71,21 @@ def test_labels_that_a_writer_does_not_take_are_kept_in_another_file(
     assert kept.parent == tmp_path and not (tmp_path / output).exists()
     assert dice(read_image(kept).array == VALUE, true_labels(phantom().geometry) > 0) > 0.85
     assert (tmp_path / "spine-old.nii.gz").read_bytes() == b"of another run"
+
+
+def test_a_preview_is_drawn_in_a_child_process_where_there_are_some(
+    tmp_path: Path, request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[object] = []
+
+    def call(function: object, *arguments: object) -> object:
+        called.append(function)
+        return b"a picture" if function is draw else function(*arguments)
+
+    monkeypatch.setattr(file_to_file.helper_processes, "call", call)
+    segment_file(request_of(some_ct(tmp_path / "ct.nrrd"), "out.nrrd", preview=str(tmp_path / "out.png")))
+    assert draw in called
+    assert (tmp_path / "out.png").read_bytes() == b"a picture"
 
 
 def test_what_reading_assumed_is_in_the_report(tmp_path: Path, request_of: Callable[..., Request]) -> None:

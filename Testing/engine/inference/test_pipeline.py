@@ -68,13 +68,25 @@ def test_the_same_run_gives_the_same_labels(
     np.testing.assert_array_equal(again.labels, result.labels)
 
 
-@pytest.mark.parametrize(("kind", "starts"), [("cuda", [False, True, True]), ("cpu", [False] * 3)])
-def test_helpers_start_with_the_second_volume_on_a_gpu(
-    kind: str, starts: list[bool], volume: Volume, model: Model, manifest_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "task", "expected"),
+    [
+        ("cuda", "vertebrae", [[], [True], [True]]),
+        ("cuda", "colorectal", [[], [False]]),
+        ("cpu", "vertebrae", [[], []]),
+    ],
+)
+def test_helpers_begin_with_the_second_volume_on_a_gpu_and_ahead_for_a_spine(
+    kind: str,
+    task: str,
+    expected: list[list[bool]],
+    volume: Volume,
+    manifest_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     happened: list[bool] = []
     monkeypatch.setattr(engine, "_network", functools.cache(lambda *_: torch.nn.Identity()))
-    monkeypatch.setattr(pipeline.helper_processes, "start", lambda: happened.append(True))
+    monkeypatch.setattr(pipeline.helper_processes, "begin", lambda ahead: happened.append(ahead))
 
     def prepared(*given: Any) -> engine.Engine:
         made = engine.prepare(*given)
@@ -85,11 +97,12 @@ def test_helpers_start_with_the_second_volume_on_a_gpu(
             raise Cancelled()
 
     monkeypatch.setattr(pipeline, "prepare", prepared)
-    for expected in starts:
+    model = replace(load_manifest(manifest_path).default("vertebrae"), task=task)
+    for begun in expected:
         happened.clear()
         with pytest.raises(Cancelled):
             pipeline.segment(volume, model, Options(device="cpu"), only_load, root=manifest_path.parent)
-        assert happened == [True] * expected
+        assert happened == begun
 
 
 def test_the_report_says_what_ran_on_what(result: pipeline.Result, model: Model) -> None:

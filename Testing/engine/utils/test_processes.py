@@ -9,10 +9,12 @@ import operator
 import os
 import pickle
 import queue
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,20 +26,23 @@ from segmamba.reporting import slice_planes
 from segmamba.reporting.preview import compose, draw
 from segmamba.utils import processes
 from segmamba.utils.parallel import FEW
-from segmamba.utils.processes import ANSWER, HelperProcess, HelperProcesses, helper_processes, serve
+from segmamba.utils.processes import ANSWER, ERROR, HelperProcess, HelperProcesses, helper_processes, serve
+
+
+def children() -> list[subprocess.Popen[bytes]]:
+    return [helper._child for helper in helper_processes._all if helper._child is not None]
 
 
 @contextmanager
-def started() -> Iterator[list[int]]:
-    """Start this process's helpers, and yield the numbers of their processes."""
+def begun(ahead: bool = True) -> Iterator[None]:
+    """Have calls made in helpers of this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "processors", lambda: 16)
         for name, value in (("allowed", True), ("_all", []), ("_idle", queue.LifoQueue())):
             patch.setattr(helper_processes, name, value)
-        helper_processes.start()
+        helper_processes.begin(ahead)
         try:
-            assert len(helper_processes._all) == FEW
-            yield [helper._child.pid for helper in helper_processes._all if helper._child is not None]
+            yield
         finally:
             helper_processes.end()
 
@@ -45,17 +50,16 @@ def started() -> Iterator[list[int]]:
 def test_one_process_makes_all_calls_a_killed_one_loses_none_and_it_ends_with_its_input() -> None:
     helper = HelperProcess()
     try:
-        helper.start()
-        first = helper._child
-        assert first is not None
-        assert [helper.call(os.getpid) for _ in range(2)] == [first.pid] * 2
-        first.kill()
-        first.wait()
+        # Not the child's own number, which may be that of a launcher.
+        first = helper.call(os.getpid)
+        assert helper.call(os.getpid) == first != os.getpid()
+        assert helper._child is not None
+        helper._child.kill()
+        helper._child.wait()
         assert helper.call(os.getpid) == os.getpid()
         assert helper._child is None
-        second = helper.call(os.getpid)
-        assert helper._child is not None and second == helper._child.pid != first.pid
-        assert helper._child.stdin is not None
+        assert helper.call(os.getpid) not in (first, os.getpid())
+        assert helper._child is not None and helper._child.stdin is not None
         helper._child.stdin.close()
         assert helper._child.wait(30) == 0
     finally:
@@ -87,11 +91,13 @@ def test_where_no_process_can_be_started_calls_are_made_here(
     assert "No process could be started" in caplog.text
 
 
-def test_the_error_of_a_call_comes_as_if_it_were_made_here() -> None:
+def test_the_error_of_a_call_comes_as_if_it_were_made_here_and_costs_no_process() -> None:
     helper = HelperProcess()
     try:
+        before = helper.call(os.getpid)
         with pytest.raises(ValueError, match="math domain error"):
             helper.call(math.sqrt, -1.0)
+        assert helper.call(os.getpid) == before
     finally:
         helper.end()
 
@@ -106,7 +112,7 @@ def test_as_many_calls_are_made_at_a_time_as_there_are_processes(monkeypatch: py
             all_of_them.wait(30)
 
     monkeypatch.setattr(HelperProcess, "call", called)
-    with started():
+    with begun():
         for _ in range(3):
             helper_processes.call(os.getpid)
         assert len(set(used)) == 1
@@ -122,27 +128,40 @@ def test_none_are_started_in_other_programs_or_where_there_is_no_processor_for_t
     monkeypatch.setattr(processes, "processors", lambda: count)
     own = HelperProcesses()
     own.allowed = allowed
-    own.start()
+    own.begin(ahead=True)
     assert own._all == []
     assert own.call(os.getpid) == os.getpid()
 
 
-def test_after_a_rest_the_next_call_starts_its_process_again() -> None:
-    with started() as before:
+@pytest.mark.parametrize(("ahead", "count"), [(True, FEW), (False, 0)])
+def test_processes_start_ahead_or_with_their_first_call(ahead: bool, count: int) -> None:
+    with begun(ahead):
+        assert len(children()) == count
+        assert helper_processes.call(os.getpid) != os.getpid()
+        assert len(children()) == max(count, 1)
+
+
+def test_after_the_end_calls_are_made_here_until_the_next_beginning() -> None:
+    with begun(ahead=False):
+        before = helper_processes.call(os.getpid)
+        (child,) = children()
         helper_processes.end()
-        assert all(helper._child is None for helper in helper_processes._all)
-        assert helper_processes.call(os.getpid) not in [os.getpid(), *before]
-        assert sum(helper._child is not None for helper in helper_processes._all) == 1
+        assert child.poll() is not None
+        assert helper_processes.call(os.getpid) == os.getpid()
+        helper_processes.begin(ahead=False)
+        assert helper_processes.call(os.getpid) not in (before, os.getpid())
 
 
 def test_calls_are_made_until_no_more_come() -> None:
     given, answers = io.BytesIO(), io.BytesIO()
-    for number in (1, 2):
+    for number in (1, "a", 2):
         pickle.dump((operator.neg, (number,)), given)
     given.seek(0)
     serve(given, answers)
     answers.seek(0)
-    assert [pickle.load(answers) for _ in range(2)] == [(ANSWER, -1), (ANSWER, -2)]
+    first, second, third = (pickle.load(answers) for _ in range(3))
+    assert (first, third) == ((ANSWER, -1), (ANSWER, -2))
+    assert second[0] == ERROR and "TypeError" in second[1]
 
 
 def test_a_preview_and_measurements_are_the_same_from_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +170,19 @@ def test_a_preview_and_measurements_are_the_same_from_other_processes(monkeypatc
     composed = compose(phantom(), labels, model, "case")
     picture, rows = draw(composed), measure_labels(labels, phantom(), model.labels)
     assert any(row["anterior_height_mm"] for row in rows)
-    with started() as pids:
-        assert helper_processes.call(os.getpid) in pids
+    called: list[str] = []
+
+    def call(helper: HelperProcess, function: Callable[..., Any], *arguments: object) -> Any:
+        called.append(function.__name__)
+        return make_call(helper, function, *arguments)
+
+    make_call = HelperProcess.call
+    monkeypatch.setattr(HelperProcess, "call", call)
+    with begun():
+        before = children()
         assert measure_labels(labels, phantom(), model.labels) == rows
         drawn = helper_processes.call(draw, composed)
-        assert helper_processes.call(os.getpid) in pids  # none had to be replaced
+        assert children() == before  # none had to be replaced
+    assert set(called) == {"_measured_alone", "draw"}
     one, other = (np.asarray(imread(io.BytesIO(each), format="png")) for each in (picture, drawn))
     assert (one == other).all()

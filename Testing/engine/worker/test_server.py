@@ -25,7 +25,7 @@ from segmamba.io.volume import to_image
 from segmamba.request import Options, Request
 from segmamba.worker import server as worker_module
 from segmamba.worker.client import WorkerProcess, describe_end, worker_environment
-from segmamba.worker.protocol import decode, encode
+from segmamba.worker.protocol import PRELOAD, decode, encode
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -243,6 +243,29 @@ def test_an_idle_worker_gives_memory_back_once_and_does_the_next_job(monkeypatch
     os.close(writing)
     serving.join()
     assert happened[:4] == ["ready", "freed", "ended", "result"]
+
+
+@pytest.mark.parametrize("arguments", [[], [PRELOAD]])
+def test_a_worker_may_have_helpers_and_loads_the_pipeline_ahead_where_it_is_asked(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, loaded, ended = io.BytesIO(), [], []
+    for name, value in (
+        ("take_output", lambda: answers),
+        ("take_input", lambda: io.BytesIO(encode({"type": "quit"}))),
+    ):
+        monkeypatch.setattr(worker_module, name, value)
+    monkeypatch.setattr(worker_module.helper_processes, "allowed", False)
+    monkeypatch.setattr(worker_module.importlib, "import_module", loaded.append)
+    monkeypatch.setattr(worker_module.os, "_exit", ended.append)
+    monkeypatch.setattr(worker_module.faulthandler, "enable", lambda: None)
+    monkeypatch.setattr(worker_module.sys, "setswitchinterval", lambda seconds: None)
+    monkeypatch.setattr(worker_module.sys, "argv", ["worker", *arguments])
+    worker_module.main()
+    assert worker_module.helper_processes.allowed
+    assert loaded == ["segmamba.inference.pipeline"] * len(arguments)
+    assert ended == [0]
+    assert [decode(line)["type"] for line in answers.getvalue().splitlines()] == ["ready"]
 
 
 def test_jobs_that_nobody_waits_for_any_more_are_not_begun() -> None:
