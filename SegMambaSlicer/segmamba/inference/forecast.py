@@ -98,7 +98,7 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     voxels = input_voxels or volume.array.size
     windows = window_count(size[::-1], model.patch, overlap)
     beside_gpu = main_memory(model, size, windows, voxels, True, finer)
-    on_cpu = with_fitted_window(model, size, overlap)
+    on_cpu = with_fitted_window(model, size, overlap, options.fast)
     fitted = window_count(size[::-1], on_cpu.patch, overlap)
     memory = main_memory(on_cpu, size, fitted, voxels, False, finer)
     work = float(windows)
@@ -118,11 +118,11 @@ def forecast(volume: Volume, model: Model, options: Options, input_voxels: int |
     )
 
 
-def with_fitted_window(model: Model, size: tuple[int, int, int], overlap: float) -> Model:
+def with_fitted_window(model: Model, size: tuple[int, int, int], overlap: float, fast: bool = False) -> Model:
     """Return a model with the window that its first of two stages has on a processor, and what that takes."""
     if model.fine is None:
         return model
-    patch = fitted_patch(size[::-1], model.patch, overlap)
+    patch = fitted_patch(size[::-1], model.patch, overlap, fast)
     grown = math.prod(patch) / math.prod(model.patch)
     memory = (model.entry.get("main_memory_gib") or 0) * grown
     return replace(model, patch=patch, entry={**model.entry, "main_memory_gib": memory})

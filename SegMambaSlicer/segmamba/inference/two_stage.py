@@ -184,7 +184,7 @@ def _run_stage(
     """
     overlap = context.overlap_of(stage)
     fits = fits and context.device.type == "cpu"
-    patch = fitted_patch(image.shape[1:], stage.patch, overlap) if fits else stage.patch
+    patch = fitted_patch(image.shape[1:], stage.patch, overlap, context.fast) if fits else stage.patch
     windows = Windows(patch, overlap, pad_values=padding_values(stage, image))
     output = predict(network, image, windows, context, identity)
     output.values[MASK] = output.values[MASK].softmax(dim=0)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 # Lengths of a larger window: the networks halve a map four times.
 STEP = 16
-# A larger window than a network's own, along an axis and in voxels.
-GROWTH, LARGEST = 1.5, 2.0
+# A larger window than a network's own, along an axis and in voxels, and the smallest one of a fast run.
+GROWTH, LARGEST, SHRUNK = 1.5, 2.0, 0.9
 # Windows at a time on a GPU, in voxels: more give no speed.
 BATCH_VOXELS = 2 * 128**3
 # Answers larger than this go from a GPU to main memory, slab by slab.
@@ -81,12 +81,12 @@ def window_count(size: Sequence[int], patch: Sequence[int], overlap: float) -> i
     return math.prod(len(window_starts(max(length, width), width, overlap)) for length, width in axes)
 
 
-def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float) -> tuple[int, int, int]:
-    """Return the window, at least ``patch``, with which a volume takes the fewest voxels of windows.
+def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float, fast: bool = False) -> tuple[int, int, int]:
+    """Return the window, at least ``patch`` (``fast``: `SHRUNK` of it), with which a volume takes the fewest voxels of windows.
 
     A volume of a few voxels more than a window would take two of them along that axis, nearly all of it twice. A window
     grows by `GROWTH` along an axis and by `LARGEST` in all at most: it takes memory, and is not what the network was
-    trained on.
+    trained on. Smaller ones are worse (Docs/adr/0006); the voxels of a fast run are larger, and its windows, too.
 
     Examples
     --------
@@ -94,13 +94,16 @@ def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float) -> t
     (176, 96, 112)
     >>> fitted_patch((60, 90, 40), (160, 96, 96), 0.3)
     (160, 96, 96)
+    >>> fitted_patch((60, 90, 40), (160, 96, 96), 0.3, fast=True)
+    (144, 96, 96)
     """
+    least = SHRUNK if fast else 1.0
 
     def cost(window: Sequence[int]) -> tuple[int, int]:
         # Of two that take as many voxels, the one nearer to the patch.
         return window_count(size, window, overlap) * math.prod(window), math.prod(window)
 
-    widths = (range(width, int(GROWTH * width) + 1, STEP) for width in patch)
+    widths = (range(STEP * math.ceil(least * width / STEP), int(GROWTH * width) + 1, STEP) for width in patch)
     fitting = (window for window in itertools.product(*widths) if math.prod(window) <= LARGEST * math.prod(patch))
     z, y, x = min(fitting, key=cost)
     return z, y, x

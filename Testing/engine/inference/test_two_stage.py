@@ -270,6 +270,7 @@ def test_a_fast_run_finds_the_same_vertebrae_on_a_coarser_grid(
     assert set(scores) == {22, 23, 24}
     assert min(scores.values()) > 0.9
     coarse, fine = found.passes
+    assert coarse.window == fitted_patch(coarse.grid.geometry.size[::-1], model.patch, model.overlap, fast=True)
     assert (coarse.grid.geometry.spacing[0], fine.grid.geometry.spacing[0]) == (2.5, 1.25)
     assert model.fine is not None
     assert fine.window == fitted_patch(fine.grid.geometry.size[::-1], model.fine.patch, model.fine.overlap)

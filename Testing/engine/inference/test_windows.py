@@ -170,5 +170,6 @@ def test_a_fitted_window_takes_the_fewest_voxels(
         return window_count(size, window, 0.3) * math.prod(window)
 
     assert voxels(found) <= voxels(patch)
+    assert voxels(fitted_patch(size, patch, 0.3, fast=True)) <= voxels(found)
     assert all(own <= new <= GROWTH * own for own, new in zip(patch, found, strict=True))
     assert math.prod(found) <= LARGEST * math.prod(patch)
