@@ -82,11 +82,11 @@ def window_count(size: Sequence[int], patch: Sequence[int], overlap: float) -> i
 
 
 def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float, fast: bool = False) -> tuple[int, int, int]:
-    """Return the window, at least ``patch`` (``fast``: `SHRUNK` of it), with which a volume takes the fewest voxels of windows.
+    """Return the window with which a volume takes the fewest voxels of windows, at least ``patch``, or `SHRUNK` of it.
 
     A volume of a few voxels more than a window would take two of them along that axis, nearly all of it twice. A window
     grows by `GROWTH` along an axis and by `LARGEST` in all at most: it takes memory, and is not what the network was
-    trained on. Smaller ones are worse (Docs/adr/0006); the voxels of a fast run are larger, and its windows, too.
+    trained on. Smaller ones are worse (Docs/adr/0006), but those of a ``fast`` run have larger voxels.
 
     Examples
     --------
