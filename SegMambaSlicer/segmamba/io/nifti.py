@@ -9,7 +9,6 @@ orientation, which ITK would turn by 180 degrees.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import math
 from collections.abc import Iterable
 from io import BufferedIOBase
@@ -132,11 +131,10 @@ def _header(path: Path) -> Nifti1Header | None:
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
+    if is_packed(path) and not packed.is_gzip(path):
+        return None
     with _opened(path) as stream:
-        try:
-            content = stream.read(Nifti2Header.sizeof_hdr)
-        except gzip.BadGzipFile:
-            return None
+        content = stream.read(Nifti2Header.sizeof_hdr)
     kinds: tuple[Any, ...] = (Nifti1Header, Nifti2Header)
     for kind in kinds:
         for order in ("little", "big"):
@@ -259,7 +257,7 @@ def _voxels(stored: Path, path: Path, offset: int, dtype: np.dtype, size: tuple[
         raw = np.empty(count, dtype)
     except (MemoryError, ValueError) as error:
         raise DeviceError(NO_MEMORY.format(path, count)) from error
-    with _opened(stored) as stream:
+    with packed.unpacked(stored) if is_packed(stored) else stored.open("rb") as stream:
         stream.seek(offset)
         rest = raw.view(np.uint8).data
         while rest:

@@ -18,14 +18,18 @@ from segmamba.io import nifti, packed
 from segmamba.io.volume import Geometry
 
 
-@pytest.fixture(params=["isal", "zlib"])
+@pytest.fixture(params=["isal", "zlib", "rapidgzip"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module as it is with isal installed, and without."""
-    if request.param == "isal":
-        pytest.importorskip("isal")
-    else:
+    """The module as it is with a library installed, and without any."""
+    if request.param == "zlib":
         monkeypatch.setitem(sys.modules, "isal", None)
-    yield importlib.reload(packed)
+    else:
+        pytest.importorskip(request.param)
+    again = importlib.reload(packed)
+    if request.param == "rapidgzip":
+        monkeypatch.setattr(again, "processors", lambda: 16)
+        monkeypatch.setattr(again, "LARGE", 0)
+    yield again
     monkeypatch.undo()
     importlib.reload(packed)
 
@@ -51,7 +55,7 @@ def test_what_is_packed_in_parts_is_one_member_that_everybody_unpacks(
     unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
     assert unpacker.decompress(whole) == given
     assert unpacker.eof and not unpacker.unused_data
-    with library.opened(tmp_path / "whole.gz") as stream:
+    with library.unpacked(tmp_path / "whole.gz") as stream:
         assert stream.read() == given
 
 
