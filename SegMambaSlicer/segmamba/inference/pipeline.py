@@ -157,7 +157,7 @@ def _segment(
     with stages.stage("load"):
         engine = prepare(model, options, checkpoint, root)
         if engine.again and engine.device.kind == "cuda":
-            # The first volume is measured before they are ready; beside networks on a processor they save nothing.
+            # A single volume is measured before they are ready; beside networks on a processor they save nothing.
             helper_processes.begin(ahead=model.task == VERTEBRAE_TASK)
         model = model_for_modality(volume, engine.model)
         doubts = tuple(filter(None, [modality_warning(volume, engine.model)]))

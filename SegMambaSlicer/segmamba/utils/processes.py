@@ -13,6 +13,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -27,14 +28,14 @@ PACKAGES = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "segmamba.utils.processes")
 # What it imports before the first call: what is called for each case.
 FIRST = "segmamba.measurements.vertebrae"
-# What an answer begins with, and what says that a function had an error.
-ANSWER, ERROR = "answer", "error"
+# What the messages of a child process begin with: its first one, an answer, and the error of a function.
+READY, ANSWER, ERROR = "ready", "answer", "error"
 
 Found = TypeVar("Found")
 
 
 class HelperProcesses:
-    """Child processes that make calls, each of any thread; before `begin` and after `end`, calls are made here.
+    """Child processes that make calls, each of any thread; where none is ready, calls are made here.
 
     Attributes
     ----------
@@ -44,39 +45,65 @@ class HelperProcesses:
 
     def __init__(self) -> None:
         self.allowed = False
-        self._all: list[HelperProcess] = []
-        self._idle: queue.LifoQueue[HelperProcess] = queue.LifoQueue()
+        self._begun = False
+        self._pool: _Pool | None = None
+        self._lock = threading.Lock()
 
     def begin(self, ahead: bool) -> None:
         """From now on have calls made in child processes, where this process may use enough processors.
 
-        They start now (``ahead``), or each with its first call.
+        They start now (``ahead``), or with the first call.
         """
-        if not self._all and self.allowed and processors() > FEW:
-            # Each takes 150 MB, and with twice as many a chest CT took as long.
-            self._all = [HelperProcess() for _ in range(FEW)]
-            for helper in self._all:
-                self._idle.put(helper)
+        self._begun = self.allowed and processors() > FEW
         if ahead:
-            for helper in self._all:
-                helper.start()
+            self._started()
 
     def end(self) -> None:
         """End all, while they make no calls."""
-        for helper in self._all:
-            helper.end()
-        self._all, self._idle = [], queue.LifoQueue()
+        with self._lock:
+            pool, self._pool, self._begun = self._pool, None, False
+        if pool is not None:
+            pool.end()
 
     def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
         """Return what a function of a module gives, which must not depend on anything but its arguments."""
-        if not self._all:
+        pool = self._started()
+        if pool is None or not pool.ready.is_set():
             return function(*arguments)
-        idle = self._idle
-        helper = idle.get()
+        helper = pool.idle.get()
         try:
             return helper.call(function, *arguments)
         finally:
-            idle.put(helper)
+            pool.idle.put(helper)
+
+    def _started(self) -> _Pool | None:
+        with self._lock:
+            if self._begun and self._pool is None:
+                self._pool = _Pool()
+            return self._pool
+
+
+class _Pool:
+    """Some helper processes: those that said that they are ready and make no call are in ``idle``."""
+
+    def __init__(self) -> None:
+        # Each takes 150 MB, and with twice as many a chest CT took as long.
+        self.helpers = [HelperProcess() for _ in range(FEW)]
+        self.idle: queue.LifoQueue[HelperProcess] = queue.LifoQueue()
+        self.ready = threading.Event()
+        for helper in self.helpers:
+            helper.start()
+        threading.Thread(target=self._wait, name="helpers", daemon=True).start()
+
+    def end(self) -> None:
+        for helper in self.helpers:
+            helper.end()
+
+    def _wait(self) -> None:
+        for helper in self.helpers:
+            if helper.is_ready():
+                self.idle.put(helper)
+                self.ready.set()
 
 
 class HelperProcess:
@@ -86,9 +113,7 @@ class HelperProcess:
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the child process, if there is none; it is ready for calls a second later."""
-        if self._child is not None:
-            return
+        """Start the child process; it is ready for calls a second later."""
         try:
             # Not a `Child`: it belongs to the engine's process group, which is ended as a whole. From another folder
             # Python might import a user's numpy.py.
@@ -98,11 +123,23 @@ class HelperProcess:
         except OSError as error:
             logger.warning("No process could be started beside the engine: %s", error)
 
+    def is_ready(self) -> bool:
+        """Wait for the child process to say that it is ready; say whether it did."""
+        child = self._child
+        try:
+            return child is not None and _message(child)[0] == READY
+        except Exception as error:
+            logger.warning("A process beside the engine did not start: %r", error)
+            return False
+
     def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
         """Return what a function gives; it is called here where the child process does not answer."""
-        self.start()
         if self._child is None:
-            return function(*arguments)
+            self.start()
+            if not self.is_ready():
+                self.end()
+                return function(*arguments)
+        assert self._child is not None
         try:
             word, answer = _answered(self._child, function, arguments)
         except Exception as error:
@@ -110,8 +147,11 @@ class HelperProcess:
             logger.warning("%s was called by the engine, as the process for it failed: %r", function.__name__, error)
             self.end()
             return function(*arguments)
-        # An error of the function comes again, with all that belongs to it.
-        return answer if word == ANSWER else function(*arguments)
+        if word == ANSWER:
+            return answer  # type: ignore[no-any-return]
+        found = function(*arguments)  # an error of the function comes again, with all that belongs to it
+        logger.warning("%s was called by the engine, as it failed in its process: %s", function.__name__, answer)
+        return found
 
     def end(self) -> None:
         """End the child process, if there is one."""
@@ -127,32 +167,43 @@ class HelperProcess:
 
 
 def serve(given: IO[bytes], taken: IO[bytes]) -> None:
-    """Make the calls that come in, until no more come."""
+    """Say that this process is ready, and make the calls that come in until no more come."""
+    _send(_packed(READY, None), taken)
     while True:
         try:
             function, arguments = pickle.load(given)  # nosec B301
         except EOFError:
             return
         try:
-            answer = ANSWER, function(*arguments)
+            answer = _packed(ANSWER, function(*arguments))
         except Exception as error:
-            answer = ERROR, repr(error)
+            answer = _packed(ERROR, repr(error))
         _send(answer, taken)
 
 
 def _answered(
     child: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> tuple[str, Any]:
-    assert child.stdin is not None and child.stdout is not None
-    _send((function, arguments), child.stdin)
-    word, answer = pickle.load(child.stdout)  # nosec B301
+    assert child.stdin is not None
+    _send(_packed(function, arguments), child.stdin)
+    word, answer = _message(child)
     if word not in (ANSWER, ERROR):
         raise ValueError("it did not answer")
     return word, answer
 
 
-def _send(message: tuple[Any, Any], stream: IO[bytes]) -> None:
-    pickle.dump(message, stream, pickle.HIGHEST_PROTOCOL)
+def _message(child: subprocess.Popen[bytes]) -> tuple[str, Any]:
+    assert child.stdout is not None
+    word, content = pickle.load(child.stdout)  # nosec B301
+    return word, content
+
+
+def _packed(*message: Any) -> bytes:
+    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+
+
+def _send(message: bytes, stream: IO[bytes]) -> None:
+    stream.write(message)
     stream.flush()
 
 

@@ -8,7 +8,6 @@ import math
 import operator
 import os
 import pickle
-import queue
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.own_time import PATIENCE
 from helpers.phantoms import STRAIGHT, phantom, spine_model, true_labels
 from matplotlib.image import imread
 
@@ -26,11 +26,21 @@ from segmamba.reporting import slice_planes
 from segmamba.reporting.preview import compose, draw
 from segmamba.utils import processes
 from segmamba.utils.parallel import FEW
-from segmamba.utils.processes import ANSWER, ERROR, HelperProcess, HelperProcesses, helper_processes, serve
+from segmamba.utils.processes import ANSWER, ERROR, READY, HelperProcess, HelperProcesses, helper_processes, serve
 
 
 def children() -> list[subprocess.Popen[bytes]]:
-    return [helper._child for helper in helper_processes._all if helper._child is not None]
+    pool = helper_processes._pool
+    return [] if pool is None else [helper._child for helper in pool.helpers if helper._child is not None]
+
+
+def wait_until_ready() -> None:
+    """Wait for all helpers of this process."""
+    pool = helper_processes._pool
+    assert pool is not None
+    held = [pool.idle.get(timeout=PATIENCE) for _ in range(FEW)]
+    for helper in held:
+        pool.idle.put(helper)
 
 
 @contextmanager
@@ -38,8 +48,7 @@ def begun(ahead: bool = True) -> Iterator[None]:
     """Have calls made in helpers of this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "processors", lambda: 16)
-        for name, value in (("allowed", True), ("_all", []), ("_idle", queue.LifoQueue())):
-            patch.setattr(helper_processes, name, value)
+        patch.setattr(helper_processes, "allowed", True)
         helper_processes.begin(ahead)
         try:
             yield
@@ -50,18 +59,20 @@ def begun(ahead: bool = True) -> Iterator[None]:
 def test_one_process_makes_all_calls_a_killed_one_loses_none_and_it_ends_with_its_input() -> None:
     helper = HelperProcess()
     try:
-        # Not the child's own number, which may be that of a launcher.
+        # Not compared with the child's own number, which may be that of a launcher.
         first = helper.call(os.getpid)
+        child = helper._child
         assert helper.call(os.getpid) == first != os.getpid()
-        assert helper._child is not None
-        helper._child.kill()
-        helper._child.wait()
+        assert child is not None and helper._child is child
+        child.kill()
+        child.wait()
         assert helper.call(os.getpid) == os.getpid()
         assert helper._child is None
-        assert helper.call(os.getpid) not in (first, os.getpid())
-        assert helper._child is not None and helper._child.stdin is not None
+        assert helper.call(os.getpid) != os.getpid()
+        assert helper._child is not None and helper._child is not child
+        assert helper._child.stdin is not None
         helper._child.stdin.close()
-        assert helper._child.wait(30) == 0
+        assert helper._child.wait(PATIENCE) == 0
     finally:
         helper.end()
 
@@ -72,7 +83,8 @@ def test_one_process_makes_all_calls_a_killed_one_loses_none_and_it_ends_with_it
         "raise SystemExit(3)",
         "print('no answer')",
         f"import os; os.write(1, {pickle.dumps(('words', 1))!r})",
-        f"import os; os.write(1, {pickle.dumps((ANSWER, 'long' * 99))[:50]!r})",
+        f"import os; os.write(1, {pickle.dumps((READY, None)) + pickle.dumps(('words', 1))!r})",
+        f"import os; os.write(1, {pickle.dumps((READY, None)) + pickle.dumps((ANSWER, 'long' * 99))[:50]!r})",
     ],
 )
 def test_a_process_that_does_not_answer_costs_no_call(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +114,18 @@ def test_the_error_of_a_call_comes_as_if_it_were_made_here_and_costs_no_process(
         helper.end()
 
 
+def test_what_fails_in_the_process_alone_is_called_here_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    helper = HelperProcess()
+    try:
+        before = helper.call(os.getpid)
+        with caplog.at_level(logging.WARNING):
+            assert isinstance(helper.call(threading.Lock), type(threading.Lock()))  # it cannot be pickled
+        assert "failed in its process" in caplog.text and "pickle" in caplog.text
+        assert helper.call(os.getpid) == before
+    finally:
+        helper.end()
+
+
 def test_as_many_calls_are_made_at_a_time_as_there_are_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[HelperProcess] = []
     all_of_them = threading.Barrier(FEW)
@@ -112,7 +136,10 @@ def test_as_many_calls_are_made_at_a_time_as_there_are_processes(monkeypatch: py
             all_of_them.wait(30)
 
     monkeypatch.setattr(HelperProcess, "call", called)
+    monkeypatch.setattr(HelperProcess, "start", lambda helper: None)
+    monkeypatch.setattr(HelperProcess, "is_ready", lambda helper: True)
     with begun():
+        wait_until_ready()
         for _ in range(3):
             helper_processes.call(os.getpid)
         assert len(set(used)) == 1
@@ -129,27 +156,34 @@ def test_none_are_started_in_other_programs_or_where_there_is_no_processor_for_t
     own = HelperProcesses()
     own.allowed = allowed
     own.begin(ahead=True)
-    assert own._all == []
     assert own.call(os.getpid) == os.getpid()
+    assert own._pool is None
 
 
-@pytest.mark.parametrize(("ahead", "count"), [(True, FEW), (False, 0)])
-def test_processes_start_ahead_or_with_their_first_call(ahead: bool, count: int) -> None:
+@pytest.mark.parametrize("ahead", [True, False])
+def test_processes_start_ahead_or_with_a_call_and_until_they_are_ready_calls_are_made_here(
+    ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_be = threading.Event()
+    is_ready = HelperProcess.is_ready
+    monkeypatch.setattr(HelperProcess, "is_ready", lambda helper: may_be.wait(PATIENCE) and is_ready(helper))
     with begun(ahead):
-        assert len(children()) == count
-        assert helper_processes.call(os.getpid) != os.getpid()
-        assert len(children()) == max(count, 1)
-
-
-def test_after_the_end_calls_are_made_here_until_the_next_beginning() -> None:
-    with begun(ahead=False):
-        before = helper_processes.call(os.getpid)
-        (child,) = children()
-        helper_processes.end()
-        assert child.poll() is not None
+        assert len(children()) == FEW * ahead
         assert helper_processes.call(os.getpid) == os.getpid()
-        helper_processes.begin(ahead=False)
-        assert helper_processes.call(os.getpid) not in (before, os.getpid())
+        assert len(children()) == FEW
+        may_be.set()
+        wait_until_ready()
+        assert helper_processes.call(os.getpid) != os.getpid()
+
+
+def test_after_the_end_calls_are_made_here() -> None:
+    with begun():
+        wait_until_ready()
+        before = children()
+        helper_processes.end()
+        assert all(child.poll() is not None for child in before)
+        assert helper_processes.call(os.getpid) == os.getpid()
+        assert not children()
 
 
 def test_calls_are_made_until_no_more_come() -> None:
@@ -159,7 +193,8 @@ def test_calls_are_made_until_no_more_come() -> None:
     given.seek(0)
     serve(given, answers)
     answers.seek(0)
-    first, second, third = (pickle.load(answers) for _ in range(3))
+    ready, first, second, third = (pickle.load(answers) for _ in range(4))
+    assert ready == (READY, None)
     assert (first, third) == ((ANSWER, -1), (ANSWER, -2))
     assert second[0] == ERROR and "TypeError" in second[1]
 
@@ -179,6 +214,7 @@ def test_a_preview_and_measurements_are_the_same_from_other_processes(monkeypatc
     make_call = HelperProcess.call
     monkeypatch.setattr(HelperProcess, "call", call)
     with begun():
+        wait_until_ready()
         before = children()
         assert measure_labels(labels, phantom(), model.labels) == rows
         drawn = helper_processes.call(draw, composed)
