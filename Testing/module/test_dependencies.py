@@ -22,7 +22,7 @@ BATCHES = {"contourpy", "dask", "distributed", "highdicom", "jinja2", "PIL", "py
 CLUSTERS = {"dask", "distributed"}
 # A server, and batches from a PACS: Slicer is a client of the one and starts neither.
 SERVICES = {"dicomweb_client", "fastapi", "pydantic", "starlette", "uvicorn"}
-OPTIONAL = {"tqdm", "isal", "rapidgzip", "matplotlib", "triton", "mamba_ssm", *SERVICES, *BATCHES}
+OPTIONAL = {"tqdm", "isal", "matplotlib", "triton", "mamba_ssm", *SERVICES, *BATCHES}
 
 
 @pytest.fixture

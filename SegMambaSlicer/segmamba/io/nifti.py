@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterable
 from io import BufferedIOBase
 from pathlib import Path
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
 # End of the name of a file with voxels alone: that of its header.
 PAIRS = {".img": ".hdr", ".img.gz": ".hdr.gz"}
-ENDS = (".nii", ".nii.gz", *PAIRS, *PAIRS.values())
 CHUNK = 1 << 22
+ENDS = (".nii", ".nii.gz", *PAIRS, *PAIRS.values())
 # Planes that are rescaled at a time, in a thread.
 PLANES = 8
 # Between a header and the voxels are at least the four bytes that say whether extensions follow.
@@ -248,16 +249,17 @@ def _qform(header: Nifti1Header, path: Path) -> np.ndarray:
 def _voxels(stored: Path, path: Path, offset: int, dtype: np.dtype, size: tuple[int, int, int]) -> np.ndarray:
     """Return the voxels of a file, shape (z, y, x), as they are stored.
 
-    The file is read to its end: only there does a gzip file say whether what was unpacked is right.
+    A gzip file is read to its end: only there does it say whether what was unpacked is right.
     """
     count = math.prod(size)
-    if not is_packed(stored) and stored.stat().st_size < offset + count * dtype.itemsize:
+    length = sys.maxsize if is_packed(stored) else stored.stat().st_size
+    if length < offset + count * dtype.itemsize:
         raise InputError(f"{path} is truncated: copy or download it again.")
     try:
         raw = np.empty(count, dtype)
     except (MemoryError, ValueError) as error:
         raise DeviceError(NO_MEMORY.format(path, count)) from error
-    with packed.unpacked(stored) if is_packed(stored) else stored.open("rb") as stream:
+    with _opened(stored) as stream:
         stream.seek(offset)
         rest = raw.view(np.uint8).data
         while rest:

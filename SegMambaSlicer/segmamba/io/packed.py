@@ -1,4 +1,4 @@
-"""Gzip files: unpacked by the fastest library there is, packed, and unpacked if large, on all processors."""
+"""Gzip files: unpacked by the fastest library there is, packed on all processors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO
 
-from segmamba.utils.parallel import FEW, processors
+from segmamba.utils.parallel import processors
 from segmamba.utils.paths import GZIP
 
 try:
@@ -21,17 +21,10 @@ try:
     from isal.isal_zlib import error as damaged
 except ImportError:
     library, damaged = gzip, zlib.error
-try:
-    import rapidgzip
-except ImportError:
-    rapidgzip = None
 
 # What reading a truncated or damaged file may raise.
 DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, damaged)
 LEVEL = 6
-# Files of so many packed bytes are unpacked on all processors, in blocks of this size: a chest CT takes 0.34 s of
-# processors instead of isal's 0.20, but with many of them a fraction of that by the clock.
-LARGE, BLOCK = 1 << 24, 1 << 21
 # So many bytes are packed at a time: large enough that what each part cannot know of the last one costs nothing. It
 # does not depend on the processors, so that the same content makes the same bytes everywhere.
 PART = 1 << 20
@@ -50,23 +43,6 @@ def opened(path: Path) -> BufferedIOBase:
     """Return a stream of the unpacked content of a gzip file; see `DAMAGED` for what reading it may raise."""
     stream: BufferedIOBase = library.open(path, "rb")
     return stream
-
-
-@contextmanager
-def unpacked(path: Path) -> Iterator[BufferedIOBase]:
-    """Give a stream of the unpacked content of a gzip file that is read to its end; see `DAMAGED`.
-
-    Where there are more than a few processors, and `rapidgzip` is installed, all of them unpack a large file.
-    """
-    if rapidgzip is None or processors() <= FEW or path.stat().st_size < LARGE:
-        with opened(path) as stream:
-            yield stream
-        return
-    try:
-        with rapidgzip.RapidgzipFile(str(path), parallelization=processors(), chunk_size=BLOCK) as stream:
-            yield stream
-    except (RuntimeError, ValueError) as error:  # all that it has for a damaged file
-        raise EOFError(str(error)) from error
 
 
 class Packing:

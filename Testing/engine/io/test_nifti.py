@@ -20,7 +20,7 @@ from segmamba.io.read import read_image, read_volume
 from segmamba.io.volume import image_geometry
 
 SPACING = (1.5, 2.0, 2.5)
-DIM, TYPE, PIXDIM, SLOPE, UNITS, CODES = 42, 70, 76, 112, 123, 252
+DIM, TYPE, PIXDIM, OFFSET, SLOPE, UNITS, CODES = 42, 70, 76, 108, 112, 123, 252
 NONE, SCANNER, ALIGNED = 0, 1, 2
 
 
@@ -180,6 +180,19 @@ def test_a_volume_that_no_memory_holds_ends_in_one_sentence(tmp_path: Path, monk
     monkeypatch.setattr(nifti.np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(DeviceError, match="not enough memory to read .* has 210 voxels by its header"):
         read_volume(tmp_path / "ct.nii.gz")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("offset", [1e9, 1e19, 1e30])
+def test_voxels_that_begin_where_no_file_reaches_end_in_one_sentence(
+    offset: float, packed: bool, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "ct.nii", nibabel.Nifti1Image(values(), np.eye(4)), (OFFSET, "f", (offset,)))
+    if packed:
+        (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path = tmp_path / "ct.nii.gz"
+    with pytest.raises(InputError, match="is truncated: copy"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize("packed", [True, False])
