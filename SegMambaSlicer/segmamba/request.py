@@ -74,7 +74,7 @@ class Options:
     tta: bool = option(Switch(), "test-time augmentation: average over flipped copies; slower", False)
     fast: bool = option(
         Switch(),
-        "find vertebrae on a coarser grid and draw them with fewer, larger windows: less time on a processor, and less "
+        "find vertebrae on a coarser grid, on a processor in fewer windows of other sizes: less time there, and less "
         "accurate, most in the neck",
         False,
     )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from segmamba.inference.model_grid import Box, isotropic_spacing, model_grid, with_coarser_grid
-from segmamba.inference.windows import LARGEST_ON_GPU, fitted_patch, most_at_a_time, window_count
+from segmamba.inference.windows import LARGEST_ON_GPU, SHRUNK, fitted_patch, most_at_a_time, window_count
 from segmamba.io.modality import model_for_modality
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
@@ -42,7 +42,7 @@ class Forecast:
         Voxels of the model's grid along x, y, z.
     windows : int
         Number of network runs, flips included; of a model with two stages those of the first one, because only its
-        output says where the second one runs. On a processor (``device="cpu"``) these may be fewer and larger.
+        output says where the second one runs. On a processor (``device="cpu"``) these may be fewer and of another size.
     work : float
         The time of the networks, in windows of the first stage of the model's own size: those of a second one are
         estimated from the height of the grid.
@@ -122,7 +122,7 @@ def with_fitted_window(model: Model, size: tuple[int, int, int], overlap: float,
     """Return a model with the window that its first of two stages has on a processor, and what that takes."""
     if model.fine is None:
         return model
-    patch = fitted_patch(size[::-1], model.patch, overlap, fast)
+    patch = fitted_patch(size[::-1], model.patch, overlap, SHRUNK if fast else 1.0)
     grown = math.prod(patch) / math.prod(model.patch)
     memory = (model.entry.get("main_memory_gib") or 0) * grown
     return replace(model, patch=patch, entry={**model.entry, "main_memory_gib": memory})

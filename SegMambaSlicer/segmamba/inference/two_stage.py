@@ -25,7 +25,7 @@ from segmamba.inference.prediction import NetworkPass, Prediction
 from segmamba.inference.preprocess import network_input, padding_values
 from segmamba.inference.redraw import REDRAW, Redrawing, Seen, badly_shown, load_redrawing, note, redraw
 from segmamba.inference.sliding_window import identity, predict, windows_at_a_time, with_room
-from segmamba.inference.windows import Windows, fitted_patch
+from segmamba.inference.windows import SHRUNK, Windows, fitted_patch
 from segmamba.io.modality import CT
 from segmamba.io.volume import Volume
 from segmamba.models.manifest import Model
@@ -176,15 +176,16 @@ def _run_stage(
     grid: ModelGrid,
     stage: Model,
     context: RunContext,
-    fits: bool,
+    least: float | None,
 ) -> _StageOutput:
-    """Run a network over its grid; with ``fits`` in windows that fit the volume, but not on a GPU.
+    """Run a network over its grid; with ``least`` in windows that fit the volume (`fitted_patch`), but not on a GPU.
 
     There a window takes milliseconds, and each new size would be recorded anew.
     """
     overlap = context.overlap_of(stage)
-    fits = fits and context.device.type == "cpu"
-    patch = fitted_patch(image.shape[1:], stage.patch, overlap, context.fast) if fits else stage.patch
+    patch = stage.patch
+    if least is not None and context.device.type == "cpu":
+        patch = fitted_patch(image.shape[1:], patch, overlap, least)
     windows = Windows(patch, overlap, pad_values=padding_values(stage, image))
     output = predict(network, image, windows, context, identity)
     output.values[MASK] = output.values[MASK].softmax(dim=0)
@@ -206,7 +207,7 @@ def _coarse_pass(
     """Return the column that the coarse pass finds, and how it ran. The network's output, which is large, ends here."""
     stage = with_coarser_grid(model) if context.fast else model
     image, grid = network_input(volume, stage, roi, device=context.workplace)
-    output = _run_stage(network, image, grid, stage, context, fits=True)
+    output = _run_stage(network, image, grid, stage, context, SHRUNK if context.fast else 1.0)
     if context.fast:
         # The network takes the voxels for those that it was trained on.
         output.values[OFFSET] *= FAST_SCALE
@@ -242,7 +243,7 @@ def _fine_pass(
     """Return the column to its ends, the levels that the fine pass draws, (z, y, x), and what its network gives."""
     stage = _fine_model(model)
     image, grid = network_input(volume, stage, _box(found.column, coarse), 0.0, context.workplace)
-    output = _run_stage(network, image, grid, stage, context, fits=context.fast)
+    output = _run_stage(network, image, grid, stage, context, 1.0 if context.fast else None)
     shift = np.subtract(grid.geometry.origin, coarse.geometry.origin)[::-1]
 
     def drawn(mask: torch.Tensor, offsets: torch.Tensor) -> tuple[Anchored, np.ndarray]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 # Lengths of a larger window: the networks halve a map four times.
 STEP = 16
-# A larger window than a network's own, along an axis and in voxels, and the smallest one of a fast run.
-GROWTH, LARGEST, SHRUNK = 1.5, 2.0, 0.9
+# A larger window than a network's own, along an axis and in voxels.
+GROWTH, LARGEST = 1.5, 2.0
+# A shorter one, along an axis, of the larger voxels that the first stage of a fast run has.
+SHRUNK = 0.9
 # Windows at a time on a GPU, in voxels: more give no speed.
 BATCH_VOXELS = 2 * 128**3
 # Answers larger than this go from a GPU to main memory, slab by slab.
@@ -81,12 +83,14 @@ def window_count(size: Sequence[int], patch: Sequence[int], overlap: float) -> i
     return math.prod(len(window_starts(max(length, width), width, overlap)) for length, width in axes)
 
 
-def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float, fast: bool = False) -> tuple[int, int, int]:
-    """Return the window with which a volume takes the fewest voxels of windows, at least ``patch``, or `SHRUNK` of it.
+def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float, least: float = 1.0) -> tuple[int, int, int]:
+    """Return the window with which a volume takes the fewest voxels of windows.
+
+    It is no shorter than ``patch``, or than ``least`` of it along axes where the volume is shorter than that.
 
     A volume of a few voxels more than a window would take two of them along that axis, nearly all of it twice. A window
     grows by `GROWTH` along an axis and by `LARGEST` in all at most: it takes memory, and is not what the network was
-    trained on. Smaller ones are worse (Docs/adr/0006), but those of a ``fast`` run have larger voxels.
+    trained on. Smaller ones are worse (Docs/adr/0006), but for a tenth less of larger voxels (`SHRUNK`).
 
     Examples
     --------
@@ -94,16 +98,22 @@ def fitted_patch(size: Sequence[int], patch: Sequence[int], overlap: float, fast
     (176, 96, 112)
     >>> fitted_patch((60, 90, 40), (160, 96, 96), 0.3)
     (160, 96, 96)
-    >>> fitted_patch((60, 90, 40), (160, 96, 96), 0.3, fast=True)
+    >>> fitted_patch((60, 90, 40), (160, 96, 96), 0.3, SHRUNK)
     (144, 96, 96)
     """
-    least = SHRUNK if fast else 1.0
 
     def cost(window: Sequence[int]) -> tuple[int, int]:
         # Of two that take as many voxels, the one nearer to the patch.
         return window_count(size, window, overlap) * math.prod(window), math.prod(window)
 
-    widths = (range(STEP * math.ceil(least * width / STEP), int(GROWTH * width) + 1, STEP) for width in patch)
-    fitting = (window for window in itertools.product(*widths) if math.prod(window) <= LARGEST * math.prod(patch))
+    def widths(length: int, width: int) -> range:
+        first = STEP * math.ceil(least * width / STEP) if length < width else width
+        return range(first, int(GROWTH * width) + 1, STEP)
+
+    fitting = (
+        window
+        for window in itertools.product(*map(widths, size, patch))
+        if math.prod(window) <= LARGEST * math.prod(patch)
+    )
     z, y, x = min(fitting, key=cost)
     return z, y, x

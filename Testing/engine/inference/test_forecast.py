@@ -50,6 +50,20 @@ def test_mirroring_and_overlap_cost_windows(model: Model) -> None:
     assert forecast(volume, model, Options(overlap=0.25)).windows <= standard
 
 
+def test_a_fast_run_on_a_processor_is_forecast_in_shorter_windows() -> None:
+    spine = load_manifest().default("vertebrae")
+    size = (119, 144, 133)
+    assert with_fitted_window(spine, size, spine.overlap).patch[0] == spine.patch[0] == 160
+    assert with_fitted_window(spine, size, spine.overlap, fast=True).patch[0] == 144
+    coarser, usual = (
+        forecast(phantom(), replace(spine, patch=(160, 96, 96)), Options(device="cpu", fast=fast))
+        for fast in (True, False)
+    )
+    assert coarser.windows == usual.windows == 1
+    assert coarser.memory < usual.memory
+    assert coarser.work < 0.95 * usual.work
+
+
 def test_a_coarser_copy_of_the_volume_gives_nearly_the_same(model: Model) -> None:
     volume = phantom()
     whole = tuple(slice(0, length) for length in volume.array.shape)

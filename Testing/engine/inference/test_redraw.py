@@ -21,6 +21,7 @@ from segmamba.io.modality import CT, MR
 from segmamba.io.volume import Geometry, Volume
 from segmamba.models.manifest import load_manifest
 from segmamba.models.resources import REDRAWING, resource_root
+from segmamba.networks.vertebra_refiner import VertebraRefiner
 from segmamba.spine.levels import T13
 from segmamba.spine.refine import fit_column
 from segmamba.spine.shape_model import ShapeModel
@@ -205,9 +206,22 @@ def test_a_gpu_draws_the_same(redrawing: step.Redrawing) -> None:
     reasons = dict.fromkeys((T12, L1, L2), "metal")
     here = redrawn(redrawing, reasons, mask, bone)[1].argmax(dim=0)
     there = redrawn(redrawing, reasons, mask, bone, device="cuda")[1]
-    redrawing.network.cpu()
     assert there.is_cuda
     assert float((there.argmax(dim=0).cpu() == here).float().mean()) > 0.9995
+
+
+def test_the_network_that_stays_does_not_move_to_the_device(
+    redrawing: step.Redrawing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[object] = []
+
+    def to(network: VertebraRefiner, *_: object) -> VertebraRefiner:
+        moved.append(network)
+        return network
+
+    monkeypatch.setattr(VertebraRefiner, "to", to)
+    redrawn(redrawing, {L1: "metal"}, *seen())
+    assert len(moved) == 1 and moved[0] is not redrawing.network
 
 
 def test_a_network_that_would_draw_another_shape_is_not_believed(redrawing: step.Redrawing) -> None:

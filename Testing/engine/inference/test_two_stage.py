@@ -118,6 +118,7 @@ def predict(truth: sitk.Image, model: Model, devices: list[str]) -> Iterator[Pre
         cancelled: Callable[[], bool] = lambda: False,
         anchors: Sequence[LevelAnchor] = (),
         fast: bool = False,
+        model: Model = model,
     ) -> Prediction:
         devices.clear()
         given[0] = reference
@@ -270,10 +271,17 @@ def test_a_fast_run_finds_the_same_vertebrae_on_a_coarser_grid(
     assert set(scores) == {22, 23, 24}
     assert min(scores.values()) > 0.9
     coarse, fine = found.passes
-    assert coarse.window == fitted_patch(coarse.grid.geometry.size[::-1], model.patch, model.overlap, fast=True)
     assert (coarse.grid.geometry.spacing[0], fine.grid.geometry.spacing[0]) == (2.5, 1.25)
     assert model.fine is not None
     assert fine.window == fitted_patch(fine.grid.geometry.size[::-1], model.fine.patch, model.fine.overlap)
+
+
+def test_windows_shorter_than_in_training_are_for_the_first_pass_of_a_fast_run(predict: Predict, model: Model) -> None:
+    assert model.fine is not None
+    tall = (320, 32, 32)
+    model = replace(model, patch=tall, fine=replace(model.fine, patch=tall))
+    for fast, coarse in ((True, 288), (False, 320)):
+        assert [each.window[0] for each in predict(fast=fast, model=model).passes if each.window] == [coarse, 320]
 
 
 def test_a_missing_shape_model_is_found_before_the_passes(

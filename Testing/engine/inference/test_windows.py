@@ -13,7 +13,7 @@ from segmamba.inference import sliding_window
 from segmamba.inference.blending import importance_weights
 from segmamba.inference.context import RunContext
 from segmamba.inference.sliding_window import NetworkOutput, flip_combinations, is_out_of_memory, predict
-from segmamba.inference.windows import GROWTH, LARGEST, Windows, fitted_patch, window_count, window_starts
+from segmamba.inference.windows import GROWTH, LARGEST, SHRUNK, Windows, fitted_patch, window_count, window_starts
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,21 @@ def test_a_fitted_window_takes_the_fewest_voxels(
         return window_count(size, window, 0.3) * math.prod(window)
 
     assert voxels(found) <= voxels(patch)
-    assert voxels(fitted_patch(size, patch, 0.3, fast=True)) <= voxels(found)
     assert all(own <= new <= GROWTH * own for own, new in zip(patch, found, strict=True))
     assert math.prod(found) <= LARGEST * math.prod(patch)
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [
+        ((133, 119, 144), (144, 128, 144)),  # a chest on the grid of a fast run
+        ((60, 50, 40), (144, 96, 96)),  # nine tenths of 96 are more than 80
+        ((150, 90, 90), (160, 96, 96)),  # more than a shorter window has
+        ((240, 90, 90), (240, 96, 96)),  # two of 144 would take more
+        ((235, 96, 180), fitted_patch((235, 96, 180), (160, 96, 96), 0.3)),  # no axis is shorter than the window
+    ],
+)
+def test_only_a_volume_shorter_than_a_window_may_have_a_shorter_one(
+    size: tuple[int, ...], fitted: tuple[int, ...]
+) -> None:
+    assert fitted_patch(size, (160, 96, 96), 0.3, SHRUNK) == fitted
