@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +26,8 @@ SERVE = "--serve"
 class Tree:
     """Segments files with the engine of a checkout."""
 
-    def __init__(self, root: Path, folder: Path, cold: bool) -> None:
-        self.root, self._folder, self._cold = root, folder, cold
+    def __init__(self, root: Path) -> None:
+        self.root = root
         # Of another checkout than this script's, too: that is what makes its Python import `segmamba` from there.
         environment = os.environ | {"PYTHONPATH": str(root.resolve() / "SegMambaSlicer")}
         line = [sys.executable, __file__, SERVE]
@@ -35,8 +36,7 @@ class Tree:
     def run(self, request: dict[str, Any]) -> tuple[dict[str, float], str]:
         """Return the times of a run, and the SHA-256 of its labels' voxels."""
         assert self._child.stdin is not None and self._child.stdout is not None
-        asked = request | {"output": str(self._folder / "labels.nii.gz"), "cold": self._cold}
-        print(json.dumps(asked), file=self._child.stdin, flush=True)
+        print(json.dumps(request), file=self._child.stdin, flush=True)
         answer = self._child.stdout.readline()
         if not answer:
             raise SystemExit(f"The engine of {self.root} ended: see what it said above.")
@@ -57,17 +57,13 @@ def serve() -> None:
     from segmamba.request import Options, Request
     from segmamba.worker.client import WorkerProcess
 
-    worker = WorkerProcess()
-    with worker:
+    with WorkerProcess() as warm:
         for line in sys.stdin:
             asked = json.loads(line)
             options = Options(device=asked["device"], fast=asked["fast"])
             request = Request(asked["input"], asked["output"], model=asked["model"], overwrite=True, options=options)
             begun = time.perf_counter()
-            if asked["cold"]:
-                with WorkerProcess() as new:
-                    stages = new.run(request)["timings_s"]
-            else:
+            with WorkerProcess() if asked["cold"] else nullcontext(warm) as worker:
                 stages = worker.run(request)["timings_s"]
             times = {**stages, "clock": time.perf_counter() - begun}
             voxels = sitk.GetArrayFromImage(sitk.ReadImage(asked["output"])).tobytes()
@@ -101,11 +97,12 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="a new process for each run")
     parser.add_argument("--rounds", type=int, default=6)
     given = parser.parse_args()
-    settings = {"model": given.model, "device": given.device, "fast": given.fast}
+    settings = {name: getattr(given, name) for name in ("model", "device", "fast", "cold")}
     with tempfile.TemporaryDirectory() as folder:
-        trees = [Tree(root, Path(folder), given.cold) for root in (given.other, OWN)]
+        trees = [Tree(root) for root in (given.other, OWN)]
         for path in given.files:
-            compared(trees, settings | {"input": str(path.resolve())}, given.rounds)
+            files = {"input": str(path.resolve()), "output": f"{folder}/labels.nii.gz"}
+            compared(trees, settings | files, given.rounds)
         for tree in trees:
             tree.end()
 
