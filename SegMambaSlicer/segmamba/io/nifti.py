@@ -34,14 +34,15 @@ from segmamba.io.volume import (
     nearest_orthonormal,
 )
 from segmamba.utils.parallel import at_once
+from segmamba.utils.paths import is_gzip
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
 
 # End of the name of a file with voxels alone: that of its header.
 PAIRS = {".img": ".hdr", ".img.gz": ".hdr.gz"}
-CHUNK = 1 << 22
 ENDS = (".nii", ".nii.gz", *PAIRS, *PAIRS.values())
+CHUNK = 1 << 22
 # Planes that are rescaled at a time, in a thread.
 PLANES = 8
 # Between a header and the voxels are at least the four bytes that say whether extensions follow.
@@ -132,7 +133,7 @@ def _header(path: Path) -> Nifti1Header | None:
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
-    if is_packed(path) and not packed.is_gzip(path):
+    if is_packed(path) and not is_gzip(path):
         return None
     with _opened(path) as stream:
         content = stream.read(Nifti2Header.sizeof_hdr)

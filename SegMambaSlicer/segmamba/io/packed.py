@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from segmamba.utils.parallel import processors
-from segmamba.utils.paths import GZIP
 
 try:
     # Half of zlib's time, with the same answers. Nothing depends on it.
@@ -31,12 +30,6 @@ PART = 1 << 20
 # A gzip header without a name and a time; 255 stands for an unknown system.
 HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 RAW = -zlib.MAX_WBITS
-
-
-def is_gzip(path: Path) -> bool:
-    """Say whether a file begins as gzip files do."""
-    with path.open("rb") as stream:
-        return stream.read(len(GZIP)) == GZIP
 
 
 def opened(path: Path) -> BufferedIOBase:

@@ -89,6 +89,12 @@ def misnamed(path: Path) -> str | None:
     return f"{path} holds what belongs in a {found} file: change its extension to {found}."
 
 
+def is_gzip(path: Path) -> bool:
+    """Say whether a file begins as gzip files do."""
+    with path.open("rb") as stream:
+        return stream.read(len(GZIP)) == GZIP
+
+
 def _extension_by_content(path: Path) -> str | None:
     with path.open("rb") as stream:
         beginning = stream.read(HEADER)
