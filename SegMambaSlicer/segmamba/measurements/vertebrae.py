@@ -24,7 +24,7 @@ from segmamba.spine.levels import C2, L4, L6, ORDER, SACRUM, from_top, is_next
 from segmamba.utils.arrays import LabelBox, label_boxes, mean_index
 from segmamba.utils.csv_file import write_csv
 from segmamba.utils.morphology import further_inside
-from segmamba.utils.parallel import FEW, at_once
+from segmamba.utils.parallel import at_once
 from segmamba.utils.processes import helper_processes
 
 # Density is measured at least this far from the surface of a body, inside its shell and the blur of thick slices; in
@@ -196,7 +196,10 @@ def measure_spine(masks: Mapping[int, Mask], volume: Volume, names: Mapping[int,
 
     with ThreadPoolExecutor(1) as beside:
         scanner = beside.submit(scanner_check, volume) if is_ct else None
-        rows = list(at_once(row_of, centres, most=FEW).values())
+        # The largest first: one that comes last would be waited for alone.
+        by_size = sorted(order, key=lambda level: -masks[level].array.size)
+        found_rows = at_once(row_of, by_size, most=helper_processes.at_a_time)
+        rows = [found_rows[level] for level in order]
     plates = _with_sacrum(planes, bodies, masks)
     torn = {level for level in heights if heights[level].torn > LARGEST_TORN}
     found = losses({level: heights[level] for level in heights if level not in implants | torn})

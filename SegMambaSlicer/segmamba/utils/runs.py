@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 # Steps (z, y) to the lines beside one, of which each pair is seen once: they share a face, or else an edge.
 FACES, EDGES = ((0, 1), (1, 0)), ((1, 1), (1, -1))
@@ -92,8 +93,8 @@ def runs_of(mask: np.ndarray, corners: bool = False) -> Runs:
         counts = np.maximum(high - low, 0)
         pairs.append(np.stack([np.repeat(np.arange(len(starts)), counts), _counted(low, counts)]))
     first, second = np.concatenate(pairs, axis=1)
-    graph = sparse.coo_array((np.ones(len(first), bool), (first, second)), shape=(len(starts), len(starts)))
-    count, numbers = sparse.csgraph.connected_components(graph, directed=False)
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(starts), len(starts)))
+    count, numbers = connected_components(graph, directed=False)
     _, begin = np.unique(numbers, return_index=True)
     order = np.empty(count, int)
     order[np.argsort(begin)] = np.arange(count)

@@ -21,12 +21,12 @@ from helpers.own_time import PATIENCE
 from helpers.phantoms import STRAIGHT, phantom, spine_model, true_labels
 from matplotlib.image import imread
 
-from segmamba.measurements.vertebrae import measure_labels
+from segmamba.measurements.vertebrae import _measured_alone, masks_of, measure_labels
 from segmamba.reporting import slice_planes
 from segmamba.reporting.preview import compose, draw
+from segmamba.spine.levels import L1
 from segmamba.utils import processes
-from segmamba.utils.parallel import FEW
-from segmamba.utils.processes import ANSWER, ERROR, READY, HelperProcess, HelperProcesses, helper_processes, serve
+from segmamba.utils.processes import ANSWER, ERROR, MOST, READY, HelperProcess, HelperProcesses, helper_processes, serve
 
 
 def children() -> list[subprocess.Popen[bytes]]:
@@ -37,10 +37,8 @@ def children() -> list[subprocess.Popen[bytes]]:
 def wait_until_ready() -> None:
     """Wait for all helpers of this process."""
     pool = helper_processes._pool
-    assert pool is not None
-    held = [pool.idle.get(timeout=PATIENCE) for _ in range(FEW)]
-    for helper in held:
-        pool.idle.put(helper)
+    assert pool is not None and pool.ready.wait(PATIENCE)
+    assert pool.idle.qsize() == MOST
 
 
 @contextmanager
@@ -128,7 +126,7 @@ def test_what_fails_in_the_process_alone_is_called_here_and_told(caplog: pytest.
 
 def test_as_many_calls_are_made_at_a_time_as_there_are_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[HelperProcess] = []
-    all_of_them = threading.Barrier(FEW)
+    all_of_them = threading.Barrier(MOST)
 
     def called(helper: HelperProcess, *_: object) -> None:
         used.append(helper)
@@ -143,9 +141,9 @@ def test_as_many_calls_are_made_at_a_time_as_there_are_processes(monkeypatch: py
         for _ in range(3):
             helper_processes.call(os.getpid)
         assert len(set(used)) == 1
-        with ThreadPoolExecutor(FEW) as threads:
-            list(threads.map(helper_processes.call, [os.getpid] * FEW))
-    assert len(set(used[3:])) == FEW
+        with ThreadPoolExecutor(MOST) as threads:
+            list(threads.map(helper_processes.call, [os.getpid] * MOST))
+    assert len(set(used[3:])) == MOST
 
 
 @pytest.mark.parametrize(("allowed", "count"), [(False, 16), (True, 4)])
@@ -168,12 +166,46 @@ def test_processes_start_ahead_or_with_a_call_and_until_they_are_ready_calls_are
     is_ready = HelperProcess.is_ready
     monkeypatch.setattr(HelperProcess, "is_ready", lambda helper: may_be.wait(PATIENCE) and is_ready(helper))
     with begun(ahead):
-        assert len(children()) == FEW * ahead
+        assert len(children()) == MOST * ahead
         assert helper_processes.call(os.getpid) == os.getpid()
-        assert len(children()) == FEW
+        assert len(children()) == MOST
         may_be.set()
         wait_until_ready()
         assert helper_processes.call(os.getpid) != os.getpid()
+
+
+def test_calls_do_not_wait_for_the_process_that_is_ready_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, others = threading.Event(), threading.Event()
+
+    def is_ready(helper: HelperProcess) -> bool:
+        if first.is_set():
+            return others.wait(PATIENCE)
+        first.set()
+        return True
+
+    monkeypatch.setattr(HelperProcess, "start", lambda helper: None)
+    monkeypatch.setattr(HelperProcess, "is_ready", is_ready)
+    monkeypatch.setattr(HelperProcess, "call", lambda *_: -1)
+    with begun():
+        assert first.wait(PATIENCE)
+        assert helper_processes.call(os.getpid) == os.getpid()
+        others.set()
+        wait_until_ready()
+        assert helper_processes.call(os.getpid) == -1
+
+
+def test_a_process_has_imported_what_its_calls_need_when_it_is_ready() -> None:
+    # A first call that imports more is waited for: on a slow disk a second.
+    masks = masks_of(true_labels(STRAIGHT), STRAIGHT, spine_model().labels)
+    modules = "sorted(__import__('sys').modules)"
+    helper = HelperProcess()
+    try:
+        before = helper.call(eval, modules)
+        body, note, plates = helper.call(_measured_alone, masks[L1], np.array([0.0, 0.0, 1.0]), None)
+        assert body is not None and note is None and plates is not None
+        assert helper.call(eval, modules) == before
+    finally:
+        helper.end()
 
 
 def test_after_the_end_calls_are_made_here() -> None:
