@@ -54,9 +54,9 @@ def prepare(model: Model, options: Options, checkpoint: Path | None, root: Path 
         backend = beside.submit(scan.chosen_backend, device.name)
         if checkpoint is None:
             found = store.installed(model, root)
-            model, path, digest = store.configured(model, found), found.path, store.verify(found)
+            model, path, digest = store.configured(model, found), found.path, store.verify(found, store.known_sha256)
         else:
-            path, digest = checkpoint, store.sha256(checkpoint)
+            path, digest = checkpoint, store.known_sha256(checkpoint)
         network = _network(model.architecture, json.dumps(dict(model.arguments), sort_keys=True), path, digest)
     again = network in _networks
     _networks.add(network)

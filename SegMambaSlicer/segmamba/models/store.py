@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from segmamba.errors import ModelError
@@ -210,8 +212,24 @@ def sha256(path: Path) -> str:
         raise ModelError(f"{path} cannot be read ({error.strerror}): check the path of the checkpoint.") from error
 
 
-def verify(found: Installed) -> str:
+def known_sha256(path: Path) -> str:
+    """Do what `sha256` does, but do not read a file again that has not changed since the last call."""
+    try:
+        state = path.stat()
+    except OSError:
+        return sha256(path)
+    return _sha256_in_state(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _sha256_in_state(path: Path, *_: int) -> str:
+    return sha256(path)
+
+
+def verify(found: Installed, read: Callable[[Path], str] = sha256) -> str:
     """Compare a checkpoint's size and SHA-256 with the expected ones, if known; return the SHA-256.
+
+    ``read`` gives that of a file: `sha256`, or `known_sha256`.
 
     Raises
     ------
@@ -223,7 +241,7 @@ def verify(found: Installed) -> str:
         again = "install SegMambaSlicer again."
     else:
         again = f"get the file again ('segmamba models {'fetch ' + model.id if model.file.urls else 'import FILE'}')."
-    digest = sha256(path)
+    digest = read(path)
     size = path.stat().st_size
     if found.size is not None and size != found.size:
         raise ModelError(f"{path} has {size} bytes and the checkpoint of '{model.id}' has {found.size}: {again}")

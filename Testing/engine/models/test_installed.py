@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import stat
 from pathlib import Path
 
@@ -73,3 +75,31 @@ def test_damaged_newer_or_older_record_is_a_sentence_and_fetch_mends_it(a_model:
         store.find(a_model)
     fetch(a_model)
     assert read_record(record) is not None
+
+
+def test_checkpoint_that_is_known_is_read_again_only_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def file_sha256(path: Path) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(store, "file_sha256", file_sha256)
+    path = tmp_path / "weights"
+    path.write_bytes(b"first")
+    first = store.known_sha256(path)
+    assert store.known_sha256(path) == first == hashlib.sha256(b"first").hexdigest()
+    assert len(read) == 1
+    # Of the same size, in the same place, and in a new file under the same name.
+    path.write_bytes(b"other")
+    os.utime(path, ns=(0, 0))
+    assert store.known_sha256(path) == hashlib.sha256(b"other").hexdigest()
+    (tmp_path / "new").write_bytes(b"third")
+    os.utime(tmp_path / "new", ns=(0, 0))
+    os.replace(tmp_path / "new", path)
+    assert store.known_sha256(path) == hashlib.sha256(b"third").hexdigest()
+    path.unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        store.known_sha256(path)
