@@ -52,13 +52,14 @@ def infer_modality(array: np.ndarray) -> str:
     A part, so that single voxels do not decide: splines take an MR below zero. And not one constant: programs fill
     what lies beside an MR with -1000 or -1024.
     """
-    values = _sample(array)
-    found, counts = _counted(values)
-    most = found[counts.argmax()]
-    if most < DARKEST_TISSUE and len(found) > FEWEST_VALUES:
-        values = values[values != most]
-    dark = min(FAT, -RINGING * float(np.percentile(values, 99)))
-    air, fat = np.mean(values < LUNG), np.mean((values >= DARKEST_TISSUE) & (values < dark))
+    found, counts = _counted(_sample(array))
+    most = counts.argmax()
+    if found[most] < DARKEST_TISSUE and len(found) > FEWEST_VALUES:
+        found, counts = np.delete(found, most), np.delete(counts, most)
+    bright = found[np.searchsorted(counts.cumsum(), 0.99 * counts.sum())]
+    dark = min(FAT, -RINGING * float(bright))
+    air = counts[found < LUNG].sum() / counts.sum()
+    fat = counts[(found >= DARKEST_TISSUE) & (found < dark)].sum() / counts.sum()
     return CT if air > SMALLEST_AIR_PART or fat > SMALLEST_FAT_PART else MR
 
 
