@@ -51,7 +51,7 @@ def warm(path: Path, model: str, worker: WorkerProcess, device: str, runs: int, 
         if number:
             times.append({**stages, "clock": time.perf_counter() - begun})
     medians = {stage: round(median(run[stage] for run in times), 3) for stage in times[0]}
-    return {"what": f"{path.name}, {model}", "least": round(min(run["clock"] for run in times), 3), **medians}
+    return {"what": f"{path.name}, {model}", **medians, "runs": [round(run["clock"], 2) for run in times]}
 
 
 def batch(path: Path, device: str, count: int, workers: int | None, folder: Path) -> Row:
