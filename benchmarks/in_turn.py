@@ -29,7 +29,8 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root
         # Of another checkout than this script's, too: that is what makes its Python import `segmamba` from there.
-        environment = os.environ | {"PYTHONPATH": str(root.resolve() / "SegMambaSlicer")}
+        paths = [str(root.resolve() / "SegMambaSlicer"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         line = [sys.executable, __file__, SERVE]
         self._child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 

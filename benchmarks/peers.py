@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 import torch  # noqa: E402
 from scipy import ndimage  # noqa: E402
-from timing import keep  # noqa: E402
+from timing import WARM_UP, keep  # noqa: E402
 
 from segmamba.inference.device import choose_device  # noqa: E402
 from segmamba.request import Options, Request  # noqa: E402
@@ -52,10 +52,10 @@ def ours(path: Path, device: str, runs: int) -> Seconds:
             str(path), f"{folder}/labels.nii.gz", model="spinemamba", overwrite=True, options=Options(device=device)
         )
         times = []
-        for number in range(runs + 1):
+        for number in range(WARM_UP + runs):
             begun = time.perf_counter()
             stages = worker.run(request)["timings_s"]
-            if number:
+            if number >= WARM_UP:
                 times.append({**stages, "total": time.perf_counter() - begun})
     return {stage: round(median(run[stage] for run in times), 3) for stage in times[0]}
 
@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ct", type=Path)
     parser.add_argument("--device", default="auto", help="cpu or cuda")
-    parser.add_argument("--runs", type=int, default=5, help="of ours, after one that is not counted; peers run once")
+    parser.add_argument("--runs", type=int, default=5, help="of ours, after 3 that do not count; peers run once")
     parser.add_argument("--without-nnunet", action="store_true", help="leave out the way that takes minutes")
     given = parser.parse_args()
     if find_spec("nnunetv2") is None:

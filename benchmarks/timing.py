@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+# Volumes that do not count: with the second one helper processes start, which takes seconds where a disk is slow.
+WARM_UP = 3
 
 
 def milliseconds(run: Callable[[], Any], times: int = 7) -> float:

@@ -3,7 +3,7 @@
 ``python benchmarks/waiting.py CHEST_CT.nii.gz [--lumbar CT MR] [--device cuda] [--steps files batch first]``
 
 - *files*: the chest CT by both bundled models and lumbar crops by that of vertebrae, in a worker that is warm, as the
-  panel and a batch have it: medians of 5.
+  panel and a batch have it: medians of 5 after 3 that do not count.
 - *batch*: ``segmamba batch`` over 20 copies of the chest CT, with previews: the mean of a case once all stations of the
   engine are busy, and the median that a case spent in each stage.
 - *first*: ``segmamba segment`` of the chest CT in a new process, with an empty cache of kernels and with a full one.
@@ -29,7 +29,7 @@ from segmamba.utils.memory import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT | os.environ)
 
-from timing import keep  # noqa: E402
+from timing import WARM_UP, keep  # noqa: E402
 
 from segmamba.inference.device import choose_device  # noqa: E402
 from segmamba.request import Options, Request  # noqa: E402
@@ -45,13 +45,13 @@ def warm(path: Path, model: str, worker: WorkerProcess, device: str, runs: int, 
     output = kept / f"{path.name.split('.')[0]}-{model}.nii.gz"
     request = Request(str(path), str(output), model=model, overwrite=True, options=Options(device=device))
     times = []
-    for number in range(runs + 1):
+    for _ in range(WARM_UP + runs):
         begun = time.perf_counter()
         stages = worker.run(request)["timings_s"]
-        if number:
-            times.append({**stages, "clock": time.perf_counter() - begun})
-    medians = {stage: round(median(run[stage] for run in times), 3) for stage in times[0]}
-    return {"what": f"{path.name}, {model}", **medians, "runs": [round(run["clock"], 2) for run in times]}
+        times.append({**stages, "clock": time.perf_counter() - begun})
+    warm_times = times[WARM_UP:]
+    medians = {stage: round(median(run[stage] for run in warm_times), 3) for stage in times[0]}
+    return {"what": f"{path.name}, {model}", **medians, "each": [round(run["clock"], 2) for run in times]}
 
 
 def batch(path: Path, device: str, count: int, workers: int | None, folder: Path) -> Row:
